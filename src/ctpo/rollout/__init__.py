@@ -1,0 +1,7 @@
+"""Multi-turn generation with tool calls: exact tokens, masks and log-probs."""
+
+from ctpo.rollout.engine import TransformersEngine
+from ctpo.rollout.records import Rollout, ToolCall
+from ctpo.rollout.tools import ToolRunner
+
+__all__ = ["Rollout", "ToolCall", "ToolRunner", "TransformersEngine"]

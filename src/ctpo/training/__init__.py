@@ -1,0 +1,23 @@
+"""Training on TRL: configuration, trainer, and runs with their records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ctpo.training.config import CTPOConfig
+    from ctpo.training.run import train
+    from ctpo.training.trainer import CTPOTrainer
+
+__all__ = ["CTPOConfig", "CTPOTrainer", "train"]
+
+_HOMES = {"CTPOConfig": "config", "CTPOTrainer": "trainer", "train": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: TRL takes seconds, and help and mistakes should not wait for it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

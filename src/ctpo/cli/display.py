@@ -1,0 +1,162 @@
+"""What one sees of a run: a live line and a table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ctpo.training.events import RunPlan
+    from ctpo.training.run import Outcome
+
+# heading, width, how a record becomes a cell
+_COLUMNS = (
+    ("batch", 5, lambda r: f"{r['batch']}"),
+    ("updates", 7, lambda r: f"{r['step']}"),
+    ("reward", 6, lambda r: _figure(r, "reward", "{:.3f}")),
+    ("held-out", 13, lambda r: _accuracy(r)),
+    ("clip %", 6, lambda r: _figure(r, "clip_fraction", "{:.1f}", 100)),
+    ("log ratio mean±std", 18, lambda r: _spread(r)),
+    ("calls", 5, lambda r: _figure(r, "tool_calls", "{:.0f}")),
+    ("tok/s", 6, lambda r: _figure(r, "tokens_per_s", "{:.0f}")),
+    ("time", 6, lambda r: _clock(r["seconds"])),
+    ("left", 6, lambda r: _clock(r["left"]) if "left" in r else ""),
+)
+
+
+class Display:
+    """A `Listener` that prints. Lines are the same everywhere; a terminal also gets a live line below them."""
+
+    def __init__(self, console: Console, progress: Progress | None) -> None:
+        self._console = console
+        self._progress = progress
+        self._task: TaskID | None = None
+        self._plan: RunPlan | None = None
+        self._started = time.perf_counter()
+
+    def stage(self, what: str) -> None:
+        if self._progress is None:
+            self._console.print(f"[dim]{what} …[/dim]")
+        else:
+            self._live(f"{what} …")
+
+    def started(self, plan: RunPlan) -> None:
+        self._plan = plan
+        self._started = time.perf_counter()
+        self._console.print(
+            f"[bold]{plan.objective}[/bold] on [bold]{plan.task}[/bold], model {escape(plan.model)} "
+            f"({plan.parameters:,} parameters), seed {plan.seed}: {plan.rollout_batches} rollout batches of "
+            f"{plan.responses_per_batch} responses, {plan.updates_per_batch} updates each",
+            highlight=False,
+        )
+        self._console.print(f"[dim]records in {escape(str(plan.output))}[/dim]", highlight=False)
+        self._console.print("[bold]" + "  ".join(f"{name:>{width}}" for name, width, _ in _COLUMNS) + "[/bold]")
+
+    def progressed(self, batch: int, updates: int) -> None:
+        if self._plan is not None:
+            done = (batch - 1) * self._plan.updates_per_batch + updates
+            self._live(f"batch {batch}: update {updates}/{self._plan.updates_per_batch}", done)
+
+    def recorded(self, record: dict[str, Any]) -> None:
+        left = self._left(record["batch"])
+        row = {**record, **({} if left is None else {"left": left})}
+        cells = "  ".join(f"{cell(row):>{width}}" for _, width, cell in _COLUMNS)
+        style = "cyan" if "heldout_pass@1" in record else ""
+        self._console.print(cells, style=style, highlight=False)
+
+    def finished(self, outcome: Outcome) -> None:
+        """The end of the story: before and after, what was saved, and what to try next."""
+        if self._progress is not None:
+            self._progress.stop()
+        if outcome.summary is None:
+            self._console.print(
+                f"\nInterrupted; a checkpoint is saved. Continue with:\n  ctpo train --resume {outcome.run.path}",
+                highlight=False,
+            )
+            return
+        self._console.print(_before_after(outcome.summary))
+        self._console.print(_whereabouts(outcome), highlight=False)
+
+    def _live(self, text: str, completed: int | None = None) -> None:
+        if self._progress is None:
+            return
+        total = self._plan.rollout_batches * self._plan.updates_per_batch if self._plan else None
+        if self._task is None:
+            self._task = self._progress.add_task(text, total=total)
+        self._progress.update(self._task, description=text, total=total, completed=completed)
+
+    def _left(self, batch: int) -> float | None:
+        if self._plan is None or batch <= self._plan.start_batch:
+            return None
+        per_batch = (time.perf_counter() - self._started) / (batch - self._plan.start_batch)
+        return per_batch * (self._plan.rollout_batches - batch)
+
+
+@contextmanager
+def open_display() -> Iterator[Display]:
+    """A display on standard output."""
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        yield Display(console, None)
+        return
+    progress = Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console, transient=True
+    )
+    with progress:
+        yield Display(console, progress)
+
+
+def _before_after(summary: dict[str, Any]) -> Table:
+    before, after = summary["before"], summary["after"]
+    table = Table(title=f"Held-out problems ({before['problems']}), one sampled response each")
+    for heading in ("", "before", "after"):
+        table.add_column(heading, justify="right" if heading else "left")
+    table.add_row("pass@1 ± standard error", *(f"{e['pass@1']:.3f} ± {e['stderr']:.3f}" for e in (before, after)))
+    table.add_row("tool calls a response", *(f"{e['tool_calls']:.2f}" for e in (before, after)))
+    table.add_row("tokens a response", *(f"{e['tokens']:.1f}" for e in (before, after)))
+    table.add_row("ended by the model", *(f"{e['finished']:.1%}" for e in (before, after)))
+    return table
+
+
+def _whereabouts(outcome: Outcome) -> str:
+    assert outcome.summary is not None
+    run, seconds = outcome.run, outcome.summary["wall_clock_s"]
+    return (
+        f"{_clock(seconds)} of training and evaluation. Saved in {run.path}:\n"
+        f"  {run.model.name}/ (load it with transformers)  {run.curve.name}  {run.metrics.name}  "
+        f"{run.summary.name}  transcripts/  {run.config.name}\n"
+        "Next:\n"
+        f"  ctpo eval {run.path}\n"
+        "  ctpo train objective=grpo            the same with the token ratio\n"
+        "  ctpo train --help                    your own task, model and settings"
+    )
+
+
+def _figure(record: dict[str, Any], name: str, form: str, scale: float = 1.0) -> str:
+    value = record.get(name)
+    return "" if value is None else form.format(scale * value)
+
+
+def _accuracy(record: dict[str, Any]) -> str:
+    if "heldout_pass@1" not in record:
+        return ""
+    return f"{record['heldout_pass@1']:.3f}±{record['heldout_stderr']:.3f}"
+
+
+def _spread(record: dict[str, Any]) -> str:
+    if record.get("log_ratio_mean") is None:
+        return ""
+    return f"{record['log_ratio_mean']:+.3f}±{record['log_ratio_std']:.3f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

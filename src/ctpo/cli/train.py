@@ -1,0 +1,101 @@
+"""`ctpo train`: a recipe in, a trained model and its records out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ctpo.cli.display import open_display
+from ctpo.errors import UserError
+from ctpo.training.recipe import Recipe, embedded_recipe, merge, parse_overrides, read_recipe
+
+_DESCRIPTION = """\
+Train a language model by reinforcement learning.
+
+Without a recipe, the embedded one runs: a tiny transformer that ships with the package learns to do chain sums
+with a Python tool, on a CPU, in about two minutes.
+
+A recipe is a YAML file of `key: value`; `key=value` words on the command line override it. A key is one of the
+recipe's own (below) or any setting of CTPOConfig, which is TRL's GRPOConfig plus objective, objective_kwargs and
+anchor.
+"""
+
+_EPILOG = """\
+examples:
+  ctpo train                                        the embedded recipe
+  ctpo train seed=1 rollout_batches=40              longer, from another seed
+  ctpo train objective=gspo objective_kwargs.high=0.05
+                                                    another objective, one of its settings changed
+  ctpo train my.yaml output_dir=runs/mine           your recipe, your directory
+  ctpo train --resume runs/mine                     go on after an interrupt
+  ctpo train --resume runs/mine rollout_batches=60  train a finished run further
+  ctpo train --show objective=grpo                  print the resolved recipe and stop
+
+Ctrl-C finishes the update under way, saves a checkpoint and says how to resume; a second one stops at once.
+"""
+
+INTERRUPTED = 130
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a model; with no arguments, the embedded recipe",
+        description=f"{_DESCRIPTION}\nrecipe keys:\n{_recipe_keys()}",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="RECIPE.yaml | key=value", help="recipe file and overrides")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint")
+    parser.add_argument("--show", action="store_true", help="print the resolved recipe and stop")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train as the command line says."""
+    keys = _collect(args.words, args.resume)
+    if args.show:
+        return _show(keys)
+    with open_display() as display:
+        display.stage("loading torch, transformers and TRL")
+        from ctpo.report.curve import draw_learning_curve
+        from ctpo.training.run import train
+
+        outcome = train(keys, listener=display, resume=args.resume)
+        if outcome.finished:
+            draw_learning_curve(outcome.run.path)
+        display.finished(outcome)
+    return 0 if outcome.finished else INTERRUPTED
+
+
+def _collect(words: Sequence[str], resume: Path | None) -> dict[str, Any]:
+    """The keys that the words give: a recipe's and overrides, or only overrides for a run to resume."""
+    recipes = [word for word in words if "=" not in word]
+    overrides = parse_overrides(word for word in words if "=" in word)
+    if resume is not None and recipes:
+        raise UserError(f"recipe {recipes[0]} and --resume {resume} are both given; a run keeps its own recipe")
+    if len(recipes) > 1:
+        raise UserError(f"{len(recipes)} recipes are given ({' '.join(recipes)}); give one, and overrides as key=value")
+    if resume is not None:
+        return overrides
+    return merge(read_recipe(Path(recipes[0])) if recipes else embedded_recipe(), overrides)
+
+
+def _show(keys: dict[str, Any]) -> int:
+    import yaml
+
+    from ctpo.training.settings import build, resolved
+
+    recipe, config = build({"output_dir": "unnamed", **keys})
+    print(yaml.safe_dump(resolved(recipe, config, keys), sort_keys=False, allow_unicode=True), end="")
+    return 0
+
+
+def _recipe_keys() -> str:
+    fields = dataclasses.fields(Recipe)
+    width = max(len(each.name) for each in fields)
+    return "\n".join(f"  {each.name:<{width}}  {each.metadata['help']} [{each.default}]" for each in fields)

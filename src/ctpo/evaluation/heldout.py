@@ -1,0 +1,103 @@
+"""Accuracy on held-out problems."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
+from ctpo.rollout.engine import Sampling
+from ctpo.tasks import Problem, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One sample a problem, judged."""
+
+    problems: list[Problem]
+    rollouts: list[Rollout]
+    texts: list[str]
+    """The responses as text, tool calls and outputs included."""
+    correct: list[bool]
+
+    @property
+    def accuracy(self) -> float:
+        """pass@1: the share of right answers."""
+        return pass_at_1(self.correct)[0]
+
+    @property
+    def standard_error(self) -> float:
+        return pass_at_1(self.correct)[1]
+
+    def transcripts(self, count: int) -> list[dict[str, Any]]:
+        """The first `count` responses, each with its problem, verdict, and tool calls."""
+        rows = zip(self.problems, self.rollouts, self.texts, self.correct, strict=True)
+        return [
+            {
+                "id": problem.id,
+                "prompt": problem.prompt,
+                "answer": problem.answer,
+                "completion": text,
+                "correct": correct,
+                "finished": rollout.finished,
+                "calls": [asdict(call) for call in rollout.calls],
+            }
+            for problem, rollout, text, correct in list(rows)[:count]
+        ]
+
+    def summary(self) -> dict[str, float]:
+        """The figures that a run's summary keeps."""
+        rows = len(self.rollouts)
+        return {
+            "pass@1": self.accuracy,
+            "stderr": self.standard_error,
+            "problems": rows,
+            "tool_calls": sum(len(rollout.calls) for rollout in self.rollouts) / rows,
+            "tokens": sum(sum(rollout.model_mask) for rollout in self.rollouts) / rows,
+            "finished": sum(rollout.finished for rollout in self.rollouts) / rows,
+        }
+
+
+def pass_at_1(correct: Sequence[bool]) -> tuple[float, float]:
+    """Share of right answers p and its standard error sqrt(p (1 − p) / (n − 1)), problems independent.
+
+    Raises:
+        ValueError: for no answers at all.
+    """
+    n = len(correct)
+    if n == 0:
+        raise ValueError("no problems were evaluated; ask for at least one")
+    p = sum(correct) / n
+    return p, math.sqrt(p * (1 - p) / max(n - 1, 1))
+
+
+def evaluate(
+    engine: TransformersEngine,
+    task: Task,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    *,
+    tools: ToolRunner | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Sample one response a problem and check it.
+
+    Draws from a random generator of its own, so that an evaluation in the middle of training changes nothing
+    about the training, and two evaluations of the same weights agree.
+    """
+    tokenizer = engine.tokenizer
+    if tools is not None:
+        tools.start_batch()
+    rollouts = engine.generate(
+        [tokenizer.encode(problem.prompt, add_special_tokens=False) for problem in problems],
+        sampling,
+        tools=tools,
+        generator=torch.Generator(device=engine.model.device).manual_seed(seed),
+    )
+    texts = [tokenizer.decode(rollout.completion_ids, skip_special_tokens=True) for rollout in rollouts]
+    correct = [task.check(text, problem.answer) for text, problem in zip(texts, problems, strict=True)]
+    return Evaluation(problems=list(problems), rollouts=rollouts, texts=texts, correct=correct)

@@ -1,0 +1,63 @@
+"""A key/value cache that grows in place.
+
+transformers' `DynamicLayer` concatenates at every token, copying the whole cache each time. This one doubles
+its room when full and hands out views, so a token costs its own write. Layers of another kind (sliding
+windows, linear attention) are left as transformers made them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+_FIRST_ROOM = 64  # positions; small enough to waste little, large enough to double seldom
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values, [batch, heads, length, head_dim], as views into buffers with room to spare."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._key_room = self._value_room = None
+        length = self.get_seq_length()
+        new_length = length + key_states.shape[-2]
+        self._key_room, self.keys = _append(self._key_room, self.keys, key_states, length, new_length)
+        self._value_room, self.values = _append(self._value_room, self.values, value_states, length, new_length)
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._key_room = self._value_room = None
+        super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._key_room = self._value_room = None
+        super().batch_select_indices(indices)
+
+
+def _append(room: Tensor | None, held: Tensor, new: Tensor, length: int, new_length: int) -> tuple[Tensor, Tensor]:
+    if room is None or room.shape[-2] < new_length:
+        capacity = max(_FIRST_ROOM, 2 * new_length)
+        grown = new.new_empty(*new.shape[:-2], capacity, new.shape[-1])
+        if length:
+            grown[..., :length, :] = held
+        room = grown
+    room[..., length:new_length, :] = new
+    return room, room[..., :new_length, :]
+
+
+def growing_cache(config: PreTrainedConfig) -> DynamicCache:
+    """An empty cache for a model of this configuration."""
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep these rows of the batch, in this order (repeats allowed)."""
+    with torch.no_grad():
+        cache.batch_select_indices(rows)

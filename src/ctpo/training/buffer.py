@@ -1,0 +1,32 @@
+"""The rollout batch in use, saved with each checkpoint.
+
+TRL keeps the rollouts it is training on in memory only. A run resumed between two generations is unaffected;
+one resumed in the middle would generate again from a newer policy and go another way than the run it continues.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+_FILE = "rollout_buffer_{rank}.pt"
+
+
+def save_rollout_buffer(trainer: Any) -> None:
+    """Write this process's share of the rollout batch, and how far into it training is."""
+    folder = Path(trainer.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {"step": trainer._step, "buffered_inputs": trainer._buffered_inputs}
+    torch.save(state, folder / _FILE.format(rank=trainer.args.process_index))
+
+
+def load_rollout_buffer(trainer: Any, checkpoint: str) -> None:
+    """Read back what `save_rollout_buffer` wrote; a checkpoint without one (TRL's own) starts a new batch."""
+    path = Path(checkpoint) / _FILE.format(rank=trainer.args.process_index)
+    if path.is_file():
+        state = torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
+        trainer._step = state["step"]
+        trainer._buffered_inputs = state["buffered_inputs"]

@@ -1,0 +1,148 @@
+"""What happens around TRL's optimizer steps: records, held-out evaluations, and a clean stop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ctpo.evaluation import Evaluation
+from ctpo.training.events import Listener
+from ctpo.training.rollout import RolloutLog
+from ctpo.training.rundir import RunDirectory
+
+# TRL's and transformers' names on the left, the record's on the right; objective statistics keep their own.
+_RENAMED = {
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "frac_reward_zero_std": "zero_variance_groups",
+    "completions/mean_length": "response_tokens",
+    "completions/clipped_ratio": "truncated",
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "epoch": "epoch",
+}
+_NOT_RECORDED = ("num_tokens", "step_time", "num_input_tokens_seen", "total_flos")
+
+
+class RunRecorder(TrainerCallback):  # type: ignore[misc]
+    """Writes one line of metrics a rollout batch, with a held-out evaluation where one is due.
+
+    Expects `logging_steps` to be the number of optimizer steps a rollout batch.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        log: RolloutLog,
+        evaluate: Callable[[int], Evaluation],
+        listener: Listener,
+        *,
+        updates_per_batch: int,
+        eval_every: int,
+        last_batch: int,
+        seconds_before: float = 0.0,
+    ) -> None:
+        self._run, self._log, self._evaluate, self._listener = run, log, evaluate, listener
+        self._updates, self._eval_every, self._last = updates_per_batch, eval_every, last_batch
+        self._seconds_before = seconds_before
+        self.evaluation: Evaluation | None = None
+        self._started = self._batch_started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock of training so far, evaluations and interrupted parts included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started = self._batch_started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        batch, updates = divmod(state.global_step - 1, self._updates)
+        self._listener.progressed(batch + 1, updates + 1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        at_boundary = state.global_step > 0 and state.global_step % self._updates == 0
+        if not state.is_world_process_zero or logs is None or "train_runtime" in logs or not at_boundary:
+            return
+        batch = state.global_step // self._updates
+        record = {"batch": batch, "step": state.global_step, **self._costs(), **_metrics(logs)}
+        if batch == self._last or (self._eval_every and batch % self._eval_every == 0):
+            self.evaluation = self._evaluate(batch)
+            record |= heldout_metrics(self.evaluation)
+        record["seconds"] = round(self.seconds, 3)
+        self._run.append(record)
+        self._listener.recorded(record)
+        self._batch_started = time.perf_counter()
+
+    def _costs(self) -> dict[str, float]:
+        log, wall = self._log, time.perf_counter() - self._batch_started
+        rows = max(len(log.rollouts), 1)
+        return {
+            "batch_s": round(wall, 3),
+            "generation_s": round(log.seconds - log.tool_seconds, 3),
+            "tool_s": round(log.tool_seconds, 3),
+            "training_s": round(wall - log.seconds, 3),
+            "tokens_per_s": round(log.model_tokens / wall, 1),
+            "tool_calls": log.tool_calls,
+            "tool_calls_per_response": log.tool_calls / rows,
+            "tool_failures": log.tool_failures,
+            "tool_executed": log.tool_executed,
+        }
+
+
+class StopCleanly(TrainerCallback):  # type: ignore[misc]
+    """On the first interrupt, finish the optimizer step under way, save a checkpoint and stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.asked and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Turn SIGINT and SIGTERM into `asked`; a second signal interrupts at once."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def ask(number: int, frame: Any) -> None:
+            self.asked = True
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+        try:
+            for number in before:
+                signal.signal(number, ask)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """An evaluation's figures under the names a record and a summary use."""
+    return {f"heldout_{name}": value for name, value in evaluation.summary().items()}
+
+
+def _metrics(logs: dict[str, Any]) -> dict[str, Any]:
+    metrics: dict[str, Any] = {}
+    for name, value in logs.items():
+        if name in _RENAMED:
+            metrics[_RENAMED[name]] = value
+        elif "/" not in name and name not in _NOT_RECORDED:
+            metrics[name] = value
+    return metrics

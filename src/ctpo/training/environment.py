@@ -1,0 +1,35 @@
+"""What a run ran on, for whoever wants to repeat it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+import ctpo
+
+_PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions of what computes, the machine in words, and the command line."""
+    return {
+        "ctpo": ctpo.__version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

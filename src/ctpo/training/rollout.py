@@ -1,0 +1,80 @@
+"""Our rollouts behind TRL's `rollout_func` seam."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl.models import unwrap_model_for_generation
+
+from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
+from ctpo.rollout.engine import Sampling
+
+
+@dataclass(kw_only=True)
+class RolloutLog:
+    """What the last rollout batch was and what it cost, for the run's records."""
+
+    rollouts: list[Rollout] = field(default_factory=list)
+    seconds: float = 0.0
+    """Wall-clock of the whole batch, tools included."""
+    tool_seconds: float = 0.0
+    tool_calls: int = 0
+    tool_failures: int = 0
+    tool_executed: int = 0
+    """Programs really run: fewer than `tool_calls` where identical ones were run once."""
+
+    @property
+    def model_tokens(self) -> int:
+        return sum(sum(rollout.model_mask) for rollout in self.rollouts)
+
+
+def make_rollout_func(
+    tools: ToolRunner | None, log: RolloutLog, *, batch_size: int | None = None
+) -> Callable[[list[str], Any], dict[str, Any]]:
+    """A `rollout_func` for TRL that samples with the trainer's own model and runs the tool.
+
+    Prompts arrive once a completion; equal ones share one prefill. Returned log-probs are under the trainer's
+    temperature, 0.0 on tool tokens; `env_mask` is 1 on the model's tokens.
+    """
+
+    def rollout_func(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        tokenizer = trainer.processing_class
+        ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+        started = time.perf_counter()
+        if tools is not None:
+            tools.start_batch()
+        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
+            engine = TransformersEngine(
+                model, tokenizer, eos_token_ids=trainer.eos_token_ids, batch_size=batch_size
+            )
+            rollouts = engine.generate(ids, sampling_of(trainer), tools=tools)
+        _record(log, rollouts, time.perf_counter() - started, tools)
+        return {
+            "prompt_ids": [rollout.prompt_ids for rollout in rollouts],
+            "completion_ids": [rollout.completion_ids for rollout in rollouts],
+            "logprobs": [rollout.logps for rollout in rollouts],
+            "env_mask": [rollout.model_mask for rollout in rollouts],
+        }
+
+    return rollout_func
+
+
+def sampling_of(trainer: Any) -> Sampling:
+    """How the trainer's settings say to sample."""
+    return Sampling(
+        max_new_tokens=trainer.max_completion_length,
+        temperature=trainer.temperature,
+        top_k=trainer.top_k or 0,
+        top_p=trainer.top_p,
+    )
+
+
+def _record(log: RolloutLog, rollouts: list[Rollout], seconds: float, tools: ToolRunner | None) -> None:
+    log.rollouts = rollouts
+    log.seconds = seconds
+    if tools is not None:
+        log.tool_seconds, log.tool_calls = tools.seconds, tools.calls
+        log.tool_failures, log.tool_executed = tools.failures, tools.executed

@@ -1,0 +1,152 @@
+"""The files of a run: who writes where, and how a run is recognised."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ctpo.errors import UserError
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths inside one run's directory, and the reading and writing of its small files."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved recipe; `ctpo train` on it runs the run again."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine and command line."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a rollout batch; line 0 is the evaluation before training."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """The run's result, written when it is complete."""
+        return self.path / "summary.json"
+
+    @property
+    def model(self) -> Path:
+        """The trained model and its tokenizer, as transformers saves them."""
+        return self.path / "model"
+
+    @property
+    def curve(self) -> Path:
+        """The learning curve."""
+        return self.path / "curve.png"
+
+    def transcripts(self, batch: int) -> Path:
+        """Sampled held-out responses after this many rollout batches."""
+        return self.path / "transcripts" / f"batch-{batch:04d}.jsonl"
+
+    @property
+    def holds_a_run(self) -> bool:
+        return self.config.exists() or self.metrics.exists()
+
+    def create(self, recipe: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Make the directory for a new run.
+
+        Raises:
+            UserError: if it already holds one, or cannot be made.
+        """
+        self.check_free()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write(self.config, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+            _write(self.environment, json.dumps(environment, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"output_dir={self.path} cannot be written ({error.strerror}); choose another") from None
+
+    def check_free(self) -> None:
+        if self.holds_a_run:
+            raise UserError(
+                f"output_dir={self.path} already holds a run; choose another, or continue it with "
+                f"`ctpo train --resume {self.path}`"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"output_dir={self.path} is a file; choose a directory")
+
+    def read_recipe(self) -> dict[str, Any]:
+        """The keys this run was started with.
+
+        Raises:
+            UserError: if the directory is not a run's.
+        """
+        if not self.config.is_file():
+            raise UserError(f"{self.path} is not a run (it has no {self.config.name}); give a run's directory")
+        keys = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        if not isinstance(keys, dict):
+            raise UserError(f"{self.config} is damaged (not a mapping); start the run afresh")
+        return keys
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint, or None."""
+        found = []
+        for entry in self.path.glob("checkpoint-*"):
+            match = _CHECKPOINT.fullmatch(entry.name)
+            if match and (entry / "trainer_state.json").is_file():
+                found.append((int(match.group(1)), entry))
+        return max(found)[1] if found else None
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one line to the metrics."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The metrics so far; a last line cut short by a kill is left out."""
+        if not self.metrics.is_file():
+            return []
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Drop the records after this optimizer step, which a resumed run will write again."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        _write(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        return kept
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        _write(self.summary, json.dumps(summary, indent=2) + "\n")
+
+    def write_transcripts(self, batch: int, rows: Iterable[dict[str, Any]]) -> None:
+        path = self.transcripts(batch)
+        path.parent.mkdir(exist_ok=True)
+        _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def default_run_path(task: str, objective: str, seed: int) -> Path:
+    """`runs/<task>-<objective>-s<seed>-<time>`, not yet taken."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{task}-{objective}-s{seed}-{stamp}"
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file whole, so that a kill leaves the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

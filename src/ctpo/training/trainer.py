@@ -1,0 +1,226 @@
+"""`CTPOTrainer`: TRL's `GRPOTrainer` with the policy objective exchanged.
+
+What is taken over from TRL is listed in `SEAMS`; everything else (data, generation, rewards, group-relative
+advantages, optimizer, distribution, logging) is TRL's.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+
+from ctpo.objectives import kl_penalty
+from ctpo.training.buffer import load_rollout_buffer, save_rollout_buffer
+from ctpo.training.config import CTPOConfig
+from ctpo.training.stats import StatsAccumulator
+
+SEAMS: dict[str, tuple[str, ...]] = {
+    "_compute_loss": ("self", "model", "inputs"),
+    "_prepare_inputs": ("self", "generation_batch"),
+    "_get_per_token_logps_and_entropies": (
+        *("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
+        *("compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask"),
+        *("spatial_shapes", "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids"),
+        "image_position_ids",
+    ),
+    "log": ("self", "logs", "start_time"),
+    "_save_checkpoint": ("self", "model", "trial"),
+    "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+}
+"""The GRPOTrainer methods overridden here, with the parameters they had in TRL 1.16. A test compares them with
+the installed TRL, so that an upgrade that moves one fails there and not in a training run."""
+
+_FORWARD_EXTRAS = SEAMS["_get_per_token_logps_and_entropies"][8:]  # the multimodal inputs, passed on untouched
+
+
+class InertObjectiveWarning(UserWarning):
+    """Every importance ratio will be 1, so the objective cannot differ from any other."""
+
+
+class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
+    """GRPOTrainer whose loss is an objective of `ctpo.objectives`; same arguments, `args` a [`CTPOConfig`].
+
+    The loss of one optimizer step is the objective reduced over the whole mini-batch: denominators count the
+    tokens and responses of all its micro-batches on all processes. Tokens of tools (`tool_mask` 0) enter
+    neither ratios, nor positions, nor loss, nor denominators.
+    """
+
+    _tag_names = ("trl", "ctpo")
+    _name = "CTPO"
+    _paper = {  # noqa: RUF012  (overrides TRL's class attribute)
+        "title": "Rethinking Importance Sampling in LLM Policy Optimization: A Cumulative Token Perspective",
+        "id": "2605.07331",
+        "citation": textwrap.dedent("""\
+            @article{zhang2026rethinking,
+                title  = {Rethinking Importance Sampling in LLM Policy Optimization: A Cumulative Token Perspective},
+                author = {Zhang and Ye and Jin and Yu and Xiong and Sahu and Jiang},
+                year   = 2026,
+                eprint = {arXiv:2605.07331},
+            }"""),
+    }
+
+    def __init__(self, model: Any, reward_funcs: Any = None, args: CTPOConfig | None = None, **kwargs: Any) -> None:
+        if args is None:
+            args = CTPOConfig("ctpo-output")
+        if not isinstance(args, CTPOConfig):
+            raise ValueError(f"args is a {type(args).__name__}; CTPOTrainer takes a CTPOConfig")
+        self.objective = args.build_objective()
+        self._objective_stats = StatsAccumulator()
+        warn_if_inert(args)
+        super().__init__(model, reward_funcs, args, **kwargs)
+
+    # -- the loss ------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        mask_BT = _loss_mask(inputs)
+        logps_BT, entropies_BT, aux_loss = self._score(model, inputs)
+        anchor_BT = self._anchor(inputs, logps_BT)
+        output = self.objective(
+            logps_BT,
+            anchor_BT,
+            _weighted_advantages(inputs),
+            mask_BT,
+            num_tokens=inputs.get("minibatch_tokens"),
+            num_sequences=inputs.get("minibatch_sequences"),
+        )
+        loss = output.loss
+        if self.beta != 0.0:
+            kl_BT = kl_penalty(logps_BT, inputs["ref_per_token_logps"], estimator="k3")
+            loss = loss + self.beta * self.objective.reduce(
+                kl_BT,
+                mask_BT,
+                num_tokens=inputs.get("minibatch_tokens"),
+                num_sequences=inputs.get("minibatch_sequences"),
+            )
+            self._objective_stats.add({"kl": _masked_mean(kl_BT, mask_BT)})
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * aux_loss / self._accumulation()
+            self._objective_stats.add({"aux_loss": aux_loss})
+        self._objective_stats.add({**output.stats, "entropy": _masked_mean(entropies_BT, mask_BT)})
+        # With totals over all processes as denominators, DDP's averaging of gradients must be undone.
+        return loss * self.accelerator.num_processes if "minibatch_tokens" in inputs else loss
+
+    def _score(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probs [B, T] and entropies [B, T] of the response tokens under the model being trained."""
+        scored: tuple[Tensor, Tensor, Tensor | None] = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            inputs["completion_ids"].size(1),
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
+            **{name: inputs.get(name) for name in _FORWARD_EXTRAS},
+        )
+        return scored
+
+    def _anchor(self, inputs: dict[str, Any], logps_BT: Tensor) -> Tensor:
+        """The denominator of the ratio; the current log-probs themselves where TRL finds no update was taken."""
+        name = "sampling_per_token_logps" if self.args.anchor == "rollout" else "old_per_token_logps"
+        if name in inputs:
+            anchor: Tensor = inputs[name]
+            return anchor
+        if self.args.anchor == "rollout":
+            raise ValueError(
+                "anchor='rollout' needs the rollout engine's log-probs, and this rollout reported none; "
+                "use a rollout_func that returns logprobs, or anchor='old'"
+            )
+        return logps_BT.detach()
+
+    def _accumulation(self) -> int:
+        return int(self.current_gradient_accumulation_steps) if self.model.training else 1
+
+    # -- what TRL hands over -------------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._anchor_pass_is_idle():
+            return None, None, None
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
+    def _anchor_pass_is_idle(self) -> bool:
+        """Whether TRL is recomputing old log-probs that anchor='rollout' will not read.
+
+        TRL scores without gradient only for that and for the reference model (beta) and vLLM's correction.
+        """
+        return (
+            self.args.anchor == "rollout"
+            and self.model.training
+            and not torch.is_grad_enabled()
+            and self.beta == 0.0
+            and not (self.use_vllm and self.vllm_importance_sampling_correction)
+        )
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        if self.model.training:
+            inputs.update(self._minibatch_totals())
+        return inputs
+
+    def _minibatch_totals(self) -> dict[str, Tensor]:
+        """Tokens and responses of this optimizer step: all its micro-batches, all processes."""
+        width = self.current_gradient_accumulation_steps
+        position = self._step % self.args.steps_per_generation
+        first = position - position % width
+        window = self._buffered_inputs[first : first + width]
+        tokens = sum(_loss_mask(part).sum() for part in window)
+        rows = sum(part["completion_ids"].size(0) for part in window)
+        totals = torch.stack([torch.as_tensor(tokens), torch.as_tensor(rows).to(tokens)])
+        totals = self.accelerator.reduce(totals, reduction="sum")
+        return {"minibatch_tokens": totals[0], "minibatch_sequences": totals[1]}
+
+    # -- logging and checkpoints ---------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        for name, value in self._objective_stats.flush(self.accelerator).items():
+            self._metrics[mode][name] = [value]
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        save_rollout_buffer(self)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_rollout_buffer(self, checkpoint)
+
+
+def warn_if_inert(config: CTPOConfig) -> None:
+    """Warn when each rollout batch gets one update from anchors recomputed just before: every ratio is then 1."""
+    if config.updates_per_rollout_batch == 1 and config.anchor == "old" and not config.use_vllm:
+        warnings.warn(
+            "Every importance ratio will be 1: one optimizer step is taken on each rollout batch "
+            f"(steps_per_generation={config.steps_per_generation} x num_iterations={config.num_iterations} / "
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps}) from recomputed log-probs, so "
+            f"objective={config.objective!r} trains exactly like any other. Raise steps_per_generation or "
+            "num_iterations to train off-policy.",
+            InertObjectiveWarning,
+            stacklevel=3,
+        )
+
+
+def _loss_mask(inputs: dict[str, Any]) -> Tensor:
+    mask: Tensor = inputs["completion_mask"].bool()
+    return mask & inputs["tool_mask"].bool() if "tool_mask" in inputs else mask
+
+
+def _weighted_advantages(inputs: dict[str, Any]) -> Tensor:
+    """Advantages, times TRL's vLLM rollout correction where there is one.
+
+    The loss is positively homogeneous in the advantage, so weighing the one is weighing the other.
+    """
+    advantages: Tensor = inputs["advantages"]
+    ratio = inputs.get("importance_sampling_ratio")
+    if ratio is None:
+        return advantages
+    return (advantages[:, None] if advantages.dim() == 1 else advantages) * ratio
+
+
+def _masked_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    total = torch.where(mask_BT, values_BT.detach(), 0.0).sum()
+    return total / mask_BT.sum().clamp(min=1)
