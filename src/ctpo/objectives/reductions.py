@@ -1,0 +1,68 @@
+"""Reductions: what is summed and divided by what.
+
+L_t is a token's loss, N the number of generated tokens and S the number of sequences with at least one, both
+of the whole mini-batch when given explicitly, T_i a sequence's length, K a constant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ctpo.objectives.layouts import Layout
+
+REDUCTIONS: Final = {
+    "token-mean": "Σ L_t / N",
+    "seq-mean-token-mean": "(1/S) Σ_i (1/T_i) Σ_t L_t",
+    "seq-mean-token-sum": "(1/S) Σ_i Σ_t L_t",
+    "seq-mean-token-sum-norm": "(1/S) Σ_i Σ_t L_t / K",
+    "sum": "Σ L_t",
+}
+
+Count = Tensor | float | int
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Weighted sum of token losses.
+
+    Attributes:
+        name: one of REDUCTIONS.
+        norm_length: K of `seq-mean-token-sum-norm`, tokens (Dr.GRPO's generation budget).
+        length_power: each sequence is further scaled by T_i^length_power.
+    """
+
+    name: str = "token-mean"
+    norm_length: float = 1.0
+    length_power: float = 0.0
+
+    def weights(
+        self,
+        mask: Tensor,
+        layout: Layout,
+        num_tokens: Count | None,
+        num_sequences: Count | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Factor of each token's loss, 0-d or broadcastable to the tokens."""
+        if self.name == "sum":
+            weight = torch.ones((), dtype=dtype, device=mask.device)
+        elif self.name == "token-mean":
+            weight = 1 / _at_least_one(mask.sum() if num_tokens is None else num_tokens, mask.device, dtype)
+        else:
+            sequences = layout.count_sequences(mask) if num_sequences is None else num_sequences
+            weight = 1 / _at_least_one(sequences, mask.device, dtype)
+        if self.name == "seq-mean-token-sum-norm":
+            weight = weight / self.norm_length
+        power = self.length_power - (1.0 if self.name == "seq-mean-token-mean" else 0.0)
+        if power != 0.0:
+            weight = weight * layout.sequence_sum(mask).clamp(min=1).to(dtype).pow(power)
+        return weight
+
+
+def _at_least_one(count: Count, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Counts of an empty batch divide by 1, so its loss is 0 and not 0/0."""
+    return torch.as_tensor(count, device=device).to(dtype).clamp(min=1)

@@ -1,0 +1,128 @@
+"""Surrogates: what a token's loss does with its weight, its advantage and the limits of its trust region.
+
+ρ is the weight, A the advantage, [l, u] the limits and d the dual bound. Losses are minimised; every
+surrogate reports which tokens lost their gradient (or part of their weight), and why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ctpo.objectives.numerics import EXP_CAP
+from ctpo.objectives.tokens import Tokens
+from ctpo.objectives.trust_regions import Bound, Limits
+
+
+@dataclass(frozen=True)
+class TokenTerms:
+    """Loss of each token before masking, and which tokens the region touched (boolean, disjoint)."""
+
+    loss: Tensor
+    high: Tensor
+    low: Tensor
+    dual: Tensor
+
+
+class Surrogate(Protocol):
+    """A rule that turns weights into token losses."""
+
+    def terms(self, log_weight: Tensor, advantages: Tensor, limits: Limits, tokens: Tokens) -> TokenTerms:
+        """Loss and clip masks at every token."""
+        ...
+
+
+def truncate(log_weight: Tensor, limits: Limits, log_cap: float) -> Tensor:
+    """min(log ρ, max(cap, u, d)) in value, with the gradient of log ρ.
+
+    The ceiling rises with the region, so it never cuts inside it, and it ends at EXP_CAP, beyond which exp
+    overflows.
+    """
+    ceiling: Bound = log_cap
+    for bound in (limits.upper, limits.dual):
+        if bound is not None and not (isinstance(bound, float) and bound == float("inf")):
+            ceiling = _maximum(ceiling, bound)
+    ceiling = ceiling.clamp(max=EXP_CAP) if isinstance(ceiling, Tensor) else min(ceiling, EXP_CAP)
+    value = log_weight.detach()
+    return log_weight + (value.clamp(max=ceiling) - value)
+
+
+def _maximum(a: Bound, b: Bound) -> Bound:
+    if isinstance(b, Tensor):
+        return b.clamp(min=a)
+    return max(a, b) if not isinstance(a, Tensor) else a.clamp(min=b)
+
+
+def _none(like: Tensor) -> Tensor:
+    return torch.zeros_like(like, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class MinClip:
+    """−min(ρA, clip(ρ, e^l, e^u)A), and for A < 0 no more than −e^d A (PPO equation 7; dual clip arXiv
+    1912.09729, eq. 5).
+
+    Written as decisions: a token beyond u with A > 0, beyond l with A < 0, or beyond d with A < 0 takes the
+    bound's value and loses its gradient.
+    """
+
+    def terms(self, log_weight: Tensor, advantages: Tensor, limits: Limits, tokens: Tokens) -> TokenTerms:
+        """See `Surrogate.terms`."""
+        value = log_weight.detach()
+        decider = value if limits.statistic is None else limits.statistic
+        gain, harm = advantages > 0, advantages < 0
+        high = gain & (decider > limits.upper)
+        low = harm & (decider < limits.lower)
+        dual = _none(high) if limits.dual is None else harm & (decider > limits.dual)
+        if limits.statistic is None:
+            frozen = torch.where(high, limits.upper, torch.where(low, limits.lower, value))
+            if limits.dual is not None:
+                frozen = torch.where(dual, limits.dual, frozen)
+        else:
+            frozen = value
+        clipped = high | low | dual
+        exponent = torch.where(clipped, frozen.to(value.dtype).clamp(max=EXP_CAP), log_weight)
+        return TokenTerms(-advantages * exponent.exp(), high, low, dual)
+
+
+@dataclass(frozen=True)
+class StopGradientWeight:
+    """−sg(clip(ρ, e^l, e^u)) A log π_t: the region truncates the weight and every token keeps its gradient.
+
+    CISPO, arXiv 2506.13585, equation 4; with a unit ratio, REINFORCE.
+    """
+
+    def terms(self, log_weight: Tensor, advantages: Tensor, limits: Limits, tokens: Tokens) -> TokenTerms:
+        """See `Surrogate.terms`; `high` and `low` mark truncated weights."""
+        value = log_weight.detach()
+        decider = value if limits.statistic is None else limits.statistic
+        high, low = decider > limits.upper, decider < limits.lower
+        weight = torch.where(high, limits.upper, torch.where(low, limits.lower, value)).to(value.dtype)
+        weight = weight.clamp(max=EXP_CAP).exp()
+        return TokenTerms(-advantages * weight * tokens.logps, high, low, _none(high))
+
+
+@dataclass(frozen=True)
+class Gated:
+    """−1[l ≤ statistic ≤ u] ρ A: tokens outside the region drop out, whatever the sign of A."""
+
+    def terms(self, log_weight: Tensor, advantages: Tensor, limits: Limits, tokens: Tokens) -> TokenTerms:
+        """See `Surrogate.terms`."""
+        decider = log_weight.detach() if limits.statistic is None else limits.statistic
+        high, low = decider > limits.upper, decider < limits.lower
+        zero = torch.zeros_like(log_weight)
+        loss = torch.where(high | low, zero, -advantages * torch.where(high | low, zero, log_weight).exp())
+        return TokenTerms(loss, high.expand_as(loss), low.expand_as(loss), _none(loss))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """−ρA: no trust region."""
+
+    def terms(self, log_weight: Tensor, advantages: Tensor, limits: Limits, tokens: Tokens) -> TokenTerms:
+        """See `Surrogate.terms`; limits play no part."""
+        loss = -advantages * log_weight.exp()
+        return TokenTerms(loss, _none(loss), _none(loss), _none(loss))

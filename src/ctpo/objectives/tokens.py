@@ -1,0 +1,69 @@
+"""The tokens of one call, sanitised once so that no later file meets a NaN, an infinity or a masked value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctpo.objectives.layouts import Layout
+from ctpo.objectives.numerics import SATURATION, compute_dtype
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Log-probs in the compute dtype with everything that must not count replaced by its neutral value.
+
+    `mask` marks the tokens the model generated: they count as positions and in denominators. `kept` marks
+    those of them whose log-probs can be used; a token in `mask` but not in `kept` is neutralised: its ratio
+    is exactly 1 in every product, mean and minimum, and it adds neither loss nor gradient.
+    """
+
+    logps: Tensor
+    """log π_θ, differentiable, 0 where not kept."""
+    log_ratio: Tensor
+    """d_t = log π_θ − log π_old, differentiable, 0 where not kept."""
+    mask: Tensor
+    kept: Tensor
+    nonfinite: Tensor
+    """Tokens under the mask with a NaN or infinite log-prob."""
+    saturated: Tensor
+    """Tokens under the mask with finite log-probs and |d_t| > SATURATION."""
+    layout: Layout
+
+    def attach(self, statistic: Tensor) -> Tensor:
+        """The value of `statistic` with the gradient of the current token's log-prob only.
+
+        x ↦ sg(x) + (log π_t − sg(log π_t)): the stop-gradient decomposition.
+        """
+        return statistic.detach().to(self.logps.dtype) + (self.logps - self.logps.detach())
+
+    def positions(self) -> Tensor:
+        """1-based count of generated tokens so far, float64 where the device has it."""
+        return self.layout.prefix_sum(self.mask)
+
+
+def sanitise(logps: Tensor, old_logps: Tensor, mask: Tensor, layout: Layout) -> Tokens:
+    """Cast to the compute dtype, classify every token, and replace unusable values by `torch.where`.
+
+    Multiplying by the mask instead would turn a NaN under a masked token into a NaN of the whole row.
+    """
+    dtype = compute_dtype(logps, old_logps)
+    mask = mask != 0
+    new, old = logps.to(dtype), old_logps.detach().to(dtype)
+    raw = (new - old).detach()
+    finite = new.detach().isfinite() & old.isfinite()
+    usable = finite & (raw.abs() <= SATURATION)
+    kept = mask & usable
+    zero = torch.zeros((), dtype=dtype, device=logps.device)
+    new = torch.where(kept, new, zero)
+    return Tokens(
+        logps=new,
+        log_ratio=torch.where(kept, new - torch.where(kept, old, zero), zero),
+        mask=mask,
+        kept=kept,
+        nonfinite=mask & ~finite,
+        saturated=mask & finite & ~usable,
+        layout=layout,
+    )
