@@ -1,0 +1,51 @@
+"""The 23 words of the embedded model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ctpo.tasks.arithmetic.task import TOOL
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, EOS = "<pad>", "<eos>"
+UNKNOWN = TOOL.substitute
+STEP_END = ";"
+TAGS = (TOOL.open, TOOL.close, TOOL.result_open, TOOL.result_close)
+WORDS = (*TAGS, "print(", ")", *"0123456789", "+", "-", "=", STEP_END, UNKNOWN)
+VOCABULARY = (PAD, EOS, *WORDS)
+MAX_LENGTH = 256
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Build the tokenizer from the vocabulary above.
+
+    Decoding joins the words without spaces, and `skip_special_tokens=True` drops padding and end of sequence only:
+    tool tags are ordinary words, because the transcript and the answer check need them. A character that the
+    vocabulary lacks is read as `?`.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: index for index, word in enumerate(VOCABULARY)}
+    # The unknown word is declared to the inner model only: declared outside it would be "special", and be dropped.
+    inner = Tokenizer(models.WordLevel(vocab=ids, unk_token=UNKNOWN))
+    longest_first = sorted(WORDS, key=len, reverse=True)
+    pattern = "|".join([*map(_literal, longest_first), r"[\s\S]"])
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token=PAD,
+        eos_token=EOS,
+        padding_side="left",
+        model_max_length=MAX_LENGTH,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _literal(word: str) -> str:
+    # re.escape writes `\<` and the like, which this regex dialect reads differently; a class is literal in both.
+    return "".join(f"[{c}]" if c not in r"\^-]" else f"\\{c}" for c in word)

@@ -1,0 +1,146 @@
+"""Makes the shipped model: a tiny Llama that imitates the sloppy demonstrator for a few hundred steps."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ctpo.tasks.arithmetic.demonstrations import Demonstrator
+from ctpo.tasks.arithmetic.task import TOOL, problems
+from ctpo.tasks.arithmetic.tokenizer import EOS, MAX_LENGTH, build_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+_log = logging.getLogger(__name__)
+IGNORED = -100  # the label that transformers leaves out of the loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupConfig:
+    """Settings of the warm-up; the defaults made the shipped model."""
+
+    steps: int = 400
+    """Optimizer steps."""
+    batch: int = 64
+    """Demonstrations a step, each of a fresh problem of the train split."""
+    lr: float = 4e-3
+    """Peak learning rate of AdamW; rises over the first tenth of the steps and falls linearly to zero."""
+    seed: int = 0
+    """Seed of the weights, the problems and the demonstrator."""
+    demonstrator: Demonstrator = field(default_factory=Demonstrator)
+    """Whom the model imitates."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise ValueError(f"steps={self.steps!r}, batch={self.batch!r}: both must be at least 1")
+
+
+def build_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Build the untrained model: rotary positions, so that left padding does not change what it computes."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=48,
+        intermediate_size=144,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.05,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).float()
+
+
+def train(config: WarmupConfig) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """Train a model on demonstrations.
+
+    On one machine with one set of library versions, equal settings give equal bytes.
+
+    Returns:
+        The model in evaluation mode, and its tokenizer.
+    """
+    tokenizer = build_tokenizer()
+    model = build_model(config.seed, tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    model.train()
+    with _one_thread():
+        for step, batch in enumerate(_batches(config, tokenizer)):
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * _schedule(step, config.steps)
+            loss = model(**batch, use_cache=False).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            if step % 50 == 0 or step == config.steps - 1:
+                _log.info("step %d loss %.4f", step, loss.item())
+    return model.eval(), tokenizer
+
+
+def make_model(output: Path, config: WarmupConfig) -> None:
+    """Train a model and write it with its tokenizer to a folder that `from_pretrained` can load."""
+    model, tokenizer = train(config)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
+def collate(texts: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
+    """Turn (prompt, completion) pairs into token ids and labels, both [B, T].
+
+    Prompts, padding and the tool's results are ignored by the loss: the model is not to imitate the interpreter.
+    """
+    both = tokenizer(
+        [p + c + EOS for p, c in texts], padding=True, padding_side="right", return_tensors="pt"
+    )
+    ids_BT: torch.Tensor = both["input_ids"]
+    starts_B = torch.tensor([len(ids) for ids in tokenizer([p for p, _ in texts])["input_ids"]])
+    is_prompt_BT = torch.arange(ids_BT.shape[1]) < starts_B[:, None]
+    ignored_BT = is_prompt_BT | environment_mask(ids_BT, tokenizer) | (both["attention_mask"] == 0)
+    return {"input_ids": ids_BT, "labels": ids_BT.masked_fill(ignored_BT, IGNORED)}
+
+
+def environment_mask(ids_BT: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """True [B, T] from each result's opening tag to its closing tag, both included."""
+    opened = (ids_BT == tokenizer.convert_tokens_to_ids(TOOL.result_open)).cumsum(1)
+    is_close = ids_BT == tokenizer.convert_tokens_to_ids(TOOL.result_close)
+    return opened > is_close.cumsum(1) - is_close.long()
+
+
+def _batches(config: WarmupConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[dict[str, Any]]:
+    draw = random.Random(f"demonstrations/{config.seed}")
+    chains = problems("train", config.steps * config.batch, config.seed)
+    for start in range(0, len(chains), config.batch):
+        prompts = [problem.prompt for problem in chains[start : start + config.batch]]
+        yield collate([(p, config.demonstrator.solve(p, draw)) for p in prompts], tokenizer)
+
+
+def _schedule(step: int, steps: int) -> float:
+    rise = max(1, steps // 10)
+    return min((step + 1) / rise, (steps - step) / steps)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    # Sums split over threads round differently with their number; one thread is also the fastest at this size.
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)

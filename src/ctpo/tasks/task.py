@@ -1,0 +1,113 @@
+"""What a task is: where its problems come from, which tool it lends, and when an answer counts as right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ctpo.tasks.tool import PythonTool
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One question of a task; its three fields become the columns of a training dataset."""
+
+    prompt: str
+    """The text the model continues; for a chat model, the content of the user's turn."""
+    answer: str
+    """The reference answer, in the form the task's `check` expects."""
+    id: str
+    """Stable name of the problem: the same problem has the same id in every run."""
+
+
+class ProblemSource(Protocol):
+    """Returns `count` problems of a split ("train" or "test"); equal arguments give equal problems."""
+
+    def __call__(self, split: str, count: int, seed: int) -> list[Problem]: ...
+
+
+class AnswerCheck(Protocol):
+    """True where the completion's final answer equals the reference answer; never raises on odd text."""
+
+    def __call__(self, completion: str, answer: str) -> bool: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A verifiable task.
+
+    A new one needs two functions:
+
+        def problems(split: str, count: int, seed: int) -> list[Problem]: ...
+        def check(completion: str, answer: str) -> bool: ...
+        task = Task(name="dates", problems=problems, check=check, tool=PythonTool())
+
+    `problems` must keep the splits disjoint whatever the seeds; `held_out` (splits.py) does so by a hash of the
+    prompt.
+    """
+
+    name: str
+    """Short name; reward metrics carry it."""
+    problems: ProblemSource
+    """Source of problems."""
+    check: AnswerCheck
+    """Judge of a completion: the decoded text, tool calls and their results included."""
+    tool: PythonTool | None = None
+    """The Python tool the model may use, or None for plain completion."""
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"name={self.name!r}: use letters, digits, '-' and '_', e.g. name='arithmetic'")
+
+
+def validate_request(split: str, count: int) -> None:
+    """Check what a problem source was asked for.
+
+    Raises:
+        ValueError: if the split is unknown or the count is negative.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r} is unknown; use one of {', '.join(SPLITS)}")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise ValueError(f"count={count!r} is not a number of problems; use an integer of at least 0")
+
+
+Completion = str | Sequence[dict[str, Any]]
+
+
+def reward_function(task: Task) -> Callable[..., list[float]]:
+    """Make a reward function in TRL's calling convention: 1.0 for a right answer, 0.0 otherwise.
+
+    The function carries the task's name, so TRL logs `rewards/<task>/mean`.
+
+    Args:
+        task: the task whose `check` decides.
+
+    Returns:
+        `reward(prompts, completions, answer, **kwargs) -> list[float]`, one reward a completion. `answer` is the
+        dataset column of that name; other columns and TRL's own keywords are ignored. A conversational
+        completion is judged by the text of its last assistant message.
+    """
+
+    def reward(
+        prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[str], **kwargs: Any
+    ) -> list[float]:
+        if not len(prompts) == len(completions) == len(answer):
+            raise ValueError(
+                f"answer has {len(answer)} rows for {len(prompts)} prompts and {len(completions)} completions; "
+                "pass one of each a row"
+            )
+        return [float(task.check(_text(c), a)) for c, a in zip(completions, answer, strict=True)]
+
+    reward.__name__ = reward.__qualname__ = task.name
+    return reward
+
+
+def _text(completion: Completion) -> str:
+    if isinstance(completion, str):
+        return completion
+    spoken = [m.get("content") for m in completion if m.get("role") == "assistant"]
+    return spoken[-1] if spoken and isinstance(spoken[-1], str) else ""

@@ -1,0 +1,88 @@
+"""How a model's text calls Python, and how the interpreter's answer becomes text again."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+SUCCESS = "ok"  # the sandbox's status of a program that ran to its end
+
+
+@dataclass(frozen=True, kw_only=True)
+class PythonTool:
+    """The text protocol of a Python tool; running the program is the sandbox's work, not this object's.
+
+    The model writes `open`, a program and `close`; the environment then appends what `render` returns, and the
+    model goes on from there.
+    """
+
+    open: str = "<py>"
+    """Tag after which the model's text is a program."""
+    close: str = "</py>"
+    """Tag that ends the program and makes it run."""
+    result_open: str = "<out>"
+    """Tag before the interpreter's output."""
+    result_close: str = "</out>"
+    """Tag after the interpreter's output."""
+    deterministic: bool = True
+    """Whether the same source always prints the same text, so that a batch may run identical programs once."""
+    max_calls: int = 8
+    """Calls a completion may make; later ones are not run."""
+    max_result_chars: int = 1024
+    """Length in characters at which the rendered output is cut, tags not counted."""
+    error_mark: str | None = "error"
+    """What the model reads in place of a failed program's output; None shows its stdout and stderr instead."""
+    result_charset: str | None = None
+    """Characters the model's vocabulary can write; any other becomes `substitute`. None allows all."""
+    substitute: str = "?"
+    """What stands for an unwritable character, and for a tag of this tool that a program printed."""
+
+    def __post_init__(self) -> None:
+        tags = self._tags()
+        if not all(tags) or len({self.open, self.result_open}) < 2:
+            raise ValueError(f"tool tags {tags!r} must be non-empty, and open must differ from result_open")
+        for name in ("max_calls", "max_result_chars"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} is not a positive integer; use at least 1")
+        if len(self.substitute) != 1 or any(self.substitute in tag for tag in tags):
+            raise ValueError(f"substitute={self.substitute!r} must be one character that no tool tag contains")
+        written = (self.error_mark or "") + self.substitute
+        if self.result_charset is not None and not set(written) <= set(self.result_charset):
+            raise ValueError(
+                f"result_charset={self.result_charset!r} lacks characters of error_mark={self.error_mark!r} or "
+                f"substitute={self.substitute!r}; add them"
+            )
+
+    def extract(self, text_since_open: str) -> str:
+        """Return the program in the text that follows the opening tag, up to the closing tag or the text's end."""
+        return text_since_open.partition(self.close)[0]
+
+    def render(self, status: str, stdout: str, stderr: str) -> str:
+        """Return the text that the environment appends after a call, result tags included.
+
+        Args:
+            status: the sandbox's verdict; "ok" means that the program ran to its end.
+            stdout: what the program printed; shown without surrounding white space.
+            stderr: shown only after a failure, and only where `error_mark` is None.
+
+        Returns:
+            `result_open + body + result_close`. The body has at most `max_result_chars` characters, holds none of
+            the tool's own tags and no character outside `result_charset`, whatever the program printed.
+        """
+        # Cut before and after: before, so that a flood costs nothing; after, because that length is promised.
+        body = self._message(status, stdout, stderr)[: self.max_result_chars]
+        body = re.sub("|".join(map(re.escape, self._tags())), self.substitute, body)
+        if self.result_charset is not None:
+            body = "".join(c if c in self.result_charset else self.substitute for c in body)
+        return self.result_open + body + self.result_close
+
+    def _message(self, status: str, stdout: str, stderr: str) -> str:
+        if status == SUCCESS:
+            return stdout.strip()
+        if self.error_mark is not None:
+            return self.error_mark
+        return f"{stdout.strip()}\n{stderr.strip()}".strip() or status
+
+    def _tags(self) -> tuple[str, ...]:
+        return (self.open, self.close, self.result_open, self.result_close)
