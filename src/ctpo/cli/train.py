@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.cli.display import open_display
+from ctpo.cli.quiet import quieten
 from ctpo.errors import UserError
 from ctpo.training.recipe import Recipe, embedded_recipe, merge, parse_overrides, read_recipe
 
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         return _show(keys)
     with open_display() as display:
         display.stage("loading torch, transformers and TRL")
+        quieten()
         from ctpo.report.curve import draw_learning_curve
         from ctpo.training.run import train
 

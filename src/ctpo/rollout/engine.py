@@ -143,7 +143,7 @@ class TransformersEngine:
                 generator=generator,
             )
             tokens, sampled = batch.write(t, tokens, logps)
-            batch.finish(t, sampled & torch.isin(tokens, self._eos))
+            batch.finish(sampled & torch.isin(tokens, self._eos))
             if tools is not None:
                 self._run_tools(batch, t, tokens, sampled, tools)
             if t + 1 == sampling.max_new_tokens or not batch.any_active():
@@ -161,18 +161,18 @@ class TransformersEngine:
         closing = sampled & batch.active() & self._closes(tools.tool.close)[tokens]
         asking: list[int] = []
         programs: list[str] = []
-        for row in closing.nonzero().squeeze(-1).tolist():
-            if len(batch.calls(row)) >= tools.tool.max_calls:
-                continue
-            program = self._program(batch.model_text_ids(row, t), tools)
-            if program is not None:
-                asking.append(row)
-                programs.append(program)
+        for response, ids in batch.since_last_output(closing.nonzero().squeeze(-1), t):
+            if len(batch.calls[response]) < tools.tool.max_calls:
+                program = self._program(ids, tools)
+                if program is not None:
+                    asking.append(response)
+                    programs.append(program)
         if not programs:
             return
-        for row, call in zip(asking, tools.run(programs), strict=True):
-            batch.calls(row).append(call)
-            batch.force(row, t + 1, self.tokenizer.encode(call.output, add_special_tokens=False))
+        calls = tools.run(programs)
+        for response, call in zip(asking, calls, strict=True):
+            batch.calls[response].append(call)
+        batch.force(asking, t + 1, self._encode([call.output for call in calls]))
 
     def _program(self, ids: list[int], tools: ToolRunner) -> str | None:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -181,6 +181,12 @@ class TransformersEngine:
             return None
         body = text[start + len(tools.tool.open) : len(text) - len(tools.tool.close)]
         return tools.tool.extract(body)
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        distinct = list(dict.fromkeys(texts))
+        ids = self.tokenizer(distinct, add_special_tokens=False)["input_ids"]
+        known = dict(zip(distinct, ids, strict=True))
+        return [known[text] for text in texts]
 
     def _closes(self, close: str) -> Tensor:
         """For each token id, whether it could be the last token of the closing tag: decode only those rows."""
@@ -206,7 +212,7 @@ class _Batch:
         self._length_B = torch.zeros(len(prompts), dtype=torch.long, device=device)
         self._finished_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         self._alive = torch.arange(len(prompts), device=device)
-        self._calls: list[list[ToolCall]] = [[] for _ in prompts]
+        self.calls: list[list[ToolCall]] = [[] for _ in prompts]
         self._turn_start = [0] * len(prompts)
 
     def active(self) -> Tensor:
@@ -229,7 +235,7 @@ class _Batch:
         self._length_B[rows] = torch.where(active, t + 1, self._length_B[rows])
         return tokens, sampled
 
-    def finish(self, t: int, ended: Tensor) -> None:
+    def finish(self, ended: Tensor) -> None:
         self._finished_B[self._alive] |= ended
 
     def shrink(self) -> Tensor | None:
@@ -241,23 +247,28 @@ class _Batch:
         self._alive = self._alive[keep]
         return keep
 
-    def calls(self, row: int) -> list[ToolCall]:
-        return self._calls[int(self._alive[row])]
+    def since_last_output(self, rows: Tensor, t: int) -> list[tuple[int, list[int]]]:
+        """For these decoding rows: which response each is, and its tokens since the last tool output, through t."""
+        responses = self._alive[rows]
+        tokens = self._tokens_BN[responses, : t + 1].tolist()
+        return [(i, ids[self._turn_start[i] :]) for i, ids in zip(responses.tolist(), tokens, strict=True)]
 
-    def model_text_ids(self, row: int, t: int) -> list[int]:
-        """The row's tokens since the last tool output, through column t."""
-        index = int(self._alive[row])
-        ids: list[int] = self._tokens_BN[index, self._turn_start[index] : t + 1].tolist()
-        return ids
-
-    def force(self, row: int, start: int, ids: list[int]) -> None:
-        """Feed the row these tokens from column `start` on, as far as there is room."""
-        index = int(self._alive[row])
-        stop = min(start + len(ids), self._tokens_BN.shape[1])
-        self._forced_BN[index, start:stop] = torch.tensor(ids[: stop - start], dtype=torch.long).to(
-            self._forced_BN.device
+    def force(self, responses: list[int], start: int, ids: list[list[int]]) -> None:
+        """Feed each response these tokens from column `start` on, as far as there is room."""
+        room = self._tokens_BN.shape[1] - start
+        rows: list[int] = []
+        columns: list[int] = []
+        values: list[int] = []
+        for response, given in zip(responses, ids, strict=True):
+            fitting = given[:room]
+            rows += [response] * len(fitting)
+            columns += range(start, start + len(fitting))
+            values += fitting
+            self._turn_start[response] = start + len(fitting)
+        device = self._forced_BN.device
+        self._forced_BN[torch.tensor(rows, device=device), torch.tensor(columns, device=device)] = torch.tensor(
+            values, device=device
         )
-        self._turn_start[index] = stop
 
     def rollouts(self) -> list[Rollout]:
         tokens, sampled = self._tokens_BN.tolist(), self._sampled_BN.int().tolist()
@@ -268,7 +279,7 @@ class _Batch:
                 completion_ids=tokens[i][:length],
                 model_mask=sampled[i][:length],
                 logps=logps[i][:length],
-                calls=self._calls[i],
+                calls=self.calls[i],
                 finished=finished[i],
             )
             for i, (prompt, length) in enumerate(zip(self._prompts, self._length_B.tolist(), strict=True))

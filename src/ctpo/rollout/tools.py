@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
+from ctpo.errors import UserError
 from ctpo.rollout.records import ToolCall
-from ctpo.sandbox import SandboxResult
-from ctpo.tasks import PythonTool
+from ctpo.sandbox import Sandbox, SandboxResult, SandboxUnavailable
+from ctpo.tasks import PythonTool, Task
 
 
 class Runs(Protocol):
@@ -60,3 +62,23 @@ class ToolRunner:
     def _call(self, program: str, result: SandboxResult) -> ToolCall:
         output = self.tool.render(result.status, result.stdout, result.stderr)
         return ToolCall(program=program, status=result.status, output=output)
+
+
+@contextmanager
+def open_tools(
+    task: Task, *, timeout_s: float = 3.0, memory_mb: int = 512, unsafe_no_isolation: bool = False
+) -> Iterator[ToolRunner | None]:
+    """A runner of the task's tool with a sandbox of its own; None for a task without a tool.
+
+    Raises:
+        UserError: where programs cannot be isolated and it was not said that they need not be.
+    """
+    if task.tool is None:
+        yield None
+        return
+    try:
+        sandbox = Sandbox(timeout_s=timeout_s, memory_mb=memory_mb, unsafe_no_isolation=unsafe_no_isolation)
+    except SandboxUnavailable as error:
+        raise UserError(str(error)) from None
+    with sandbox:
+        yield ToolRunner(task.tool, sandbox)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from ctpo.evaluation import Evaluation, evaluate
+from ctpo.evaluation.model import HELDOUT_SEED
 from ctpo.rollout import ToolRunner, TransformersEngine
 from ctpo.tasks import Problem, Task
 from ctpo.training.recipe import Recipe
 from ctpo.training.rollout import sampling_of
 from ctpo.training.rundir import RunDirectory
 from ctpo.training.trainer import CTPOTrainer
-
-HELDOUT_SEED = 20_260_508
-"""Draws the held-out problems and the sampling noise: the same for every run, so that runs can be compared."""
-
 
 class HeldOut:
     """Samples one response to each held-out problem, as training samples them, and keeps transcripts."""

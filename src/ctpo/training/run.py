@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
 
 from ctpo.errors import UserError
-from ctpo.rollout import ToolRunner
-from ctpo.sandbox import Sandbox, SandboxUnavailable
+from ctpo.evaluation.model import HELDOUT_SEED
+from ctpo.rollout.tools import ToolRunner, open_tools
 from ctpo.tasks import Problem, Task, get_task, reward_function
 from ctpo.tasks.arithmetic import model_path
 from ctpo.tasks.jsonl import read_problems
@@ -23,7 +22,7 @@ from ctpo.training.callbacks import RunRecorder, StopCleanly, heldout_metrics
 from ctpo.training.config import CTPOConfig
 from ctpo.training.environment import describe_environment
 from ctpo.training.events import Listener, RunPlan, Silent
-from ctpo.training.heldout import HELDOUT_SEED, HeldOut
+from ctpo.training.heldout import HeldOut
 from ctpo.training.recipe import EMBEDDED_MODEL, Recipe
 from ctpo.training.rollout import RolloutLog, make_rollout_func
 from ctpo.training.rundir import RunDirectory, default_run_path
@@ -56,10 +55,10 @@ def train(keys: Mapping[str, Any], *, listener: Listener | None = None, resume: 
     heldout = _heldout_problems(recipe, task)
     if config.process_index == 0 and checkpoint is None:
         run.create(resolved(recipe, config, keys), describe_environment())
-    _quieten()
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    with _tool_runner(recipe, task, listener) as tools:
+    listener.stage("starting the sandbox")
+    with _open_tools(recipe, task) as tools:
         listener.stage("loading the model")
         log = RolloutLog()
         rollout_func = make_rollout_func(tools, log, batch_size=recipe.rollout_batch_size)
@@ -122,22 +121,13 @@ def _heldout_problems(recipe: Recipe, task: Task) -> list[Problem]:
     return task.problems("test", recipe.eval_problems, HELDOUT_SEED)
 
 
-@contextmanager
-def _tool_runner(recipe: Recipe, task: Task, listener: Listener) -> Iterator[ToolRunner | None]:
-    if task.tool is None:
-        yield None
-        return
-    listener.stage("starting the sandbox")
-    try:
-        sandbox = Sandbox(
-            timeout_s=recipe.tool_timeout_s,
-            memory_mb=recipe.tool_memory_mb,
-            unsafe_no_isolation=recipe.unsafe_no_isolation,
-        )
-        with sandbox:
-            yield ToolRunner(task.tool, sandbox)
-    except SandboxUnavailable as error:
-        raise UserError(str(error)) from None
+def _open_tools(recipe: Recipe, task: Task) -> AbstractContextManager[ToolRunner | None]:
+    return open_tools(
+        task,
+        timeout_s=recipe.tool_timeout_s,
+        memory_mb=recipe.tool_memory_mb,
+        unsafe_no_isolation=recipe.unsafe_no_isolation,
+    )
 
 
 def _trainer(recipe: Recipe, config: CTPOConfig, task: Task, problems: list[Problem], rollout_func: Any) -> CTPOTrainer:
@@ -245,9 +235,3 @@ def _heldout(record: dict[str, Any]) -> dict[str, Any]:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
-
-
-def _quieten() -> None:
-    """Our display replaces the progress lines of the libraries underneath; their warnings stay."""
-    for name in ("transformers", "trl", "accelerate", "datasets"):
-        logging.getLogger(name).setLevel(logging.WARNING)

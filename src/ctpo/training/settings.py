@@ -87,13 +87,14 @@ def _checked(owner: type, name: str, value: Any) -> Any:
     """The value as the field's type; numbers may come as strings (YAML reads 2e-4 as one)."""
     wanted = _types(owner)[name]
     try:
-        return TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        checked = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except PydanticSchemaGenerationError:  # a type of TRL's that has no schema: its own checks must do
         return value
     except ValidationError as error:
         shown = getattr(wanted, "__name__", None) if isinstance(wanted, type) else str(wanted)
         reason = error.errors()[0]["msg"]
         raise UserError(f"{name}={value!r} is not of type {shown} ({reason[0].lower()}{reason[1:]})") from None
+    return value if checked == value else checked  # an int stays one where a float would do, as TRL's own types
 
 
 def _check_conflicts(keys: Mapping[str, Any]) -> None:

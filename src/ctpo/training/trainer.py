@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
-from ctpo.objectives import kl_penalty
+
 from ctpo.training.buffer import load_rollout_buffer, save_rollout_buffer
 from ctpo.training.config import CTPOConfig
 from ctpo.training.stats import StatsAccumulator
@@ -80,30 +80,25 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         mask_BT = _loss_mask(inputs)
         logps_BT, entropies_BT, aux_loss = self._score(model, inputs)
         anchor_BT = self._anchor(inputs, logps_BT)
+        totals = {name: inputs.get(f"minibatch_{name}") for name in ("num_tokens", "num_sequences")}
         output = self.objective(
             logps_BT,
             anchor_BT,
             _weighted_advantages(inputs),
             mask_BT,
-            num_tokens=inputs.get("minibatch_tokens"),
-            num_sequences=inputs.get("minibatch_sequences"),
+            **totals,
         )
         loss = output.loss
         if self.beta != 0.0:
             kl_BT = kl_penalty(logps_BT, inputs["ref_per_token_logps"], estimator="k3")
-            loss = loss + self.beta * self.objective.reduce(
-                kl_BT,
-                mask_BT,
-                num_tokens=inputs.get("minibatch_tokens"),
-                num_sequences=inputs.get("minibatch_sequences"),
-            )
+            loss = loss + self.beta * self.objective.reduce(kl_BT, mask_BT, **totals)
             self._objective_stats.add({"kl": _masked_mean(kl_BT, mask_BT)})
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * aux_loss / self._accumulation()
             self._objective_stats.add({"aux_loss": aux_loss})
         self._objective_stats.add({**output.stats, "entropy": _masked_mean(entropies_BT, mask_BT)})
         # With totals over all processes as denominators, DDP's averaging of gradients must be undone.
-        return loss * self.accelerator.num_processes if "minibatch_tokens" in inputs else loss
+        return loss * self.accelerator.num_processes if self.model.training else loss
 
     def _score(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probs [B, T] and entropies [B, T] of the response tokens under the model being trained."""
@@ -161,16 +156,18 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return inputs
 
     def _minibatch_totals(self) -> dict[str, Tensor]:
-        """Tokens and responses of this optimizer step: all its micro-batches, all processes."""
-        width = self.current_gradient_accumulation_steps
-        position = self._step % self.args.steps_per_generation
-        first = position - position % width
-        window = self._buffered_inputs[first : first + width]
-        tokens = sum(_loss_mask(part).sum() for part in window)
-        rows = sum(part["completion_ids"].size(0) for part in window)
-        totals = torch.stack([torch.as_tensor(tokens), torch.as_tensor(rows).to(tokens)])
-        totals = self.accelerator.reduce(totals, reduction="sum")
-        return {"minibatch_tokens": totals[0], "minibatch_sequences": totals[1]}
+        """Tokens and responses of this optimizer step: all its micro-batches, all processes.
+
+        Where a step accumulates over several rollout batches, those to come are taken to be like this one.
+        """
+        accumulation, in_batch = self.current_gradient_accumulation_steps, self.args.steps_per_generation
+        width = min(accumulation, in_batch)
+        first = self._step % in_batch // width * width
+        masks = [_loss_mask(part) for part in self._buffered_inputs[first : first + width]]
+        tokens = sum((mask.sum() for mask in masks), start=masks[0].new_zeros((), dtype=torch.long))
+        rows = sum((mask.any(dim=1).sum() for mask in masks), start=torch.zeros_like(tokens))
+        totals = self.accelerator.reduce(torch.stack([tokens, rows]), reduction="sum") * (accumulation / width)
+        return {"minibatch_num_tokens": totals[0], "minibatch_num_sequences": totals[1]}
 
     # -- logging and checkpoints ---------------------------------------------------------------------------
 

@@ -1,0 +1,50 @@
+# `make train` and `make test` do all of their set-up. On Linux without an NVIDIA GPU, PyTorch's CPU wheels save
+# gigabytes: make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= $(shell for v in python3.13 python3.12 python3.11 python3 python; do \
+	$$v -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$v; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH_INDEX ?=
+RECIPE ?=
+ARGS ?=
+
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# torch goes first, and alone: a range in another package must not choose its build.
+TORCH := $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+
+.PHONY: train test lint types clean help
+
+help:
+	@echo "make train   set up, then train the embedded model with CTPO (ARGS='seed=1 objective=grpo' to change it)"
+	@echo "make test    set up, then lint, type check and run the tests"
+	@echo "make clean   remove the virtual environment and caches"
+
+train: $(VENV)/.installed
+	@$(BIN)/ctpo train $(RECIPE) $(ARGS)
+
+test: $(VENV)/.installed-dev lint types
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
+
+types: $(VENV)/.installed-dev
+	@$(BIN)/mypy
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "ctpo needs Python 3.11 or newer with venv (TRL does); none was found. Install one, or name it: make train PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@echo "setting up $(VENV) with $(PYTHON) (once; a few minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@$(TORCH)
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
