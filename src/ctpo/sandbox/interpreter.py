@@ -1,0 +1,72 @@
+"""Which files the warm interpreter needs to see, wherever Python happens to be installed: these and no others."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+# Prefixes shared with the rest of the system: only their library folders are Python's.
+_SHARED_PREFIXES = {Path("/"), Path("/usr"), Path("/usr/local")}
+_SYSTEM_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib")
+_PRELOADED = ("numpy", "sympy", "mpmath")
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python executable and what it reads.
+
+    Args:
+        executable: the real path of the base interpreter (not a virtual environment's link).
+        readable: files and folders it needs, none inside another.
+        packages: folders with third-party packages, appended to `sys.path`.
+        preloadable: the packages of the full interpreter that are installed.
+    """
+
+    executable: Path
+    readable: tuple[Path, ...]
+    packages: tuple[Path, ...]
+    preloadable: tuple[str, ...]
+
+
+def find_interpreter() -> Interpreter:
+    """Describe the interpreter that runs now: the programs get the same Python and the same packages."""
+    executable = Path(getattr(sys, "_base_executable", None) or sys.executable).resolve()
+    packages, preloadable = _package_folders()
+    readable = [executable, *_shared_library(), *packages]
+    readable += [Path(path) for path in _SYSTEM_LIBRARIES]
+    for prefix in {Path(sys.base_prefix), Path(sys.base_exec_prefix)}:
+        readable.append(prefix if prefix.resolve() not in _SHARED_PREFIXES else prefix / "lib")
+    for name in ("stdlib", "platstdlib"):
+        base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+        base |= {"installed_base": sys.base_prefix, "installed_platbase": sys.base_exec_prefix}
+        readable.append(Path(sysconfig.get_path(name, vars=base)))
+    return Interpreter(executable, _outermost(readable), tuple(packages), preloadable)
+
+
+def _package_folders() -> tuple[list[Path], tuple[str, ...]]:
+    """Site-packages, and wherever else numpy and sympy were found (Debian's dist-packages, say)."""
+    folders = [Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib"))]
+    found = []
+    for name in _PRELOADED:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            continue
+        found.append(name)
+        folders.append(Path(spec.origin).parent.parent)
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()], tuple(found)
+
+
+def _shared_library() -> list[Path]:
+    """The libpython an interpreter built with --enable-shared links to."""
+    folder, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
+    return [Path(folder) / name] if folder and name else []
+
+
+def _outermost(paths: list[Path]) -> tuple[Path, ...]:
+    """Existing paths, without those inside another of them; a link stays a link (see `bubblewrap.py`)."""
+    existing = sorted({Path(os.path.abspath(path)) for path in paths if path.exists()})
+    return tuple(p for p in existing if not any(other in p.parents for other in existing))

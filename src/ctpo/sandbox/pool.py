@@ -1,0 +1,381 @@
+"""The pool: a thread that keeps one zygote a slot busy, watches deadlines and output, and puts results in order.
+
+The thread owns every process and descriptor, so that the zygotes' parent-death signal, which follows the
+thread that started them, fires when this process dies and not when some caller's thread ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+from ctpo.sandbox.result import SandboxResult, SandboxUnavailable, Status
+from ctpo.sandbox.worker import Child, Confinement, Exit, Zygote, describe_death
+from ctpo.sandbox.zygote import EXIT_MEMORY, EXIT_SETUP
+
+SPARES = 4
+"""Children kept ready in each zygote while nothing waits."""
+_WATCH_AFTER_S = 0.02  # most programs end sooner, and need no epoll registration at all
+_START_TIMEOUT_S = 120.0
+_KILL_TIMEOUT_S = 5.0
+_SIGKILL = 9
+
+
+@dataclass(eq=False)
+class Job:
+    """One program on its way through the pool."""
+
+    batch: Batch
+    index: int
+    program: bytes
+    kind: str
+    attempts: int = 0
+
+
+@dataclass(eq=False)
+class Batch:
+    """The programs of one call, and the results that are in so far."""
+
+    timeout_s: float
+    memory_bytes: int
+    results: list[SandboxResult | None]
+    on_done: Callable[[Batch], None]
+    missing: int = 0
+    failure: Exception | None = None
+    cancelled: bool = False
+
+    def put(self, index: int, result: SandboxResult) -> None:
+        self.results[index] = result
+        self.missing -= 1
+        if self.missing == 0:
+            self.on_done(self)
+
+    def fail(self, failure: Exception) -> None:
+        if self.missing > 0 and self.failure is None:
+            self.failure = failure
+            self.on_done(self)
+
+
+@dataclass(eq=False)
+class Slot:
+    """Room for one running program, with a zygote of each kind that was needed so far."""
+
+    zygotes: dict[str, Zygote] = field(default_factory=dict)
+    job: Job | None = None
+    zygote: Zygote | None = None
+
+
+class Pool:
+    """Runs batches on `workers` slots until closed.
+
+    Args:
+        confinements: kind ("lean", "full") → how its zygotes are started.
+        workers: how many programs run at a time.
+        output_bytes: limit of stdout, and of stderr.
+    """
+
+    def __init__(self, confinements: dict[str, Confinement], workers: int, output_bytes: int) -> None:
+        self._confinements = confinements
+        self._output_bytes = output_bytes
+        self._slots = [Slot() for _ in range(workers)]
+        self._queue: deque[Job] = deque()
+        self._inbox: deque[list[Job]] = deque()
+        self._zygotes: dict[int, tuple[Slot, str, Zygote]] = {}  # control socket → whose it is
+        self._outputs: dict[int, Slot] = {}  # a watched pipe end → the slot whose program writes it
+        self._failures = 0
+        self._closing = False
+        self._failure: Exception | None = None
+        self._poll = select.epoll()
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_reader, False)
+        os.set_blocking(self._wake_writer, False)
+        self._poll.register(self._wake_reader, select.EPOLLIN)
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="ctpo-sandbox", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    # --- called from any thread -----------------------------------------------------------------------------
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs behind those already there."""
+        self._inbox.append(list(jobs))
+        self._wake()
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        """End every zygote and wait until they are gone."""
+        self._closing = True
+        self._wake()
+        self._thread.join()
+
+    def processes(self) -> list[int]:
+        """Process ids of the zygotes' outermost processes."""
+        return [zygote.process.pid for _, _, zygote in list(self._zygotes.values())]
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self._wake_writer, b"x")
+
+    # --- the thread -----------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            for slot in self._slots:
+                self._start(slot, "lean")
+            while not self._closing:
+                for fd, event in self._poll.poll(self._patience()):
+                    self._handle(fd, event)
+                self._look_after_running()
+                self._dispatch()
+        except Exception as error:
+            self._failure = error
+        finally:
+            self._started.set()
+            self._end()
+
+    def _end(self) -> None:
+        failure = self._failure or SandboxUnavailable("the sandbox was closed")
+        self._failure = failure
+        for slot in self._slots:
+            if slot.job is not None:
+                slot.job.batch.fail(failure)
+        for zygote in [zygote for _, _, zygote in self._zygotes.values()]:
+            zygote.control.close()
+        for _, _, zygote in self._zygotes.values():
+            zygote.end()
+        self._zygotes.clear()
+        self._take_inbox()
+        for job in self._queue:
+            job.batch.fail(failure)
+        self._poll.close()
+        os.close(self._wake_reader)
+
+    def _start(self, slot: Slot, kind: str) -> None:
+        zygote = Zygote(self._confinements[kind])
+        slot.zygotes[kind] = zygote
+        self._zygotes[zygote.control.fileno()] = (slot, kind, zygote)
+        self._poll.register(zygote.control.fileno(), select.EPOLLIN)
+
+    def _patience(self) -> float:
+        """Seconds until something must be looked after though nothing happens; -1 for never."""
+        now, soonest = time.monotonic(), float("inf")
+        for slot in self._slots:
+            if slot.zygote is not None and (child := slot.zygote.running) is not None:
+                soonest = min(soonest, child.deadline)
+                if not child.watched:
+                    soonest = min(soonest, child.started + _WATCH_AFTER_S)
+        for _, _, zygote in self._zygotes.values():
+            if not zygote.ready:
+                soonest = min(soonest, zygote.started + _START_TIMEOUT_S)
+        return -1 if soonest == float("inf") else max(0.0, soonest - now) + 0.0005
+
+    def _handle(self, fd: int, event: int) -> None:
+        if fd == self._wake_reader:
+            with contextlib.suppress(BlockingIOError):
+                os.read(fd, 4096)
+            self._take_inbox()
+        elif fd in self._zygotes:
+            self._hear(*self._zygotes[fd])
+        elif (slot := self._outputs.get(fd)) is not None and slot.zygote and slot.zygote.running:
+            self._read(slot, slot.zygote, slot.zygote.running)
+
+    def _take_inbox(self) -> None:
+        while self._inbox:
+            self._queue.extend(self._inbox.popleft())
+
+    def _hear(self, slot: Slot, kind: str, zygote: Zygote) -> None:
+        was_ready = zygote.ready
+        exits = zygote.receive()
+        if exits is None:
+            self._bury(slot, kind, zygote)
+            return
+        if zygote.ready and not was_ready:
+            self._failures = 0
+            self._started.set()
+            for _ in range(SPARES):
+                zygote.fork()
+        for ended in exits:
+            self._reaped(slot, zygote, ended)
+
+    def _bury(self, slot: Slot, kind: str, zygote: Zygote) -> None:
+        """A zygote died: its program is lost, and another zygote takes its place."""
+        job = slot.job if slot.zygote is zygote else None
+        child = zygote.running
+        if child is not None:
+            self._unwatch(child)
+        del self._zygotes[zygote.control.fileno()]
+        del slot.zygotes[kind]
+        complaint = zygote.end(0.0)
+        if not zygote.ready:
+            self._failures += 1
+        if self._failures >= 3 or not self._started.is_set():
+            raise SandboxUnavailable(f"the sandbox's {kind} interpreter does not start: {complaint or 'it died'}")
+        if job is not None and child is not None:
+            slot.job = slot.zygote = None
+            self._lost(job, child)
+        self._start(slot, kind)
+
+    # --- programs -------------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        """Give every free slot the first job that a zygote of its own is ready for."""
+        for slot in self._slots:
+            while slot.job is None and self._queue:
+                job = self._queue[0]
+                if job.batch.cancelled or job.batch.failure is not None:
+                    self._queue.popleft()
+                    continue
+                zygote = slot.zygotes.get(job.kind)
+                if zygote is None:
+                    self._start(slot, job.kind)
+                    break
+                if not zygote.ready:
+                    break
+                self._queue.popleft()
+                self._begin(slot, zygote, job)
+        if not self._queue:
+            for slot in self._slots:
+                for zygote in slot.zygotes.values():
+                    while zygote.ready and len(zygote.spares) < SPARES:
+                        zygote.fork()
+
+    def _begin(self, slot: Slot, zygote: Zygote, job: Job) -> None:
+        if not zygote.spares:
+            zygote.fork()
+        child = zygote.spares.popleft()
+        slot.job, slot.zygote, zygote.running = job, zygote, child
+        batch = job.batch
+        cpu_s = ceil(batch.timeout_s * (os.cpu_count() or 1)) + 1
+        child.begin(job.program, batch.memory_bytes, cpu_s, batch.timeout_s)
+        if child.unsent:
+            self._watch(slot, child)
+        if self._queue and not zygote.spares:
+            # The next child is made while this program runs.
+            zygote.fork()
+
+    def _watch(self, slot: Slot, child: Child) -> None:
+        child.watched = True
+        for fd, events in ((child.out, select.EPOLLIN), (child.err, select.EPOLLIN), (child.code, select.EPOLLOUT)):
+            if fd >= 0:
+                self._poll.register(fd, events)
+                self._outputs[fd] = slot
+
+    def _unwatch(self, child: Child) -> None:
+        for fd in (child.out, child.err, child.code):
+            self._forget(fd)
+
+    def _forget(self, fd: int) -> None:
+        if self._outputs.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    def _read(self, slot: Slot, zygote: Zygote, child: Child) -> None:
+        ends = (child.out, child.err, child.code)
+        # A closed descriptor leaves epoll by itself; what is closed below is forgotten here.
+        if child.unsent:
+            child.feed()
+        over = child.drain(self._output_bytes)
+        for before, after in zip(ends, (child.out, child.err, child.code), strict=True):
+            if before >= 0 and after < 0:
+                self._outputs.pop(before, None)
+        if over:
+            self._stop(zygote, child, "output_limit")
+
+    def _stop(self, zygote: Zygote, child: Child, verdict: str) -> None:
+        """Kill a program for a reason; the slot is free once its child is reaped."""
+        if child.verdict is None:
+            child.verdict = verdict
+            child.deadline = time.monotonic() + _KILL_TIMEOUT_S
+            self._unwatch(child)
+            child.watched = True
+            zygote.kill(child)
+
+    def _look_after_running(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            zygote = slot.zygote
+            if zygote is None or (child := zygote.running) is None:
+                continue
+            if now >= child.deadline:
+                if child.verdict is None:
+                    self._stop(zygote, child, "timeout")
+                else:
+                    zygote.process.kill()  # it no longer answers; its socket's end brings the rest
+                    child.deadline = float("inf")
+            elif not child.watched and now >= child.started + _WATCH_AFTER_S:
+                self._watch(slot, child)
+        for _, kind, zygote in self._zygotes.values():
+            if not zygote.ready and now > zygote.started + _START_TIMEOUT_S:
+                raise SandboxUnavailable(f"the sandbox's {kind} interpreter took over {_START_TIMEOUT_S:.0f} s to start")
+
+    def _reaped(self, slot: Slot, zygote: Zygote, ended: Exit) -> None:
+        child = zygote.running
+        if child is None or child.identity != ended.identity:
+            self._spare_died(zygote, ended)
+            return
+        job = slot.job
+        assert job is not None
+        wall_s = time.monotonic() - child.started
+        self._unwatch(child)
+        over = child.drain(self._output_bytes)
+        child.close()
+        zygote.running = slot.job = slot.zygote = None
+        status = self._status(child, ended.status, over)
+        if status == "lost":
+            self._lost(job, child)
+            return
+        job.batch.put(job.index, self._result(status, child, wall_s, ended))
+
+    def _spare_died(self, zygote: Zygote, ended: Exit) -> None:
+        for child in zygote.spares:
+            if child.identity == ended.identity:
+                child.drain(4096)
+                child.close()
+                zygote.spares.remove(child)
+                self._failures += 1
+                if self._failures >= 3 * SPARES:
+                    reason = child.errors.decode("utf-8", "replace").strip()
+                    raise SandboxUnavailable(f"the sandbox's children do not start: {reason or 'they died'}")
+                return
+
+    def _status(self, child: Child, status: int, over: bool) -> Status:
+        if child.verdict is not None:
+            return "timeout" if child.verdict == "timeout" else "output_limit"
+        if over:
+            return "output_limit"
+        if os.WIFSIGNALED(status):
+            return "lost" if os.WTERMSIG(status) == _SIGKILL else "error"
+        code = os.WEXITSTATUS(status)
+        if code == EXIT_SETUP:
+            return "lost"
+        if code == EXIT_MEMORY:
+            return "memory"
+        return "ok" if code == 0 else "error"
+
+    def _result(self, status: Status, child: Child, wall_s: float, ended: Exit) -> SandboxResult:
+        limit = self._output_bytes
+        stdout = child.output[:limit].decode("utf-8", "replace")
+        stderr = child.errors[:limit].decode("utf-8", "replace")
+        if status == "error" and (death := describe_death(ended.status)) is not None:
+            stderr += f"{death}\n"
+        return SandboxResult(status, stdout, stderr, wall_s, ended.cpu_s)
+
+    def _lost(self, job: Job, child: Child) -> None:
+        """Run a program once more that was killed from outside; report it lost the second time."""
+        job.attempts += 1
+        if job.attempts < 2:
+            self._queue.appendleft(job)
+            return
+        wall_s = time.monotonic() - child.started
+        stderr = child.errors[: self._output_bytes].decode("utf-8", "replace")
+        job.batch.put(job.index, SandboxResult("lost", "", stderr, wall_s))

@@ -1,0 +1,216 @@
+"""One zygote process as the supervisor sees it: start it, ask it for children, hear of their end."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ctpo.sandbox.zygote import EXITED, HEADER, REQUEST
+
+_MESSAGE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """How one kind of zygote is started, and what its children are held to.
+
+    Args:
+        command: argument list → full command line; the zygote's own arguments are appended inside.
+        environment: the zygote's environment.
+        settings: the JSON configuration the zygote reads first (see `zygote._Config`).
+    """
+
+    command: Callable[[list[str]], list[str]]
+    environment: dict[str, str]
+    settings: dict[str, object]
+
+
+def encode_filter(program: bytes) -> str:
+    """Bytes of a BPF program as the configuration carries them."""
+    return base64.b64encode(program).decode()
+
+
+@dataclass(eq=False)
+class Child:
+    """One forked, confined child: first a spare, then the runner of one program."""
+
+    identity: int
+    code: int
+    out: int
+    err: int
+    output: bytearray = field(default_factory=bytearray)
+    errors: bytearray = field(default_factory=bytearray)
+    started: float = 0.0
+    deadline: float = float("inf")
+    unsent: memoryview = field(default_factory=lambda: memoryview(b""))
+    watched: bool = False
+    verdict: str | None = None
+
+    def close(self) -> None:
+        """Close whatever of the supervisor's pipe ends is still open."""
+        for name in ("code", "out", "err"):
+            self.close_end(name)
+
+    def close_end(self, name: str) -> None:
+        fd: int = getattr(self, name)
+        if fd >= 0:
+            os.close(fd)
+            setattr(self, name, -1)
+
+    def begin(self, program: bytes, memory_bytes: int, cpu_s: int, timeout_s: float) -> None:
+        """Hand the program over; what the pipe does not take at once stays in `unsent`."""
+        self.started = time.monotonic()
+        self.deadline = self.started + timeout_s
+        self.unsent = memoryview(HEADER.pack(memory_bytes, cpu_s) + program)
+        os.set_blocking(self.code, False)
+        self.feed()
+
+    def feed(self) -> None:
+        """Write more of the program; close the pipe at its end, or when the child no longer reads."""
+        try:
+            while self.unsent:
+                self.unsent = self.unsent[os.write(self.code, self.unsent) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self.unsent = memoryview(b"")
+        self.close_end("code")
+
+    def drain(self, limit: int) -> bool:
+        """Read what is there; True if either stream is longer than `limit` bytes (the rest is dropped)."""
+        over = False
+        for name, kept in (("out", self.output), ("err", self.errors)):
+            while (fd := getattr(self, name)) >= 0 and len(kept) <= limit:
+                try:
+                    data = os.read(fd, min(1 << 16, limit + 1 - len(kept)))
+                except BlockingIOError:
+                    break
+                if not data:
+                    self.close_end(name)
+                kept += data
+            over = over or len(kept) > limit
+        return over
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a child ended: `os.wait` status, seconds of CPU."""
+
+    identity: int
+    status: int
+    cpu_s: float
+
+
+class Zygote:
+    """A running zygote, its spare children, and the child that runs a program."""
+
+    def __init__(self, confinement: Confinement) -> None:
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.setblocking(False)
+        with theirs:
+            # A fresh interpreter, not a fork: the supervisor may hold threads, a GPU and a policy's weights.
+            # A session of its own keeps the terminal's Ctrl-C for the supervisor.
+            self.process = subprocess.Popen(
+                confinement.command([str(theirs.fileno())]),
+                env=confinement.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                cwd="/",
+            )
+        self.control.send(json.dumps(confinement.settings).encode())
+        self.ready = False
+        self.started = time.monotonic()
+        self.packages: list[str] = []
+        self.spares: deque[Child] = deque()
+        self.running: Child | None = None
+        self._next = 0
+
+    def fork(self) -> None:
+        """Ask for one more spare child."""
+        ours, theirs = [], []
+        try:
+            for flow in ("in", "out", "out"):
+                reader, writer = os.pipe()
+                ours.append(writer if flow == "in" else reader)
+                theirs.append(reader if flow == "in" else writer)
+            self._next += 1
+            socket.send_fds(self.control, [REQUEST.pack(b"F", self._next)], theirs)
+        except OSError:
+            for fd in ours:
+                os.close(fd)
+            raise
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        for fd in ours[1:]:
+            os.set_blocking(fd, False)
+        self.spares.append(Child(self._next, *ours))
+
+    def kill(self, child: Child) -> None:
+        """Ask for a child's end; the answer is its `Exit`."""
+        with contextlib.suppress(OSError):
+            self.control.send(REQUEST.pack(b"K", child.identity))
+
+    def receive(self) -> list[Exit] | None:
+        """Read what the zygote says; None once it is dead."""
+        exits: list[Exit] = []
+        while True:
+            try:
+                message = self.control.recv(_MESSAGE_BYTES)
+            except BlockingIOError:
+                return exits
+            except ConnectionError:
+                return None
+            if not message:
+                return None
+            if message[:1] == b"R":
+                self.ready = True
+                self.packages = json.loads(message[1:])["found"]
+            else:
+                _, identity, status, user, system, _ = EXITED.unpack(message)
+                exits.append(Exit(identity, status, user + system))
+
+    def end(self, grace_s: float = 2.0) -> str:
+        """End the zygote and everything it started; return what it had written to stderr.
+
+        Closing the socket asks it to end; its process is waited for, so that nothing is left running.
+        """
+        self.control.close()
+        for child in (*self.spares, *([self.running] if self.running else [])):
+            child.close()
+        self.spares.clear()
+        try:
+            self.process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stderr is not None
+        os.set_blocking(self.process.stderr.fileno(), False)
+        complaint = self.process.stderr.read(4096) or b""
+        self.process.stderr.close()
+        return complaint.decode("utf-8", "replace").strip()
+
+
+def describe_death(status: int) -> str | None:
+    """A line for a child that a signal ended, else None."""
+    if not os.WIFSIGNALED(status):
+        return None
+    number = os.WTERMSIG(status)
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = "unknown"
+    return f"killed by signal {number} ({name})"
+
