@@ -91,7 +91,7 @@ def evaluate(
     """
     tokenizer = engine.tokenizer
     if tools is not None:
-        tools.start_batch()
+        tools.reset_account()
     rollouts = engine.generate(
         [tokenizer.encode(problem.prompt, add_special_tokens=False) for problem in problems],
         sampling,

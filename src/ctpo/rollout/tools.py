@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -11,6 +12,10 @@ from ctpo.errors import UserError
 from ctpo.rollout.records import ToolCall
 from ctpo.sandbox import Sandbox, SandboxResult, SandboxUnavailable
 from ctpo.tasks import PythonTool, Task
+
+
+_LASTING = ("ok", "error")  # timeout, memory, lost … may end otherwise next time
+_REMEMBERED = 100_000  # answers; programs and outputs are short, so some tens of megabytes at most
 
 
 class Runs(Protocol):
@@ -23,41 +28,47 @@ class ToolRunner:
     """One tool, one sandbox, and the account of what running it cost.
 
     Programs never share anything: each runs in an interpreter of its own. Where the task declares its tool
-    deterministic, programs of identical source within one batch are run once and share the answer.
+    deterministic, a program whose source was run before is answered from memory, which is what running it
+    again would give; only answers that do not depend on the machine's load (ok, error) are remembered.
     """
 
     def __init__(self, tool: PythonTool, sandbox: Runs) -> None:
         self.tool = tool
         self.sandbox = sandbox
-        self.seconds = 0.0
-        self.calls = 0
-        self.failures = 0
-        self.executed = 0
-        self._known: dict[str, SandboxResult] = {}
+        self._known: OrderedDict[str, SandboxResult] = OrderedDict()
+        self.reset_account()
 
-    def start_batch(self) -> None:
-        """Forget the answers of the batch before, and start a new account."""
-        self._known.clear()
+    def reset_account(self) -> None:
+        """Start a new account: seconds spent, calls answered, failures among them, programs really run."""
         self.seconds, self.calls, self.failures, self.executed = 0.0, 0, 0, 0
 
     def run(self, programs: Sequence[str]) -> list[ToolCall]:
         """Run these programs together; results in the same order."""
         started = time.perf_counter()
-        results = self._results(programs)
+        results = self._remembered(programs) if self.tool.deterministic else self._execute(list(programs))
         self.seconds += time.perf_counter() - started
         self.calls += len(programs)
         self.failures += sum(result.status != "ok" for result in results)
         return [self._call(program, result) for program, result in zip(programs, results, strict=True)]
 
-    def _results(self, programs: Sequence[str]) -> list[SandboxResult]:
-        if not self.tool.deterministic:
-            self.executed += len(programs)
-            return self.sandbox.run(list(programs))
-        unknown = [program for program in dict.fromkeys(programs) if program not in self._known]
-        if unknown:
-            self._known.update(zip(unknown, self.sandbox.run(unknown), strict=True))
-            self.executed += len(unknown)
-        return [self._known[program] for program in programs]
+    def _remembered(self, programs: Sequence[str]) -> list[SandboxResult]:
+        distinct = dict.fromkeys(programs)
+        answers = {program: self._known[program] for program in distinct if program in self._known}
+        unknown = [program for program in distinct if program not in answers]
+        answers.update(zip(unknown, self._execute(unknown), strict=True))
+        self._remember(unknown, answers)
+        return [answers[program] for program in programs]
+
+    def _remember(self, programs: Sequence[str], answers: dict[str, SandboxResult]) -> None:
+        for program in programs:
+            if answers[program].status in _LASTING:
+                self._known[program] = answers[program]
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+    def _execute(self, programs: list[str]) -> list[SandboxResult]:
+        self.executed += len(programs)
+        return self.sandbox.run(programs) if programs else []
 
     def _call(self, program: str, result: SandboxResult) -> ToolCall:
         output = self.tool.render(result.status, result.stdout, result.stderr)

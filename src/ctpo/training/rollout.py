@@ -45,7 +45,7 @@ def make_rollout_func(
         ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
         started = time.perf_counter()
         if tools is not None:
-            tools.start_batch()
+            tools.reset_account()
         with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
             engine = TransformersEngine(
                 model, tokenizer, eos_token_ids=trainer.eos_token_ids, batch_size=batch_size

@@ -1,0 +1,140 @@
+"""The engine against the model itself: recomputed log-probs, `generate`, and the tool protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
+from ctpo.rollout.engine import Sampling
+
+SAMPLING = Sampling(max_new_tokens=96)
+
+
+def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+@pytest.fixture(scope="module")
+def prompts(embedded: Any, arithmetic: Any) -> list[list[int]]:
+    problems = arithmetic.problems("test", 24, 3)
+    return encode(embedded[1], [problem.prompt for problem in problems for _ in range(4)])
+
+
+@pytest.fixture(scope="module")
+def rollouts(embedded: Any, arithmetic: Any, sandbox: Any, prompts: list[list[int]]) -> list[Rollout]:
+    generator = torch.Generator().manual_seed(0)
+    tools = ToolRunner(arithmetic.tool, sandbox)
+    return TransformersEngine(*embedded).generate(prompts, SAMPLING, tools=tools, generator=generator)
+
+
+def recomputed(model: Any, rollout: Rollout) -> torch.Tensor:
+    ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
+    with torch.no_grad():
+        logps = model(ids).logits[0].log_softmax(-1)[len(rollout.prompt_ids) - 1 : -1]
+    return logps[torch.arange(len(rollout.completion_ids)), torch.tensor(rollout.completion_ids)]
+
+
+def test_log_probs_equal_one_forward_pass_over_the_final_sequence(embedded: Any, rollouts: list[Rollout]) -> None:
+    assert sum(bool(rollout.calls) for rollout in rollouts) > len(rollouts) // 2
+    for rollout in rollouts:
+        mask = torch.tensor(rollout.model_mask, dtype=torch.bool)
+        got = torch.tensor(rollout.logps)
+        torch.testing.assert_close(got[mask], recomputed(embedded[0], rollout)[mask], atol=1e-4, rtol=0)
+        assert not got[~mask].any()
+
+
+def test_tool_output_is_inserted_verbatim_and_masked(embedded: Any, rollouts: list[Rollout]) -> None:
+    tokenizer = embedded[1]
+    for rollout in rollouts:
+        inserted = [t for t, own in zip(rollout.completion_ids, rollout.model_mask, strict=True) if not own]
+        assert tokenizer.decode(inserted) == "".join(call.output for call in rollout.calls)
+        text = tokenizer.decode(rollout.completion_ids)
+        for call in rollout.calls:
+            assert f"<py>{call.program}</py>{call.output}" in text
+            if call.status == "ok":
+                expression = call.program.removeprefix("print(").removesuffix(")")
+                assert call.output == f"<out>{eval(expression)}</out>"
+
+
+def test_lengths_agree_and_finished_rows_end_with_eos(embedded: Any, rollouts: list[Rollout]) -> None:
+    eos = embedded[1].eos_token_id
+    for rollout in rollouts:
+        assert len(rollout.completion_ids) == len(rollout.model_mask) == len(rollout.logps) > 0
+        assert rollout.finished == (rollout.completion_ids[-1] == eos)
+        assert eos not in rollout.completion_ids[:-1]
+
+
+def test_greedy_equals_generate(embedded: Any, prompts: list[list[int]]) -> None:
+    """Without a tool, for prompts of different lengths: left padding and row dropping change nothing."""
+    model, tokenizer = embedded
+    chosen = prompts[::4]
+    assert len(set(map(len, chosen))) > 1
+    ours = TransformersEngine(model, tokenizer).generate(chosen, Sampling(max_new_tokens=40, temperature=0.0))
+    for prompt, rollout in zip(chosen, ours, strict=True):
+        theirs = model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0, len(prompt) :].tolist()
+        assert rollout.completion_ids == theirs
+
+
+def test_batches_and_padding_do_not_change_a_response(embedded: Any, prompts: list[list[int]]) -> None:
+    greedy = Sampling(max_new_tokens=40, temperature=0.0)
+    together = TransformersEngine(*embedded).generate(prompts, greedy)
+    in_fives = TransformersEngine(*embedded, batch_size=5).generate(prompts, greedy)
+    assert [r.completion_ids for r in together] == [r.completion_ids for r in in_fives]
+
+
+def test_a_generator_makes_it_repeatable_and_leaves_global_randomness_alone(
+    embedded: Any, prompts: list[list[int]]
+) -> None:
+    before = torch.get_rng_state()
+    runs = [
+        TransformersEngine(*embedded).generate(prompts[:8], SAMPLING, generator=torch.Generator().manual_seed(7))
+        for _ in range(2)
+    ]
+    assert [r.completion_ids for r in runs[0]] == [r.completion_ids for r in runs[1]]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_training_mode_is_restored(embedded: Any, prompts: list[list[int]]) -> None:
+    model, tokenizer = embedded
+    model.train()
+    try:
+        TransformersEngine(model, tokenizer).generate(prompts[:2], Sampling(max_new_tokens=2))
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_output_that_does_not_fit_is_cut_at_the_length_limit(
+    embedded: Any, arithmetic: Any, sandbox: Any, prompts: list[list[int]]
+) -> None:
+    tools = ToolRunner(arithmetic.tool, sandbox)
+    generator = torch.Generator().manual_seed(0)
+    for limit in (9, 10, 11, 12):
+        found = TransformersEngine(*embedded).generate(
+            prompts, Sampling(max_new_tokens=limit), tools=tools, generator=generator
+        )
+        assert max(len(rollout.completion_ids) for rollout in found) == limit
+
+
+def test_calls_beyond_the_limit_are_not_run(embedded: Any, arithmetic: Any, sandbox: Any, prompts: Any) -> None:
+    from dataclasses import replace
+
+    tools = ToolRunner(replace(arithmetic.tool, max_calls=1), sandbox)
+    generator = torch.Generator().manual_seed(0)
+    found = TransformersEngine(*embedded).generate(prompts[:16], SAMPLING, tools=tools, generator=generator)
+    assert max(len(rollout.calls) for rollout in found) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "message"), [([], 4, "prompt 0 is empty"), ([5] * 200, 96, "exceeds the model's context")]
+)
+def test_impossible_prompts_are_refused(embedded: Any, prompt: list[int], tokens: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TransformersEngine(*embedded).generate([prompt], Sampling(max_new_tokens=tokens))
+
+
+def test_no_prompts_give_no_responses(embedded: Any) -> None:
+    assert TransformersEngine(*embedded).generate([], SAMPLING) == []
