@@ -265,10 +265,8 @@ class _Batch:
             columns += range(start, start + len(fitting))
             values += fitting
             self._turn_start[response] = start + len(fitting)
-        device = self._forced_BN.device
-        self._forced_BN[torch.tensor(rows, device=device), torch.tensor(columns, device=device)] = torch.tensor(
-            values, device=device
-        )
+        row, column, value = torch.tensor([rows, columns, values], dtype=torch.long, device=self._forced_BN.device)
+        self._forced_BN[row, column] = value
 
     def rollouts(self) -> list[Rollout]:
         tokens, sampled = self._tokens_BN.tolist(), self._sampled_BN.int().tolist()

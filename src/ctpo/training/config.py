@@ -89,11 +89,12 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
 
 
 def _resolve_device_defaults(config: CTPOConfig) -> None:
-    on_cpu = _will_run_on_cpu(config)
-    if config.gradient_checkpointing is None:
-        config.gradient_checkpointing = not on_cpu
-    if config.bf16 is None and on_cpu:
-        config.bf16 = False
+    if _will_run_on_cpu(config):
+        config.bf16 = bool(config.bf16)  # unset checkpointing is off in transformers
+        return
+    new_name = "activation_checkpointing"  # transformers' name from 5.2x on; it mirrors the old one
+    if config.gradient_checkpointing is None and getattr(config, new_name, None) is None:
+        setattr(config, new_name if hasattr(config, new_name) else "gradient_checkpointing", True)
 
 
 def _will_run_on_cpu(config: CTPOConfig) -> bool:

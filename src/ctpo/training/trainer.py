@@ -15,6 +15,8 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 
+from ctpo.objectives.layouts import Padded
+from ctpo.objectives.penalties import kl_penalty
 from ctpo.training.buffer import load_rollout_buffer, save_rollout_buffer
 from ctpo.training.config import CTPOConfig
 from ctpo.training.stats import StatsAccumulator
@@ -90,8 +92,9 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         loss = output.loss
         if self.beta != 0.0:
-            kl_BT = kl_penalty(logps_BT, inputs["ref_per_token_logps"], estimator="k3")
-            loss = loss + self.beta * self.objective.reduce(kl_BT, mask_BT, **totals)
+            kl_BT = torch.where(mask_BT, kl_penalty(logps_BT, inputs["ref_per_token_logps"]), 0.0)
+            weights = self.objective.reduction.weights(mask_BT, Padded(), dtype=kl_BT.dtype, **totals)
+            loss = loss + self.beta * (kl_BT * weights).sum()
             self._objective_stats.add({"kl": _masked_mean(kl_BT, mask_BT)})
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * aux_loss / self._accumulation()

@@ -1,0 +1,52 @@
+"""CTPOConfig: defaults that suit the machine, and settings that would be ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctpo import CTPOConfig
+
+
+def test_a_cpu_gets_no_checkpointing_and_no_bf16_unless_asked(tmp_path: Path) -> None:
+    config = CTPOConfig(str(tmp_path), use_cpu=True)
+    assert config.gradient_checkpointing is False
+    assert config.bf16 is False
+    asked = CTPOConfig(str(tmp_path), use_cpu=True, gradient_checkpointing=True, bf16=True)
+    assert asked.gradient_checkpointing is True
+    assert asked.bf16 is True
+
+
+def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
+    config = CTPOConfig(str(tmp_path), use_cpu=True, objective="grpo", objective_kwargs={"high": 0.3})
+    assert config.objective_settings()["high"] == 0.3
+    assert config.build_objective().trust_region.high == 0.3
+    assert CTPOConfig(str(tmp_path), use_cpu=True, objective_kwargs='{"high": 0.1}').objective_settings()["high"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "ctpoo"}, "ctpoo.*ctpo"),
+        ({"objective_kwargs": {"hihg": 0.1}}, "hihg.*high"),
+        ({"objective_kwargs": {"high": -0.1}}, "high.*-0.1"),
+        ({"anchor": "new"}, "anchor='new' is not one of old, rollout"),
+        ({"loss_type": "grpo"}, "loss_type='grpo' has no effect under CTPO; set objective"),
+        ({"epsilon": 0.1}, "epsilon=0.1 has no effect under CTPO; set objective_kwargs.low"),
+        ({"entropy_coef": 0.1}, "entropy_coef=0.1 is not supported"),
+    ],
+)
+def test_bad_settings_say_what_and_how_to_mend(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        CTPOConfig(str(tmp_path), use_cpu=True, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_updates_per_rollout_batch(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"per_device_train_batch_size": 8, "num_generations": 8, "use_cpu": True}
+    assert CTPOConfig(str(tmp_path), **keys).updates_per_rollout_batch == 1
+    assert CTPOConfig(str(tmp_path), steps_per_generation=16, **keys).updates_per_rollout_batch == 16
+    many = CTPOConfig(str(tmp_path), steps_per_generation=8, num_iterations=4, gradient_accumulation_steps=2, **keys)
+    assert many.updates_per_rollout_batch == 16

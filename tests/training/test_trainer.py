@@ -1,0 +1,148 @@
+"""CTPOTrainer inside TRL: what it must change, what it must not, and that the seams are where they were."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from trl import GRPOConfig, GRPOTrainer
+
+from ctpo import CTPOConfig, CTPOTrainer
+from ctpo.objectives import preset
+from ctpo.training.trainer import SEAMS, InertObjectiveWarning
+
+
+def parameters(trainer: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("name", SEAMS)
+def test_trl_still_has_this_seam(name: str) -> None:
+    """If this fails after an upgrade of TRL, read the method anew before changing SEAMS."""
+    assert tuple(inspect.signature(getattr(GRPOTrainer, name)).parameters) == SEAMS[name]
+
+
+def test_overrides_are_exactly_the_named_seams() -> None:
+    ours = {name for name, value in vars(CTPOTrainer).items() if inspect.isfunction(value)}
+    assert {name for name in ours if hasattr(GRPOTrainer, name)} - {"__init__"} == set(SEAMS)
+
+
+@pytest.fixture(scope="module")
+def stock(fit: Callable[..., Any]) -> Any:
+    return fit(GRPOTrainer, GRPOConfig, loss_type="grpo", epsilon=0.2, bf16=False, gradient_checkpointing=False)
+
+
+GRPO_AS_IN_TRL = {"low": 0.2, "high": 0.2, "dual": None, "reduction": "seq-mean-token-mean"}
+
+
+def test_with_grpo_it_trains_as_trl_does(fit: Callable[..., Any], stock: Any) -> None:
+    """The same clip, the same reduction: the same parameters after eight updates, four of them off-policy."""
+    ours = fit(CTPOTrainer, CTPOConfig, objective="grpo", objective_kwargs=GRPO_AS_IN_TRL)
+    moved = (parameters(stock) - parameters(fit(CTPOTrainer, CTPOConfig, max_steps=4))).abs().max()
+    assert moved > 1e-4
+    torch.testing.assert_close(parameters(ours), parameters(stock), atol=2e-6, rtol=0)
+
+
+def test_ctpo_trains_otherwise(fit: Callable[..., Any], stock: Any) -> None:
+    assert (parameters(fit(CTPOTrainer, CTPOConfig)) - parameters(stock)).abs().max() > 1e-4
+
+
+def test_the_rollout_engines_log_probs_are_as_good_an_anchor(fit: Callable[..., Any]) -> None:
+    recomputed = fit(CTPOTrainer, CTPOConfig, anchor="old")
+    reported = fit(CTPOTrainer, CTPOConfig, anchor="rollout")
+    torch.testing.assert_close(parameters(recomputed), parameters(reported), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean"])
+def test_accumulating_micro_batches_is_exact(fit: Callable[..., Any], reduction: str) -> None:
+    """Two micro-batches of four rows, of different lengths, are one mini-batch of eight."""
+    whole = fit(CTPOTrainer, CTPOConfig, objective_kwargs={"reduction": reduction})
+    halves = fit(
+        CTPOTrainer,
+        CTPOConfig,
+        objective_kwargs={"reduction": reduction},
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+    )
+    torch.testing.assert_close(parameters(whole), parameters(halves), atol=2e-5, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def off_policy(fit: Callable[..., Any]) -> Any:
+    return fit(CTPOTrainer, CTPOConfig, max_steps=3)  # stops in the middle of a rollout batch
+
+
+def test_loss_is_the_objective_on_model_tokens_alone(off_policy: Any) -> None:
+    """Recomputed by hand: a plain forward pass, tool tokens and padding cut out of every row."""
+    inputs = off_policy._buffered_inputs[3]
+    mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+    assert mask.sum() < inputs["completion_mask"].sum()  # there are tool tokens
+    off_policy.model.train()
+    loss = off_policy._compute_loss(off_policy.model, inputs)
+
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    logits = off_policy.model(ids, attention_mask=attention).logits[:, inputs["prompt_ids"].size(1) - 1 : -1]
+    logps = logits.log_softmax(-1).gather(-1, inputs["completion_ids"][..., None]).squeeze(-1)
+    total, tokens = 0.0, mask.sum()
+    for row in range(len(ids)):
+        keep = mask[row]
+        total += preset("ctpo", reduction="sum")(
+            logps[row, keep][None],
+            inputs["old_per_token_logps"][row, keep][None],
+            inputs["advantages"][row : row + 1],
+            torch.ones(1, int(keep.sum()), dtype=torch.bool),
+        ).loss
+    torch.testing.assert_close(loss, total / tokens, atol=1e-5, rtol=1e-5)
+
+
+def test_log_probs_of_tool_tokens_do_not_matter(off_policy: Any) -> None:
+    inputs = dict(off_policy._buffered_inputs[3])
+    off_policy.model.train()
+    before = off_policy._compute_loss(off_policy.model, inputs)
+    tool = (inputs["completion_mask"] * inputs["tool_mask"]) == 0
+    inputs["old_per_token_logps"] = torch.where(tool, float("nan"), inputs["old_per_token_logps"])
+    assert torch.equal(before, off_policy._compute_loss(off_policy.model, inputs))
+
+
+def test_statistics_reach_the_log(off_policy: Any) -> None:
+    trainer = off_policy
+    trainer.model.train()
+    trainer._objective_stats.flush(trainer.accelerator)
+    trainer._compute_loss(trainer.model, trainer._buffered_inputs[3])
+    logs: dict[str, float] = {}
+    trainer.log(logs)
+    assert 0 <= logs["clip_fraction"] <= 1
+    assert logs["log_ratio_std"] > 0
+    assert logs["tokens"] == int((trainer._buffered_inputs[3]["completion_mask"] * trainer._buffered_inputs[3]["tool_mask"]).sum())
+
+
+def test_kl_penalty_with_beta(fit: Callable[..., Any], stock: Any) -> None:
+    """beta > 0 loads TRL's reference model and adds the k3 estimate; at the start the two models agree."""
+    trainer = fit(CTPOTrainer, CTPOConfig, beta=0.1, max_steps=4)
+    assert trainer.ref_model is not None
+    logged = [row["kl"] for row in trainer.state.log_history if "kl" in row]
+    assert logged
+    assert logged[0] > 0
+    assert (parameters(trainer) - parameters(fit(CTPOTrainer, CTPOConfig, max_steps=4))).abs().max() > 1e-5
+
+
+def test_warns_when_every_ratio_is_one(tmp_path: Any) -> None:
+    from ctpo.training.trainer import warn_if_inert
+
+    keys = {"per_device_train_batch_size": 8, "num_generations": 4, "use_cpu": True}
+    with pytest.warns(InertObjectiveWarning, match="steps_per_generation=1"):
+        warn_if_inert(CTPOConfig(str(tmp_path), steps_per_generation=1, **keys))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_inert(CTPOConfig(str(tmp_path), steps_per_generation=2, **keys))
+        warn_if_inert(CTPOConfig(str(tmp_path), num_iterations=2, **keys))
+
+
+def test_another_config_is_refused(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match="GRPOConfig; CTPOTrainer takes a CTPOConfig"):
+        CTPOTrainer("unused", args=GRPOConfig(str(tmp_path), use_cpu=True))
