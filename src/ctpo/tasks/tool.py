@@ -69,8 +69,8 @@ class PythonTool:
             stderr: shown only after a failure, and only where `error_mark` is None.
 
         Returns:
-            `result_open + body + result_close`. The body has at most `max_result_chars` characters, holds none
-            of the tool's own tags and no character outside `result_charset`, whatever the program printed.
+            `result_open + body + result_close`. The body has at most `max_result_chars` characters, holds
+            none of the tool's own tags and no character outside `result_charset`, whatever was printed.
         """
         # Cut first, so that a flood of output costs nothing; no later line makes the body longer.
         body = self._message(status, stdout, stderr)[: self.max_result_chars]

@@ -31,8 +31,8 @@ class Demonstrator:
         """Write one solution of a prompt, tool results included.
 
         A step is `<py>print(3+67)</py><out>70</out>` or, with about as many tokens of the model's own,
-        `3+67=70;`. A slip is carried on: each step starts from what the step before says, and the tool answers
-        what it was asked.
+        `3+67=70;`. A slip is carried on: each step starts from what the step before says, and the tool
+        answers what it was asked.
         """
         (_, total), *rest = terms(prompt)
         steps = []

@@ -22,8 +22,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer from the vocabulary above.
 
     Decoding joins the words without spaces, and `skip_special_tokens=True` drops padding and end of sequence
-    only: tool tags are ordinary words, because the transcript and the answer check need them. A character that
-    the vocabulary lacks is read as `?`.
+    only: tool tags are ordinary words, because the transcript and the answer check need them. A character
+    that the vocabulary lacks is read as `?`.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
