@@ -15,7 +15,7 @@ def digest(prompt: str) -> str:
 def held_out(prompt: str, share: float = HELD_OUT_SHARE) -> bool:
     """Tell whether a prompt belongs to the test split.
 
-    The decision depends on the prompt alone, so no seed, count or version of a generator can put one prompt into
-    both splits.
+    The decision depends on the prompt alone, so no seed, count or version of a generator can put one prompt
+    into both splits.
     """
     return int(digest(prompt)[:8], 16) < share * 2**32

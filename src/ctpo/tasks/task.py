@@ -45,8 +45,8 @@ class Task:
         def check(completion: str, answer: str) -> bool: ...
         task = Task(name="dates", problems=problems, check=check, tool=PythonTool())
 
-    `problems` must keep the splits disjoint whatever the seeds; `held_out` (splits.py) does so by a hash of the
-    prompt.
+    `problems` must keep the splits disjoint whatever the seeds; `held_out` (splits.py) does so by a hash of
+    the prompt.
     """
 
     name: str
@@ -87,8 +87,8 @@ def reward_function(task: Task) -> Callable[..., list[float]]:
         task: the task whose `check` decides.
 
     Returns:
-        `reward(prompts, completions, answer, **kwargs) -> list[float]`, one reward a completion. `answer` is the
-        dataset column of that name; other columns and TRL's own keywords are ignored. A conversational
+        `reward(prompts, completions, answer, **kwargs) -> list[float]`, one reward a completion. `answer` is
+        the dataset column of that name; other columns and TRL's own keywords are ignored. A conversational
         completion is judged by the text of its last assistant message.
     """
 
@@ -97,8 +97,8 @@ def reward_function(task: Task) -> Callable[..., list[float]]:
     ) -> list[float]:
         if not len(prompts) == len(completions) == len(answer):
             raise ValueError(
-                f"answer has {len(answer)} rows for {len(prompts)} prompts and {len(completions)} completions; "
-                "pass one of each a row"
+                f"answer has {len(answer)} rows for {len(prompts)} prompts and "
+                f"{len(completions)} completions; pass one of each a row"
             )
         return [float(task.check(_text(c), a)) for c, a in zip(completions, answer, strict=True)]
 

@@ -12,8 +12,8 @@ SUCCESS = "ok"  # the sandbox's status of a program that ran to its end
 class PythonTool:
     """The text protocol of a Python tool; running the program is the sandbox's work, not this object's.
 
-    The model writes `open`, a program and `close`; the environment then appends what `render` returns, and the
-    model goes on from there.
+    The model writes `open`, a program and `close`; the environment then appends what `render` returns, and
+    the model goes on from there.
     """
 
     open: str = "<py>"
@@ -25,13 +25,13 @@ class PythonTool:
     result_close: str = "</out>"
     """Tag after the interpreter's output."""
     deterministic: bool = True
-    """Whether the same source always prints the same text, so that a batch may run identical programs once."""
+    """Whether equal sources print equal text, so that a batch may run identical programs once."""
     max_calls: int = 8
     """Calls a completion may make; later ones are not run."""
     max_result_chars: int = 1024
     """Length in characters at which the rendered output is cut, tags not counted."""
     error_mark: str | None = "error"
-    """What the model reads in place of a failed program's output; None shows its stdout and stderr instead."""
+    """What the model reads in place of a failed program's output; None shows stdout and stderr instead."""
     result_charset: str | None = None
     """Characters the model's vocabulary can write; any other becomes `substitute`. None allows all."""
     substitute: str = "?"
@@ -46,16 +46,18 @@ class PythonTool:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} is not a positive integer; use at least 1")
         if len(self.substitute) != 1 or any(self.substitute in tag for tag in tags):
-            raise ValueError(f"substitute={self.substitute!r} must be one character that no tool tag contains")
+            raise ValueError(
+                f"substitute={self.substitute!r} must be one character that no tool tag contains"
+            )
         written = (self.error_mark or "") + self.substitute
         if self.result_charset is not None and not set(written) <= set(self.result_charset):
             raise ValueError(
-                f"result_charset={self.result_charset!r} lacks characters of error_mark={self.error_mark!r} or "
-                f"substitute={self.substitute!r}; add them"
+                f"result_charset={self.result_charset!r} lacks characters of error_mark={self.error_mark!r} "
+                f"or substitute={self.substitute!r}; add them"
             )
 
     def extract(self, text_since_open: str) -> str:
-        """Return the program in the text that follows the opening tag, up to the closing tag or the text's end."""
+        """Return the program in the text after the opening tag, up to the closing tag or the text's end."""
         return text_since_open.partition(self.close)[0]
 
     def render(self, status: str, stdout: str, stderr: str) -> str:
@@ -67,10 +69,10 @@ class PythonTool:
             stderr: shown only after a failure, and only where `error_mark` is None.
 
         Returns:
-            `result_open + body + result_close`. The body has at most `max_result_chars` characters, holds none of
-            the tool's own tags and no character outside `result_charset`, whatever the program printed.
+            `result_open + body + result_close`. The body has at most `max_result_chars` characters, holds
+            none of the tool's own tags and no character outside `result_charset`, whatever was printed.
         """
-        # Cut before and after: before, so that a flood costs nothing; after, because that length is promised.
+        # Cut first, so that a flood of output costs nothing; no later line makes the body longer.
         body = self._message(status, stdout, stderr)[: self.max_result_chars]
         body = re.sub("|".join(map(re.escape, self._tags())), self.substitute, body)
         if self.result_charset is not None:

@@ -26,7 +26,7 @@ def problems(split: str, count: int, seed: int) -> list[Problem]:
     """Draw distinct chains of six operands between 1 and 99.
 
     Args:
-        split: "train" or "test"; a hash of the prompt decides to which a chain belongs, so they never overlap.
+        split: "train" or "test"; a hash of the prompt decides which, so the two never overlap.
         count: how many; a smaller count gives the beginning of the same list.
         seed: seed of the draw.
 
@@ -42,7 +42,9 @@ def problems(split: str, count: int, seed: int) -> list[Problem]:
     while len(chosen) < count:
         prompt, answer = _chain(draw)
         if held_out(prompt) == (split == "test"):
-            chosen[prompt] = Problem(prompt=prompt, answer=str(answer), id=f"arithmetic-{digest(prompt)[:16]}")
+            chosen[prompt] = Problem(
+                prompt=prompt, answer=str(answer), id=f"arithmetic-{digest(prompt)[:16]}"
+            )
     return list(chosen.values())
 
 

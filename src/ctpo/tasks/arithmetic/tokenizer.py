@@ -21,15 +21,15 @@ MAX_LENGTH = 256
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build the tokenizer from the vocabulary above.
 
-    Decoding joins the words without spaces, and `skip_special_tokens=True` drops padding and end of sequence only:
-    tool tags are ordinary words, because the transcript and the answer check need them. A character that the
-    vocabulary lacks is read as `?`.
+    Decoding joins the words without spaces, and `skip_special_tokens=True` drops padding and end of sequence
+    only: tool tags are ordinary words, because the transcript and the answer check need them. A character
+    that the vocabulary lacks is read as `?`.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     ids = {word: index for index, word in enumerate(VOCABULARY)}
-    # The unknown word is declared to the inner model only: declared outside it would be "special", and be dropped.
+    # Declared to the inner model only: the outer one would make the unknown word special, and drop it.
     inner = Tokenizer(models.WordLevel(vocab=ids, unk_token=UNKNOWN))
     longest_first = sorted(WORDS, key=len, reverse=True)
     pattern = "|".join([*map(_literal, longest_first), r"[\s\S]"])
@@ -47,5 +47,5 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _literal(word: str) -> str:
-    # re.escape writes `\<` and the like, which this regex dialect reads differently; a class is literal in both.
+    # Not re.escape: it writes for Python's dialect, and this one is Oniguruma's. A class is literal in both.
     return "".join(f"[{c}]" if c not in r"\^-]" else f"\\{c}" for c in word)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import random
 from collections.abc import Iterator
@@ -27,11 +28,11 @@ IGNORED = -100  # the label that transformers leaves out of the loss
 class WarmupConfig:
     """Settings of the warm-up; the defaults made the shipped model."""
 
-    steps: int = 400
+    steps: int = 1000
     """Optimizer steps."""
-    batch: int = 64
+    batch: int = 32
     """Demonstrations a step, each of a fresh problem of the train split."""
-    lr: float = 4e-3
+    lr: float = 8e-3
     """Peak learning rate of AdamW; rises over the first tenth of the steps and falls linearly to zero."""
     seed: int = 0
     """Seed of the weights, the problems and the demonstrator."""
@@ -98,14 +99,30 @@ def make_model(output: Path, config: WarmupConfig) -> None:
     tokenizer.save_pretrained(output)
 
 
+def main() -> None:
+    """Parse the command line and make the model."""
+    parser = argparse.ArgumentParser(description="Make the embedded arithmetic model.")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write model and tokenizer to")
+    parser.add_argument(
+        "--steps", type=int, default=WarmupConfig.steps, help="optimizer steps (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=WarmupConfig.seed, help="default %(default)s")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        config = WarmupConfig(steps=options.steps, seed=options.seed)
+    except ValueError as error:
+        parser.error(str(error))
+    make_model(options.output, config)
+
+
 def collate(texts: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
     """Turn (prompt, completion) pairs into token ids and labels, both [B, T].
 
-    Prompts, padding and the tool's results are ignored by the loss: the model is not to imitate the interpreter.
+    Prompts, padding and the tool's results are left out of the loss: the model is not to imitate the
+    interpreter.
     """
-    both = tokenizer(
-        [p + c + EOS for p, c in texts], padding=True, padding_side="right", return_tensors="pt"
-    )
+    both = tokenizer([p + c + EOS for p, c in texts], padding=True, padding_side="right", return_tensors="pt")
     ids_BT: torch.Tensor = both["input_ids"]
     starts_B = torch.tensor([len(ids) for ids in tokenizer([p for p, _ in texts])["input_ids"]])
     is_prompt_BT = torch.arange(ids_BT.shape[1]) < starts_B[:, None]
@@ -117,7 +134,8 @@ def environment_mask(ids_BT: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -
     """True [B, T] from each result's opening tag to its closing tag, both included."""
     opened = (ids_BT == tokenizer.convert_tokens_to_ids(TOOL.result_open)).cumsum(1)
     is_close = ids_BT == tokenizer.convert_tokens_to_ids(TOOL.result_close)
-    return opened > is_close.cumsum(1) - is_close.long()
+    inside_BT: torch.Tensor = opened > is_close.cumsum(1) - is_close.long()
+    return inside_BT
 
 
 def _batches(config: WarmupConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[dict[str, Any]]:
@@ -135,7 +153,7 @@ def _schedule(step: int, steps: int) -> float:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    # Sums split over threads round differently with their number; one thread is also the fastest at this size.
+    # Sums split over threads round differently with their number; one thread is also fastest at this size.
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
