@@ -1,8 +1,25 @@
-"""Policy objectives: tensors in, tensors out. Takes log-probs, never logits or models; needs torch and
-nothing else.
-"""
+"""Policy objectives: tensors in, tensors out. Takes log-probs, never logits or models; needs only torch."""
 
-from ctpo.objectives.objective import Objective, Output
-from ctpo.objectives.presets import preset, preset_defaults, preset_names
+from ctpo.objectives.compose import Output
+from ctpo.objectives.details import Details, position_profile
+from ctpo.objectives.objective import Objective
+from ctpo.objectives.registry import preset, preset_defaults, preset_names
+from ctpo.objectives.rollout_correction import Correction, anchor_logps, correct_rollout
+from ctpo.objectives.sharding import SequenceShard, contiguous, striped, zigzag
 
-__all__ = ["Objective", "Output", "preset", "preset_defaults", "preset_names"]
+__all__ = [
+    "Correction",
+    "Details",
+    "Objective",
+    "Output",
+    "SequenceShard",
+    "anchor_logps",
+    "contiguous",
+    "correct_rollout",
+    "position_profile",
+    "preset",
+    "preset_defaults",
+    "preset_names",
+    "striped",
+    "zigzag",
+]

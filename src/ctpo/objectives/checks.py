@@ -26,43 +26,87 @@ def choice(argument: str, value: object, known: Iterable[str]) -> str:
     raise ValueError(f"{argument}: {value!r} is not known{hint} Known: {', '.join(known)}.")
 
 
-def shapes(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, sequences: int | None) -> None:
-    """Compare shapes and dtypes of one call; `sequences` is the number a per-sequence advantage must have.
+def batch(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    per_sequence: tuple[int, ...],
+    weights: Tensor | None = None,
+    loss_mask: Tensor | None = None,
+) -> None:
+    """Compare shapes and dtypes of one call, and warn about half precision.
+
+    Args:
+        per_sequence: shape of one value a sequence.
 
     Raises:
         ValueError: naming the argument, what it holds and how to mend it.
     """
-    for name, value in (
-        ("logps", logps),
-        ("old_logps", old_logps),
-        ("advantages", advantages),
-        ("mask", mask),
-    ):
-        if not isinstance(value, Tensor):
+    floats = {"logps": logps, "old_logps": old_logps, "advantages": advantages, "weights": weights}
+    masks = {"mask": mask, "loss_mask": loss_mask}
+    for name, value in {**floats, **masks}.items():
+        if value is not None and not isinstance(value, Tensor):
             raise ValueError(
                 f"{name}: expected a torch.Tensor, got {type(value).__name__}; convert it first."
             )
-    for name, value in (("logps", logps), ("old_logps", old_logps), ("advantages", advantages)):
-        if not value.is_floating_point():
+    for name, value in floats.items():
+        if value is not None and not value.is_floating_point():
             raise ValueError(f"{name}: dtype {value.dtype} is not floating point; convert it with .float().")
-    for name, value in (("old_logps", old_logps), ("mask", mask)):
-        if value.shape != logps.shape:
+    for name, value in {"old_logps": old_logps, **masks}.items():
+        if value is not None and value.shape != logps.shape:
             raise ValueError(
                 f"{name}: shape {tuple(value.shape)} differs from logps {tuple(logps.shape)}; "
                 "score and mask the same tokens."
             )
-    per_sequence = (sequences,) if sequences is not None else None
-    if advantages.shape != logps.shape and tuple(advantages.shape) != per_sequence:
-        expected = f"{per_sequence} (one a sequence) or " if per_sequence is not None else ""
+    for name, value in {"advantages": advantages, "weights": weights}.items():
+        if value is not None and value.shape != logps.shape and tuple(value.shape) != per_sequence:
+            raise ValueError(
+                f"{name}: shape {tuple(value.shape)}; expected {per_sequence} (one a sequence) "
+                f"or {tuple(logps.shape)} (one a token)."
+            )
+    for name, value in masks.items():
+        if value is not None:
+            mask_values(name, value)
+    warn_low_precision(logps, old_logps)
+
+
+def packing(logps: Tensor, segment_ids: Tensor | None, cu_seqlens: Tensor | None) -> None:
+    """Check that the arguments describe exactly one layout.
+
+    Raises:
+        ValueError: naming the argument and the mend.
+    """
+    if not isinstance(logps, Tensor) or logps.ndim not in (1, 2):
+        shape = tuple(logps.shape) if isinstance(logps, Tensor) else type(logps).__name__
+        raise ValueError(f"logps: {shape}; expected a tensor [B, T], or [N] with segment_ids or cu_seqlens.")
+    given = [name for name, x in (("segment_ids", segment_ids), ("cu_seqlens", cu_seqlens)) if x is not None]
+    if logps.ndim == 2 and given:
+        raise ValueError(f"{given[0]}: logps are padded [B, T]; leave it out, or pass a packed stream [N].")
+    if logps.ndim == 1 and len(given) != 1:
+        raise ValueError("segment_ids, cu_seqlens: a packed stream [N] needs exactly one of them.")
+
+
+def segment_ids(ids: Tensor, segments: int, length: int) -> None:
+    """Check the ids of a packed stream; values on the CPU only, where reading them is free.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    if ids.ndim != 1 or ids.shape[0] != length or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"segment_ids: {ids.dtype} {tuple(ids.shape)}; expected [{length}] integers.")
+    if ids.device.type != "cpu" or length == 0:
+        return
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= segments:
+        raise ValueError(f"segment_ids: values from {low} to {high}; expected 0 to {segments - 1}.")
+    if bool((ids.diff() < 0).any()):
         raise ValueError(
-            f"advantages: shape {tuple(advantages.shape)}; "
-            f"expected {expected}{tuple(logps.shape)} (one a token)."
+            "segment_ids: they fall somewhere; each segment's tokens must lie together, in order."
         )
-    if mask.is_complex():
-        raise ValueError(f"mask: dtype {mask.dtype} is not boolean; pass mask.bool().")
 
 
-def mask_values(mask: Tensor) -> None:
+def mask_values(name: str, mask: Tensor) -> None:
     """Refuse a mask with values other than 0 and 1; looks on the CPU only, where reading them is free.
 
     Raises:
@@ -72,7 +116,7 @@ def mask_values(mask: Tensor) -> None:
         return
     wrong = (mask != 0) & (mask != 1)
     if bool(wrong.any()):
-        raise ValueError(f"mask: value {mask[wrong][0].item()} is neither 0 nor 1; pass a boolean mask.")
+        raise ValueError(f"{name}: value {mask[wrong][0].item()} is neither 0 nor 1; pass a boolean mask.")
 
 
 def warn_low_precision(logps: Tensor, old_logps: Tensor) -> None:

@@ -1,7 +1,7 @@
 """How a tensor of tokens falls into sequences: sums along a sequence, for padded rows.
 
-Shape legend: B rows, T positions, N tokens of a packed stream. Packed streams live in `segments`, sharded
-ones in `sharding`; all answer the same protocol, so a ratio is written once.
+Shape legend: B rows, T positions. Packed streams live in `segments`, sharded sequences in `sharding`; all
+answer the same protocol, so a ratio is written once.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from ctpo.objectives.numerics import prefix_dtype
 
 
 class Layout(Protocol):
-    """Sums along each sequence. Inputs and outputs have the shape of the tokens; masked tokens must hold the
-    neutral element (0 for sums, +inf for minima)."""
+    """Sums along each sequence. Masked tokens must hold the neutral element: 0 for sums, +inf for minima.
 
-    differentiable: bool
-    """False when a sum crosses process boundaries, so that autograd cannot follow it."""
+    Sums are accumulated in float64 where the device has it, and values must be finite (`tokens.sanitise`).
+    """
+
+    @property
+    def differentiable(self) -> bool:
+        """False when sums cross process boundaries, where autograd cannot follow."""
+        ...
 
     def prefix_sum(self, values: Tensor) -> Tensor:
-        """Inclusive sum over the sequence so far, accumulated in float64 where the device has it."""
+        """Inclusive sum over the sequence so far."""
         ...
 
     def suffix_sum(self, values: Tensor) -> Tensor:
@@ -30,20 +34,34 @@ class Layout(Protocol):
         ...
 
     def sequence_sum(self, values: Tensor) -> Tensor:
-        """Sum over the whole sequence, repeated at (or broadcastable to) each of its tokens."""
+        """Sum over the whole sequence, broadcastable to its tokens."""
         ...
 
     def prefix_min_before(self, values: Tensor) -> Tensor:
-        """Minimum over the tokens strictly before each one, and +inf where there is none."""
+        """Minimum over the tokens strictly before each one, +inf where there is none."""
         ...
 
     def count_sequences(self, mask: Tensor) -> Tensor:
-        """Number of sequences with at least one token under the mask, 0-d (this process's share when
-        sharded).
-        """
+        """Number of sequences with at least one token under the mask, over all shards; 0-d."""
         ...
 
-    def expand(self, per_sequence_or_token: Tensor) -> Tensor:
+    def sum_shards(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over the processes that share these sequences."""
+        ...
+
+    def max_shards(self, values: Tensor) -> Tensor:
+        """Maximum of a tensor over the processes that share these sequences."""
+        ...
+
+    def gather_shards(self, values: Tensor) -> Tensor:
+        """1-D values of all the processes that share these sequences, in any order."""
+        ...
+
+    def position_bound(self, length: int) -> int:
+        """A number no position t exceeds, given the local length of the last dimension."""
+        ...
+
+    def expand(self, values: Tensor) -> Tensor:
         """Per-sequence values repeated at their tokens; per-token values pass through."""
         ...
 
@@ -76,7 +94,22 @@ class Padded:
         """See `Layout.count_sequences`."""
         return mask.any(-1).sum()
 
-    def expand(self, per_sequence_or_token: Tensor) -> Tensor:
+    def sum_shards(self, values: Tensor) -> Tensor:
+        """See `Layout.sum_shards`; nothing is shared."""
+        return values
+
+    def max_shards(self, values: Tensor) -> Tensor:
+        """See `Layout.max_shards`; nothing is shared."""
+        return values
+
+    def gather_shards(self, values: Tensor) -> Tensor:
+        """See `Layout.gather_shards`; nothing is shared."""
+        return values
+
+    def position_bound(self, length: int) -> int:
+        """See `Layout.position_bound`."""
+        return length
+
+    def expand(self, values: Tensor) -> Tensor:
         """See `Layout.expand`; [B] becomes [B, 1]."""
-        x = per_sequence_or_token
-        return x.unsqueeze(-1) if x.ndim == 1 else x
+        return values.unsqueeze(-1) if values.ndim == 1 else values

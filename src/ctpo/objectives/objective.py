@@ -1,45 +1,38 @@
 """The objective: ratio × trust region × surrogate × reduction, and what one call returns.
 
-Shape legend: B rows, T positions. The composition in `compose` is the definition; faster paths must equal it.
+Shape legend: B rows, T positions, N tokens of a packed stream, S segments. `Objective.compose` is the
+definition; the fused path must equal it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from ctpo.objectives import checks
+from ctpo.objectives.compose import Output, compose
 from ctpo.objectives.layouts import Layout, Padded
-from ctpo.objectives.ratios import Ratio, log_weight
-from ctpo.objectives.reductions import REDUCTIONS, Count, Reduction
-from ctpo.objectives.stats import summarise
-from ctpo.objectives.surrogates import Surrogate, truncate
-from ctpo.objectives.tokens import sanitise
+from ctpo.objectives.numerics import compute_dtype
+from ctpo.objectives.penalties import KL_ESTIMATORS, entropy_penalty, kl_penalty
+from ctpo.objectives.ratios import Ratio
+from ctpo.objectives.reductions import Count, Reduction
+from ctpo.objectives.segments import Packed, segment_ids_from
+from ctpo.objectives.sharding import SequenceShard, Sharded
+from ctpo.objectives.surrogates import Surrogate
+from ctpo.objectives.tokens import Tokens, sanitise
 from ctpo.objectives.trust_regions import TrustRegion
 
-
-@dataclass(frozen=True)
-class Output:
-    """Result of one call.
-
-    Attributes:
-        loss: scalar to minimise, reduced with the objective's reduction.
-        token_loss: [B, T], unreduced, 0 where a token does not count; differentiable.
-        stats: detached 0-d tensors (see `stats.summarise`).
-    """
-
-    loss: Tensor
-    token_loss: Tensor
-    stats: dict[str, Tensor]
+BACKENDS: Final = ("auto", "compose")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """A policy objective composed of four independent parts.
 
-    loss = Σ_t weight_t · L_t, L_t = surrogate(log ratio_t, A_t, region_t), weight_t from the reduction.
+    loss = Σ_t factor_t · L_t, L_t = surrogate(log ratio_t, A_t, region_t), factor_t from the reduction.
 
     Attributes:
         ratio: which tokens' ratios are multiplied.
@@ -47,8 +40,12 @@ class Objective:
         surrogate: what a token's loss does with weight, advantage and limits.
         reduction: what is summed and divided by what.
         on_bad: "neutralise" treats a token under the mask with non-finite log-probs, or with |log ratio| >
-            20, as ratio 1 without loss or gradient and counts it; "raise" refuses the batch (reads a value
+            20, as ratio 1 without loss or gradient, and counts it; "raise" refuses the batch (reads a value
             from the device).
+        kl_coef: factor of the penalty KL(π_θ ‖ π_ref); needs `ref_logps` when not 0.
+        kl_estimator: "k1", "k2" or "k3".
+        entropy_coef: factor of the entropy bonus; needs `entropies` when not 0.
+        backend: "auto" takes the fused path where one applies; "compose" always the definition.
     """
 
     ratio: Ratio
@@ -56,10 +53,17 @@ class Objective:
     surrogate: Surrogate
     reduction: Reduction = field(default_factory=Reduction)
     on_bad: str = "neutralise"
+    kl_coef: float = 0.0
+    kl_estimator: str = "k3"
+    entropy_coef: float = 0.0
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
-        checks.choice("reduction", self.reduction.name, REDUCTIONS)
         checks.choice("on_bad", self.on_bad, ("neutralise", "raise"))
+        checks.choice("kl_estimator", self.kl_estimator, KL_ESTIMATORS)
+        checks.choice("backend", self.backend, BACKENDS)
+        checks.finite_number("kl_coef", self.kl_coef, 0.0)
+        checks.finite_number("entropy_coef", self.entropy_coef, 0.0)
 
     def __call__(
         self,
@@ -70,17 +74,38 @@ class Objective:
         *,
         num_tokens: Count | None = None,
         num_sequences: Count | None = None,
+        segment_ids: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        shard: SequenceShard | None = None,
+        weights: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        ref_logps: Tensor | None = None,
+        entropies: Tensor | None = None,
+        details: bool = False,
     ) -> Output:
         """Loss of one micro-batch.
 
         Args:
-            logps: [B, T] log π_θ of the sampled tokens, nats, with gradient.
-            old_logps: [B, T] log-probs of the anchor of the ratio, nats; no gradient flows into them.
-            advantages: [B] or [B, T]; positive favours the sampled tokens.
-            mask: [B, T] boolean or 0/1, true on tokens the model generated.
+            logps: [B, T] log π_θ of the sampled tokens, nats, with gradient; [N] for a packed stream.
+            old_logps: log-probs of the anchor of the ratio, nats, the shape of logps; no gradient flows into
+                them.
+            advantages: [B] (packed: [S]) or the shape of logps; positive favours the sampled tokens. A packed
+                [N] is per token, also when S = N.
+            mask: the shape of logps, boolean or 0/1, true on tokens the model generated.
             num_tokens: generated tokens of the whole mini-batch, over micro-batches and data-parallel ranks;
-                by default those of this call.
+                by default those of this call (of all shards).
             num_sequences: sequences with at least one generated token of the whole mini-batch, likewise.
+            segment_ids: [N] non-decreasing integers in 0..S−1; makes the call packed.
+            cu_seqlens: [S + 1] cumulative segment lengths from 0 to N, instead of segment_ids.
+            shard: where these tokens sit in sequences shared by a process group; the loss is then this rank's
+                share.
+            weights: [B] or the shape of logps, non-negative factors of the token losses (rollout correction).
+            loss_mask: the shape of logps, tokens under the mask that count in loss and denominators
+                (rejection); products and positions still see the mask.
+            ref_logps: log π_ref, nats, the shape of logps; needed when kl_coef is not 0.
+            entropies: of the next-token distributions, nats, the shape of logps; needed when entropy_coef is
+                not 0.
+            details: also return per-token details (takes the composed path).
 
         Returns:
             Loss to minimise, token losses and stats. With explicit counts the losses of the micro-batches add
@@ -90,33 +115,110 @@ class Objective:
             ValueError: shapes, dtypes or mask values that do not fit; unusable tokens when `on_bad` is
             "raise".
         """
-        checks.shapes(logps, old_logps, advantages, mask, logps.shape[0] if logps.ndim == 2 else None)
-        if logps.ndim != 2:
-            raise ValueError(f"logps: shape {tuple(logps.shape)}; expected [B, T].")
-        checks.mask_values(mask)
-        checks.warn_low_precision(logps, old_logps)
-        return self.compose(logps, old_logps, advantages, mask, Padded(), num_tokens, num_sequences)
+        layout = _layout(logps, advantages, segment_ids, cu_seqlens, shard)
+        per_sequence = logps.shape[:1] if logps.ndim == 2 else advantages.shape[:1]
+        checks.batch(logps, old_logps, advantages, mask, tuple(per_sequence), weights, loss_mask)
+        counted = mask if loss_mask is None else (mask != 0) & (loss_mask != 0)
+        dtype = compute_dtype(logps, old_logps)
+        factor = self.reduction.factors(counted, layout, num_tokens, num_sequences, dtype)
+        signal = layout.expand(advantages.detach()).to(dtype)
+        if weights is not None:
+            signal = signal * layout.expand(weights.detach()).to(dtype)
+        if loss_mask is not None:
+            signal = torch.where(counted, signal, torch.zeros_like(signal))
+        tokens = sanitise(logps, old_logps, mask, layout)
+        # A masked or neutralised token may carry a NaN advantage, which would reach the gradient as 0·NaN.
+        signal = torch.where(tokens.kept, signal, torch.zeros_like(signal))
+        out = compose(self.ratio, self.trust_region, self.surrogate, tokens, signal, factor, details)
+        if self.on_bad == "raise":
+            checks.unusable_tokens(out.stats["neutralised"])
+        if self.kl_coef == 0.0 and self.entropy_coef == 0.0:
+            return out
+        return self._penalise(out, tokens, factor, counted, ref_logps, entropies)
 
-    def compose(
+    def _penalise(
         self,
-        logps: Tensor,
-        old_logps: Tensor,
-        advantages: Tensor,
+        out: Output,
+        tokens: Tokens,
+        factor: Tensor,
+        counted: Tensor,
+        ref_logps: Tensor | None,
+        entropies: Tensor | None,
+    ) -> Output:
+        """Add the penalties with the reduction of the policy loss, and their means to the stats."""
+        loss, stats, total = out.loss, dict(out.stats), tokens.layout.sum_shards(counted.sum()).clamp(min=1)
+        for name, coefficient, source in (
+            ("kl_ref", self.kl_coef, ref_logps),
+            ("entropy", self.entropy_coef, entropies),
+        ):
+            if coefficient == 0.0:
+                continue
+            if source is None or source.shape != tokens.logps.shape:
+                argument = "ref_logps" if name == "kl_ref" else "entropies"
+                shape = None if source is None else tuple(source.shape)
+                raise ValueError(
+                    f"{argument}: shape {shape}; {name} needs one value a token, {tuple(tokens.logps.shape)}."
+                )
+            usable = tokens.kept & (counted != 0) & source.detach().isfinite()
+            safe = torch.where(usable, source, torch.zeros_like(source)).to(tokens.logps.dtype)
+            if name == "kl_ref":
+                values = kl_penalty(tokens.logps, safe, self.kl_estimator)
+            else:
+                values = entropy_penalty(safe)
+            values = torch.where(usable, values, torch.zeros_like(values))
+            loss = loss + coefficient * (values * factor).sum()
+            mean = tokens.layout.sum_shards(values.detach().sum()) / total
+            stats[name] = mean if name == "kl_ref" else -mean
+        return replace(out, loss=loss, stats=stats)
+
+    def reduce(
+        self,
+        values: Tensor,
         mask: Tensor,
-        layout: Layout,
+        *,
         num_tokens: Count | None = None,
         num_sequences: Count | None = None,
-    ) -> Output:
-        """The definition: the four parts applied one after the other, differentiated by autograd."""
-        tokens = sanitise(logps, old_logps, mask, layout)
-        if self.on_bad == "raise":
-            checks.unusable_tokens((tokens.mask & ~tokens.kept).sum())
-        zero = torch.zeros((), dtype=tokens.logps.dtype, device=logps.device)
-        # A masked or neutralised token may carry a NaN advantage, which would reach the gradient as 0·NaN.
-        adv = torch.where(tokens.kept, layout.expand(advantages.detach()).to(zero.dtype), zero)
-        limits = self.trust_region.limits(tokens, adv)
-        weight = truncate(log_weight(self.ratio, tokens), limits, self.ratio.log_cap)
-        terms = self.surrogate.terms(weight, adv, limits, tokens)
-        token_loss = torch.where(tokens.kept, terms.loss, zero)
-        factor = self.reduction.weights(tokens.mask, layout, num_tokens, num_sequences, zero.dtype)
-        return Output((token_loss * factor).sum(), token_loss, summarise(tokens, weight, terms))
+        layout: Layout | None = None,
+    ) -> Tensor:
+        """Reduce per-token values as the loss is reduced; masked values may be anything.
+
+        Args:
+            values: [B, T], or the shape the layout expects.
+            mask: the same shape, true where a token counts.
+            num_tokens, num_sequences: totals of the whole mini-batch, as in the call.
+            layout: of packed or sharded tokens; padded rows by default.
+
+        Returns:
+            Scalar.
+        """
+        layout = Padded() if layout is None else layout
+        factor = self.reduction.factors(mask, layout, num_tokens, num_sequences, compute_dtype(values))
+        return (torch.where(mask != 0, values, torch.zeros_like(values)) * factor).sum()
+
+
+def _layout(
+    logps: Tensor,
+    advantages: Tensor,
+    segment_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
+    shard: SequenceShard | None,
+) -> Layout:
+    """Layout of a call's tokens, after checking that the arguments describe exactly one."""
+    checks.packing(logps, segment_ids, cu_seqlens)
+    length = logps.shape[-1]
+    if logps.ndim == 2:
+        return Padded() if shard is None else Sharded(shard, length, logps.device)
+    ids = segment_ids
+    if cu_seqlens is not None:
+        if shard is not None:
+            raise ValueError(
+                "cu_seqlens: a shard of a packed stream needs segment_ids, one for each local token."
+            )
+        ids = segment_ids_from(cu_seqlens, length)
+    assert ids is not None
+    per_token = advantages.shape == logps.shape
+    segments = length if per_token else advantages.shape[0]
+    if shard is None:
+        checks.segment_ids(ids, segments, length)
+        return Packed(ids, segments)
+    return Sharded(shard, length, logps.device, ids, segments)

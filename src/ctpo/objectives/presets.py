@@ -1,19 +1,26 @@
-"""Named objectives. A preset is a few lines that compose parts; its knobs keep its paper's convention."""
+"""Named objectives. A preset is a few lines that compose parts; its knobs keep its paper's convention.
+
+Equations, sources and what is known of each: docs/objectives.md.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import math
-from collections.abc import Callable
-from typing import Any, Final
 
-from ctpo.objectives import checks
 from ctpo.objectives.objective import Objective
-from ctpo.objectives.ratios import CumulativeRatio, SequenceMeanRatio, TokenRatio
+from ctpo.objectives.quantile_gate import QuantileGate, Smoothing
+from ctpo.objectives.ratios import (
+    CumulativeRatio,
+    MinPrefixRatio,
+    PrefixMeanRatio,
+    SequenceMeanRatio,
+    SequenceRatio,
+    TokenRatio,
+    UnitRatio,
+)
 from ctpo.objectives.reductions import Reduction
-from ctpo.objectives.surrogates import MinClip
-from ctpo.objectives.trust_regions import LogBand, RatioBand
+from ctpo.objectives.surrogates import Gated, MinClip, StopGradientWeight
+from ctpo.objectives.trust_regions import LogBand, RatioBand, Unbounded
 
 
 def ctpo(
@@ -23,8 +30,7 @@ def ctpo(
     power: float = 0.5,
     reduction: str = "token-mean",
 ) -> Objective:
-    """CTPO (arXiv 2605.07331): ρ_t = Π_{s≤t} r_s, min-clipped to e^[−low·t^power, high·t^power], dual clip
-    e^(dual·t^power).
+    """ρ_t = Π_{s≤t} r_s, min-clipped to e^[−low·t^power, high·t^power], dual clip e^(dual·t^power).
 
     token-mean is how the published implementation runs; the paper's formula is seq-mean-token-mean.
     """
@@ -42,20 +48,75 @@ def ctpo_fixed(
     dual: float | None = math.log(5),
     reduction: str = "token-mean",
 ) -> Objective:
-    """CTPO with a band that does not widen: ρ_t in [0.5, 5] by default, the paper's ablation. Knobs are
-    log-space.
-    """
+    """CTPO with a band that does not widen; log-space knobs, by default the paper's ablation [0.5, 5]."""
     return ctpo(low, high, dual, 0.0, reduction)
 
 
-def grpo(
-    low: float = 0.2, high: float = 0.28, dual: float | None = 3.0, reduction: str = "seq-mean-token-mean"
+def ctpo_fixed_matched(
+    low: float = 0.025,
+    high: float = 0.05,
+    dual: float | None = 0.05,
+    length: int = 8000,
+    reduction: str = "token-mean",
 ) -> Objective:
-    """GRPO (arXiv 2402.03300, equation 3): r_t min-clipped to [1 − low, 1 + high], dual clip at `dual`.
+    """CTPO with a fixed band as wide as ctpo's is on average over 1..length: bases times (2/3)·√length.
 
-    The band is the one CTPO's paper runs its GRPO baseline with; GRPO's own is symmetric without dual clip
-    (`high=0.2, dual=None`).
+    Separates the shape of the band from its width. (2/3)·√T is the mean of √t up to 0.5/√T.
     """
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise ValueError(f"length: {length!r} must be a whole number of tokens, at least 1.")
+    scale = 2 / 3 * math.sqrt(length)
+    return ctpo(low * scale, high * scale, None if dual is None else dual * scale, 0.0, reduction)
+
+
+def ctpo_geomean(
+    low: float = 0.025,
+    high: float = 0.05,
+    dual: float | None = 0.05,
+    power: float = -0.5,
+    reduction: str = "token-mean",
+) -> Objective:
+    """CTPO with the geometric mean of the prefix, (Π_{s≤t} r_s)^{1/t}, in a band that narrows as t^−0.5."""
+    return Objective(
+        ratio=PrefixMeanRatio(),
+        trust_region=LogBand(low, high, dual, power),
+        surrogate=MinClip(),
+        reduction=Reduction(reduction),
+    )
+
+
+def ctpo_prefix_gradient(
+    low: float = 0.025,
+    high: float = 0.05,
+    dual: float | None = 0.05,
+    power: float = 0.5,
+    reduction: str = "token-mean",
+) -> Objective:
+    """CTPO differentiated through the whole prefix: the gradient of ρ_t reaches every token s ≤ t."""
+    return Objective(
+        ratio=CumulativeRatio(gradient="through"),
+        trust_region=LogBand(low, high, dual, power),
+        surrogate=MinClip(),
+        reduction=Reduction(reduction),
+    )
+
+
+def sequence(
+    low: float = 0.5, high: float = 4.0, dual: float | None = 5.0, reduction: str = "seq-mean-token-mean"
+) -> Objective:
+    """ρ_T = Π_{s≤T} r_s for every token, min-clipped to [1 − low, 1 + high] ([0.5, 5], ctpo-fixed's band)."""
+    return Objective(
+        ratio=SequenceRatio(),
+        trust_region=RatioBand(low, high, dual),
+        surrogate=MinClip(),
+        reduction=Reduction(reduction),
+    )
+
+
+def ppo(
+    low: float = 0.2, high: float = 0.2, dual: float | None = None, reduction: str = "token-mean"
+) -> Objective:
+    """r_t min-clipped to [1 − low, 1 + high]; `dual` adds the dual clip (usually 3)."""
     return Objective(
         ratio=TokenRatio(),
         trust_region=RatioBand(low, high, dual),
@@ -64,13 +125,57 @@ def grpo(
     )
 
 
+def grpo(
+    low: float = 0.2, high: float = 0.28, dual: float | None = 3.0, reduction: str = "seq-mean-token-mean"
+) -> Objective:
+    """PPO's term with GRPO's mean over sequences of the mean over tokens.
+
+    The band is the one CTPO's paper runs its GRPO baseline with; GRPO's own is symmetric, without dual clip
+    and with a KL penalty (`high=0.2, dual=None, kl_coef=0.04`).
+    """
+    return ppo(low, high, dual, reduction)
+
+
+def dapo(
+    low: float = 0.2, high: float = 0.28, dual: float | None = None, reduction: str = "token-mean"
+) -> Objective:
+    """PPO's term with a higher upper bound and the mean over all tokens."""
+    return ppo(low, high, dual, reduction)
+
+
+def dr_grpo(
+    low: float = 0.2, high: float = 0.2, dual: float | None = None, reduction: str = "seq-mean-token-sum-norm"
+) -> Objective:
+    """PPO's term summed over tokens and divided by a constant (`norm_length`), so that length has no say.
+
+    Pair it with `advantages.dr_grpo`. The paper's formula has no constant (norm_length = 1); its code divides
+    by the generation budget.
+    """
+    return ppo(low, high, dual, reduction)
+
+
 def gspo(
     low: float = 3e-4,
     high: float = 4e-4,
     dual: float | None = None,
     reduction: str = "seq-mean-token-mean",
 ) -> Objective:
-    """GSPO (arXiv 2507.18071, equations 5 to 7): (Π r_s)^{1/T}, min-clipped to [1 − low, 1 + high]."""
+    """s = (Π r_s)^{1/T}, min-clipped to [1 − low, 1 + high], differentiated through the whole sequence."""
+    return Objective(
+        ratio=SequenceMeanRatio(gradient="through"),
+        trust_region=RatioBand(low, high, dual),
+        surrogate=MinClip(),
+        reduction=Reduction(reduction),
+    )
+
+
+def gspo_token(
+    low: float = 3e-4,
+    high: float = 4e-4,
+    dual: float | None = None,
+    reduction: str = "seq-mean-token-mean",
+) -> Objective:
+    """GSPO with the value of s and the gradient of the current token, for advantages that differ by token."""
     return Objective(
         ratio=SequenceMeanRatio(),
         trust_region=RatioBand(low, high, dual),
@@ -79,50 +184,77 @@ def gspo(
     )
 
 
-_PRESETS: Final[dict[str, Callable[..., Objective]]] = {
-    "ctpo": ctpo,
-    "ctpo-fixed": ctpo_fixed,
-    "grpo": grpo,
-    "gspo": gspo,
-}
+def cispo(low: float = 1.0, high: float = 4.0, reduction: str = "token-mean") -> Objective:
+    """−sg(clip(r_t, 1 − low, 1 + high)) A log π_t: weights are truncated, no token loses its gradient.
 
-_SHARED: Final[dict[str, Any]] = {"norm_length": 1.0, "on_bad": "neutralise"}
-"""Knobs every preset takes: K of seq-mean-token-sum-norm (tokens), and the policy for unusable log-probs."""
-
-
-def preset_names() -> tuple[str, ...]:
-    """Names `preset` knows."""
-    return tuple(_PRESETS)
-
-
-def preset_defaults(name: str) -> dict[str, Any]:
-    """Knobs of a preset and their defaults.
-
-    Raises:
-        ValueError: unknown preset.
+    The paper sets no lower bound (low ≥ 1) and does not print its upper one; 5 (high = 4) is our choice.
     """
-    builder = _PRESETS[checks.choice("preset", name, _PRESETS)]
-    own = {key: parameter.default for key, parameter in inspect.signature(builder).parameters.items()}
-    return {**_SHARED, **own}
-
-
-def preset(name: str, **overrides: Any) -> Objective:
-    """Objective by name, with overrides of its knobs.
-
-    Args:
-        name: one of `preset_names()`.
-        overrides: knobs of that preset, see `preset_defaults(name)`.
-
-    Raises:
-        ValueError: unknown preset or knob (with the nearest match), or a value out of range.
-    """
-    known = preset_defaults(name)
-    for key in overrides:
-        checks.choice(f"override of preset {name!r}", key, known)
-    knobs = {**known, **overrides}
-    shared = {key: knobs.pop(key) for key in _SHARED if key in knobs}
-    objective = _PRESETS[name](**knobs)
-    norm_length = checks.finite_number("norm_length", shared.pop("norm_length"), 0.0, strict=True)
-    return dataclasses.replace(
-        objective, reduction=dataclasses.replace(objective.reduction, norm_length=norm_length), **shared
+    return Objective(
+        ratio=TokenRatio(),
+        trust_region=RatioBand(low, high),
+        surrogate=StopGradientWeight(),
+        reduction=Reduction(reduction),
     )
+
+
+def minpro(
+    low: float = 0.2, high: float = 0.28, dual: float | None = None, reduction: str = "token-mean"
+) -> Objective:
+    """r_t · min_{s<t} r_s (r_1 at t = 1), min-clipped to [1 − low, 1 + high]; gradient of r_t only.
+
+    The ratio follows the paper; band and surrogate are our reading (DAPO's), to be tuned.
+    """
+    return Objective(
+        ratio=MinPrefixRatio(),
+        trust_region=RatioBand(low, high, dual),
+        surrogate=MinClip(),
+        reduction=Reduction(reduction),
+    )
+
+
+def reinforce(reduction: str = "token-mean") -> Objective:
+    """−A log π_t: no ratio, no region."""
+    return Objective(
+        ratio=UnitRatio(),
+        trust_region=Unbounded(),
+        surrogate=StopGradientWeight(),
+        reduction=Reduction(reduction),
+    )
+
+
+def sequence_quantile(
+    q: float = 0.2,
+    ema: float | None = None,
+    across_ranks: bool = False,
+    reduction: str = "seq-mean-token-mean",
+) -> Objective:
+    """Experimental. −1[|c_T| ≤ τ] ρ_T A with τ the (1 − q) quantile of |c_T| over the mini-batch's tokens."""
+    return Objective(
+        ratio=SequenceRatio(),
+        trust_region=QuantileGate(q, across_ranks=across_ranks, smoothing=_smoothing(ema)),
+        surrogate=Gated(),
+        reduction=Reduction(reduction),
+    )
+
+
+def prefix_quantile(
+    q: float = 0.2,
+    ema: float | None = None,
+    across_ranks: bool = False,
+    reduction: str = "seq-mean-token-mean",
+) -> Objective:
+    """Experimental. −T^−½ 1[|c_t|/σ_t ≤ τ] ρ_t A, differentiated through the whole prefix.
+
+    σ_t is the root mean square of c_t over the mini-batch's rows at position t, τ the (1 − q) quantile of
+    |c_t|/σ_t.
+    """
+    return Objective(
+        ratio=CumulativeRatio(gradient="through"),
+        trust_region=QuantileGate(q, by_position=True, across_ranks=across_ranks, smoothing=_smoothing(ema)),
+        surrogate=Gated(),
+        reduction=Reduction(reduction, length_power=-0.5),
+    )
+
+
+def _smoothing(ema: float | None) -> Smoothing | None:
+    return None if ema is None else Smoothing(ema)

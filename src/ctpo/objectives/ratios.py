@@ -36,13 +36,18 @@ class Ratio(Protocol):
         """Log ratio at every token, differentiable through all the log-probs it is made of."""
         ...
 
+    def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
+        """Transpose of the linear map `statistic`: slopes of the statistics to slopes of the log-probs."""
+        ...
+
 
 def log_weight(ratio: Ratio, tokens: Tokens) -> Tensor:
     """Log importance weight at every token, in the compute dtype, with the ratio's gradient path."""
-    statistic = ratio.statistic(tokens)
     if ratio.gradient == "token":
+        with torch.no_grad():
+            statistic = ratio.statistic(tokens)
         return tokens.attach(statistic)
-    return statistic.to(tokens.logps.dtype)
+    return ratio.statistic(tokens).to(tokens.logps.dtype)
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,10 @@ class TokenRatio:
         """d_t."""
         return tokens.log_ratio
 
+    def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
+        """See `Ratio.pullback`."""
+        return slopes
+
 
 @dataclass(frozen=True)
 class CumulativeRatio:
@@ -67,6 +76,10 @@ class CumulativeRatio:
     def statistic(self, tokens: Tokens) -> Tensor:
         """c_t = Σ_{s≤t} d_s."""
         return tokens.layout.prefix_sum(tokens.log_ratio)
+
+    def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
+        """See `Ratio.pullback`."""
+        return tokens.layout.suffix_sum(slopes)
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,10 @@ class PrefixMeanRatio:
         """c_t / t."""
         return tokens.layout.prefix_sum(tokens.log_ratio) / tokens.positions().clamp(min=1)
 
+    def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
+        """See `Ratio.pullback`."""
+        return tokens.layout.suffix_sum(slopes / tokens.positions().clamp(min=1))
+
 
 @dataclass(frozen=True)
 class SequenceRatio:
@@ -91,6 +108,10 @@ class SequenceRatio:
     def statistic(self, tokens: Tokens) -> Tensor:
         """c_T, the same at every token of the sequence."""
         return tokens.layout.sequence_sum(tokens.log_ratio)
+
+    def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
+        """See `Ratio.pullback`."""
+        return tokens.layout.sequence_sum(slopes)
 
 
 @dataclass(frozen=True)
@@ -105,6 +126,11 @@ class SequenceMeanRatio:
         length = tokens.layout.sequence_sum(tokens.mask).clamp(min=1)
         return tokens.layout.sequence_sum(tokens.log_ratio) / length
 
+    def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
+        """See `Ratio.pullback`."""
+        length = tokens.layout.sequence_sum(tokens.mask).clamp(min=1)
+        return tokens.layout.sequence_sum(slopes) / length
+
 
 @dataclass(frozen=True)
 class MinPrefixRatio:
@@ -113,7 +139,7 @@ class MinPrefixRatio:
     The smallest single-token ratio strictly before t stands in for the product of the prefix.
     """
 
-    gradient: GradientPath = "token"
+    gradient: ClassVar[GradientPath] = "token"
     log_cap: ClassVar[float] = LOG_WEIGHT_CAP
 
     def statistic(self, tokens: Tokens) -> Tensor:
@@ -122,14 +148,22 @@ class MinPrefixRatio:
         smallest = tokens.layout.prefix_min_before(torch.where(tokens.mask, tokens.log_ratio, inf))
         return tokens.log_ratio + torch.where(smallest.isinf(), torch.zeros_like(smallest), smallest)
 
+    def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
+        """See `Ratio.pullback`."""
+        return slopes
+
 
 @dataclass(frozen=True)
 class UnitRatio:
     """log 1: no correction (REINFORCE); the gradient of the current token's log-prob remains."""
 
-    gradient: GradientPath = "token"
+    gradient: ClassVar[GradientPath] = "token"
     log_cap: ClassVar[float] = LOG_WEIGHT_CAP
 
     def statistic(self, tokens: Tokens) -> Tensor:
         """0."""
         return torch.zeros_like(tokens.log_ratio)
+
+    def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
+        """See `Ratio.pullback`."""
+        return slopes

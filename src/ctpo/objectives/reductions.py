@@ -12,6 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ctpo.objectives import checks
 from ctpo.objectives.layouts import Layout
 
 REDUCTIONS: Final = {
@@ -39,7 +40,11 @@ class Reduction:
     norm_length: float = 1.0
     length_power: float = 0.0
 
-    def weights(
+    def __post_init__(self) -> None:
+        checks.choice("reduction", self.name, REDUCTIONS)
+        checks.finite_number("norm_length", self.norm_length, 0.0, strict=True)
+
+    def factors(
         self,
         mask: Tensor,
         layout: Layout,
@@ -48,19 +53,21 @@ class Reduction:
         dtype: torch.dtype,
     ) -> Tensor:
         """Factor of each token's loss, 0-d or broadcastable to the tokens."""
+        mask = mask != 0
         if self.name == "sum":
-            weight = torch.ones((), dtype=dtype, device=mask.device)
+            factor = torch.ones((), dtype=dtype, device=mask.device)
         elif self.name == "token-mean":
-            weight = 1 / _at_least_one(mask.sum() if num_tokens is None else num_tokens, mask.device, dtype)
+            tokens = layout.sum_shards(mask.count_nonzero()) if num_tokens is None else num_tokens
+            factor = 1 / _at_least_one(tokens, mask.device, dtype)
         else:
             sequences = layout.count_sequences(mask) if num_sequences is None else num_sequences
-            weight = 1 / _at_least_one(sequences, mask.device, dtype)
+            factor = 1 / _at_least_one(sequences, mask.device, dtype)
         if self.name == "seq-mean-token-sum-norm":
-            weight = weight / self.norm_length
+            factor = factor / self.norm_length
         power = self.length_power - (1.0 if self.name == "seq-mean-token-mean" else 0.0)
         if power != 0.0:
-            weight = weight * layout.sequence_sum(mask).clamp(min=1).to(dtype).pow(power)
-        return weight
+            factor = factor * layout.sequence_sum(mask).clamp(min=1).to(dtype).pow(power)
+        return factor
 
 
 def _at_least_one(count: Count, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -1,79 +1,138 @@
-"""What a call says about itself: detached 0-d tensors on the device of the inputs, computed without
-synchronisation.
-"""
+"""What a call says about itself: detached 0-d tensors on the inputs' device, without synchronisation."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from ctpo.objectives.layouts import Layout
 from ctpo.objectives.numerics import prefix_dtype
 from ctpo.objectives.surrogates import TokenTerms
 from ctpo.objectives.tokens import Tokens
 
+Number = Tensor | float
 
-def summarise(tokens: Tokens, log_weight: Tensor, terms: TokenTerms) -> dict[str, Tensor]:
-    """Means over the tokens under the mask (clip fractions) and over the usable ones (everything else).
+
+@dataclass(slots=True)
+class Sums:
+    """Sums over the tokens of a call, from which every figure follows; chunks of a call add up.
+
+    x is the weighing log ratio after truncation, d the token's log ratio.
+    """
+
+    tokens: Number = 0.0
+    """Tokens under the mask."""
+    usable: Number = 0.0
+    nonfinite: Number = 0.0
+    saturated: Number = 0.0
+    high: Number = 0.0
+    low: Number = 0.0
+    dual: Number = 0.0
+    x: Number = 0.0
+    xx: Number = 0.0
+    weight: Number = 0.0
+    """Σ e^x."""
+    weight_squared: Number = 0.0
+    d: Number = 0.0
+    dd: Number = 0.0
+    k3: Number = 0.0
+    """Σ (e^d − 1 − d)."""
+    lowest: Number = torch.inf
+    highest: Number = -torch.inf
+
+
+def over_shards(sums: Sums, layout: Layout) -> Sums:
+    """The same sums over all the processes that share the sequences (two small collectives when sharded)."""
+    names = [f.name for f in fields(Sums) if f.name not in ("lowest", "highest")]
+    added = layout.sum_shards(torch.stack([torch.as_tensor(getattr(sums, name)) for name in names]))
+    extremes = torch.stack([-torch.as_tensor(sums.lowest), torch.as_tensor(sums.highest)])
+    lowest, highest = layout.max_shards(extremes).unbind()
+    return Sums(**dict(zip(names, added.unbind(), strict=True)), lowest=-lowest, highest=highest)
+
+
+def finalise(sums: Sums, sequences: Number, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Figures of one call.
 
     Returns:
-        clip_fraction: (high + low) / N, as the published implementation counts; the dual clip is its own
-            figure.
+        clip_fraction: (high + low) / tokens, as the published implementation counts; the dual clip stands
+            apart.
         clip_fraction_high, clip_fraction_low, clip_fraction_dual: its parts.
-        log_ratio_mean, log_ratio_std, log_ratio_min, log_ratio_max: of the weighing log ratio, population
+        log_ratio_mean, log_ratio_std, log_ratio_min, log_ratio_max: of the weighing log ratio; population
             std.
-        ess: (Σρ)² / (n Σρ²), effective sample size as a share of the tokens.
-        kl_k1, kl_k2, kl_k3: KL(old ‖ new) estimates from sampled tokens, with d = log π_θ − log π_old:
-            mean of −d, of d²/2, of e^d − 1 − d.
-        nonfinite, saturated, neutralised: counts of tokens under the mask that could not be used.
-        tokens, sequences: N and S of this call.
+        ess: (Σρ)² / (n Σρ²), effective sample size as a share of the usable tokens.
+        kl_k1, kl_k2, kl_k3: estimates of KL(old ‖ new) from tokens of the old policy, with d = log π_θ − log
+        π_old:
+            means of −d, d²/2 and e^d − 1 − d.
+        nonfinite, saturated, neutralised: counts of tokens under the mask whose log-probs could not be used.
+        tokens, sequences: what the default denominators count.
     """
-    with torch.no_grad():
-        kept = tokens.kept
-        dtype = log_weight.dtype
-        weight = log_weight.detach().expand_as(tokens.logps)
-        d = tokens.log_ratio.detach()
-        zero, inf = (
-            torch.zeros((), dtype=dtype, device=d.device),
-            torch.full((), torch.inf, dtype=dtype, device=d.device),
-        )
-        total, usable = tokens.mask.sum().clamp(min=1), kept.sum()
-        n = usable.clamp(min=1)
-        any_usable = usable > 0
+    wide = prefix_dtype(device)
 
-        def mean(values: Tensor) -> Tensor:
-            return torch.where(kept, values, zero).sum() / n
+    def scalar(value: Number) -> Tensor:
+        return torch.as_tensor(value, dtype=wide, device=device)
 
-        def share(flags: Tensor) -> Tensor:
-            return (flags & kept).sum().to(dtype) / total
+    tokens, usable = scalar(sums.tokens), scalar(sums.usable)
+    some = usable > 0
+    n_tokens, n = tokens.clamp(min=1), usable.clamp(min=1)
+    mean = scalar(sums.x) / n
+    nonfinite, saturated = scalar(sums.nonfinite), scalar(sums.saturated)
+    zero, squares = torch.zeros_like(n), scalar(sums.weight_squared)
+    figures = {
+        "clip_fraction": (scalar(sums.high) + scalar(sums.low)) / n_tokens,
+        "clip_fraction_high": scalar(sums.high) / n_tokens,
+        "clip_fraction_low": scalar(sums.low) / n_tokens,
+        "clip_fraction_dual": scalar(sums.dual) / n_tokens,
+        "log_ratio_mean": mean,
+        "log_ratio_std": (scalar(sums.xx) / n - mean * mean).clamp(min=0).sqrt(),
+        "log_ratio_min": torch.where(some, scalar(sums.lowest), zero),
+        "log_ratio_max": torch.where(some, scalar(sums.highest), zero),
+        "ess": torch.where(squares > 0, scalar(sums.weight) ** 2 / (n * squares), zero),
+        "kl_k1": -scalar(sums.d) / n,
+        "kl_k2": scalar(sums.dd) / (2 * n),
+        "kl_k3": scalar(sums.k3) / n,
+        "nonfinite": nonfinite,
+        "saturated": saturated,
+        "neutralised": nonfinite + saturated,
+        "tokens": tokens,
+        "sequences": scalar(sequences),
+    }
+    return {name: value.to(dtype) for name, value in figures.items()}
 
-        average = mean(weight)
-        # e^80 squared overflows float32, not float64.
-        rho = torch.where(kept, weight, -inf).to(prefix_dtype(d.device)).exp()
-        first, second = rho.sum() / n, rho.square().sum() / n
-        high, low = share(terms.high), share(terms.low)
-        flat = weight.reshape(-1)
-        pad = inf.reshape(1)
-        keep = kept.reshape(-1)
-        return {
-            "clip_fraction": high + low,
-            "clip_fraction_high": high,
-            "clip_fraction_low": low,
-            "clip_fraction_dual": share(terms.dual),
-            "log_ratio_mean": average,
-            "log_ratio_std": mean((weight - average).square()).sqrt(),
-            "log_ratio_min": torch.where(
-                any_usable, torch.cat([torch.where(keep, flat, inf), pad]).min(), zero
-            ),
-            "log_ratio_max": torch.where(
-                any_usable, torch.cat([torch.where(keep, flat, -inf), -pad]).max(), zero
-            ),
-            "ess": (first.square() / second.clamp(min=torch.finfo(dtype).tiny)).to(dtype),
-            "kl_k1": mean(-d),
-            "kl_k2": mean(d.square()) / 2,
-            "kl_k3": mean(d.expm1() - d),
-            "nonfinite": tokens.nonfinite.sum(),
-            "saturated": tokens.saturated.sum(),
-            "neutralised": (tokens.mask & ~kept).sum(),
-            "tokens": tokens.mask.sum(),
-            "sequences": tokens.layout.count_sequences(tokens.mask),
-        }
+
+@torch.no_grad()
+def summarise(tokens: Tokens, log_weight: Tensor, terms: TokenTerms) -> dict[str, Tensor]:
+    """Figures of a composed call; `log_weight` is truncated and of the tokens' shape."""
+    kept = tokens.kept
+    wide = prefix_dtype(kept.device)
+    x, d = log_weight.detach().to(wide), tokens.log_ratio.detach().to(wide)
+    zero, inf = torch.zeros((), dtype=wide, device=kept.device), torch.full((1,), torch.inf, dtype=wide).to(d)
+
+    def count(flags: Tensor) -> Tensor:
+        return flags.sum().to(wide)
+
+    x_kept = torch.where(kept, x, zero)
+    # e^80 squared overflows float32, not float64.
+    rho = torch.where(kept, x.exp(), zero)
+    sums = Sums(
+        tokens=count(tokens.mask),
+        usable=count(kept),
+        nonfinite=count(tokens.nonfinite),
+        saturated=count(tokens.saturated),
+        high=count(terms.high & kept),
+        low=count(terms.low & kept),
+        dual=count(terms.dual & kept),
+        x=x_kept.sum(),
+        xx=x_kept.square().sum(),
+        weight=rho.sum(),
+        weight_squared=rho.square().sum(),
+        d=d.sum(),
+        dd=d.square().sum(),
+        k3=(d.expm1() - d).sum(),
+        lowest=torch.cat([torch.where(kept, x, inf).reshape(-1), inf]).min(),
+        highest=torch.cat([torch.where(kept, x, -inf).reshape(-1), -inf]).max(),
+    )
+    if not tokens.layout.differentiable:
+        sums = over_shards(sums, tokens.layout)
+    return finalise(sums, tokens.layout.count_sequences(tokens.mask), log_weight.dtype, kept.device)

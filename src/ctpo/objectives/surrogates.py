@@ -6,6 +6,7 @@ surrogate reports which tokens lost their gradient (or part of their weight), an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,30 +31,28 @@ class TokenTerms:
 class Surrogate(Protocol):
     """A rule that turns weights into token losses."""
 
-    def terms(self, log_weight: Tensor, advantages: Tensor, limits: Limits, tokens: Tokens) -> TokenTerms:
-        """Loss and clip masks at every token."""
+    def terms(
+        self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
+    ) -> TokenTerms:
+        """Loss and clip masks at every token; decisions see the log weight before the ceiling."""
         ...
 
 
-def truncate(log_weight: Tensor, limits: Limits, log_cap: float) -> Tensor:
-    """min(log ρ, max(cap, u, d)) in value, with the gradient of log ρ.
-
-    The ceiling rises with the region, so it never cuts inside it, and it ends at EXP_CAP, beyond which exp
-    overflows.
-    """
+def ceiling_of(limits: Limits, log_cap: float) -> Bound:
+    """max(cap, u, d) up to EXP_CAP: rises with the region, so it never cuts inside it."""
     ceiling: Bound = log_cap
     for bound in (limits.upper, limits.dual):
-        if bound is not None and not (isinstance(bound, float) and bound == float("inf")):
-            ceiling = _maximum(ceiling, bound)
-    ceiling = ceiling.clamp(max=EXP_CAP) if isinstance(ceiling, Tensor) else min(ceiling, EXP_CAP)
+        if isinstance(bound, Tensor):
+            ceiling = bound.clamp(min=ceiling) if not isinstance(ceiling, Tensor) else bound.maximum(ceiling)
+        elif bound is not None and bound != math.inf:
+            ceiling = ceiling.clamp(min=bound) if isinstance(ceiling, Tensor) else max(ceiling, bound)
+    return ceiling.clamp(max=EXP_CAP) if isinstance(ceiling, Tensor) else min(ceiling, EXP_CAP)
+
+
+def truncate(log_weight: Tensor, ceiling: Bound) -> Tensor:
+    """min(log ρ, ceiling) in value, with the gradient of log ρ."""
     value = log_weight.detach()
     return log_weight + (value.clamp(max=ceiling) - value)
-
-
-def _maximum(a: Bound, b: Bound) -> Bound:
-    if isinstance(b, Tensor):
-        return b.clamp(min=a)
-    return max(a, b) if not isinstance(a, Tensor) else a.clamp(min=b)
 
 
 def _none(like: Tensor) -> Tensor:
@@ -69,7 +68,9 @@ class MinClip:
     bound's value and loses its gradient.
     """
 
-    def terms(self, log_weight: Tensor, advantages: Tensor, limits: Limits, tokens: Tokens) -> TokenTerms:
+    def terms(
+        self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
+    ) -> TokenTerms:
         """See `Surrogate.terms`."""
         value = log_weight.detach()
         decider = value if limits.statistic is None else limits.statistic
@@ -81,10 +82,10 @@ class MinClip:
             frozen = torch.where(high, limits.upper, torch.where(low, limits.lower, value))
             if limits.dual is not None:
                 frozen = torch.where(dual, limits.dual, frozen)
+            frozen = frozen.to(value.dtype)
         else:
             frozen = value
-        clipped = high | low | dual
-        exponent = torch.where(clipped, frozen.to(value.dtype).clamp(max=EXP_CAP), log_weight)
+        exponent = truncate(torch.where(high | low | dual, frozen, log_weight), ceiling)
         return TokenTerms(-advantages * exponent.exp(), high, low, dual)
 
 
@@ -95,13 +96,15 @@ class StopGradientWeight:
     CISPO, arXiv 2506.13585, equation 4; with a unit ratio, REINFORCE.
     """
 
-    def terms(self, log_weight: Tensor, advantages: Tensor, limits: Limits, tokens: Tokens) -> TokenTerms:
+    def terms(
+        self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
+    ) -> TokenTerms:
         """See `Surrogate.terms`; `high` and `low` mark truncated weights."""
         value = log_weight.detach()
         decider = value if limits.statistic is None else limits.statistic
         high, low = decider > limits.upper, decider < limits.lower
         weight = torch.where(high, limits.upper, torch.where(low, limits.lower, value)).to(value.dtype)
-        weight = weight.clamp(max=EXP_CAP).exp()
+        weight = weight.clamp(max=ceiling).exp()
         return TokenTerms(-advantages * weight * tokens.logps, high, low, _none(high))
 
 
@@ -109,20 +112,25 @@ class StopGradientWeight:
 class Gated:
     """−1[l ≤ statistic ≤ u] ρ A: tokens outside the region drop out, whatever the sign of A."""
 
-    def terms(self, log_weight: Tensor, advantages: Tensor, limits: Limits, tokens: Tokens) -> TokenTerms:
+    def terms(
+        self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
+    ) -> TokenTerms:
         """See `Surrogate.terms`."""
         decider = log_weight.detach() if limits.statistic is None else limits.statistic
         high, low = decider > limits.upper, decider < limits.lower
         zero = torch.zeros_like(log_weight)
-        loss = torch.where(high | low, zero, -advantages * torch.where(high | low, zero, log_weight).exp())
-        return TokenTerms(loss, high.expand_as(loss), low.expand_as(loss), _none(loss))
+        inside = torch.where(high | low, zero, truncate(log_weight, ceiling))
+        loss = torch.where(high | low, zero, -advantages * inside.exp())
+        return TokenTerms(loss, high, low, _none(high))
 
 
 @dataclass(frozen=True)
 class Linear:
     """−ρA: no trust region."""
 
-    def terms(self, log_weight: Tensor, advantages: Tensor, limits: Limits, tokens: Tokens) -> TokenTerms:
+    def terms(
+        self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
+    ) -> TokenTerms:
         """See `Surrogate.terms`; limits play no part."""
-        loss = -advantages * log_weight.exp()
+        loss = -advantages * truncate(log_weight, ceiling).exp()
         return TokenTerms(loss, _none(loss), _none(loss), _none(loss))

@@ -35,8 +35,8 @@ class Limits:
 class TrustRegion(Protocol):
     """A rule that turns tokens into log-space limits."""
 
-    def limits(self, tokens: Tokens, advantages: Tensor) -> Limits:
-        """Bounds at every token; `advantages` broadcast to the tokens."""
+    def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
+        """Bounds at every token, from advantages that broadcast to the tokens and detached log weights."""
         ...
 
 
@@ -65,7 +65,7 @@ class LogBand:
         if self.dual is not None:
             checks.finite_number("dual", self.dual, 0.0)
 
-    def limits(self, tokens: Tokens, advantages: Tensor) -> Limits:
+    def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
         """See `TrustRegion.limits`."""
         scale: Bound = 1.0
         if self.power != 0.0:
@@ -91,7 +91,7 @@ class RatioBand:
         if self.dual is not None:
             checks.finite_number("dual", self.dual, 1.0)
 
-    def limits(self, tokens: Tokens, advantages: Tensor) -> Limits:
+    def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
         """See `TrustRegion.limits`; low ≥ 1 means no lower bound."""
         lower = math.log1p(-self.low) if self.low < 1 else -math.inf
         dual = None if self.dual is None else math.log(self.dual)
@@ -102,6 +102,6 @@ class RatioBand:
 class Unbounded:
     """No trust region."""
 
-    def limits(self, tokens: Tokens, advantages: Tensor) -> Limits:
+    def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
         """See `TrustRegion.limits`."""
         return Limits(-math.inf, math.inf)

@@ -1,0 +1,165 @@
+"""Advantages: how much better a response did than expected.
+
+Shape legend: B responses, T tokens. Rewards [B] give advantages [B]; per-token rewards [B, T] are summed over
+the mask to the return of their response and give advantages [B, T], the same at each of its tokens and 0
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ctpo.objectives.numerics import compute_dtype
+
+
+def _returns(rewards: Tensor, mask: Tensor | None) -> Tensor:
+    rewards = rewards.detach().to(compute_dtype(rewards))
+    if rewards.ndim == 1:
+        return rewards
+    if rewards.ndim != 2 or mask is None or mask.shape != rewards.shape:
+        raise ValueError(
+            f"rewards: shape {tuple(rewards.shape)}; expected [B], or [B, T] with a mask of that shape."
+        )
+    return torch.where(mask != 0, rewards, torch.zeros_like(rewards)).sum(-1)
+
+
+def _spread(advantages: Tensor, mask: Tensor | None, rewards: Tensor) -> Tensor:
+    if rewards.ndim == 1 or mask is None:
+        return advantages
+    return torch.where(mask != 0, advantages.unsqueeze(-1), torch.zeros_like(advantages).unsqueeze(-1))
+
+
+class _Groups:
+    """Sums over groups of responses."""
+
+    def __init__(self, group: Tensor | int, responses: int, device: torch.device) -> None:
+        if isinstance(group, int):
+            if group < 1 or responses % group:
+                raise ValueError(
+                    f"group: {group} does not divide {responses} responses; pass a [B] tensor of ids."
+                )
+            group = torch.arange(responses, device=device) // group
+        if group.shape != (responses,) or group.is_floating_point():
+            raise ValueError(
+                f"group: {group.dtype} {tuple(group.shape)}; expected [{responses}] integer ids."
+            )
+        # Ids may be any integers; their ranks are at most B.
+        self.ids = torch.unique(group, return_inverse=True)[1]
+        self.responses = responses
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of each response's group."""
+        return values.new_zeros(self.responses).index_add(0, self.ids, values)[self.ids]
+
+    def equal(self, values: Tensor) -> Tensor:
+        """True where all values of the group are the same."""
+        low = values.new_full((self.responses,), torch.inf).scatter_reduce(0, self.ids, values, "amin")
+        high = values.new_full((self.responses,), -torch.inf).scatter_reduce(0, self.ids, values, "amax")
+        return (low == high)[self.ids]
+
+
+def group_normalised(
+    rewards: Tensor, group: Tensor | int, *, mask: Tensor | None = None, normalise_std: bool = True
+) -> Tensor:
+    """A_i = (R_i − mean_G R) / std_G R over the responses to one prompt; std is the sample standard
+    deviation.
+
+    Groups whose rewards are all equal, and groups of one, give exact zeros. There is no epsilon.
+
+    Args:
+        rewards: [B], or [B, T] with `mask`.
+        group: [B] integer ids of the prompts, or the number of consecutive responses to each.
+        mask: [B, T] generated tokens, for per-token rewards.
+        normalise_std: False leaves out the division (Dr.GRPO).
+
+    Returns:
+        [B] or [B, T], positive where better than the group.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Source: GRPO, arXiv 2402.03300, section 4.1.2; Dr.GRPO, arXiv 2503.20783, section 3.2.
+    """
+    returns = _returns(rewards, mask)
+    groups = _Groups(group, returns.shape[0], returns.device)
+    count = groups.sum(torch.ones_like(returns))
+    centred = returns - groups.sum(returns) / count
+    if normalise_std:
+        variance = groups.sum(centred.square()) / (count - 1).clamp(min=1)
+        centred = centred / torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+    # Equal rewards need not have exactly that mean in floating point.
+    return _spread(torch.where(groups.equal(returns), torch.zeros_like(centred), centred), mask, rewards)
+
+
+def dr_grpo(rewards: Tensor, group: Tensor | int, *, mask: Tensor | None = None) -> Tensor:
+    """A_i = R_i − mean_G R (Dr.GRPO, arXiv 2503.20783, section 3.2). See `group_normalised`."""
+    return group_normalised(rewards, group, mask=mask, normalise_std=False)
+
+
+def rloo(rewards: Tensor, group: Tensor | int, *, mask: Tensor | None = None) -> Tensor:
+    """A_i = R_i − mean of the other responses' R = n/(n − 1) · (R_i − mean_G R); 0 for a group of one.
+
+    Args and Returns as `group_normalised`. Source: RLOO, arXiv 2402.14740, section 3.2.
+    """
+    returns = _returns(rewards, mask)
+    groups = _Groups(group, returns.shape[0], returns.device)
+    count = groups.sum(torch.ones_like(returns))
+    centred = (returns - groups.sum(returns) / count) * count / (count - 1).clamp(min=1)
+    return _spread(torch.where(groups.equal(returns), torch.zeros_like(centred), centred), mask, rewards)
+
+
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, discount: float = 1.0, trace: float = 1.0
+) -> Tensor:
+    """A_t = Σ_{k≥0} (γλ)^k δ_{t+k}, δ_t = r_t + γ V_{t+1} − V_t, over generated tokens; V is 0 past the last
+    one.
+
+    Tokens outside the mask are skipped, as if they were not there.
+
+    Args:
+        rewards: [B] for a reward at the last generated token, or [B, T] per token.
+        values: [B, T] predicted returns from each token's state.
+        mask: [B, T] generated tokens.
+        discount: γ in [0, 1].
+        trace: λ in [0, 1].
+
+    Returns:
+        [B, T], 0 outside the mask, without gradient.
+
+    Raises:
+        ValueError: shapes or factors that do not fit.
+
+    Source: arXiv 1506.02438, equation 16.
+    """
+    if values.ndim != 2 or values.shape != mask.shape:
+        raise ValueError(
+            f"values: shape {tuple(values.shape)} differs from mask {tuple(mask.shape)}; expected [B, T]."
+        )
+    for name, factor in (("discount", discount), ("trace", trace)):
+        if not 0 <= factor <= 1:
+            raise ValueError(f"{name}: {factor!r} must lie in [0, 1].")
+    mask = mask != 0
+    zero = torch.zeros((), dtype=compute_dtype(values, rewards), device=values.device)
+    values = torch.where(mask, values.detach().to(zero.dtype), zero)
+    left = mask.flip(-1).cumsum(-1).flip(-1)  # generated tokens from here on
+    if rewards.ndim == 1:
+        rewards = rewards.unsqueeze(-1).expand_as(values) * 1.0
+        rewards = torch.where(left == 1, rewards, torch.zeros_like(rewards))
+    elif rewards.shape != values.shape:
+        raise ValueError(f"rewards: shape {tuple(rewards.shape)}; expected [B] or {tuple(values.shape)}.")
+    rewards = torch.where(mask, rewards.detach().to(zero.dtype), zero)
+    one = torch.ones_like(zero)
+    following = _scan_back(values, torch.where(mask, zero, one), strict=True)
+    deltas = torch.where(mask, rewards + discount * following - values, zero)
+    return torch.where(mask, _scan_back(deltas, torch.where(mask, one * discount * trace, one)), zero)
+
+
+def _scan_back(add: Tensor, carry: Tensor, *, strict: bool = False) -> Tensor:
+    """y_t = add_t + carry_t · y_{t+1} in log2 T doublings; `strict` returns y_{t+1} instead."""
+    total, factor, step = add, carry, 1
+    while step < add.shape[-1]:
+        later = torch.nn.functional.pad(total[..., step:], (0, step))
+        decay = torch.nn.functional.pad(factor[..., step:], (0, step))
+        total, factor, step = total + factor * later, factor * decay, step * 2
+    return torch.nn.functional.pad(total[..., 1:], (0, 1)) if strict and add.shape[-1] else total

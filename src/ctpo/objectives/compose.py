@@ -1,0 +1,93 @@
+"""The definition of an objective: the four parts applied one after the other, differentiated by autograd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctpo.objectives.details import Details, describe
+from ctpo.objectives.ratios import Ratio, log_weight
+from ctpo.objectives.stats import summarise
+from ctpo.objectives.surrogates import Surrogate, TokenTerms, ceiling_of, truncate
+from ctpo.objectives.tokens import Tokens
+from ctpo.objectives.trust_regions import Limits, TrustRegion
+
+
+@dataclass(frozen=True)
+class Output:
+    """Result of one call.
+
+    Attributes:
+        loss: scalar to minimise, reduced with the objective's reduction, penalties included.
+        token_loss: the shape of logps, unreduced policy loss, 0 where a token does not count; differentiable,
+            except for sharded sequences whose gradient runs through the prefix.
+        stats: detached 0-d tensors (see `stats.finalise`), on the device of the inputs.
+        details: per-token details, when asked for.
+    """
+
+    loss: Tensor
+    token_loss: Tensor
+    stats: dict[str, Tensor]
+    details: Details | None = None
+
+
+def compose(
+    ratio: Ratio,
+    trust_region: TrustRegion,
+    surrogate: Surrogate,
+    tokens: Tokens,
+    advantages: Tensor,
+    factor: Tensor,
+    details: bool = False,
+) -> Output:
+    """Σ_t factor_t · surrogate(log ratio_t, A_t, region_t).
+
+    Args:
+        ratio, trust_region, surrogate: the parts.
+        tokens: sanitised log-probs.
+        advantages: [B, T] or [N], 0 where a token does not count.
+        factor: of each token's loss, broadcastable to the tokens.
+        details: also return per-token details.
+
+    Returns:
+        The output, without penalties.
+    """
+    split = ratio.gradient == "through" and not tokens.layout.differentiable
+    weight = _detached_leaf(ratio, tokens) if split else log_weight(ratio, tokens).expand_as(tokens.logps)
+    limits = trust_region.limits(tokens, advantages, weight.detach())
+    if split:
+        with torch.enable_grad():
+            terms, token_loss, loss = _apply(surrogate, ratio, weight, advantages, limits, tokens, factor)
+        # Autograd stops at the process boundary; the statistic is linear, so its transpose finishes the chain
+        # rule.
+        (slopes,) = torch.autograd.grad(loss, weight)
+        coefficients = ratio.pullback(tokens, slopes).to(slopes.dtype)
+        loss = loss.detach() + (coefficients * (tokens.logps - tokens.logps.detach())).sum()
+        token_loss = token_loss.detach()
+    else:
+        terms, token_loss, loss = _apply(surrogate, ratio, weight, advantages, limits, tokens, factor)
+    truncated = truncate(weight.detach(), ceiling_of(limits, ratio.log_cap))
+    stats = summarise(tokens, truncated, terms)
+    return Output(loss, token_loss, stats, describe(tokens, truncated, terms) if details else None)
+
+
+def _detached_leaf(ratio: Ratio, tokens: Tokens) -> Tensor:
+    with torch.no_grad():
+        value = ratio.statistic(tokens).to(tokens.logps.dtype).expand_as(tokens.logps)
+    return value.contiguous().requires_grad_()
+
+
+def _apply(
+    surrogate: Surrogate,
+    ratio: Ratio,
+    weight: Tensor,
+    advantages: Tensor,
+    limits: Limits,
+    tokens: Tokens,
+    factor: Tensor,
+) -> tuple[TokenTerms, Tensor, Tensor]:
+    terms = surrogate.terms(weight, ceiling_of(limits, ratio.log_cap), advantages, limits, tokens)
+    token_loss = torch.where(tokens.kept, terms.loss, torch.zeros_like(terms.loss))
+    return terms, token_loss, (token_loss * factor).sum()

@@ -1,0 +1,94 @@
+"""Opt-in per-token details of a call and their profile over positions, for reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ctpo.objectives import checks
+from ctpo.objectives.numerics import prefix_dtype
+from ctpo.objectives.surrogates import TokenTerms
+from ctpo.objectives.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Details:
+    """What happened to each token; detached, the shape of the log-probs.
+
+    Attributes:
+        log_weight: weighing log ratio after truncation, 0 outside the mask.
+        position: 1-based count t of generated tokens (meaningful under the mask).
+        clip: int8: 0 inside the region, 1 above, −1 below, 2 dual-clipped.
+        kept: tokens under the mask with usable log-probs.
+    """
+
+    log_weight: Tensor
+    position: Tensor
+    clip: Tensor
+    kept: Tensor
+
+
+@torch.no_grad()
+def describe(tokens: Tokens, log_weight: Tensor, terms: TokenTerms) -> Details:
+    """Details of a composed call."""
+    kept = tokens.kept
+    clip = terms.high.to(torch.int8) - terms.low.to(torch.int8) + 2 * terms.dual.to(torch.int8)
+    return Details(
+        log_weight=torch.where(kept, log_weight, torch.zeros_like(log_weight)),
+        position=tokens.positions().long(),
+        clip=torch.where(kept, clip, torch.zeros_like(clip)),
+        kept=kept,
+    )
+
+
+@torch.no_grad()
+def position_profile(details: Details, length: int, bins: int = 16) -> dict[str, Tensor]:
+    """Clip fractions and moments of the log ratio by position.
+
+    Bins are equal pieces of 1..length; tokens past `length` fall into the last one. Add the sums of several
+    calls (`count`, `clipped`, …) and divide by `count` to pool them.
+
+    Args:
+        details: of one call with `details=True`.
+        length: largest position of interest, tokens.
+        bins: number of bins.
+
+    Returns:
+        Tensors [bins]: `edge` (upper end of the bin, tokens), `count`, the sums `clipped`, `high`, `low`,
+        `dual`, `log_ratio`, `log_ratio_squared`, and `clip_fraction`, `log_ratio_mean`, `log_ratio_std` (0 in
+        empty bins).
+
+    Raises:
+        ValueError: length or bins below 1.
+    """
+    checks.finite_number("length", length, 1)
+    checks.finite_number("bins", bins, 1)
+    device = details.position.device
+    wide = prefix_dtype(device)
+    index = ((details.position.to(wide) - 1) * bins / length).long().clamp(0, bins - 1).reshape(-1)
+    kept, clip = details.kept.reshape(-1), details.clip.reshape(-1)
+    x = details.log_weight.reshape(-1).to(wide)
+    columns = {
+        "count": kept,
+        "clipped": kept & (clip.abs() == 1),
+        "high": kept & (clip == 1),
+        "low": kept & (clip == -1),
+        "dual": kept & (clip == 2),
+        "log_ratio": torch.where(kept, x, torch.zeros_like(x)),
+        "log_ratio_squared": torch.where(kept, x.square(), torch.zeros_like(x)),
+    }
+    zeros = torch.zeros(bins, dtype=wide, device=device)
+    sums = {name: zeros.index_add(0, index, column.to(wide)) for name, column in columns.items()}
+    n = sums["count"].clamp(min=1)
+    mean = sums["log_ratio"] / n
+    variance = (sums["log_ratio_squared"] / n - mean.square()).clamp(min=0)
+    edge = torch.arange(1, bins + 1, device=device) * (length / bins)
+    return {
+        "edge": edge,
+        **sums,
+        "clip_fraction": sums["clipped"] / n,
+        "log_ratio_mean": mean,
+        "log_ratio_std": variance.sqrt(),
+    }

@@ -1,0 +1,130 @@
+"""Experimental trust region: a quantile of accumulated drift over the mini-batch instead of an absolute band.
+
+A narrow absolute band starves learning once the policy has moved; a quantile removes the outliers of the
+mini-batch at hand, however far it has moved as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ctpo.objectives import checks
+from ctpo.objectives.numerics import prefix_dtype
+from ctpo.objectives.ratios import Ratio
+from ctpo.objectives.tokens import Tokens
+from ctpo.objectives.trust_regions import Limits
+
+_ROUNDING = 1e-9  # (1 − q)·n of a round share may land just above the integer it stands for
+
+
+def upper_quantile(values: Tensor, included: Tensor, q: float) -> Tensor:
+    """Smallest τ among the included values with at least a share 1 − q of them at or below it.
+
+    Any number of values, no interpolation, no synchronisation. +inf when nothing is included.
+    """
+    inf = torch.full((1,), torch.inf, dtype=values.dtype, device=values.device)
+    ranked = torch.cat([torch.where(included, values, inf).reshape(-1), inf]).sort().values
+    count = included.sum()
+    rank = ((1 - q) * count.to(prefix_dtype(values.device)) - _ROUNDING).ceil().long().clamp(min=1) - 1
+    return ranked[torch.where(count > 0, rank, len(ranked) - 1).unsqueeze(0)].squeeze(0)
+
+
+def gather_values(values: Tensor, group: dist.ProcessGroup | None, fill: float) -> Tensor:
+    """1-D values of all ranks, padded with `fill`; lengths may differ (reads one length on the host)."""
+    longest = torch.tensor([values.shape[0]], device=values.device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=group)
+    padded = values.new_full((int(longest.item()),), fill)
+    padded[: values.shape[0]] = values
+    parts = [torch.empty_like(padded) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, padded, group=group)
+    return torch.cat(parts)
+
+
+@dataclass
+class Smoothing:
+    """Exponential moving average of a threshold, kept between calls; the first finite one starts it."""
+
+    decay: float
+    value: Tensor | None = None
+
+    def update(self, new: Tensor) -> Tensor:
+        """decay · old + (1 − decay) · new; a threshold without data (+inf) leaves the average alone."""
+        old = torch.full_like(new, torch.inf) if self.value is None else self.value.to(new)
+        mixed = torch.where(old.isinf(), new, self.decay * old + (1 - self.decay) * new)
+        self.value = torch.where(new.isinf(), old, mixed)
+        return self.value
+
+
+@dataclass(frozen=True)
+class QuantileGate:
+    """[−τ, τ] with τ the (1 − q) quantile of |statistic| over the tokens of informative rows (A ≠ 0).
+
+    Attributes:
+        q: share of the tokens to leave out, in [0, 1).
+        statistic: what is compared; None is the weighing ratio.
+        by_position: divide the statistic by its root mean square over the rows at each position t.
+        across_ranks: pool the values over `group` (None: the default group), with one host read a call.
+        group: data-parallel process group of `across_ranks`.
+        smoothing: average of τ over calls, for mini-batches too small (or split too finely) to estimate it.
+    """
+
+    q: float = 0.2
+    statistic: Ratio | None = None
+    by_position: bool = False
+    across_ranks: bool = False
+    group: dist.ProcessGroup | None = None
+    smoothing: Smoothing | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        checks.finite_number("q", self.q, 0.0)
+        if self.q >= 1:
+            raise ValueError(f"q: {self.q!r} must be < 1; at 1 nothing would be left.")
+        if self.smoothing is not None and not 0 <= self.smoothing.decay < 1:
+            raise ValueError(f"ema: {self.smoothing.decay!r} must lie in [0, 1).")
+
+    @torch.no_grad()
+    def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
+        """See `TrustRegion.limits`."""
+        chosen = log_weight if self.statistic is None else self.statistic.statistic(tokens)
+        chosen = chosen.to(log_weight.dtype).expand_as(log_weight)
+        informative = tokens.kept & (advantages != 0)
+        if self.by_position:
+            chosen = chosen / self._spread(chosen, informative, tokens)
+        values = torch.where(informative, chosen.abs(), torch.inf).reshape(-1)
+        values = tokens.layout.gather_shards(values)
+        if self.across_ranks:
+            values = gather_values(values, self.group, torch.inf)
+        tau = upper_quantile(values, values.isfinite(), self.q)
+        if self.smoothing is not None:
+            tau = self.smoothing.update(tau)
+        own = self.statistic is None and not self.by_position
+        return Limits(-tau, tau, statistic=None if own else chosen)
+
+    def _spread(self, values: Tensor, informative: Tensor, tokens: Tokens) -> Tensor:
+        """Root mean square over the informative rows at each token's position t, 1 where it is 0."""
+        index = (tokens.positions().long() - 1).clamp(min=0).reshape(-1)
+        size = tokens.layout.position_bound(values.shape[-1])
+        zero = torch.zeros((), dtype=prefix_dtype(values.device), device=values.device)
+        table = zero.new_zeros(2, size)
+        flat = torch.where(informative, values.to(zero.dtype).square(), zero).reshape(-1)
+        table = table.index_add(1, index, torch.stack([flat, informative.reshape(-1).to(zero.dtype)]))
+        table = tokens.layout.sum_shards(table)
+        if self.across_ranks:
+            table = gather_tables(table, self.group)
+        rms = (table[0] / table[1].clamp(min=1)).sqrt()
+        rms = torch.where(rms > 0, rms, torch.ones_like(rms))
+        return rms[index].reshape(values.shape).to(values.dtype)
+
+
+def gather_tables(table: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Sum of [2, size] tables over ranks whose sizes may differ; this rank's columns."""
+    longest = torch.tensor([table.shape[1]], device=table.device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=group)
+    padded = table.new_zeros(2, int(longest.item()))
+    padded[:, : table.shape[1]] = table
+    dist.all_reduce(padded, group=group)
+    return padded[:, : table.shape[1]]
