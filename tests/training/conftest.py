@@ -37,7 +37,7 @@ def fit(arithmetic: Any, sandbox: Any, tmp_path_factory: pytest.TempPathFactory)
     from ctpo.rollout import ToolRunner
     from ctpo.tasks import reward_function
     from ctpo.tasks.arithmetic import model_path
-    from ctpo.training.rollout import RolloutLog, make_rollout_func
+    from ctpo.training.rollout import make_rollout_func
 
     torch.set_num_threads(1)
     problems = Dataset.from_list([vars(problem) for problem in arithmetic.problems("train", 64, 0)])
@@ -51,7 +51,7 @@ def fit(arithmetic: Any, sandbox: Any, tmp_path_factory: pytest.TempPathFactory)
             args=config_class(str(tmp_path_factory.mktemp("fit")), **keys),
             train_dataset=problems,
             processing_class=AutoTokenizer.from_pretrained(model_path(), padding_side="left"),
-            rollout_func=make_rollout_func(ToolRunner(arithmetic.tool, sandbox), RolloutLog()),
+            rollout_func=make_rollout_func(ToolRunner(arithmetic.tool, sandbox)),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -112,7 +112,7 @@ def test_log_probs_of_tool_tokens_do_not_matter(off_policy: Any) -> None:
 def test_statistics_reach_the_log(off_policy: Any) -> None:
     trainer = off_policy
     trainer.model.train()
-    trainer._objective_stats.flush(trainer.accelerator)
+    trainer.objective_stats.flush(trainer.accelerator)
     trainer._compute_loss(trainer.model, trainer._buffered_inputs[3])
     logs: dict[str, float] = {}
     trainer.log(logs)

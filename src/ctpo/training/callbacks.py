@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ctpo.evaluation import Evaluation
 from ctpo.training.events import Listener
-from ctpo.training.rollout import RolloutLog
+from ctpo.training.rollout import RolloutAccount
 from ctpo.training.rundir import RunDirectory
 
 # TRL's and transformers' names on the left, the record's on the right; objective statistics keep their own.
@@ -22,12 +22,12 @@ _RENAMED = {
     "frac_reward_zero_std": "zero_variance_groups",
     "completions/mean_length": "response_tokens",
     "completions/clipped_ratio": "truncated",
-    "loss": "loss",
+    "minibatch_loss": "loss",  # transformers' own average forgets what came before an interrupt
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
     "epoch": "epoch",
 }
-_NOT_RECORDED = ("num_tokens", "step_time", "num_input_tokens_seen", "total_flos")
+_NOT_RECORDED = ("loss", "num_tokens", "step_time", "num_input_tokens_seen", "total_flos")
 
 
 class RunRecorder(TrainerCallback):  # type: ignore[misc]
@@ -39,7 +39,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         run: RunDirectory,
-        log: RolloutLog,
+        account: Callable[[], RolloutAccount],
         evaluate: Callable[[int], Evaluation],
         listener: Listener,
         *,
@@ -48,7 +48,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         last_batch: int,
         seconds_before: float = 0.0,
     ) -> None:
-        self._run, self._log, self._evaluate, self._listener = run, log, evaluate, listener
+        self._run, self._account, self._evaluate, self._listener = run, account, evaluate, listener
         self._updates, self._eval_every, self._last = updates_per_batch, eval_every, last_batch
         self._seconds_before = seconds_before
         self.evaluation: Evaluation | None = None
@@ -88,18 +88,17 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         self._batch_started = time.perf_counter()
 
     def _costs(self) -> dict[str, float]:
-        log, wall = self._log, time.perf_counter() - self._batch_started
-        rows = max(len(log.rollouts), 1)
+        account, wall = self._account(), time.perf_counter() - self._batch_started
         return {
             "batch_s": round(wall, 3),
-            "generation_s": round(log.seconds - log.tool_seconds, 3),
-            "tool_s": round(log.tool_seconds, 3),
-            "training_s": round(wall - log.seconds, 3),
-            "tokens_per_s": round(log.model_tokens / wall, 1),
-            "tool_calls": log.tool_calls,
-            "tool_calls_per_response": log.tool_calls / rows,
-            "tool_failures": log.tool_failures,
-            "tool_executed": log.tool_executed,
+            "generation_s": round(account.seconds - account.tool_seconds, 3),
+            "tool_s": round(account.tool_seconds, 3),
+            "training_s": round(wall - account.seconds, 3),
+            "tokens_per_s": round(account.model_tokens / wall, 1),
+            "tool_calls": account.tool_calls,
+            "tool_calls_per_response": account.tool_calls / max(account.responses, 1),
+            "tool_failures": account.tool_failures,
+            "tool_executed": account.tool_executed,
         }
 
 

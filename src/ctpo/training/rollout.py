@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from trl.models import unwrap_model_for_generation
@@ -14,30 +14,29 @@ from ctpo.rollout.engine import Sampling
 
 
 @dataclass(kw_only=True)
-class RolloutLog:
-    """What the last rollout batch was and what it cost, for the run's records."""
+class RolloutAccount:
+    """What the last rollout batch of this process was and what it cost."""
 
-    rollouts: list[Rollout] = field(default_factory=list)
+    responses: int = 0
+    model_tokens: int = 0
+    """Tokens the model sampled."""
     seconds: float = 0.0
     """Wall-clock of the whole batch, tools included."""
     tool_seconds: float = 0.0
     tool_calls: int = 0
     tool_failures: int = 0
     tool_executed: int = 0
-    """Programs really run: fewer than `tool_calls` where identical ones were run once."""
-
-    @property
-    def model_tokens(self) -> int:
-        return sum(sum(rollout.model_mask) for rollout in self.rollouts)
+    """Programs really run: fewer than `tool_calls` where an answer was known."""
 
 
 def make_rollout_func(
-    tools: ToolRunner | None, log: RolloutLog, *, batch_size: int | None = None
+    tools: ToolRunner | None, *, batch_size: int | None = None
 ) -> Callable[[list[str], Any], dict[str, Any]]:
     """A `rollout_func` for TRL that samples with the trainer's own model and runs the tool.
 
     Prompts arrive once a completion; equal ones share one prefill. Returned log-probs are under the trainer's
-    temperature, 0.0 on tool tokens; `env_mask` is 1 on the model's tokens.
+    temperature, 0.0 on tool tokens; `env_mask` is 1 on the model's tokens. What it cost is left in the
+    trainer's `rollout_account`, where there is one.
     """
 
     def rollout_func(prompts: list[str], trainer: Any) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def make_rollout_func(
                 model, tokenizer, eos_token_ids=trainer.eos_token_ids, batch_size=batch_size
             )
             rollouts = engine.generate(ids, sampling_of(trainer), tools=tools)
-        _record(log, rollouts, time.perf_counter() - started, tools)
+        trainer.rollout_account = _account(rollouts, time.perf_counter() - started, tools)
         return {
             "prompt_ids": [rollout.prompt_ids for rollout in rollouts],
             "completion_ids": [rollout.completion_ids for rollout in rollouts],
@@ -72,9 +71,13 @@ def sampling_of(trainer: Any) -> Sampling:
     )
 
 
-def _record(log: RolloutLog, rollouts: list[Rollout], seconds: float, tools: ToolRunner | None) -> None:
-    log.rollouts = rollouts
-    log.seconds = seconds
+def _account(rollouts: list[Rollout], seconds: float, tools: ToolRunner | None) -> RolloutAccount:
+    account = RolloutAccount(
+        responses=len(rollouts),
+        model_tokens=sum(sum(rollout.model_mask) for rollout in rollouts),
+        seconds=seconds,
+    )
     if tools is not None:
-        log.tool_seconds, log.tool_calls = tools.seconds, tools.calls
-        log.tool_failures, log.tool_executed = tools.failures, tools.executed
+        account.tool_seconds, account.tool_calls = tools.seconds, tools.calls
+        account.tool_failures, account.tool_executed = tools.failures, tools.executed
+    return account

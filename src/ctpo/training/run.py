@@ -23,8 +23,8 @@ from ctpo.training.config import CTPOConfig
 from ctpo.training.environment import describe_environment
 from ctpo.training.events import Listener, RunPlan, Silent
 from ctpo.training.heldout import HeldOut
-from ctpo.training.recipe import EMBEDDED_MODEL, Recipe
-from ctpo.training.rollout import RolloutLog, make_rollout_func
+from ctpo.training.recipe import EMBEDDED_MODEL, Recipe, merge
+from ctpo.training.rollout import make_rollout_func
 from ctpo.training.rundir import RunDirectory, default_run_path
 from ctpo.training.settings import build, resolved
 from ctpo.training.trainer import CTPOTrainer
@@ -48,42 +48,49 @@ def train(keys: Mapping[str, Any], *, listener: Listener | None = None, resume: 
             except where the model itself or the sandbox is what is wrong.
     """
     listener = listener or Silent()
-    run, recipe, config, checkpoint = _prepare(keys, resume)
+    run, keys, checkpoint = _prepare(keys, resume)
+    recipe, config = build(keys)
     task = get_task(recipe.task)
     problems = _train_problems(recipe, task, config)
     _settle_length(config, len(problems))
     heldout = _heldout_problems(recipe, task)
-    if config.process_index == 0 and checkpoint is None:
-        run.create(resolved(recipe, config, keys), describe_environment())
+    if checkpoint is not None:
+        _check_unfinished(run, config, checkpoint)
+    if config.process_index == 0:
+        run.open(resolved(recipe, config, keys), describe_environment())
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     listener.stage("starting the sandbox")
     with _open_tools(recipe, task) as tools:
         listener.stage("loading the model")
-        log = RolloutLog()
-        rollout_func = make_rollout_func(tools, log, batch_size=recipe.rollout_batch_size)
+        rollout_func = make_rollout_func(tools, batch_size=recipe.rollout_batch_size)
         trainer = _trainer(recipe, config, task, problems, rollout_func)
         held_out = HeldOut(trainer, task, heldout, tools, run, recipe)
-        return _run(trainer, held_out, log, run, recipe, listener, checkpoint)
+        return _run(trainer, held_out, run, recipe, listener, checkpoint)
 
 
 def _prepare(
     keys: Mapping[str, Any], resume: Path | None
-) -> tuple[RunDirectory, Recipe, CTPOConfig, Path | None]:
-    if resume is not None:
-        run = RunDirectory(resume)
-        keys = {**run.read_recipe(), **keys, "output_dir": str(resume)}
-        checkpoint = run.last_checkpoint()
-        if checkpoint is None:
-            raise UserError(f"{resume} has no checkpoint to resume from; start the run afresh in another directory")
-        recipe, config = build(keys)
-        return run, recipe, config, checkpoint
-    recipe, config = build({"output_dir": "unnamed", **keys})
-    if keys.get("output_dir") is None:
-        config.output_dir = str(default_run_path(recipe.task, config.objective, config.seed))
-    run = RunDirectory(Path(config.output_dir))
-    run.check_free()
-    return run, recipe, config, None
+) -> tuple[RunDirectory, dict[str, Any], Path | None]:
+    """Where the run lives, all of its keys, and the checkpoint to start from."""
+    if resume is None:
+        named = keys.get("output_dir")
+        run = RunDirectory(Path(named) if named else default_run_path(keys))
+        run.check_free()
+        return run, {**keys, "output_dir": str(run.path)}, None
+    run = RunDirectory(resume)
+    merged = merge(run.read_recipe(), {**keys, "output_dir": str(resume)})
+    checkpoint = run.last_checkpoint()
+    if checkpoint is None:
+        raise UserError(f"{resume} has no checkpoint to resume from; start the run afresh in another directory")
+    return run, merged, checkpoint
+
+
+def _check_unfinished(run: RunDirectory, config: CTPOConfig, checkpoint: Path) -> None:
+    if _step_of(checkpoint) >= config.max_steps:
+        raise UserError(
+            f"{run.path} is complete ({_step_of(checkpoint)} updates); to train it further, give rollout_batches"
+        )
 
 
 def _train_problems(recipe: Recipe, task: Task, config: CTPOConfig) -> list[Problem]:
@@ -152,7 +159,6 @@ def _trainer(recipe: Recipe, config: CTPOConfig, task: Task, problems: list[Prob
 def _run(
     trainer: CTPOTrainer,
     held_out: HeldOut,
-    log: RolloutLog,
     run: RunDirectory,
     recipe: Recipe,
     listener: Listener,
@@ -171,7 +177,7 @@ def _run(
         listener.recorded(record)
     recorder = RunRecorder(
         run,
-        log,
+        lambda: trainer.rollout_account,
         held_out,
         listener,
         updates_per_batch=updates,

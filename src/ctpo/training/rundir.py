@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,12 @@ class RunDirectory:
     def holds_a_run(self) -> bool:
         return self.config.exists() or self.metrics.exists()
 
-    def create(self, recipe: dict[str, Any], environment: dict[str, Any]) -> None:
-        """Make the directory for a new run.
+    def open(self, recipe: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Make the directory where there is none yet, and write down what runs here and on what.
 
         Raises:
-            UserError: if it already holds one, or cannot be made.
+            UserError: if that cannot be written.
         """
-        self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _write(self.config, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
@@ -77,6 +76,11 @@ class RunDirectory:
             raise UserError(f"output_dir={self.path} cannot be written ({error.strerror}); choose another") from None
 
     def check_free(self) -> None:
+        """Refuse a directory that is taken.
+
+        Raises:
+            UserError: if it already holds a run, or is a file.
+        """
         if self.holds_a_run:
             raise UserError(
                 f"output_dir={self.path} already holds a run; choose another, or continue it with "
@@ -139,10 +143,10 @@ class RunDirectory:
         _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def default_run_path(task: str, objective: str, seed: int) -> Path:
-    """`runs/<task>-<objective>-s<seed>-<time>`, not yet taken."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{task}-{objective}-s{seed}-{stamp}"
+def default_run_path(keys: Mapping[str, Any]) -> Path:
+    """`runs/<task>-<objective>-s<seed>-<time>`."""
+    task, objective, seed = keys.get("task", "arithmetic"), keys.get("objective", "ctpo"), keys.get("seed", 42)
+    return Path("runs") / f"{task}-{objective}-s{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _write(path: Path, text: str) -> None:

@@ -22,6 +22,14 @@ class StatsAccumulator:
         for name, value in stats.items():
             self._values[name].append(value.detach())
 
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """What has been collected since the last `flush`."""
+        return dict(self._values)
+
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._values = defaultdict(list, state)
+
     def flush(self, accelerator: Any) -> dict[str, float]:
         """Each statistic over the micro-batches and processes since the last call: counts summed, minima and
         maxima as such, everything else averaged."""

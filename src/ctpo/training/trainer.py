@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
-
-from ctpo.objectives.layouts import Padded
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.training.buffer import load_rollout_buffer, save_rollout_buffer
 from ctpo.training.config import CTPOConfig
+from ctpo.training.rollout import RolloutAccount
 from ctpo.training.stats import StatsAccumulator
 
 SEAMS: dict[str, tuple[str, ...]] = {
@@ -72,7 +71,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if not isinstance(args, CTPOConfig):
             raise ValueError(f"args is a {type(args).__name__}; CTPOTrainer takes a CTPOConfig")
         self.objective = args.build_objective()
-        self._objective_stats = StatsAccumulator()
+        self.objective_stats = StatsAccumulator()
+        self.rollout_account = RolloutAccount()
         warn_if_inert(args)
         super().__init__(model, reward_funcs, args, **kwargs)
 
@@ -92,14 +92,14 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         loss = output.loss
         if self.beta != 0.0:
-            kl_BT = torch.where(mask_BT, kl_penalty(logps_BT, inputs["ref_per_token_logps"]), 0.0)
-            weights = self.objective.reduction.weights(mask_BT, Padded(), dtype=kl_BT.dtype, **totals)
-            loss = loss + self.beta * (kl_BT * weights).sum()
-            self._objective_stats.add({"kl": _masked_mean(kl_BT, mask_BT)})
+            kl_BT = kl_penalty(logps_BT, inputs["ref_per_token_logps"])
+            loss = loss + self.beta * self.objective.reduce(kl_BT, mask_BT, **totals)
+            self.objective_stats.add({"kl": _masked_mean(kl_BT, mask_BT)})
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * aux_loss / self._accumulation()
-            self._objective_stats.add({"aux_loss": aux_loss})
-        self._objective_stats.add({**output.stats, "entropy": _masked_mean(entropies_BT, mask_BT)})
+            self.objective_stats.add({"aux_loss": aux_loss})
+        self.objective_stats.add({**output.stats, "entropy": _masked_mean(entropies_BT, mask_BT)})
+        self.objective_stats.add({"minibatch_loss": loss * self._accumulation()})
         # With totals over all processes as denominators, DDP's averaging of gradients must be undone.
         return loss * self.accelerator.num_processes if self.model.training else loss
 
@@ -176,7 +176,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
-        for name, value in self._objective_stats.flush(self.accelerator).items():
+        for name, value in self.objective_stats.flush(self.accelerator).items():
             self._metrics[mode][name] = [value]
         super().log(logs, start_time)
 

@@ -1,0 +1,145 @@
+"""Whole runs: what they leave behind, and that an interrupted one ends where an uninterrupted one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ctpo.errors import UserError
+from ctpo.training.events import Silent
+from ctpo.training.run import Outcome, train
+from ctpo.training.rundir import RunDirectory
+
+Recipe = Callable[..., dict[str, Any]]
+CLOCKED = {"seconds", "batch_s", "generation_s", "tool_s", "training_s", "tokens_per_s", "tool_executed"}
+
+
+class InterruptAt(Silent):
+    """Presses Ctrl-C in the middle of a rollout batch."""
+
+    def __init__(self, batch: int, updates: int) -> None:
+        self.moment = (batch, updates)
+
+    def progressed(self, batch: int, updates: int) -> None:
+        if (batch, updates) == self.moment:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(run.model / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe) -> Outcome:
+    return train(small_recipe(tmp_path_factory.mktemp("runs") / "whole"))
+
+
+def test_files_of_a_run(whole: Outcome) -> None:
+    run = whole.run
+    assert whole.finished
+    records = run.records()
+    assert [record["batch"] for record in records] == [0, 1, 2]
+    assert [record["step"] for record in records] == [0, 4, 8]
+    assert all("heldout_pass@1" in record for record in records)
+    assert all(record["tool_calls"] > 0 and 0 <= record["clip_fraction"] <= 1 for record in records[1:])
+    summary = json.loads(run.summary.read_text())
+    assert summary == whole.summary
+    assert (summary["objective"], summary["seed"], summary["steps"]) == ("ctpo", 3, 8)
+    assert summary["before"]["pass@1"] == records[0]["heldout_pass@1"]
+    assert summary["after"]["pass@1"] == records[-1]["heldout_pass@1"]
+    assert summary["after"]["stderr"] >= 0
+    assert summary["wall_clock_s"] > 0
+    rows = [json.loads(line) for line in run.transcripts(2).read_text().splitlines()]
+    assert len(rows) == 4
+    called = next(row for row in rows if row["calls"])
+    assert f"<py>{called['calls'][0]['program']}</py>{called['calls'][0]['output']}" in called["completion"]
+
+
+def test_time_is_accounted_for(whole: Outcome) -> None:
+    for record in whole.run.records()[1:]:
+        parts = record["generation_s"] + record["tool_s"] + record["training_s"]
+        assert parts == pytest.approx(record["batch_s"], abs=0.01)
+
+
+def test_saved_model_loads_and_gives_the_last_accuracy(whole: Outcome) -> None:
+    from ctpo.evaluation.model import evaluate_model
+    from ctpo.rollout.engine import Sampling
+    from ctpo.tasks import get_task
+
+    evaluation = evaluate_model(
+        str(whole.run.model), get_task("arithmetic"), count=16, sampling=Sampling(max_new_tokens=80)
+    )
+    assert whole.summary is not None
+    assert evaluation.accuracy == whole.summary["after"]["pass@1"]
+
+
+def test_its_own_config_runs_it_again(whole: Outcome, tmp_path: Path) -> None:
+    from ctpo.training.recipe import read_recipe
+
+    again = train({**read_recipe(whole.run.config), "output_dir": str(tmp_path / "again")})
+    assert all(torch.equal(a, b) for a, b in zip(weights(again.run).values(), weights(whole.run).values(), strict=True))
+
+
+@pytest.mark.parametrize("moment", [(1, 2), (2, 3)])
+def test_interrupted_in_a_batch_and_resumed_it_ends_the_same(
+    whole: Outcome, small_recipe: Recipe, tmp_path: Path, moment: tuple[int, int]
+) -> None:
+    path = tmp_path / "run"
+    stopped = train(small_recipe(path), listener=InterruptAt(*moment))
+    assert not stopped.finished
+    assert not stopped.run.summary.exists()
+    resumed = train({}, resume=path)
+    assert resumed.finished
+    for name, expected in weights(whole.run).items():
+        assert torch.equal(weights(resumed.run)[name], expected)
+    for got, expected in zip(resumed.run.records(), whole.run.records(), strict=True):
+        assert {k: v for k, v in got.items() if k not in CLOCKED} == {
+            k: v for k, v in expected.items() if k not in CLOCKED
+        }
+
+
+def test_a_finished_run_can_be_trained_further(whole: Outcome, small_recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    train(small_recipe(path, rollout_batches=1, save_steps=4))
+    longer = train({"rollout_batches": 2}, resume=path)
+    assert longer.summary is not None
+    assert longer.summary["steps"] == 8
+    assert RunDirectory(path).read_recipe()["rollout_batches"] == 2
+    for name, expected in weights(whole.run).items():
+        assert torch.equal(weights(longer.run)[name], expected)
+
+
+def test_a_finished_run_has_nothing_to_resume(whole: Outcome) -> None:
+    with pytest.raises(UserError, match=r"is complete .8 updates.; to train it further, give rollout_batches"):
+        train({}, resume=whole.run.path)
+
+
+def test_a_directory_with_a_run_is_not_overwritten(whole: Outcome, small_recipe: Recipe) -> None:
+    before = whole.run.metrics.read_bytes()
+    with pytest.raises(UserError, match="already holds a run; choose another, or continue it with"):
+        train(small_recipe(whole.run.path))
+    assert whole.run.metrics.read_bytes() == before
+
+
+def test_resume_of_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run"):
+        train({}, resume=tmp_path)
+
+
+def test_too_few_problems(small_recipe: Recipe, tmp_path: Path) -> None:
+    data = tmp_path / "few.jsonl"
+    data.write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    keys = small_recipe(tmp_path / "run", dataset=str(data))
+    del keys["train_problems"]
+    with pytest.raises(UserError, match="1 training problems do not fill one rollout batch of 8 prompts"):
+        train(keys)
+    assert not (tmp_path / "run").exists()
