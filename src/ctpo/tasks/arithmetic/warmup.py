@@ -94,9 +94,10 @@ def train(config: WarmupConfig) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFa
 
 def make_model(output: Path, config: WarmupConfig) -> None:
     """Train a model and write it with its tokenizer to a folder that `from_pretrained` can load."""
-    model, tokenizer = train(config)
+    model, _ = train(config)
     model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    # A fresh one: a used tokenizer writes its last padding settings into the file.
+    build_tokenizer().save_pretrained(output)
 
 
 def main() -> None:
