@@ -1,1 +1,4 @@
-"""The `ctpo` command: one module a subcommand, each with `register(subparsers)` and `run(args) -> exit code`."""
+"""The `ctpo` command: one module a subcommand.
+
+Each has `register(subparsers)` and `run(args) -> exit code`.
+"""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ctpo.errors import UserError
 from ctpo.rollout.cache import growing_cache, select_rows
 from ctpo.rollout.records import Rollout, ToolCall
 from ctpo.rollout.sampling import sample_tokens
@@ -73,7 +74,7 @@ class TransformersEngine:
         """One response a prompt, in order; equal prompts share one prefill.
 
         Raises:
-            ValueError: if a prompt is empty or leaves no room in the model's context.
+            UserError: if a prompt is empty or leaves no room in the model's context.
         """
         self._check(prompts, sampling)
         was_training = self.model.training
@@ -89,9 +90,9 @@ class TransformersEngine:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         for i, prompt in enumerate(prompts):
             if not prompt:
-                raise ValueError(f"prompt {i} is empty; a model needs at least one token to continue")
+                raise UserError(f"prompt {i} is empty; a model needs at least one token to continue")
             if limit is not None and len(prompt) + sampling.max_new_tokens > limit:
-                raise ValueError(
+                raise UserError(
                     f"prompt {i} has {len(prompt)} tokens, which with max_new_tokens={sampling.max_new_tokens} "
                     f"exceeds the model's context of {limit}; shorten the prompt or lower max_new_tokens"
                 )
