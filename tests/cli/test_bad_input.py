@@ -41,7 +41,10 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["model=."], ["model=. is not a model directory", "config.json"]),
         (["max_steps=16"], ["rollout_batches=", "max_steps=16", "drop one"]),
         (["rollout_batches=0"], ["rollout_batches=0 is too small"]),
-        (["rollout_batches=null", "max_steps=17"], ["max_steps=17 is not a whole number of rollout batches", "use 16"]),
+        (
+            ["rollout_batches=null", "max_steps=17"],
+            ["max_steps=17 is not a whole number of rollout batches", "use 16"],
+        ),
         (["steps_per_generation=2"], ["generation_batch_size=", "steps_per_generation=2", "drop one"]),
         (["num_generations=7"], ["512", "7"]),
         (["logging_steps=1"], ["logging_steps=1 cannot be set"]),
@@ -56,7 +59,9 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--nonsense"], ["--nonsense"]),
     ],
 )
-def test_train(capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], parts: list[str]) -> None:
+def test_train(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], parts: list[str]
+) -> None:
     message = complaint(capsys, "train", *words)
     assert all(part in message for part in parts), message
     assert not list(tmp_path.iterdir())
@@ -71,7 +76,9 @@ def test_train(capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[s
         ("task: arithmetic\nepochs: 3\n", ["unknown key 'epochs'"]),
     ],
 )
-def test_recipe_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, parts: list[str]) -> None:
+def test_recipe_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, parts: list[str]
+) -> None:
     (tmp_path / "r.yaml").write_text(content)
     message = complaint(capsys, "train", "r.yaml")
     assert all(part in message for part in parts), message
@@ -89,7 +96,10 @@ def test_recipe_file(capsys: pytest.CaptureFixture[str], tmp_path: Path, content
         ('{"prompt": "1+1=", "answer": 2}\n{oops\n', ["line 2 is not JSON", "'{oops'"]),
         ("[1, 2]\n", ["line 1 is list, not an object"]),
         ("\n", ["line 1 is not JSON"]),
-        ('{"prompt": "1+1=", "answer": 2}\n', ["1 training problems do not fill one rollout batch of 64 prompts"]),
+        (
+            '{"prompt": "1+1=", "answer": 2}\n',
+            ["1 training problems do not fill one rollout batch of 64 prompts"],
+        ),
     ],
 )
 def test_dataset(

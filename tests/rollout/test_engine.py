@@ -37,7 +37,9 @@ def recomputed(model: Any, rollout: Rollout) -> torch.Tensor:
     return logps[torch.arange(len(rollout.completion_ids)), torch.tensor(rollout.completion_ids)]
 
 
-def test_log_probs_equal_one_forward_pass_over_the_final_sequence(embedded: Any, rollouts: list[Rollout]) -> None:
+def test_log_probs_equal_one_forward_pass_over_the_final_sequence(
+    embedded: Any, rollouts: list[Rollout]
+) -> None:
     assert sum(bool(rollout.calls) for rollout in rollouts) > len(rollouts) // 2
     for rollout in rollouts:
         mask = torch.tensor(rollout.model_mask, dtype=torch.bool)
@@ -74,7 +76,9 @@ def test_greedy_equals_generate(embedded: Any, prompts: list[list[int]]) -> None
     assert len(set(map(len, chosen))) > 1
     ours = TransformersEngine(model, tokenizer).generate(chosen, Sampling(max_new_tokens=40, temperature=0.0))
     for prompt, rollout in zip(chosen, ours, strict=True):
-        theirs = model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0, len(prompt) :].tolist()
+        theirs = model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[
+            0, len(prompt) :
+        ].tolist()
         assert rollout.completion_ids == theirs
 
 
@@ -90,7 +94,9 @@ def test_a_generator_makes_it_repeatable_and_leaves_global_randomness_alone(
 ) -> None:
     before = torch.get_rng_state()
     runs = [
-        TransformersEngine(*embedded).generate(prompts[:8], SAMPLING, generator=torch.Generator().manual_seed(7))
+        TransformersEngine(*embedded).generate(
+            prompts[:8], SAMPLING, generator=torch.Generator().manual_seed(7)
+        )
         for _ in range(2)
     ]
     assert [r.completion_ids for r in runs[0]] == [r.completion_ids for r in runs[1]]
@@ -119,7 +125,9 @@ def test_output_that_does_not_fit_is_cut_at_the_length_limit(
         assert max(len(rollout.completion_ids) for rollout in found) == limit
 
 
-def test_calls_beyond_the_limit_are_not_run(embedded: Any, arithmetic: Any, sandbox: Any, prompts: Any) -> None:
+def test_calls_beyond_the_limit_are_not_run(
+    embedded: Any, arithmetic: Any, sandbox: Any, prompts: Any
+) -> None:
     from dataclasses import replace
 
     tools = ToolRunner(replace(arithmetic.tool, max_calls=1), sandbox)
@@ -129,7 +137,8 @@ def test_calls_beyond_the_limit_are_not_run(embedded: Any, arithmetic: Any, sand
 
 
 @pytest.mark.parametrize(
-    ("prompt", "tokens", "message"), [([], 4, "prompt 0 is empty"), ([5] * 200, 96, "exceeds the model's context")]
+    ("prompt", "tokens", "message"),
+    [([], 4, "prompt 0 is empty"), ([5] * 200, 96, "exceeds the model's context")],
 )
 def test_impossible_prompts_are_refused(embedded: Any, prompt: list[int], tokens: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

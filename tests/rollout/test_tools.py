@@ -57,7 +57,9 @@ def test_an_answer_that_depends_on_load_is_not_remembered(arithmetic: Any) -> No
 
 def test_programs_of_different_conversations_share_nothing(sandbox: Any) -> None:
     tools = ToolRunner(PythonTool(error_mark=None), sandbox)
-    leave, find = tools.run(["open('/tmp/note', 'w').write('42'); print(1)", "print(open('/tmp/note').read())"])
+    leave, find = tools.run(
+        ["open('/tmp/note', 'w').write('42'); print(1)", "print(open('/tmp/note').read())"]
+    )
     assert leave.status == "ok"
     assert find.status == "error"
     assert "42" not in find.output

@@ -68,6 +68,13 @@ def small_recipe() -> Callable[..., dict[str, Any]]:
         ours = {"eval_problems": 16, "eval_every": 1, "transcripts": 4, "train_problems": 64, "threads": 1}
         left_out = ("max_steps", "logging_steps", "disable_tqdm", "save_strategy")
         trainers = {name: value for name, value in SMALL.items() if name not in left_out}
-        return {**trainers, **ours, "rollout_batches": 2, "save_steps": 1000, "output_dir": str(output), **changes}
+        return {
+            **trainers,
+            **ours,
+            "rollout_batches": 2,
+            "save_steps": 1000,
+            "output_dir": str(output),
+            **changes,
+        }
 
     return keys

@@ -23,7 +23,10 @@ def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
     config = CTPOConfig(str(tmp_path), use_cpu=True, objective="grpo", objective_kwargs={"high": 0.3})
     assert config.objective_settings()["high"] == 0.3
     assert config.build_objective().trust_region.high == 0.3
-    assert CTPOConfig(str(tmp_path), use_cpu=True, objective_kwargs='{"high": 0.1}').objective_settings()["high"] == 0.1
+    assert (
+        CTPOConfig(str(tmp_path), use_cpu=True, objective_kwargs='{"high": 0.1}').objective_settings()["high"]
+        == 0.1
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,7 +41,9 @@ def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
         ({"entropy_coef": 0.1}, "entropy_coef=0.1 is not supported"),
     ],
 )
-def test_bad_settings_say_what_and_how_to_mend(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_bad_settings_say_what_and_how_to_mend(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message) as error:
         CTPOConfig(str(tmp_path), use_cpu=True, **settings)
     assert "\n" not in str(error.value)
@@ -48,5 +53,7 @@ def test_updates_per_rollout_batch(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"per_device_train_batch_size": 8, "num_generations": 8, "use_cpu": True}
     assert CTPOConfig(str(tmp_path), **keys).updates_per_rollout_batch == 1
     assert CTPOConfig(str(tmp_path), steps_per_generation=16, **keys).updates_per_rollout_batch == 16
-    many = CTPOConfig(str(tmp_path), steps_per_generation=8, num_iterations=4, gradient_accumulation_steps=2, **keys)
+    many = CTPOConfig(
+        str(tmp_path), steps_per_generation=8, num_iterations=4, gradient_accumulation_steps=2, **keys
+    )
     assert many.updates_per_rollout_batch == 16

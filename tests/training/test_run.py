@@ -86,7 +86,10 @@ def test_its_own_config_runs_it_again(whole: Outcome, tmp_path: Path) -> None:
     from ctpo.training.recipe import read_recipe
 
     again = train({**read_recipe(whole.run.config), "output_dir": str(tmp_path / "again")})
-    assert all(torch.equal(a, b) for a, b in zip(weights(again.run).values(), weights(whole.run).values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(again.run).values(), weights(whole.run).values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("moment", [(1, 2), (2, 3)])
@@ -119,7 +122,9 @@ def test_a_finished_run_can_be_trained_further(whole: Outcome, small_recipe: Rec
 
 
 def test_a_finished_run_has_nothing_to_resume(whole: Outcome) -> None:
-    with pytest.raises(UserError, match=r"is complete .8 updates.; to train it further, give rollout_batches"):
+    with pytest.raises(
+        UserError, match=r"is complete .8 updates.; to train it further, give rollout_batches"
+    ):
         train({}, resume=whole.run.path)
 
 

@@ -33,7 +33,9 @@ def test_overrides_are_exactly_the_named_seams() -> None:
 
 @pytest.fixture(scope="module")
 def stock(fit: Callable[..., Any]) -> Any:
-    return fit(GRPOTrainer, GRPOConfig, loss_type="grpo", epsilon=0.2, bf16=False, gradient_checkpointing=False)
+    return fit(
+        GRPOTrainer, GRPOConfig, loss_type="grpo", epsilon=0.2, bf16=False, gradient_checkpointing=False
+    )
 
 
 GRPO_AS_IN_TRL = {"low": 0.2, "high": 0.2, "dual": None, "reduction": "seq-mean-token-mean"}
@@ -118,7 +120,9 @@ def test_statistics_reach_the_log(off_policy: Any) -> None:
     trainer.log(logs)
     assert 0 <= logs["clip_fraction"] <= 1
     assert logs["log_ratio_std"] > 0
-    assert logs["tokens"] == int((trainer._buffered_inputs[3]["completion_mask"] * trainer._buffered_inputs[3]["tool_mask"]).sum())
+    assert logs["tokens"] == int(
+        (trainer._buffered_inputs[3]["completion_mask"] * trainer._buffered_inputs[3]["tool_mask"]).sum()
+    )
 
 
 def test_kl_penalty_with_beta(fit: Callable[..., Any], stock: Any) -> None:

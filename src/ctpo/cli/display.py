@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ctpo.training.run import Outcome
 
 # heading, width, how a record becomes a cell
-_COLUMNS = (
+_COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
     ("batch", 5, lambda r: f"{r['batch']}"),
     ("updates", 7, lambda r: f"{r['step']}"),
     ("reward", 6, lambda r: _figure(r, "reward", "{:.3f}")),
@@ -57,7 +57,9 @@ class Display:
             highlight=False,
         )
         self._console.print(f"[dim]records in {escape(str(plan.output))}[/dim]", highlight=False)
-        self._console.print("[bold]" + "  ".join(f"{name:>{width}}" for name, width, _ in _COLUMNS) + "[/bold]")
+        self._console.print(
+            "[bold]" + "  ".join(f"{name:>{width}}" for name, width, _ in _COLUMNS) + "[/bold]"
+        )
 
     def progressed(self, batch: int, updates: int) -> None:
         if self._plan is not None:
@@ -118,7 +120,9 @@ def _before_after(summary: dict[str, Any]) -> Table:
     table = Table(title=f"Held-out problems ({before['problems']}), one sampled response each")
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="right" if heading else "left")
-    table.add_row("pass@1 ± standard error", *(f"{e['pass@1']:.3f} ± {e['stderr']:.3f}" for e in (before, after)))
+    table.add_row(
+        "pass@1 ± standard error", *(f"{e['pass@1']:.3f} ± {e['stderr']:.3f}" for e in (before, after))
+    )
     table.add_row("tool calls a response", *(f"{e['tool_calls']:.2f}" for e in (before, after)))
     table.add_row("tokens a response", *(f"{e['tokens']:.1f}" for e in (before, after)))
     table.add_row("ended by the model", *(f"{e['finished']:.1%}" for e in (before, after)))

@@ -25,7 +25,12 @@ and temperature as in the run), a model directory, a hub id, or 'embedded' for t
 """
 
 # What an evaluation needs to know beyond the model; a run brings its own.
-_DEFAULTS = {"task": "arithmetic", "max_completion_length": 96, "temperature": 1.0, "eval_problems": 1024}
+_DEFAULTS: dict[str, Any] = {
+    "task": "arithmetic",
+    "max_completion_length": 96,
+    "temperature": 1.0,
+    "eval_problems": 1024,
+}
 
 
 def register(subparsers: Any) -> None:
@@ -40,10 +45,14 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--task", choices=task_names(), help="whose problems")
     parser.add_argument("--limit", type=int, metavar="N", help="number of problems")
     parser.add_argument("--temperature", type=float, help="of sampling; 0 takes the most probable token")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="length of a response, tool output included")
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="length of a response, tool output included"
+    )
     parser.add_argument("--seed", type=int, help="draws problems and samples; unset uses that of every run")
     parser.add_argument("--show", type=int, default=2, metavar="N", help="transcripts to print (default 2)")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write eval.json and transcripts.jsonl there")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="write eval.json and transcripts.jsonl there"
+    )
     parser.add_argument(
         "--unsafe-no-isolation",
         action="store_true",
@@ -102,7 +111,9 @@ def _trained(run: RunDirectory) -> Path:
         return run.model
     checkpoint = run.last_checkpoint()
     if checkpoint is None:
-        raise UserError(f"{run.path} has neither a trained model nor a checkpoint; wait for one, or name a model")
+        raise UserError(
+            f"{run.path} has neither a trained model nor a checkpoint; wait for one, or name a model"
+        )
     return checkpoint
 
 
@@ -114,7 +125,9 @@ def _evaluate(location: str, settings: dict[str, Any], args: argparse.Namespace)
         location,
         get_task(settings["task"]),
         count=settings["eval_problems"],
-        sampling=Sampling(max_new_tokens=settings["max_completion_length"], temperature=settings["temperature"]),
+        sampling=Sampling(
+            max_new_tokens=settings["max_completion_length"], temperature=settings["temperature"]
+        ),
         seed=HELDOUT_SEED if args.seed is None else args.seed,
         unsafe_no_isolation=args.unsafe_no_isolation,
     )

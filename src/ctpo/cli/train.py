@@ -50,8 +50,12 @@ def register(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("words", nargs="*", metavar="RECIPE.yaml | key=value", help="recipe file and overrides")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint")
+    parser.add_argument(
+        "words", nargs="*", metavar="RECIPE.yaml | key=value", help="recipe file and overrides"
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint"
+    )
     parser.add_argument("--show", action="store_true", help="print the resolved recipe and stop")
     parser.set_defaults(handler=run)
 
@@ -79,9 +83,13 @@ def _collect(words: Sequence[str], resume: Path | None) -> dict[str, Any]:
     recipes = [word for word in words if "=" not in word]
     overrides = parse_overrides(word for word in words if "=" in word)
     if resume is not None and recipes:
-        raise UserError(f"recipe {recipes[0]} and --resume {resume} are both given; a run keeps its own recipe")
+        raise UserError(
+            f"recipe {recipes[0]} and --resume {resume} are both given; a run keeps its own recipe"
+        )
     if len(recipes) > 1:
-        raise UserError(f"{len(recipes)} recipes are given ({' '.join(recipes)}); give one, and overrides as key=value")
+        raise UserError(
+            f"{len(recipes)} recipes are given ({' '.join(recipes)}); give one, and overrides as key=value"
+        )
     if resume is not None:
         return overrides
     return merge(read_recipe(Path(recipes[0])) if recipes else embedded_recipe(), overrides)

@@ -30,7 +30,8 @@ def draw_learning_curve(run: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     before, after = summary["before"]["pass@1"], summary["after"]["pass@1"]
     axes.set_title(
-        f"{summary['objective']}, seed {summary['seed']}: held-out pass@1 {before:.2f} → {after:.2f}", loc="left"
+        f"{summary['objective']}, seed {summary['seed']}: held-out pass@1 {before:.2f} → {after:.2f}",
+        loc="left",
     )
     axes.legend(frameon=False, loc="lower right")
     path = run / "curve.png"
@@ -41,7 +42,9 @@ def draw_learning_curve(run: Path) -> Path:
 def _training_reward(axes: Any, records: list[dict[str, Any]]) -> None:
     rows = [(record["seconds"], record["reward"]) for record in records if record.get("reward") is not None]
     if rows:
-        axes.plot(*zip(*rows, strict=True), color=_GREY, linewidth=1.2, label="training reward, a rollout batch")
+        axes.plot(
+            *zip(*rows, strict=True), color=_GREY, linewidth=1.2, label="training reward, a rollout batch"
+        )
 
 
 def _held_out(axes: Any, records: list[dict[str, Any]]) -> None:

@@ -20,14 +20,21 @@ _FIRST_ROOM = 64  # positions; small enough to waste little, large enough to dou
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values, [batch, heads, length, head_dim], as views into buffers with room to spare."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    keys: Tensor
+    values: Tensor
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._key_room = self._value_room = None
         length = self.get_seq_length()
         new_length = length + key_states.shape[-2]
         self._key_room, self.keys = _append(self._key_room, self.keys, key_states, length, new_length)
-        self._value_room, self.values = _append(self._value_room, self.values, value_states, length, new_length)
+        self._value_room, self.values = _append(
+            self._value_room, self.values, value_states, length, new_length
+        )
         return self.keys, self.values
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -39,7 +46,9 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         super().batch_select_indices(indices)
 
 
-def _append(room: Tensor | None, held: Tensor, new: Tensor, length: int, new_length: int) -> tuple[Tensor, Tensor]:
+def _append(
+    room: Tensor | None, held: Tensor, new: Tensor, length: int, new_length: int
+) -> tuple[Tensor, Tensor]:
     if room is None or room.shape[-2] < new_length:
         capacity = max(_FIRST_ROOM, 2 * new_length)
         grown = new.new_empty(*new.shape[:-2], capacity, new.shape[-1])

@@ -23,7 +23,9 @@ from ctpo.rollout.records import Rollout, ToolCall
 from ctpo.rollout.sampling import sample_tokens
 from ctpo.rollout.tools import ToolRunner
 
-_SHRINK_BELOW = 0.75  # rows are dropped once this share is left: each drop copies the cache, so not at every row
+_SHRINK_BELOW = (
+    0.75  # rows are dropped once this share is left: each drop copies the cache, so not at every row
+)
 _NOT_FORCED = -1
 
 
@@ -82,7 +84,9 @@ class TransformersEngine:
         try:
             rows = self.batch_size or max(len(prompts), 1)
             chunks = [list(prompts[i : i + rows]) for i in range(0, len(prompts), rows)]
-            return [rollout for chunk in chunks for rollout in self._decode(chunk, sampling, tools, generator)]
+            return [
+                rollout for chunk in chunks for rollout in self._decode(chunk, sampling, tools, generator)
+            ]
         finally:
             self.model.train(was_training)
 
@@ -266,7 +270,9 @@ class _Batch:
             columns += range(start, start + len(fitting))
             values += fitting
             self._turn_start[response] = start + len(fitting)
-        row, column, value = torch.tensor([rows, columns, values], dtype=torch.long, device=self._forced_BN.device)
+        row, column, value = torch.tensor(
+            [rows, columns, values], dtype=torch.long, device=self._forced_BN.device
+        )
         self._forced_BN[row, column] = value
 
     def rollouts(self) -> list[Rollout]:

@@ -13,7 +13,6 @@ from ctpo.rollout.records import ToolCall
 from ctpo.sandbox import Sandbox, SandboxResult, SandboxUnavailable
 from ctpo.tasks import PythonTool, Task
 
-
 _LASTING = ("ok", "error")  # timeout, memory, lost … may end otherwise next time
 _REMEMBERED = 100_000  # answers; programs and outputs are short, so some tens of megabytes at most
 

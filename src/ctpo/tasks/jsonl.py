@@ -26,7 +26,9 @@ def read_problems(path: Path) -> list[Problem]:
         raise UserError(f"dataset {path} cannot be read ({error}); give a JSONL file in UTF-8") from None
     problems = [_problem(path, number, line) for number, line in enumerate(text.splitlines(), start=1)]
     if not problems:
-        raise UserError(f"dataset {path} is empty; it needs one JSON object with {' and '.join(COLUMNS)} a line")
+        raise UserError(
+            f"dataset {path} is empty; it needs one JSON object with {' and '.join(COLUMNS)} a line"
+        )
     return problems
 
 
@@ -38,7 +40,9 @@ def _problem(path: Path, number: int, line: str) -> Problem:
             have = ", ".join(map(str, row)) or "none"
             raise UserError(f"dataset {path} line {number} has no column {column!r} (it has: {have}); add it")
         if not isinstance(value, (str, int, float)) or isinstance(value, bool) or not str(value).strip():
-            raise UserError(f"dataset {path} line {number}: {column} is {value!r}; give a non-empty string or number")
+            raise UserError(
+                f"dataset {path} line {number}: {column} is {value!r}; give a non-empty string or number"
+            )
     return Problem(
         prompt=str(row["prompt"]),
         answer=str(row["answer"]),
@@ -51,7 +55,9 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         shown = line if len(line) <= 60 else line[:57] + "..."
-        raise UserError(f"dataset {path} line {number} is not JSON ({error.msg}): {shown!r}; mend or remove it") from None
+        raise UserError(
+            f"dataset {path} line {number} is not JSON ({error.msg}): {shown!r}; mend or remove it"
+        ) from None
     if not isinstance(row, dict):
         raise UserError(f"dataset {path} line {number} is {type(row).__name__}, not an object; write {{...}}")
     return row

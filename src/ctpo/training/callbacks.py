@@ -59,10 +59,14 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         """Wall-clock of training so far, evaluations and interrupted parts included."""
         return self._seconds_before + time.perf_counter() - self._started
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         self._started = self._batch_started = time.perf_counter()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         batch, updates = divmod(state.global_step - 1, self._updates)
         self._listener.progressed(batch + 1, updates + 1)
 
@@ -108,7 +112,9 @@ class StopCleanly(TrainerCallback):  # type: ignore[misc]
     def __init__(self) -> None:
         self.asked = False
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if self.asked and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True

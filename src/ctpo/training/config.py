@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from trl import GRPOConfig
 
@@ -45,7 +45,9 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
     )
     objective_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Overrides of the preset's settings, e.g. '{\"high\": 0.1}'; names as in the preset."},
+        metadata={
+            "help": "Overrides of the preset's settings, e.g. '{\"high\": 0.1}'; names as in the preset."
+        },
     )
     anchor: str = field(
         default="old",
@@ -55,12 +57,14 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
             "saves that pass and is exact when the engine runs the same weights in the same precision."
         },
     )
-    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+    gradient_checkpointing: bool | None = field(
         default=None,
-        metadata={"help": "Recompute activations in the backward pass. Unset: on for accelerators, off on CPU."},
+        metadata={
+            "help": "Recompute activations in the backward pass. Unset: on for accelerators, off on CPU."
+        },
     )
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "objective_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "objective_kwargs"]
 
     def __post_init__(self) -> None:
         _resolve_device_defaults(self)
@@ -85,7 +89,8 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
     @property
     def updates_per_rollout_batch(self) -> int:
         """Optimizer steps taken on one batch of rollouts."""
-        return max(1, self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps)
+        updates: int = self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps
+        return max(1, updates)
 
 
 def _resolve_device_defaults(config: CTPOConfig) -> None:
@@ -110,7 +115,11 @@ def _refuse_replaced(config: CTPOConfig) -> None:
     for name, instead in _REPLACED.items():
         default = GRPOConfig.__dataclass_fields__[name].default
         if getattr(config, name) != default:
-            raise ValueError(f"{name}={getattr(config, name)!r} has no effect under CTPO; set {instead} instead")
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} has no effect under CTPO; set {instead} instead"
+            )
     for name, default in _UNSUPPORTED.items():
         if getattr(config, name) != default:
-            raise ValueError(f"{name}={getattr(config, name)!r} is not supported by CTPOTrainer; leave it unset")
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} is not supported by CTPOTrainer; leave it unset"
+            )

@@ -11,6 +11,7 @@ from ctpo.training.rollout import sampling_of
 from ctpo.training.rundir import RunDirectory
 from ctpo.training.trainer import CTPOTrainer
 
+
 class HeldOut:
     """Samples one response to each held-out problem, as training samples them, and keeps transcripts."""
 

@@ -33,7 +33,9 @@ class Recipe:
 
     task: str = _key("arithmetic", "task by name: its prompts, tool and answer check")
     model: str = _key(EMBEDDED_MODEL, "'embedded' (ships with the task), a model directory, or a hub id")
-    dataset: Path | None = _key(None, "JSONL file of training problems (columns prompt, answer), not the task's own")
+    dataset: Path | None = _key(
+        None, "JSONL file of training problems (columns prompt, answer), not the task's own"
+    )
     eval_dataset: Path | None = _key(None, "JSONL file of held-out problems, not the task's own")
     train_problems: int = _key(16_384, "training problems drawn from the task, where no dataset is given")
     eval_problems: int = _key(1_024, "held-out problems an evaluation samples, one response each")
@@ -44,7 +46,9 @@ class Recipe:
     threads: int | None = _key(None, "threads torch computes with on CPU; unset leaves torch's own choice")
     tool_timeout_s: float = _key(3.0, "wall-clock seconds one program may take")
     tool_memory_mb: int = _key(512, "megabytes one program may take")
-    unsafe_no_isolation: bool = _key(False, "run model-written programs unisolated: they can do whatever you can")
+    unsafe_no_isolation: bool = _key(
+        False, "run model-written programs unisolated: they can do whatever you can"
+    )
 
     def __post_init__(self) -> None:
         if self.task not in task_names():
@@ -80,7 +84,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise UserError(f"recipe {path} is not YAML ({' '.join(str(error).split())}); mend it") from None
     if not isinstance(keys, dict):
-        raise UserError(f"recipe {path} holds {type(keys).__name__}, not a mapping; write one `key: value` a line")
+        raise UserError(
+            f"recipe {path} holds {type(keys).__name__}, not a mapping; write one `key: value` a line"
+        )
     return keys
 
 
@@ -130,9 +136,13 @@ def _check_model(model: str) -> None:
     if model == EMBEDDED_MODEL or (path / "config.json").is_file():
         return
     if path.exists():
-        raise UserError(f"model={model} is not a model directory (it holds no config.json); give one, or a hub id")
+        raise UserError(
+            f"model={model} is not a model directory (it holds no config.json); give one, or a hub id"
+        )
     if model.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(model):
-        raise UserError(f"model={model} does not exist; give a directory, a hub id (owner/name) or {EMBEDDED_MODEL!r}")
+        raise UserError(
+            f"model={model} does not exist; give a directory, a hub id (owner/name) or {EMBEDDED_MODEL!r}"
+        )
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:

@@ -29,6 +29,7 @@ from ctpo.training.rundir import RunDirectory, default_run_path
 from ctpo.training.settings import build, resolved
 from ctpo.training.trainer import CTPOTrainer
 
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How a run ended."""
@@ -40,7 +41,9 @@ class Outcome:
     """What `summary.json` holds, once finished."""
 
 
-def train(keys: Mapping[str, Any], *, listener: Listener | None = None, resume: Path | None = None) -> Outcome:
+def train(
+    keys: Mapping[str, Any], *, listener: Listener | None = None, resume: Path | None = None
+) -> Outcome:
     """Train as a recipe's keys say; with `resume`, continue that run, the keys overriding its own.
 
     Raises:
@@ -82,7 +85,9 @@ def _prepare(
     merged = merge(run.read_recipe(), {**keys, "output_dir": str(resume)})
     checkpoint = run.last_checkpoint()
     if checkpoint is None:
-        raise UserError(f"{resume} has no checkpoint to resume from; start the run afresh in another directory")
+        raise UserError(
+            f"{resume} has no checkpoint to resume from; start the run afresh in another directory"
+        )
     return run, merged, checkpoint
 
 
@@ -137,7 +142,9 @@ def _open_tools(recipe: Recipe, task: Task) -> AbstractContextManager[ToolRunner
     )
 
 
-def _trainer(recipe: Recipe, config: CTPOConfig, task: Task, problems: list[Problem], rollout_func: Any) -> CTPOTrainer:
+def _trainer(
+    recipe: Recipe, config: CTPOConfig, task: Task, problems: list[Problem], rollout_func: Any
+) -> CTPOTrainer:
     location = str(model_path()) if recipe.model == EMBEDDED_MODEL else recipe.model
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left")

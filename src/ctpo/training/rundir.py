@@ -73,7 +73,9 @@ class RunDirectory:
             _write(self.config, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
             _write(self.environment, json.dumps(environment, indent=2) + "\n")
         except OSError as error:
-            raise UserError(f"output_dir={self.path} cannot be written ({error.strerror}); choose another") from None
+            raise UserError(
+                f"output_dir={self.path} cannot be written ({error.strerror}); choose another"
+            ) from None
 
     def check_free(self) -> None:
         """Refuse a directory that is taken.
@@ -96,7 +98,9 @@ class RunDirectory:
             UserError: if the directory is not a run's.
         """
         if not self.config.is_file():
-            raise UserError(f"{self.path} is not a run (it has no {self.config.name}); give a run's directory")
+            raise UserError(
+                f"{self.path} is not a run (it has no {self.config.name}); give a run's directory"
+            )
         keys = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         if not isinstance(keys, dict):
             raise UserError(f"{self.config} is damaged (not a mapping); start the run afresh")
@@ -145,7 +149,11 @@ class RunDirectory:
 
 def default_run_path(keys: Mapping[str, Any]) -> Path:
     """`runs/<task>-<objective>-s<seed>-<time>`."""
-    task, objective, seed = keys.get("task", "arithmetic"), keys.get("objective", "ctpo"), keys.get("seed", 42)
+    task, objective, seed = (
+        keys.get("task", "arithmetic"),
+        keys.get("objective", "ctpo"),
+        keys.get("seed", 42),
+    )
     return Path("runs") / f"{task}-{objective}-s{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

@@ -93,8 +93,12 @@ def _checked(owner: type, name: str, value: Any) -> Any:
     except ValidationError as error:
         shown = getattr(wanted, "__name__", None) if isinstance(wanted, type) else str(wanted)
         reason = error.errors()[0]["msg"]
-        raise UserError(f"{name}={value!r} is not of type {shown} ({reason[0].lower()}{reason[1:]})") from None
-    return value if checked == value else checked  # an int stays one where a float would do, as TRL's own types
+        raise UserError(
+            f"{name}={value!r} is not of type {shown} ({reason[0].lower()}{reason[1:]})"
+        ) from None
+    return (
+        value if checked == value else checked
+    )  # an int stays one where a float would do, as TRL's own types
 
 
 def _check_conflicts(keys: Mapping[str, Any]) -> None:

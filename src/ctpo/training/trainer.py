@@ -36,7 +36,9 @@ SEAMS: dict[str, tuple[str, ...]] = {
 """The GRPOTrainer methods overridden here, with the parameters they had in TRL 1.16. A test compares them with
 the installed TRL, so that an upgrade that moves one fails there and not in a training run."""
 
-_FORWARD_EXTRAS = SEAMS["_get_per_token_logps_and_entropies"][8:]  # the multimodal inputs, passed on untouched
+_FORWARD_EXTRAS = SEAMS["_get_per_token_logps_and_entropies"][
+    8:
+]  # the multimodal inputs, passed on untouched
 
 
 class InertObjectiveWarning(UserWarning):
@@ -65,7 +67,9 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             }"""),
     }
 
-    def __init__(self, model: Any, reward_funcs: Any = None, args: CTPOConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, model: Any, reward_funcs: Any = None, args: CTPOConfig | None = None, **kwargs: Any
+    ) -> None:
         if args is None:
             args = CTPOConfig("ctpo-output")
         if not isinstance(args, CTPOConfig):
@@ -82,7 +86,9 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         mask_BT = _loss_mask(inputs)
         logps_BT, entropies_BT, aux_loss = self._score(model, inputs)
         anchor_BT = self._anchor(inputs, logps_BT)
-        totals = {name: inputs.get(f"minibatch_{name}") for name in ("num_tokens", "num_sequences")}
+        totals: dict[str, Any] = {
+            name: inputs.get(f"minibatch_{name}") for name in ("num_tokens", "num_sequences")
+        }
         output = self.objective(
             logps_BT,
             anchor_BT,
@@ -95,7 +101,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             kl_BT = kl_penalty(logps_BT, inputs["ref_per_token_logps"])
             loss = loss + self.beta * self.objective.reduce(kl_BT, mask_BT, **totals)
             self.objective_stats.add({"kl": _masked_mean(kl_BT, mask_BT)})
-        if self.aux_loss_enabled:
+        if aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * aux_loss / self._accumulation()
             self.objective_stats.add({"aux_loss": aux_loss})
         self.objective_stats.add({**output.stats, "entropy": _masked_mean(entropies_BT, mask_BT)})
@@ -169,7 +175,9 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         masks = [_loss_mask(part) for part in self._buffered_inputs[first : first + width]]
         tokens = sum((mask.sum() for mask in masks), start=masks[0].new_zeros((), dtype=torch.long))
         rows = sum((mask.any(dim=1).sum() for mask in masks), start=torch.zeros_like(tokens))
-        totals = self.accelerator.reduce(torch.stack([tokens, rows]), reduction="sum") * (accumulation / width)
+        totals = self.accelerator.reduce(torch.stack([tokens, rows]), reduction="sum") * (
+            accumulation / width
+        )
         return {"minibatch_num_tokens": totals[0], "minibatch_num_sequences": totals[1]}
 
     # -- logging and checkpoints ---------------------------------------------------------------------------
@@ -222,5 +230,5 @@ def _weighted_advantages(inputs: dict[str, Any]) -> Tensor:
 
 
 def _masked_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    total = torch.where(mask_BT, values_BT.detach(), 0.0).sum()
-    return total / mask_BT.sum().clamp(min=1)
+    mean: Tensor = torch.where(mask_BT, values_BT.detach(), 0.0).sum() / mask_BT.sum().clamp(min=1)
+    return mean
