@@ -223,7 +223,7 @@ def _weighted_advantages(inputs: dict[str, Any]) -> Tensor:
     The loss is positively homogeneous in the advantage, so weighing the one is weighing the other.
     """
     advantages: Tensor = inputs["advantages"]
-    ratio = inputs.get("importance_sampling_ratio")
+    ratio: Tensor | None = inputs.get("importance_sampling_ratio")
     if ratio is None:
         return advantages
     return (advantages[:, None] if advantages.dim() == 1 else advantages) * ratio
