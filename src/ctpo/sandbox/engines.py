@@ -74,7 +74,9 @@ def _kinds(
 def _settings(interpreter: Interpreter, memory_bytes: int, *, file_metadata: bool) -> dict[str, object]:
     machine = supported_machine()
     if sys.platform != "linux" or machine is None:
-        raise SandboxUnavailable(f"no isolation on this system (needs Linux on x86-64 or aarch64). {UNSAFE_HINT}")
+        raise SandboxUnavailable(
+            f"no isolation on this system (needs Linux on x86-64 or aarch64). {UNSAFE_HINT}"
+        )
     filter_ = build_filter(machine, file_metadata=file_metadata)
     return {
         "namespaces": False,

@@ -140,12 +140,16 @@ class Sandbox:
         self, programs: Sequence[str], timeout_s: float | None, memory_mb: int | None, on_done: object
     ) -> tuple[Batch, list[Job]]:
         if isinstance(programs, str | bytes):
-            raise ValueError(f"programs must be a list of source texts, not one {type(programs).__name__}; use [program]")
+            raise ValueError(
+                f"programs must be a list of source texts, not one {type(programs).__name__}; use [program]"
+            )
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         memory_mb = self.memory_mb if memory_mb is None else memory_mb
         _check_limits(timeout_s, memory_mb, None, 1)
         if memory_mb > self.memory_mb:
-            raise ValueError(f"memory_mb={memory_mb} is more than the sandbox's {self.memory_mb}; make a bigger one")
+            raise ValueError(
+                f"memory_mb={memory_mb} is more than the sandbox's {self.memory_mb}; make a bigger one"
+            )
         assert callable(on_done)
         batch = Batch(timeout_s, memory_mb * _MEBIBYTE, [None] * len(programs), on_done)
         jobs = []
@@ -178,7 +182,11 @@ def _results(batch: Batch) -> list[SandboxResult]:
 def _check_limits(timeout_s: float, memory_mb: int, workers: int | None, output_kb: int) -> None:
     if not (isinstance(timeout_s, int | float) and math.isfinite(timeout_s) and timeout_s > 0):
         raise ValueError(f"timeout_s={timeout_s!r} must be a positive number of seconds")
-    for name, value, least in (("memory_mb", memory_mb, 16), ("output_kb", output_kb, 1), ("workers", workers, 1)):
+    for name, value, least in (
+        ("memory_mb", memory_mb, 16),
+        ("output_kb", output_kb, 1),
+        ("workers", workers, 1),
+    ):
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -213,4 +213,3 @@ def describe_death(status: int) -> str | None:
     except ValueError:
         name = "unknown"
     return f"killed by signal {number} ({name})"
-

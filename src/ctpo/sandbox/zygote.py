@@ -42,7 +42,14 @@ _PROGRAM_NAME = "<program>"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
@@ -270,11 +277,11 @@ def _mapped_bytes() -> int:
     return high
 
 
+# Left out: hashlib, tempfile, shutil, asyncio. They map libraries (OpenSSL, lzma) whose pages every fork copies.
 _LEAN = (
-    "abc array ast atexit base64 bisect cmath collections collections.abc contextlib copy csv dataclasses datetime "
-    "decimal enum fractions functools hashlib heapq inspect io itertools json keyword linecache math numbers "
-    "operator pprint queue random re statistics string struct tempfile textwrap threading time traceback types "
-    "typing unicodedata warnings weakref"
+    "abc array ast atexit bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal "
+    "enum fractions functools heapq inspect io itertools json keyword linecache math numbers operator queue random "
+    "re statistics string struct textwrap threading time traceback types typing unicodedata warnings weakref"
 )
 
 _WARM_LEAN = """
