@@ -12,7 +12,9 @@ child, sent only after the child is reaped. End of file on the socket ends the z
 
 from __future__ import annotations
 
+import _thread
 import array
+import atexit
 import base64
 import ctypes
 import gc
@@ -24,6 +26,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import types
 from typing import Any, NoReturn
 
@@ -40,7 +43,8 @@ _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _PROGRAM_NAME = "<program>"
 
-_libc = ctypes.CDLL(None, use_errno=True)
+# PyDLL: there is one thread, so nobody else could use the interpreter lock during a call.
+_libc = ctypes.PyDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [
     ctypes.c_void_p,
@@ -97,10 +101,9 @@ def _read_program() -> tuple[int, int, str]:
 
 
 def _reseed() -> None:
-    """Give this child random states of its own; it inherited the zygote's."""
-    for module, function in (("random", "seed"), ("numpy.random", "seed")):
-        if module in sys.modules:
-            getattr(sys.modules[module], function)()
+    """Give this child a numpy random state of its own; `random` reseeds itself after a fork."""
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
 
 
 def _own_frames(report: Any) -> None:
@@ -112,9 +115,11 @@ def _own_frames(report: Any) -> None:
             _own_frames(other)
 
 
-def _print_traceback(error: BaseException) -> None:
+def _print_traceback(error: BaseException, text: str) -> None:
+    import linecache
     import traceback
 
+    linecache.cache[_PROGRAM_NAME] = (len(text), None, text.splitlines(keepends=True), _PROGRAM_NAME)
     report = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
     _own_frames(report)
     sys.stderr.write("".join(report.format()))
@@ -133,10 +138,8 @@ def _exit_code(stop: SystemExit) -> int:
 
 def _finish(code: int) -> int:
     """End as an interpreter does: wait for threads, run exit handlers, flush."""
-    import atexit
-    import threading
-
-    threading._shutdown()  # type: ignore[attr-defined]
+    if _thread._count():
+        threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -145,11 +148,8 @@ def _finish(code: int) -> int:
 
 def _execute(text: str) -> int:
     """Run the program as `__main__` and return the exit code."""
-    import linecache
-
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    linecache.cache[_PROGRAM_NAME] = (len(text), None, text.splitlines(keepends=True), _PROGRAM_NAME)
     try:
         try:
             exec(compile(text, _PROGRAM_NAME, "exec", dont_inherit=True), module.__dict__)
@@ -159,7 +159,7 @@ def _execute(text: str) -> int:
         except MemoryError:
             raise
         except BaseException as error:
-            _print_traceback(error)
+            _print_traceback(error, text)
             return _finish(1)
     except MemoryError:
         os.write(2, b"MemoryError\n")
@@ -172,9 +172,10 @@ def _run(config: _Config) -> NoReturn:
     try:
         memory, cpu, text = _read_program()
         if config.confine:
-            limit = config.address_space + min(memory, config.memory)
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+            if memory < config.memory:
+                limit = config.address_space + memory
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         _reseed()
         code = _execute(text)
     finally:
@@ -184,17 +185,28 @@ def _run(config: _Config) -> NoReturn:
 # --- confinement, in the child ------------------------------------------------------------------------------
 
 
-def _take_descriptors(descriptors: list[int], null: int) -> None:
-    """Program on 3, stdout on 1, stderr on 2, an empty stdin; everything else is closed."""
-    lifted = [os.dup(fd) if fd < 4 else fd for fd in descriptors]
-    os.dup2(null, 0)
-    os.dup2(lifted[1], 1)
-    os.dup2(lifted[2], 2)
-    os.dup2(lifted[0], 3)
-    os.closerange(4, 1 << 16)
+def _confinement_steps(config: _Config) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The calls that confine a child, prepared once: every line a child runs copies pages the zygote shares."""
+    steps: list[tuple[Any, tuple[Any, ...]]] = []
+    if config.namespaces:
+        options = f"size={config.scratch},nr_inodes=2048,mode=700".encode()
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+        steps.append((_libc.unshare, (_CLONE_NEWNS,)))
+        steps.append((_libc.mount, (b"tmpfs", b"/tmp", b"tmpfs", flags, options)))
+        steps.append((_libc.chdir, (b"/tmp",)))
+    else:
+        steps.append((_libc.prctl, (_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)))
+    if config.confine:
+        steps.append((_libc.capset, (struct.pack("<Ii", _CAPABILITY_VERSION_3, 0), bytes(24))))
+        code = (ctypes.c_char * len(config.filter)).from_buffer(config.filter)
+        program = struct.pack("@HP", len(config.filter) // 8, ctypes.addressof(code))
+        steps.append((_libc.prctl, (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0)))
+    return steps
 
 
 def _limit_resources(config: _Config) -> None:
+    """Set what every child inherits; the zygote itself lives well within it. CPU time is the child's own."""
+    address_space = config.address_space + config.memory
     for name, value in (
         ("RLIMIT_CORE", 0),
         ("RLIMIT_MEMLOCK", 0),
@@ -206,6 +218,7 @@ def _limit_resources(config: _Config) -> None:
         ("RLIMIT_NOFILE", config.descriptors),
         ("RLIMIT_FSIZE", config.scratch),
         ("RLIMIT_STACK", 8 << 20),
+        ("RLIMIT_AS", address_space),
     ):
         kind = getattr(resource, name)
         _, hard = resource.getrlimit(kind)
@@ -213,43 +226,25 @@ def _limit_resources(config: _Config) -> None:
         resource.setrlimit(kind, (bound, bound))
 
 
-def _drop_capabilities() -> None:
-    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
-    _call("capset", header, bytes(24))
-
-
-def _install_filter(config: _Config) -> None:
-    for offset in config.pid_offsets:
-        struct.pack_into("<I", config.filter, offset, os.getpid())
-    code = (ctypes.c_char * len(config.filter)).from_buffer(config.filter)
-    program = struct.pack("@HP", len(config.filter) // 8, ctypes.addressof(code))
-    _call("prctl", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0)
-
-
-def _confine(config: _Config, parent: int) -> None:
-    """Everything that must hold before the program is read."""
-    if config.namespaces:
-        _call("unshare", _CLONE_NEWNS)
-        options = f"size={config.scratch},nr_inodes=2048,mode=700".encode()
-        _call("mount", b"tmpfs", b"/tmp", b"tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, options)
-        os.chdir("/tmp")
-    if config.uid is not None:
-        os.setresgid(config.uid, config.uid, config.uid)
-        os.setresuid(config.uid, config.uid, config.uid)
-    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if not config.namespaces and os.getppid() != parent:
-        os._exit(EXIT_SETUP)
-    if config.confine:
-        _limit_resources(config)
-        _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        _drop_capabilities()
-        _install_filter(config)
-
-
-def _child(config: _Config, parent: int, descriptors: list[int], null: int) -> NoReturn:
+def _child(zygote: _Zygote, descriptors: list[int]) -> NoReturn:
+    """Take the pipe ends (program on 3, stdout on 1, stderr on 2, an empty stdin), confine, run."""
+    config = zygote.config
     try:
-        _take_descriptors(descriptors, null)
-        _confine(config, parent)
+        code, out, err = descriptors
+        os.dup2(zygote.null, 0)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        if code != 3:
+            os.dup2(code, 3)
+        os.closerange(4, 1 << 16)
+        for offset in config.pid_offsets:
+            struct.pack_into("<I", config.filter, offset, os.getpid())
+        for function, arguments in zygote.steps:
+            if function(*arguments) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, f"{function.__name__}: {os.strerror(number)}")
+        if not config.namespaces and os.getppid() != zygote.pid:
+            os._exit(EXIT_SETUP)  # the zygote died before the parent-death signal was asked for
     except BaseException as error:
         os.write(2, f"sandbox set-up failed: {error}\n".encode())
         os._exit(EXIT_SETUP)
@@ -339,6 +334,7 @@ class _Zygote:
         self.control = control
         self.config = config
         self.pid = os.getpid()
+        self.steps = _confinement_steps(config)
         self.null = os.open(  # not the inherited one, which is on the host's writable mount
             "/dev/null", os.O_RDONLY
         )
@@ -374,7 +370,7 @@ class _Zygote:
             _call("unshare", _CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            _child(self.config, self.pid, descriptors, self.null)
+            _child(self, descriptors)
         if self.config.namespaces:
             # The next unshare is refused unless this process's children are to be born in its own namespace.
             _call("setns", self.self_fd, _CLONE_NEWPID)
@@ -441,6 +437,9 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _drop_bounding_set()
     config.address_space = _mapped_bytes()
+    if config.confine:
+        _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        _limit_resources(config)
     gc.collect()
     gc.freeze()
     zygote = _Zygote(control, config)
