@@ -41,6 +41,7 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _CAPABILITY_VERSION_3 = 0x20080522
+_NOBODY = 65534
 _PROGRAM_NAME = "<program>"
 
 # PyDLL: there is one thread, so nobody else could use the interpreter lock during a call.
@@ -78,7 +79,6 @@ class _Config:
         self.descriptors: int = fields["descriptors"]
         self.tasks: int = fields["tasks"]
         self.landlock: dict[str, Any] | None = fields["landlock"]
-        self.uid: int | None = fields["uid"]
         self.filter = bytearray(base64.b64decode(fields["filter"]))
         self.pid_offsets: list[int] = fields["pid_offsets"]
         self.address_space = 0  # what the warm interpreter itself maps; measured later
@@ -279,6 +279,8 @@ _LEAN = (
     "re statistics string struct textwrap threading time traceback types typing unicodedata warnings weakref"
 )
 
+_FULL = "asyncio base64 bz2 concurrent.futures csv hashlib logging lzma pathlib pprint shutil tempfile uuid zlib"
+
 _WARM_LEAN = """
 import json, random, re, fractions, decimal, statistics, datetime, collections, itertools, functools, math, traceback
 json.loads(json.dumps({"a": [1, 2.5, None]})); re.sub(r"(\\d+)", r"<\\1>", "a1b22"); random.sample(range(9), 3)
@@ -315,6 +317,8 @@ def _warm_up(preload: str) -> list[str]:
             continue
     exercises = [("", _WARM_LEAN)]
     if preload == "full":
+        for name in _FULL.split():
+            __import__(name)
         exercises += [("numpy", _WARM_NUMPY), ("sympy", _WARM_SYMPY)]
     for package, text in exercises:
         try:
@@ -412,20 +416,61 @@ def _protect_devices() -> None:
         _call("mount", None, path.encode(), None, flags, None)
 
 
-def _drop_bounding_set() -> None:
-    """No capability can come back, not even through a set-user-id file."""
-    for capability in range(64):
-        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-            return
+def _restrict_files(rules: dict[str, Any]) -> None:
+    """Apply Landlock to the zygote, and so to all it forks."""
+    attributes = struct.pack("<QQQ", rules["files"], rules["network"], rules["scopes"])
+    ruleset = _libc.syscall(444, attributes, ctypes.c_size_t(rules["size"]), 0)
+    if ruleset < 0:
+        raise OSError(ctypes.get_errno(), "landlock_create_ruleset failed")
+    for path, rights in rules["rules"]:
+        parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        if _libc.syscall(445, ruleset, 1, struct.pack("<Qi", rights, parent), 0) != 0:
+            raise OSError(ctypes.get_errno(), f"landlock_add_rule failed for {path}")
+        os.close(parent)
+    if _libc.syscall(446, ruleset, 0) != 0:
+        raise OSError(ctypes.get_errno(), "landlock_restrict_self failed")
+    os.close(ruleset)
+
+
+def _become_nobody(readable: list[str]) -> None:
+    """As root, outside a namespace: leave root for good if the interpreter's files are still readable then.
+
+    Root is exempt from RLIMIT_NPROC and owns most files. Either way no capability is left.
+    """
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setegid(_NOBODY)
+        os.seteuid(_NOBODY)
+        allowed = all(os.access(path, os.R_OK, effective_ids=True) for path in readable)
+        os.seteuid(0)
+        os.setegid(0)
+        for capability in range(64):
+            if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+                break
+        if allowed:
+            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    _call("capset", struct.pack("<Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
+
+
+def _isolate_self(config: _Config) -> None:
+    """What holds for the zygote already, and is inherited by every child."""
+    if config.namespaces:
+        _protect_devices()
+    if not config.confine:
+        return
+    _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if config.landlock is not None:
+        os.chdir("/")
+        _become_nobody([path for path, _ in config.landlock["rules"]])
+        _restrict_files(config.landlock)
+    config.address_space = _mapped_bytes()
+    _limit_resources(config)
 
 
 def main() -> NoReturn:
     control = socket.socket(fileno=int(sys.argv[1]))
     config = _Config(control.recv(1 << 18))
-    if config.namespaces:
-        _protect_devices()
-    else:
-        _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     sys.path += config.paths
     sys.argv = [""]
     sys.dont_write_bytecode = True
@@ -435,11 +480,9 @@ def main() -> NoReturn:
     sys.stdout = outside
     os.environ.clear()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _drop_bounding_set()
-    config.address_space = _mapped_bytes()
-    if config.confine:
-        _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        _limit_resources(config)
+    _isolate_self(config)
+    # Changing user clears the parent-death signal, so it is asked for last; the socket's end covers the gap.
+    _call("prctl", _PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     gc.collect()
     gc.freeze()
     zygote = _Zygote(control, config)
