@@ -42,6 +42,7 @@ _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _NOBODY = 65534
+_TRACEBACK_CHARS = 4096
 _PROGRAM_NAME = "<program>"
 
 # PyDLL: there is one thread, so nobody else could use the interpreter lock during a call.
@@ -122,7 +123,10 @@ def _print_traceback(error: BaseException, text: str) -> None:
     linecache.cache[_PROGRAM_NAME] = (len(text), None, text.splitlines(keepends=True), _PROGRAM_NAME)
     report = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
     _own_frames(report)
-    sys.stderr.write("".join(report.format()))
+    shown = "".join(report.format())
+    if len(shown) > 2 * _TRACEBACK_CHARS:  # a syntax error quotes its line, however long
+        shown = shown[:_TRACEBACK_CHARS] + " [...] " + shown[-_TRACEBACK_CHARS:]
+    sys.stderr.write(shown)
 
 
 def _exit_code(stop: SystemExit) -> int:
