@@ -117,6 +117,24 @@ except (RuntimeError, MemoryError): pass
 print("ESCAPED" if started > 2000 else "", started, flush=True)
 os._exit(0)
 ''', "ok", "memory", "error", "timeout")
+_add("raw_thread_bomb", '''
+# Threads made by hand, on stacks of one page: what the kernel keeps for each is not in the program's own memory.
+import mmap
+if not X86: sys.exit()
+libc.pthread_self.restype = ctypes.c_void_p
+size, count = 4096, 20_000
+stacks = mmap.mmap(-1, size * (count + 1))
+base = ctypes.addressof(ctypes.c_char.from_buffer(stacks))
+word = ctypes.c_int()
+started = 0
+for index in range(count):
+    stack = ctypes.c_void_p(base + size * (index + 1))
+    made = libc.clone(libc.pause, stack, 0x3D0F00, None, ctypes.byref(word), ctypes.c_void_p(libc.pthread_self()), ctypes.byref(word))
+    if made == -1: break
+    started += 1
+os.write(1, (f"ESCAPED {started}" if started > 2000 else f"{started}").encode())
+os._exit(0)
+''', "ok", "error", "memory", "timeout")
 _add("deep_recursion", "sys.setrecursionlimit(10**9)\ndef f(): f()\nf()", "error", "memory", "timeout")
 _add("deep_c_recursion", "sys.setrecursionlimit(10**9)\ndef f(x): return sorted([1, 2], key=f)\nf(1)", "error", "memory")
 _add("deep_nesting", "compile('(' * 200000 + ')' * 200000, 'x', 'eval')", "error", "memory")

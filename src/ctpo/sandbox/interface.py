@@ -81,7 +81,7 @@ class Sandbox:
                 self._pool = Pool(candidate.confinements, self.workers, self._output_bytes)
                 self.checks = probe(self._run_probe, self.memory_mb * _MEBIBYTE)
             except SandboxUnavailable as unavailable:
-                self.close()
+                self.close() if self._pool is not None else candidate.close()
                 reasons.append(f"{candidate.name}: {unavailable}")
                 continue
             broken = [f"{check.name} ({check.detail})" for check in self.checks if not check.held]
@@ -144,6 +144,7 @@ class Sandbox:
         """End every process of the sandbox; a second call does nothing."""
         if self._pool is not None and self._pid == os.getpid():
             self._pool.close()
+            self.engine.close()
         self._pool = None
 
     def __enter__(self) -> Sandbox:

@@ -38,9 +38,9 @@ EXIT_MEMORY, EXIT_SETUP = 97, 98
 
 _CLONE_NEWNS, _CLONE_NEWPID = 0x00020000, 0x20000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 8, 32, 4096
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
+_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 8, 24, 38
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
-_CAPABILITY_VERSION_3 = 0x20080522
+_CAPABILITY_VERSION_3, _CAP_DAC_READ_SEARCH = 0x20080522, 2
 _NOBODY = 65534
 _TRACEBACK_CHARS = 4096
 _PROGRAM_NAME = "<program>"
@@ -80,6 +80,7 @@ class _Config:
         self.descriptors: int = fields["descriptors"]
         self.tasks: int = fields["tasks"]
         self.landlock: dict[str, Any] | None = fields["landlock"]
+        self.uid: int | None = fields["uid"]
         self.filter = bytearray(base64.b64decode(fields["filter"]))
         self.pid_offsets: list[int] = fields["pid_offsets"]
         self.address_space = 0  # what the warm interpreter itself maps; measured later
@@ -193,15 +194,20 @@ def _confinement_steps(config: _Config) -> list[tuple[Any, tuple[Any, ...]]]:
     """The calls that confine a child, prepared once: every line a child runs copies pages the zygote shares."""
     steps: list[tuple[Any, tuple[Any, ...]]] = []
     if config.namespaces:
-        options = f"size={config.scratch},nr_inodes=2048,mode=700".encode()
+        owner = "" if config.uid is None else f",uid={config.uid},gid={config.uid}"
+        options = f"size={config.scratch},nr_inodes=2048,mode=700{owner}".encode()
         flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
         steps.append((_libc.unshare, (_CLONE_NEWNS,)))
         steps.append((_libc.mount, (b"tmpfs", b"/tmp", b"tmpfs", flags, options)))
-        steps.append((_libc.chdir, (b"/tmp",)))
     else:
         steps.append((_libc.prctl, (_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)))
-    if config.confine:
+    if config.uid is not None:
+        steps.append((_libc.setresgid, (config.uid,) * 3))
+        steps.append((_libc.setresuid, (config.uid,) * 3))
+    if config.namespaces:
+        steps.append((_libc.chdir, (b"/tmp",)))
         steps.append((_libc.capset, (struct.pack("<Ii", _CAPABILITY_VERSION_3, 0), bytes(24))))
+    if config.confine:
         code = (ctypes.c_char * len(config.filter)).from_buffer(config.filter)
         program = struct.pack("@HP", len(config.filter) // 8, ctypes.addressof(code))
         steps.append((_libc.prctl, (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0)))
@@ -437,30 +443,36 @@ def _restrict_files(rules: dict[str, Any]) -> None:
 
 
 def _become_nobody(readable: list[str]) -> None:
-    """As root, outside a namespace: leave root for good if the interpreter's files are still readable then.
+    """As root, outside a namespace: become nobody for good, without any capability.
 
-    Root is exempt from RLIMIT_NPROC and owns most files. Either way no capability is left.
+    Root is exempt from RLIMIT_NPROC and owns most files. Where nobody could not read the interpreter's files, it
+    keeps the one capability to read and search, which Landlock holds to the same files.
     """
+    kept = 0
     if os.geteuid() == 0:
         os.setgroups([])
         os.setegid(_NOBODY)
         os.seteuid(_NOBODY)
-        allowed = all(os.access(path, os.R_OK, effective_ids=True) for path in readable)
+        if not all(os.access(path, os.R_OK, effective_ids=True) for path in readable):
+            kept = 1 << _CAP_DAC_READ_SEARCH
         os.seteuid(0)
         os.setegid(0)
         for capability in range(64):
             if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
                 break
-        if allowed:
-            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-    _call("capset", struct.pack("<Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
+        _call("prctl", _PR_SET_KEEPCAPS, 1, 0, 0, 0)
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
+    _call("capset", header, struct.pack("<6I", kept, kept, 0, 0, 0, 0))
 
 
 def _isolate_self(config: _Config) -> None:
     """What holds for the zygote already, and is inherited by every child."""
     if config.namespaces:
         _protect_devices()
+    if config.uid is not None:
+        os.setgroups([])
     if not config.confine:
         return
     _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
