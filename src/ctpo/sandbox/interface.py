@@ -12,14 +12,19 @@ import warnings
 from collections.abc import Sequence
 from types import TracebackType
 
-from ctpo.sandbox.engines import Engine, choose_engine
+from ctpo.sandbox.engines import Engine, candidates, unconfined
 from ctpo.sandbox.limits import check_memory_budget
 from ctpo.sandbox.pool import Batch, Job, Pool
+from ctpo.sandbox.probe import Check, probe
 from ctpo.sandbox.result import SandboxResult, SandboxUnavailable
 
 _MEBIBYTE = 1 << 20
-# Programs that name one of these go to the interpreter that has numpy and sympy imported already.
-_WANTS_PACKAGES = re.compile(rb"\b(?:numpy|sympy|mpmath|scipy|pandas|matplotlib)\b")
+# Programs that name one of these go to the full interpreter, which has them (or what they need) imported already.
+_WANTS_FULL = re.compile(
+    rb"\b(?:numpy|sympy|mpmath|scipy|pandas|matplotlib|asyncio|concurrent|hashlib|tempfile|shutil|uuid|logging)\b"
+)
+_PROBE_TIMEOUT_S = 20.0
+_UNSAFE_HINT = "To run programs WITHOUT isolation all the same: Sandbox(unsafe_no_isolation=True)"
 _LONGEST_PROGRAM = 1 << 20
 
 
@@ -55,8 +60,39 @@ class Sandbox:
         self.workers = check_memory_budget(workers, memory_mb)
         self._pid = os.getpid()
         self._pool: Pool | None = None
-        self.engine: Engine = choose_engine(engine, memory_mb * _MEBIBYTE, unsafe_no_isolation)
-        self._pool = Pool(self.engine.confinements, self.workers, output_kb << 10)
+        self._output_bytes = output_kb << 10
+        self.checks: list[Check] = []
+        """What the start-up probe found: see `ctpo sandbox check`."""
+        if unsafe_no_isolation:
+            self.engine = unconfined(memory_mb * _MEBIBYTE)
+            self._pool = Pool(self.engine.confinements, self.workers, self._output_bytes)
+        else:
+            self._start_isolated(engine)
+
+    def _start_isolated(self, name: str) -> None:
+        """Start the first engine whose isolation holds; refuse if there is none."""
+        reasons = []
+        for candidate in candidates(name, self.memory_mb * _MEBIBYTE):
+            if isinstance(candidate, str):
+                reasons.append(candidate)
+                continue
+            self.engine: Engine = candidate
+            try:
+                self._pool = Pool(candidate.confinements, self.workers, self._output_bytes)
+                self.checks = probe(self._run_probe, self.memory_mb * _MEBIBYTE)
+            except SandboxUnavailable as unavailable:
+                self.close() if self._pool is not None else candidate.close()
+                reasons.append(f"{candidate.name}: {unavailable}")
+                continue
+            broken = [f"{check.name} ({check.detail})" for check in self.checks if not check.held]
+            if not broken:
+                return
+            self.close()
+            reasons.append(f"{candidate.name} does not hold: {', '.join(broken)}")
+        raise SandboxUnavailable(f"no isolation here: {'; '.join(reasons)}. {_UNSAFE_HINT}")
+
+    def _run_probe(self, program: str) -> SandboxResult:
+        return self.run([program], timeout_s=_PROBE_TIMEOUT_S)[0]
 
     def run(
         self, programs: Sequence[str], *, timeout_s: float | None = None, memory_mb: int | None = None
@@ -108,6 +144,7 @@ class Sandbox:
         """End every process of the sandbox; a second call does nothing."""
         if self._pool is not None and self._pid == os.getpid():
             self._pool.close()
+            self.engine.close()
         self._pool = None
 
     def __enter__(self) -> Sandbox:
@@ -140,12 +177,16 @@ class Sandbox:
         self, programs: Sequence[str], timeout_s: float | None, memory_mb: int | None, on_done: object
     ) -> tuple[Batch, list[Job]]:
         if isinstance(programs, str | bytes):
-            raise ValueError(f"programs must be a list of source texts, not one {type(programs).__name__}; use [program]")
+            raise ValueError(
+                f"programs must be a list of source texts, not one {type(programs).__name__}; use [program]"
+            )
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         memory_mb = self.memory_mb if memory_mb is None else memory_mb
         _check_limits(timeout_s, memory_mb, None, 1)
         if memory_mb > self.memory_mb:
-            raise ValueError(f"memory_mb={memory_mb} is more than the sandbox's {self.memory_mb}; make a bigger one")
+            raise ValueError(
+                f"memory_mb={memory_mb} is more than the sandbox's {self.memory_mb}; make a bigger one"
+            )
         assert callable(on_done)
         batch = Batch(timeout_s, memory_mb * _MEBIBYTE, [None] * len(programs), on_done)
         jobs = []
@@ -158,13 +199,9 @@ class Sandbox:
                 message = f"program of {len(text)} bytes; the limit is {_LONGEST_PROGRAM}\n"
                 batch.results[index] = SandboxResult("error", "", message, 0.0)
                 continue
-            jobs.append(Job(batch, index, text, self._kind(text)))
+            jobs.append(Job(batch, index, text, "full" if _WANTS_FULL.search(text) else "lean"))
         batch.missing = len(jobs)
         return batch, jobs
-
-    def _kind(self, text: bytes) -> str:
-        wants = "full" in self.engine.confinements and _WANTS_PACKAGES.search(text)
-        return "full" if wants else "lean"
 
 
 def _results(batch: Batch) -> list[SandboxResult]:
@@ -178,7 +215,11 @@ def _results(batch: Batch) -> list[SandboxResult]:
 def _check_limits(timeout_s: float, memory_mb: int, workers: int | None, output_kb: int) -> None:
     if not (isinstance(timeout_s, int | float) and math.isfinite(timeout_s) and timeout_s > 0):
         raise ValueError(f"timeout_s={timeout_s!r} must be a positive number of seconds")
-    for name, value, least in (("memory_mb", memory_mb, 16), ("output_kb", output_kb, 1), ("workers", workers, 1)):
+    for name, value, least in (
+        ("memory_mb", memory_mb, 16),
+        ("output_kb", output_kb, 1),
+        ("workers", workers, 1),
+    ):
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -220,7 +220,9 @@ class Pool:
         if not zygote.ready:
             self._failures += 1
         if self._failures >= 3 or not self._started.is_set():
-            raise SandboxUnavailable(f"the sandbox's {kind} interpreter does not start: {complaint or 'it died'}")
+            raise SandboxUnavailable(
+                f"the sandbox's {kind} interpreter does not start: {complaint or 'it died'}"
+            )
         if job is not None and child is not None:
             slot.job = slot.zygote = None
             self._lost(job, child)
@@ -266,7 +268,11 @@ class Pool:
 
     def _watch(self, slot: Slot, child: Child) -> None:
         child.watched = True
-        for fd, events in ((child.out, select.EPOLLIN), (child.err, select.EPOLLIN), (child.code, select.EPOLLOUT)):
+        for fd, events in (
+            (child.out, select.EPOLLIN),
+            (child.err, select.EPOLLIN),
+            (child.code, select.EPOLLOUT),
+        ):
             if fd >= 0:
                 self._poll.register(fd, events)
                 self._outputs[fd] = slot
@@ -316,7 +322,9 @@ class Pool:
                 self._watch(slot, child)
         for _, kind, zygote in self._zygotes.values():
             if not zygote.ready and now > zygote.started + _START_TIMEOUT_S:
-                raise SandboxUnavailable(f"the sandbox's {kind} interpreter took over {_START_TIMEOUT_S:.0f} s to start")
+                raise SandboxUnavailable(
+                    f"the sandbox's {kind} interpreter took over {_START_TIMEOUT_S:.0f} s to start"
+                )
 
     def _reaped(self, slot: Slot, zygote: Zygote, ended: Exit) -> None:
         child = zygote.running

@@ -19,7 +19,7 @@ _TABLES = {"x86_64": syscalls.X86_64, "aarch64": syscalls.AARCH64}
 
 # struct seccomp_data: nr, arch, instruction_pointer (8), args[6] (8 each), little-endian on both machines.
 _OFFSET_NR, _OFFSET_ARCH, _OFFSET_ARGS = 0, 4, 16
-_LD, _JEQ, _AND, _RET = 0x20, 0x15, 0x54, 0x06
+_LD, _JA, _JEQ, _JGE, _AND, _RET = 0x20, 0x05, 0x15, 0x35, 0x54, 0x06
 _RET_KILL, _RET_ERRNO, _RET_ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 
 OWN_PID = -1
@@ -113,30 +113,56 @@ def build_filter(machine: str, *, file_metadata: bool) -> Filter:
     code.emit(_JEQ, _AUDIT_ARCH[machine], jt=1)
     code.emit(_RET, _RET_KILL)
     code.emit(_LD, _OFFSET_NR)
-    for name, number in _TABLES[machine].items():
-        if name in FILE_METADATA and not file_metadata:
-            continue
-        _emit_call(code, name, number)
-    code.emit(_RET, _RET_ERRNO | errno.EPERM)
+    denied = set() if file_metadata else FILE_METADATA
+    names = {number: name for name, number in _TABLES[machine].items() if name not in denied}
+    _emit_tree(code, _segments(names))
     return Filter(bytes(code.program), tuple(code.pid_offsets))
 
 
-def _emit_call(code: _Assembler, name: str, number: int) -> None:
-    """Emit one system call's rule; falls through to the next rule where the number differs."""
-    body = _Assembler(base=code.length + 1)
-    if name in _ERRNO:
-        body.emit(_RET, _RET_ERRNO | _ERRNO[name])
-    elif name in _CONDITIONS:
-        if name in _REFUSED_FIRST:
-            body.conjunction([_REFUSED_FIRST[name]], _RET_ERRNO | errno.EPERM)
-        for checks in _CONDITIONS[name]:
-            body.conjunction(checks, _RET_ALLOW)
-        body.emit(_RET, _RET_ERRNO | errno.EPERM)
+def _segments(names: dict[int, str]) -> list[tuple[int, str | None]]:
+    """Cut the numbers into runs of one treatment: (first number, a conditional call's name, "" to allow, None)."""
+    segments: list[tuple[int, str | None]] = [(0, None)]
+    for number in range(max(names) + 2):
+        name = names.get(number)
+        treatment = name if name in _CONDITIONS or name in _ERRNO else None if name is None else ""
+        if treatment != segments[-1][1]:
+            segments.append((number, treatment))
+    if segments[1][0] == 0:
+        del segments[0]
+    return segments
+
+
+def _emit_tree(code: _Assembler, segments: list[tuple[int, str | None]]) -> None:
+    """Emit a binary search over the segments.
+
+    A search, not a list: the kernel runs the filter once for every system call there is when a child installs
+    it, to learn which are always allowed, and a list made that an eighth of a small program's cost.
+    """
+    if len(segments) == 1:
+        _emit_treatment(code, segments[0][1])
+        return
+    middle = len(segments) // 2
+    left = _Assembler(base=code.length + 2)
+    _emit_tree(left, segments[:middle])
+    code.emit(_JGE, segments[middle][0], jf=1)
+    code.emit(_JA, left.length - left.base)
+    code.program += left.program
+    code.pid_offsets += left.pid_offsets
+    _emit_tree(code, segments[middle:])
+
+
+def _emit_treatment(code: _Assembler, name: str | None) -> None:
+    """Emit what happens to one run of calls; every path ends in a verdict."""
+    if name == "":
+        code.emit(_RET, _RET_ALLOW)
+    elif name in _ERRNO:
+        code.emit(_RET, _RET_ERRNO | _ERRNO[name])
     else:
-        body.emit(_RET, _RET_ALLOW)
-    code.emit(_JEQ, number, jf=body.length - body.base)
-    code.program += body.program
-    code.pid_offsets += body.pid_offsets
+        if name in _REFUSED_FIRST:
+            code.conjunction([_REFUSED_FIRST[name]], _RET_ERRNO | errno.EPERM)
+        for checks in _CONDITIONS.get(name or "", ()):
+            code.conjunction(checks, _RET_ALLOW)
+        code.emit(_RET, _RET_ERRNO | errno.EPERM)
 
 
 class _Assembler:

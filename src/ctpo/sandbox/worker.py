@@ -27,11 +27,13 @@ class Confinement:
         command: argument list → full command line; the zygote's own arguments are appended inside.
         environment: the zygote's environment.
         settings: the JSON configuration the zygote reads first (see `zygote._Config`).
+        inherited: descriptors the command line refers to.
     """
 
     command: Callable[[list[str]], list[str]]
     environment: dict[str, str]
     settings: dict[str, object]
+    inherited: tuple[int, ...] = ()
 
 
 def encode_filter(program: bytes) -> str:
@@ -125,7 +127,7 @@ class Zygote:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *confinement.inherited],
                 start_new_session=True,
                 cwd="/",
             )
@@ -213,4 +215,3 @@ def describe_death(status: int) -> str | None:
     except ValueError:
         name = "unknown"
     return f"killed by signal {number} ({name})"
-

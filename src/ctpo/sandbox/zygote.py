@@ -12,7 +12,9 @@ child, sent only after the child is reaped. End of file on the socket ends the z
 
 from __future__ import annotations
 
+import _thread
 import array
+import atexit
 import base64
 import ctypes
 import gc
@@ -24,6 +26,7 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import types
 from typing import Any, NoReturn
 
@@ -35,14 +38,24 @@ EXIT_MEMORY, EXIT_SETUP = 97, 98
 
 _CLONE_NEWNS, _CLONE_NEWPID = 0x00020000, 0x20000000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 8, 32, 4096
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
+_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 8, 24, 38
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
-_CAPABILITY_VERSION_3 = 0x20080522
+_CAPABILITY_VERSION_3, _CAP_DAC_READ_SEARCH = 0x20080522, 2
+_NOBODY = 65534
+_TRACEBACK_CHARS = 4096
 _PROGRAM_NAME = "<program>"
 
-_libc = ctypes.CDLL(None, use_errno=True)
+# PyDLL: there is one thread, so nobody else could use the interpreter lock during a call.
+_libc = ctypes.PyDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
@@ -90,10 +103,9 @@ def _read_program() -> tuple[int, int, str]:
 
 
 def _reseed() -> None:
-    """Give this child random states of its own; it inherited the zygote's."""
-    for module, function in (("random", "seed"), ("numpy.random", "seed")):
-        if module in sys.modules:
-            getattr(sys.modules[module], function)()
+    """Give this child a numpy random state of its own; `random` reseeds itself after a fork."""
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
 
 
 def _own_frames(report: Any) -> None:
@@ -105,12 +117,17 @@ def _own_frames(report: Any) -> None:
             _own_frames(other)
 
 
-def _print_traceback(error: BaseException) -> None:
+def _print_traceback(error: BaseException, text: str) -> None:
+    import linecache
     import traceback
 
+    linecache.cache[_PROGRAM_NAME] = (len(text), None, text.splitlines(keepends=True), _PROGRAM_NAME)
     report = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
     _own_frames(report)
-    sys.stderr.write("".join(report.format()))
+    shown = "".join(report.format())
+    if len(shown) > 2 * _TRACEBACK_CHARS:  # a syntax error quotes its line, however long
+        shown = shown[:_TRACEBACK_CHARS] + " [...] " + shown[-_TRACEBACK_CHARS:]
+    sys.stderr.write(shown)
 
 
 def _exit_code(stop: SystemExit) -> int:
@@ -126,10 +143,8 @@ def _exit_code(stop: SystemExit) -> int:
 
 def _finish(code: int) -> int:
     """End as an interpreter does: wait for threads, run exit handlers, flush."""
-    import atexit
-    import threading
-
-    threading._shutdown()  # type: ignore[attr-defined]
+    if _thread._count():
+        threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -138,11 +153,8 @@ def _finish(code: int) -> int:
 
 def _execute(text: str) -> int:
     """Run the program as `__main__` and return the exit code."""
-    import linecache
-
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    linecache.cache[_PROGRAM_NAME] = (len(text), None, text.splitlines(keepends=True), _PROGRAM_NAME)
     try:
         try:
             exec(compile(text, _PROGRAM_NAME, "exec", dont_inherit=True), module.__dict__)
@@ -152,7 +164,7 @@ def _execute(text: str) -> int:
         except MemoryError:
             raise
         except BaseException as error:
-            _print_traceback(error)
+            _print_traceback(error, text)
             return _finish(1)
     except MemoryError:
         os.write(2, b"MemoryError\n")
@@ -165,9 +177,10 @@ def _run(config: _Config) -> NoReturn:
     try:
         memory, cpu, text = _read_program()
         if config.confine:
-            limit = config.address_space + min(memory, config.memory)
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+            if memory < config.memory:
+                limit = config.address_space + memory
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         _reseed()
         code = _execute(text)
     finally:
@@ -177,17 +190,33 @@ def _run(config: _Config) -> NoReturn:
 # --- confinement, in the child ------------------------------------------------------------------------------
 
 
-def _take_descriptors(descriptors: list[int], null: int) -> None:
-    """Program on 3, stdout on 1, stderr on 2, an empty stdin; everything else is closed."""
-    lifted = [os.dup(fd) if fd < 4 else fd for fd in descriptors]
-    os.dup2(null, 0)
-    os.dup2(lifted[1], 1)
-    os.dup2(lifted[2], 2)
-    os.dup2(lifted[0], 3)
-    os.closerange(4, 1 << 16)
+def _confinement_steps(config: _Config) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The calls that confine a child, prepared once: every line a child runs copies pages the zygote shares."""
+    steps: list[tuple[Any, tuple[Any, ...]]] = []
+    if config.namespaces:
+        owner = "" if config.uid is None else f",uid={config.uid},gid={config.uid}"
+        options = f"size={config.scratch},nr_inodes=2048,mode=700{owner}".encode()
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+        steps.append((_libc.unshare, (_CLONE_NEWNS,)))
+        steps.append((_libc.mount, (b"tmpfs", b"/tmp", b"tmpfs", flags, options)))
+    else:
+        steps.append((_libc.prctl, (_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)))
+    if config.uid is not None:
+        steps.append((_libc.setresgid, (config.uid,) * 3))
+        steps.append((_libc.setresuid, (config.uid,) * 3))
+    if config.namespaces:
+        steps.append((_libc.chdir, (b"/tmp",)))
+        steps.append((_libc.capset, (struct.pack("<Ii", _CAPABILITY_VERSION_3, 0), bytes(24))))
+    if config.confine:
+        code = (ctypes.c_char * len(config.filter)).from_buffer(config.filter)
+        program = struct.pack("@HP", len(config.filter) // 8, ctypes.addressof(code))
+        steps.append((_libc.prctl, (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0)))
+    return steps
 
 
 def _limit_resources(config: _Config) -> None:
+    """Set what every child inherits; the zygote itself lives well within it. CPU time is the child's own."""
+    address_space = config.address_space + config.memory
     for name, value in (
         ("RLIMIT_CORE", 0),
         ("RLIMIT_MEMLOCK", 0),
@@ -199,6 +228,7 @@ def _limit_resources(config: _Config) -> None:
         ("RLIMIT_NOFILE", config.descriptors),
         ("RLIMIT_FSIZE", config.scratch),
         ("RLIMIT_STACK", 8 << 20),
+        ("RLIMIT_AS", address_space),
     ):
         kind = getattr(resource, name)
         _, hard = resource.getrlimit(kind)
@@ -206,43 +236,25 @@ def _limit_resources(config: _Config) -> None:
         resource.setrlimit(kind, (bound, bound))
 
 
-def _drop_capabilities() -> None:
-    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
-    _call("capset", header, bytes(24))
-
-
-def _install_filter(config: _Config) -> None:
-    for offset in config.pid_offsets:
-        struct.pack_into("<I", config.filter, offset, os.getpid())
-    code = (ctypes.c_char * len(config.filter)).from_buffer(config.filter)
-    program = struct.pack("@HP", len(config.filter) // 8, ctypes.addressof(code))
-    _call("prctl", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0)
-
-
-def _confine(config: _Config, parent: int) -> None:
-    """Everything that must hold before the program is read."""
-    if config.namespaces:
-        _call("unshare", _CLONE_NEWNS)
-        options = f"size={config.scratch},nr_inodes=2048,mode=700".encode()
-        _call("mount", b"tmpfs", b"/tmp", b"tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, options)
-        os.chdir("/tmp")
-    if config.uid is not None:
-        os.setresgid(config.uid, config.uid, config.uid)
-        os.setresuid(config.uid, config.uid, config.uid)
-    _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if not config.namespaces and os.getppid() != parent:
-        os._exit(EXIT_SETUP)
-    if config.confine:
-        _limit_resources(config)
-        _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        _drop_capabilities()
-        _install_filter(config)
-
-
-def _child(config: _Config, parent: int, descriptors: list[int], null: int) -> NoReturn:
+def _child(zygote: _Zygote, descriptors: list[int]) -> NoReturn:
+    """Take the pipe ends (program on 3, stdout on 1, stderr on 2, an empty stdin), confine, run."""
+    config = zygote.config
     try:
-        _take_descriptors(descriptors, null)
-        _confine(config, parent)
+        code, out, err = descriptors
+        os.dup2(zygote.null, 0)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        if code != 3:
+            os.dup2(code, 3)
+        os.closerange(4, 1 << 16)
+        for offset in config.pid_offsets:
+            struct.pack_into("<I", config.filter, offset, os.getpid())
+        for function, arguments in zygote.steps:
+            if function(*arguments) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, f"{function.__name__}: {os.strerror(number)}")
+        if not config.namespaces and os.getppid() != zygote.pid:
+            os._exit(EXIT_SETUP)  # the zygote died before the parent-death signal was asked for
     except BaseException as error:
         os.write(2, f"sandbox set-up failed: {error}\n".encode())
         os._exit(EXIT_SETUP)
@@ -270,12 +282,14 @@ def _mapped_bytes() -> int:
     return high
 
 
+# Left out: hashlib, tempfile, shutil, asyncio. They map libraries (OpenSSL, lzma) whose pages every fork copies.
 _LEAN = (
-    "abc array ast atexit base64 bisect cmath collections collections.abc contextlib copy csv dataclasses datetime "
-    "decimal enum fractions functools hashlib heapq inspect io itertools json keyword linecache math numbers "
-    "operator pprint queue random re statistics string struct tempfile textwrap threading time traceback types "
-    "typing unicodedata warnings weakref"
+    "abc array ast atexit bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal "
+    "enum fractions functools heapq inspect io itertools json keyword linecache math numbers operator queue random "
+    "re statistics string struct textwrap threading time traceback types typing unicodedata warnings weakref"
 )
+
+_FULL = "asyncio base64 bz2 concurrent.futures csv hashlib logging lzma pathlib pprint shutil tempfile uuid zlib"
 
 _WARM_LEAN = """
 import json, random, re, fractions, decimal, statistics, datetime, collections, itertools, functools, math, traceback
@@ -313,6 +327,8 @@ def _warm_up(preload: str) -> list[str]:
             continue
     exercises = [("", _WARM_LEAN)]
     if preload == "full":
+        for name in _FULL.split():
+            __import__(name)
         exercises += [("numpy", _WARM_NUMPY), ("sympy", _WARM_SYMPY)]
     for package, text in exercises:
         try:
@@ -332,6 +348,7 @@ class _Zygote:
         self.control = control
         self.config = config
         self.pid = os.getpid()
+        self.steps = _confinement_steps(config)
         self.null = os.open(  # not the inherited one, which is on the host's writable mount
             "/dev/null", os.O_RDONLY
         )
@@ -367,7 +384,7 @@ class _Zygote:
             _call("unshare", _CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            _child(self.config, self.pid, descriptors, self.null)
+            _child(self, descriptors)
         if self.config.namespaces:
             # The next unshare is refused unless this process's children are to be born in its own namespace.
             _call("setns", self.self_fd, _CLONE_NEWPID)
@@ -409,20 +426,67 @@ def _protect_devices() -> None:
         _call("mount", None, path.encode(), None, flags, None)
 
 
-def _drop_bounding_set() -> None:
-    """No capability can come back, not even through a set-user-id file."""
-    for capability in range(64):
-        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
-            return
+def _restrict_files(rules: dict[str, Any]) -> None:
+    """Apply Landlock to the zygote, and so to all it forks."""
+    attributes = struct.pack("<QQQ", rules["files"], rules["network"], rules["scopes"])
+    ruleset = _libc.syscall(444, attributes, ctypes.c_size_t(rules["size"]), 0)
+    if ruleset < 0:
+        raise OSError(ctypes.get_errno(), "landlock_create_ruleset failed")
+    for path, rights in rules["rules"]:
+        parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        if _libc.syscall(445, ruleset, 1, struct.pack("<Qi", rights, parent), 0) != 0:
+            raise OSError(ctypes.get_errno(), f"landlock_add_rule failed for {path}")
+        os.close(parent)
+    if _libc.syscall(446, ruleset, 0) != 0:
+        raise OSError(ctypes.get_errno(), "landlock_restrict_self failed")
+    os.close(ruleset)
+
+
+def _become_nobody(readable: list[str]) -> None:
+    """As root, outside a namespace: become nobody for good, without any capability.
+
+    Root is exempt from RLIMIT_NPROC and owns most files. Where nobody could not read the interpreter's files, it
+    keeps the one capability to read and search, which Landlock holds to the same files.
+    """
+    kept = 0
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setegid(_NOBODY)
+        os.seteuid(_NOBODY)
+        if not all(os.access(path, os.R_OK, effective_ids=True) for path in readable):
+            kept = 1 << _CAP_DAC_READ_SEARCH
+        os.seteuid(0)
+        os.setegid(0)
+        for capability in range(64):
+            if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+                break
+        _call("prctl", _PR_SET_KEEPCAPS, 1, 0, 0, 0)
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
+    _call("capset", header, struct.pack("<6I", kept, kept, 0, 0, 0, 0))
+
+
+def _isolate_self(config: _Config) -> None:
+    """What holds for the zygote already, and is inherited by every child."""
+    if config.namespaces:
+        _protect_devices()
+    if config.uid is not None:
+        os.setgroups([])
+    if not config.confine:
+        return
+    _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if config.landlock is not None:
+        os.chdir("/")
+        _become_nobody([path for path, _ in config.landlock["rules"]])
+        _restrict_files(config.landlock)
+    config.address_space = _mapped_bytes()
+    _limit_resources(config)
 
 
 def main() -> NoReturn:
     control = socket.socket(fileno=int(sys.argv[1]))
     config = _Config(control.recv(1 << 18))
-    if config.namespaces:
-        _protect_devices()
-    else:
-        _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     sys.path += config.paths
     sys.argv = [""]
     sys.dont_write_bytecode = True
@@ -432,8 +496,9 @@ def main() -> NoReturn:
     sys.stdout = outside
     os.environ.clear()
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _drop_bounding_set()
-    config.address_space = _mapped_bytes()
+    _isolate_self(config)
+    # Changing user clears the parent-death signal, so it is asked for last; the socket's end covers the gap.
+    _call("prctl", _PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     gc.collect()
     gc.freeze()
     zygote = _Zygote(control, config)

@@ -1,0 +1,55 @@
+"""Landlock rules for a zygote where namespaces are forbidden: read the interpreter's files, nothing else.
+
+Landlock leaves chmod, utime, extended attributes and `stat` alone; the system-call filter covers the first three
+(`seccomp.py`), the last stays open (docs/sandbox.md). Source: the kernel's `Documentation/userspace-api/landlock.rst`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+_CREATE_RULESET = 444  # the same on every architecture
+_GET_VERSION = 1
+
+_WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
+_LEAST_ABI = 1
+# File rights known since each ABI version: 13 at first, then refer, truncate, and ioctl on devices.
+_FILE_RIGHTS = ((1, 0x1FFF), (2, 0x2000), (3, 0x4000), (5, 0x8000))
+_TCP_ABI, _TCP_RIGHTS = 4, 0x3  # bind, connect
+_SCOPE_ABI, _SCOPES = 6, 0x3  # abstract Unix sockets, signals
+
+
+def abi() -> int:
+    """The kernel's Landlock version; 0 where it has none."""
+    if sys.platform != "linux":
+        return 0
+    libc = ctypes.CDLL(None, use_errno=True)
+    return max(0, int(libc.syscall(_CREATE_RULESET, None, 0, _GET_VERSION)))
+
+
+def settings(version: int, readable: tuple[Path, ...]) -> dict[str, object]:
+    """What the zygote needs to restrict itself.
+
+    Args:
+        version: the kernel's ABI, at least 1.
+        readable: files and folders to allow reading of.
+    Returns:
+        Handled rights as bit masks, the size of the kernel's structure at this version, and [path, rights] rules.
+    """
+    assert version >= _LEAST_ABI
+    files = sum(bits for since, bits in _FILE_RIGHTS if version >= since)
+    rules: list[list[object]] = [[str(path), _rights(path)] for path in readable]
+    rules += [["/dev/null", _READ_FILE | _WRITE_FILE], ["/dev/zero", _READ_FILE], ["/dev/urandom", _READ_FILE]]
+    return {
+        "files": files,
+        "network": _TCP_RIGHTS if version >= _TCP_ABI else 0,
+        "scopes": _SCOPES if version >= _SCOPE_ABI else 0,
+        "size": 24 if version >= _SCOPE_ABI else 16 if version >= _TCP_ABI else 8,
+        "rules": rules,
+    }
+
+
+def _rights(path: Path) -> int:
+    return _READ_FILE | _READ_DIR if path.is_dir() else _READ_FILE

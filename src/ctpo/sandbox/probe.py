@@ -1,0 +1,100 @@
+"""Does the isolation hold? Decided by what a program can do, not by which binaries are installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctpo.sandbox.result import SandboxResult
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing a program tried: whether it was kept from it, and what it saw."""
+
+    name: str
+    held: bool
+    detail: str
+
+
+_PROGRAM = r"""
+import ctypes, json, os, resource, threading
+GIVEN = json.loads({given!r})
+libc = ctypes.CDLL(None, use_errno=True)
+
+def network():
+    import socket
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9))
+def fork():
+    if os.fork() == 0: os._exit(0)
+def run_command(): os.execv("/bin/true", ["true"])
+def read_file(): open(GIVEN["canary"]).read()
+def read_environment():
+    if not os.environ: open(f"/proc/{{GIVEN['pid']}}/environ").read()
+def write_file(): open(GIVEN["folder"] + "/written", "w").write("x")
+def write_library(): open(os.path.dirname(os.__file__) + "/written.py", "w").write("x")
+def change_mode(): os.chmod(GIVEN["canary"], 0o777)
+def signal_process(): os.kill(GIVEN["pid"], 0)
+def shared_memory():
+    if libc.shmget(0x5EC2E7, 4096, 0o1600) == -1: raise OSError(ctypes.get_errno(), "shmget")
+def trace():
+    if libc.ptrace(0, 0, 0, 0) == -1: raise OSError(ctypes.get_errno(), "ptrace")
+def new_namespace():
+    if libc.unshare(0x10000000) == -1: raise OSError(ctypes.get_errno(), "unshare")
+def raise_limit(): resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+def memory(): bytearray(GIVEN["memory_bytes"] + (16 << 20))
+
+outcome = {{}}
+for attempt in (network, fork, run_command, read_file, read_environment, write_file, write_library, change_mode,
+                signal_process, shared_memory, trace, new_namespace, raise_limit, memory):
+    try:
+        attempt()
+        outcome[attempt.__name__] = None
+    except BaseException as error:
+        outcome[attempt.__name__] = f"{{type(error).__name__}}: {{error}}"[:120]
+started = []
+thread = threading.Thread(target=started.append, args=(1,)); thread.start(); thread.join()
+outcome["threads"] = started == [1]
+print(json.dumps(outcome))
+"""
+
+
+@contextmanager
+def _canary() -> Iterator[dict[str, object]]:
+    """A file that anybody on this machine may read, in a folder where anybody may write."""
+    with tempfile.TemporaryDirectory(prefix="ctpo-canary-") as folder:
+        os.chmod(folder, 0o777)
+        canary = Path(folder) / "canary"
+        canary.write_text("canary")
+        canary.chmod(0o666)
+        yield {"folder": folder, "canary": str(canary), "pid": os.getpid()}
+        if canary.stat().st_mode & 0o777 != 0o666 or len(os.listdir(folder)) != 1:
+            raise RuntimeError("the program changed the canary's folder")
+
+
+def probe(run: Callable[[str], SandboxResult], memory_bytes: int) -> list[Check]:
+    """Run one program that tries what no program may do.
+
+    Args:
+        run: runs a program in the sandbox under test.
+        memory_bytes: what the program may use.
+    Returns:
+        One check an attempt, in a fixed order; `held` is False where the program had its way.
+    """
+    try:
+        with _canary() as given:
+            text = _PROGRAM.format(given=json.dumps(given | {"memory_bytes": memory_bytes}))
+            result = run(text)
+    except RuntimeError as broken:
+        return [Check("canary", False, str(broken))]
+    if result.status != "ok":
+        return [Check("probe", False, f"{result.status}: {(result.stderr.strip() or 'no output')[-300:]}")]
+    outcome: dict[str, str | bool | None] = json.loads(result.stdout)
+    threads = outcome.pop("threads")
+    checks = [Check(name, error is not None, str(error or "succeeded")) for name, error in outcome.items()]
+    return [*checks, Check("threads", bool(threads), "work" if threads else "do not work")]
