@@ -1,0 +1,64 @@
+"""What the README says works, works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def code(containing: str) -> str:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    return next(block for block in blocks if containing in block)
+
+
+def test_readme_objective(capsys: pytest.CaptureFixture[str]) -> None:
+    logps = torch.randn(4, 9).sub(3).requires_grad_()
+    names: dict[str, Any] = {
+        "logps": logps,
+        "old_logps": logps.detach() + 0.1 * torch.randn(4, 9),
+        "advantages": torch.randn(4),
+        "mask": torch.ones(4, 9, dtype=torch.bool),
+    }
+    exec(code("preset("), names)
+    assert logps.grad is not None
+    assert capsys.readouterr().out.startswith("tensor(")
+
+
+def test_readme_trainer(arithmetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As printed, but for the model, which is the embedded one, and the CPU."""
+    from datasets import Dataset
+
+    from ctpo.tasks.arithmetic import model_path
+
+    monkeypatch.chdir(tmp_path)
+    printed = code("CTPOTrainer").replace("Qwen/Qwen3-0.6B", str(model_path())).replace(
+        'CTPOConfig("out",', 'CTPOConfig("out", max_steps=2, max_completion_length=4, use_cpu=True,'
+    )
+    problems = arithmetic.problems("train", 32, 0)
+    names: dict[str, Any] = {
+        "my_reward": lambda completions, **_: [float(len(set(text))) for text in completions],
+        "my_prompts": Dataset.from_dict({"prompt": [problem.prompt for problem in problems]}),
+    }
+    exec(printed, names)
+    assert names["trainer"].state.global_step == 2
+
+
+@pytest.mark.parametrize("document", [path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/*.md")]], ids=str)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (ROOT / document).parent.joinpath(target).exists(), target
+
+
+def test_tree_names_every_room() -> None:
+    tree = README.split("```\nsrc/ctpo/\n")[1].split("```")[0]
+    rooms = {path.name for path in (ROOT / "src" / "ctpo").iterdir() if (path / "__init__.py").exists()}
+    assert {line.split()[0].rstrip("/") for line in tree.splitlines() if line.startswith("  ")} == rooms
