@@ -15,6 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from ctpo.training.events import RunPlan
     from ctpo.training.run import Outcome
+    from ctpo.training.rundir import RunDirectory
 
 # heading, width, how a record becomes a cell
 _COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
@@ -72,11 +73,15 @@ class Display:
         cells = "  ".join(f"{cell(row):>{width}}" for _, width, cell in _COLUMNS)
         style = "cyan" if "heldout_pass@1" in record else ""
         self._console.print(cells, style=style, highlight=False)
+        if self._plan is not None and record["batch"] < self._plan.rollout_batches:
+            self._live(f"batch {record['batch'] + 1}: sampling {self._plan.responses_per_batch} responses")
 
     def finished(self, outcome: Outcome) -> None:
         """The end of the story: before and after, what was saved, and what to try next."""
         if self._progress is not None:
             self._progress.stop()
+        if outcome.finished and outcome.summary is None:
+            return  # another process tells the story
         if outcome.summary is None:
             self._console.print(
                 f"\nInterrupted; a checkpoint is saved. Continue with:\n  ctpo train --resume {outcome.run.path}",
@@ -84,6 +89,8 @@ class Display:
             )
             return
         self._console.print(_before_after(outcome.summary))
+        for line in _example(outcome.run, outcome.summary["rollout_batches"]):
+            self._console.print(line, markup=False, highlight=False)
         self._console.print(_whereabouts(outcome), highlight=False)
 
     def _live(self, text: str, completed: int | None = None) -> None:
@@ -127,6 +134,19 @@ def _before_after(summary: dict[str, Any]) -> Table:
     table.add_row("tokens a response", *(f"{e['tokens']:.1f}" for e in (before, after)))
     table.add_row("ended by the model", *(f"{e['finished']:.1%}" for e in (before, after)))
     return table
+
+
+def _example(run: RunDirectory, last: int) -> list[str]:
+    """A problem that training taught: the response before and the one after, tool calls and outputs visible."""
+    pairs = zip(run.read_transcripts(0), run.read_transcripts(last), strict=False)
+    for before, after in pairs:
+        if after["correct"] and not before["correct"]:
+            return [
+                f"before  {before['prompt']}{before['completion']}   (wrong)",
+                f"after   {after['prompt']}{after['completion']}   (right)",
+                "",
+            ]
+    return []
 
 
 def _whereabouts(outcome: Outcome) -> str:

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         from ctpo.training.run import train
 
         outcome = train(keys, listener=display, resume=args.resume)
-        if outcome.finished:
+        if outcome.summary is not None:
             draw_learning_curve(outcome.run.path)
         display.finished(outcome)
     return 0 if outcome.finished else INTERRUPTED

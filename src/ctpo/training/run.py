@@ -38,7 +38,7 @@ class Outcome:
     finished: bool
     """False when it was interrupted; a checkpoint is then saved."""
     summary: dict[str, Any] | None
-    """What `summary.json` holds, once finished."""
+    """What `summary.json` holds, once finished; on the main process only."""
 
 
 def train(
@@ -50,17 +50,16 @@ def train(
         UserError: for anything wrong with the keys, the files or the output directory; before a model loads,
             except where the model itself or the sandbox is what is wrong.
     """
-    listener = listener or Silent()
     run, keys, checkpoint = _prepare(keys, resume)
     recipe, config = build(keys)
+    is_main = config.process_index == 0
+    listener = listener if listener is not None and is_main else Silent()
     task = get_task(recipe.task)
     problems = _train_problems(recipe, task, config)
     _settle_length(config, len(problems))
     heldout = _heldout_problems(recipe, task)
     if checkpoint is not None:
         _check_unfinished(run, config, checkpoint)
-    if config.process_index == 0:
-        run.open(resolved(recipe, config, keys), describe_environment())
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     listener.stage("starting the sandbox")
@@ -68,6 +67,8 @@ def train(
         listener.stage("loading the model")
         rollout_func = make_rollout_func(tools, batch_size=recipe.rollout_batch_size)
         trainer = _trainer(recipe, config, task, problems, rollout_func)
+        if is_main:  # only now: what cannot start leaves no run behind
+            run.open(resolved(recipe, config, keys), describe_environment())
         held_out = HeldOut(trainer, task, heldout, tools, run, recipe)
         return _run(trainer, held_out, run, recipe, listener, checkpoint)
 
@@ -173,9 +174,10 @@ def _run(
 ) -> Outcome:
     config: CTPOConfig = trainer.args
     updates = config.updates_per_rollout_batch
+    is_main = config.process_index == 0
     start = _step_of(checkpoint) if checkpoint else 0
-    records = run.rewind(start) if checkpoint else []
-    if not records:
+    records = run.rewind(start) if checkpoint and is_main else []
+    if not records and is_main:
         listener.stage("evaluating before training")
         records = [{"batch": 0, "step": 0, "seconds": 0.0, **heldout_metrics(held_out(0))}]
         run.append(records[0])
@@ -190,7 +192,7 @@ def _run(
         updates_per_batch=updates,
         eval_every=recipe.eval_every,
         last_batch=config.max_steps // updates,
-        seconds_before=records[-1]["seconds"],
+        seconds_before=records[-1]["seconds"] if records else 0.0,
     )
     stop = StopCleanly()
     trainer.add_callback(recorder)
@@ -201,6 +203,8 @@ def _run(
         return Outcome(run=run, finished=False, summary=None)
     listener.stage("saving the model")
     trainer.save_model(str(run.model))
+    if not is_main:
+        return Outcome(run=run, finished=True, summary=None)
     summary = _summary(config, run, trainer.state.global_step)
     run.write_summary(summary)
     return Outcome(run=run, finished=True, summary=summary)

@@ -146,6 +146,13 @@ class RunDirectory:
         path.parent.mkdir(exist_ok=True)
         _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
+    def read_transcripts(self, batch: int) -> list[dict[str, Any]]:
+        """What `write_transcripts` wrote; nothing where nothing was written."""
+        path = self.transcripts(batch)
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
 
 def default_run_path(keys: Mapping[str, Any]) -> Path:
     """`runs/<task>-<objective>-s<seed>-<time>`."""
