@@ -57,7 +57,8 @@ def _run_as(user: str, arguments: list[str], timeout_s: float = 120) -> subproce
     if user == "ordinary":
         if os.geteuid() != 0:
             pytest.skip("only root can become an ordinary user; this run is one already")
-        needed = [*interpreter.find_interpreter().readable, Path(sys.prefix), SOURCE, HERE]
+        found = interpreter.find_interpreter()
+        needed = [*found.readable, *found.packages, Path(sys.prefix), SOURCE, HERE]
         helper = [sys.executable, str(HERE / "ordinary.py"), *map(str, needed), "--"]
         command = helper + command
     return subprocess.run(

@@ -49,6 +49,7 @@ def _reveal(paths: list[Path]) -> None:
                 kept.touch()
             _mount(str(path), str(kept), None, _BIND | _REC)
         _mount(str(staging), str(closed), None, _MOVE)
+        staging.rmdir()
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def find_bubblewrap() -> str | None:
 
 def others_may_read(interpreter: Interpreter) -> bool:
     """Whether a user who owns none of the interpreter's files could read them, once their parents let him pass."""
-    modes = [(path.is_dir(), path.stat().st_mode) for path in interpreter.readable]
+    modes = [(path.is_dir(), path.stat().st_mode) for path in (*interpreter.readable, *interpreter.packages)]
     return all(mode & (0o005 if folder else 0o004) == (0o005 if folder else 0o004) for folder, mode in modes)
 
 
@@ -63,6 +63,17 @@ def two_user_namespace(executable: Path) -> int | None:
         holder.wait()
 
 
+def package_paths(interpreter: Interpreter) -> list[str]:
+    """Where programs find the third-party packages: not where the host has them, which may be below /tmp."""
+    return [f"/packages/{index}" for index in range(len(interpreter.packages))]
+
+
+def scratch_path(interpreter: Interpreter) -> str:
+    """Where each program gets its tmpfs: /tmp, unless that would hide the interpreter itself."""
+    hidden = any(Path("/tmp") in path.parents for path in interpreter.readable)
+    return "/scratch" if hidden else "/tmp"
+
+
 def command(
     bwrap: str, interpreter: Interpreter, zygote: Path, namespace: int | None, arguments: list[str]
 ) -> list[str]:
@@ -79,13 +90,15 @@ def command(
         options += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
     else:
         options += ["--userns", str(namespace), *_TO_BECOME_ANOTHER]
-    parents = {parent for path in interpreter.readable for parent in path.parents[:-1]}
+    parents = {parent for path in (*interpreter.readable, Path("/packages/0")) for parent in path.parents[:-1]}
     for parent in sorted(parents):
         if not parent.is_symlink():
             options += ["--perms", "0755", "--dir", str(parent)]
     for path in interpreter.readable:
         options += _bind(path)
-    options += ["--ro-bind", str(zygote), ZYGOTE_PATH, "--dir", "/tmp", "--dir", "/dev"]
+    for path, seen_as in zip(interpreter.packages, package_paths(interpreter), strict=True):
+        options += ["--ro-bind", str(path), seen_as]
+    options += ["--ro-bind", str(zygote), ZYGOTE_PATH, "--dir", scratch_path(interpreter), "--dir", "/dev"]
     for device in _DEVICES:
         options += ["--dev-bind", device, device]
     options += ["--remount-ro", "/", "--chdir", "/"]

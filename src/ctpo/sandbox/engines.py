@@ -71,6 +71,7 @@ def _bubblewrap(interpreter: Interpreter, memory_bytes: int) -> Engine | str:
         return bubblewrap.command(binary, interpreter, _ZYGOTE, namespace, arguments)
 
     settings = _settings(interpreter, memory_bytes, file_metadata=True) | {"namespaces": True}
+    settings |= {"paths": bubblewrap.package_paths(interpreter), "scratch": bubblewrap.scratch_path(interpreter)}
     settings["uid"] = None if namespace is None else bubblewrap.CHILD_ID
     return Engine("bubblewrap", True, _kinds(command, {}, settings, namespace))
 
@@ -80,7 +81,7 @@ def _landlock(interpreter: Interpreter, memory_bytes: int) -> Engine | str:
     if version < 1:
         return "this kernel has no Landlock"
     settings = _settings(interpreter, memory_bytes, file_metadata=False)
-    settings["landlock"] = landlock.settings(version, interpreter.readable)
+    settings["landlock"] = landlock.settings(version, (*interpreter.readable, *interpreter.packages))
     return Engine("landlock", True, _kinds(_bare_command(interpreter), bubblewrap.ENVIRONMENT, settings))
 
 
@@ -121,6 +122,7 @@ def _settings(interpreter: Interpreter, memory_bytes: int, *, file_metadata: boo
         "confine": True,
         "paths": [str(path) for path in interpreter.packages],
         "memory_bytes": memory_bytes,
+        "scratch": None,
         "scratch_bytes": _SCRATCH_BYTES,
         "descriptors": _DESCRIPTORS,
         "tasks": _TASKS,

@@ -23,20 +23,18 @@ class Interpreter:
         executable: the real path of the base interpreter (not a virtual environment's link).
         readable: files and folders it needs, none inside another.
         packages: folders with third-party packages, appended to `sys.path`.
-        preloadable: the packages of the full interpreter that are installed.
     """
 
     executable: Path
     readable: tuple[Path, ...]
     packages: tuple[Path, ...]
-    preloadable: tuple[str, ...]
 
 
 def find_interpreter() -> Interpreter:
     """Describe the interpreter that runs now: the programs get the same Python and the same packages."""
     executable = Path(getattr(sys, "_base_executable", None) or sys.executable).resolve()
-    packages, preloadable = _package_folders()
-    readable = [executable, *_shared_library(), *packages]
+    packages = _package_folders()
+    readable = [executable, *_shared_library()]
     readable += [Path(path) for path in _SYSTEM_LIBRARIES]
     for prefix in {Path(sys.base_prefix), Path(sys.base_exec_prefix)}:
         readable.append(prefix if prefix.resolve() not in _SHARED_PREFIXES else prefix / "lib")
@@ -44,20 +42,17 @@ def find_interpreter() -> Interpreter:
         base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
         base |= {"installed_base": sys.base_prefix, "installed_platbase": sys.base_exec_prefix}
         readable.append(Path(sysconfig.get_path(name, vars=base)))
-    return Interpreter(executable, _outermost(readable), tuple(packages), preloadable)
+    return Interpreter(executable, _outermost(readable), packages)
 
 
-def _package_folders() -> tuple[list[Path], tuple[str, ...]]:
+def _package_folders() -> tuple[Path, ...]:
     """Site-packages, and wherever else numpy and sympy were found (Debian's dist-packages, say)."""
     folders = [Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib"))]
-    found = []
     for name in _PRELOADED:
         spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            continue
-        found.append(name)
-        folders.append(Path(spec.origin).parent.parent)
-    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()], tuple(found)
+        if spec is not None and spec.origin is not None:
+            folders.append(Path(spec.origin).parent.parent)
+    return tuple(folder for folder in dict.fromkeys(folders) if folder.is_dir())
 
 
 def _shared_library() -> list[Path]:

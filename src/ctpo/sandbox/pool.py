@@ -102,6 +102,7 @@ class Pool:
         self._thread.start()
         self._started.wait()
         if self._failure is not None:
+            self.close()
             raise self._failure
 
     # --- called from any thread -----------------------------------------------------------------------------
@@ -118,6 +119,9 @@ class Pool:
         self._closing = True
         self._wake()
         self._thread.join()
+        if self._wake_writer >= 0:
+            os.close(self._wake_writer)
+            self._wake_writer = -1
 
     def processes(self) -> list[int]:
         """Process ids of the zygotes' outermost processes."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,19 +63,6 @@ print(json.dumps(outcome))
 """
 
 
-@contextmanager
-def _canary() -> Iterator[dict[str, object]]:
-    """A file that anybody on this machine may read, in a folder where anybody may write."""
-    with tempfile.TemporaryDirectory(prefix="ctpo-canary-") as folder:
-        os.chmod(folder, 0o777)
-        canary = Path(folder) / "canary"
-        canary.write_text("canary")
-        canary.chmod(0o666)
-        yield {"folder": folder, "canary": str(canary), "pid": os.getpid()}
-        if canary.stat().st_mode & 0o777 != 0o666 or len(os.listdir(folder)) != 1:
-            raise RuntimeError("the program changed the canary's folder")
-
-
 def probe(run: Callable[[str], SandboxResult], memory_bytes: int) -> list[Check]:
     """Run one program that tries what no program may do.
 
@@ -86,15 +72,19 @@ def probe(run: Callable[[str], SandboxResult], memory_bytes: int) -> list[Check]
     Returns:
         One check an attempt, in a fixed order; `held` is False where the program had its way.
     """
-    try:
-        with _canary() as given:
-            text = _PROGRAM.format(given=json.dumps(given | {"memory_bytes": memory_bytes}))
-            result = run(text)
-    except RuntimeError as broken:
-        return [Check("canary", False, str(broken))]
+    with tempfile.TemporaryDirectory(prefix="ctpo-canary-") as folder:
+        # Anybody on this machine may read the file and write to the folder: only isolation can forbid it.
+        os.chmod(folder, 0o777)
+        canary = Path(folder) / "canary"
+        canary.write_text("canary")
+        canary.chmod(0o666)
+        given = {"folder": folder, "canary": str(canary), "pid": os.getpid(), "memory_bytes": memory_bytes}
+        result = run(_PROGRAM.format(given=json.dumps(given)))
+        untouched = canary.stat().st_mode & 0o777 == 0o666 and os.listdir(folder) == ["canary"]
     if result.status != "ok":
         return [Check("probe", False, f"{result.status}: {(result.stderr.strip() or 'no output')[-300:]}")]
     outcome: dict[str, str | bool | None] = json.loads(result.stdout)
     threads = outcome.pop("threads")
     checks = [Check(name, error is not None, str(error or "succeeded")) for name, error in outcome.items()]
+    checks.append(Check("leave_traces", untouched, "none found" if untouched else "the canary's folder changed"))
     return [*checks, Check("threads", bool(threads), "work" if threads else "do not work")]

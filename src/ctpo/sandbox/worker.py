@@ -131,7 +131,8 @@ class Zygote:
                 start_new_session=True,
                 cwd="/",
             )
-        self.control.send(json.dumps(confinement.settings).encode())
+        with contextlib.suppress(BrokenPipeError):  # dead already; the socket's end says so to the pool
+            self.control.send(json.dumps(confinement.settings).encode())
         self.ready = False
         self.started = time.monotonic()
         self.packages: list[str] = []

@@ -76,7 +76,8 @@ class _Config:
         self.preload: str = fields["preload"]
         self.paths: list[str] = fields["paths"]
         self.memory: int = fields["memory_bytes"]
-        self.scratch: int = fields["scratch_bytes"]
+        self.scratch: str | None = fields["scratch"]
+        self.scratch_bytes: int = fields["scratch_bytes"]
         self.descriptors: int = fields["descriptors"]
         self.tasks: int = fields["tasks"]
         self.landlock: dict[str, Any] | None = fields["landlock"]
@@ -193,19 +194,20 @@ def _run(config: _Config) -> NoReturn:
 def _confinement_steps(config: _Config) -> list[tuple[Any, tuple[Any, ...]]]:
     """The calls that confine a child, prepared once: every line a child runs copies pages the zygote shares."""
     steps: list[tuple[Any, tuple[Any, ...]]] = []
+    scratch = (config.scratch or "/").encode()
     if config.namespaces:
         owner = "" if config.uid is None else f",uid={config.uid},gid={config.uid}"
-        options = f"size={config.scratch},nr_inodes=2048,mode=700{owner}".encode()
+        options = f"size={config.scratch_bytes},nr_inodes=2048,mode=700{owner}".encode()
         flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
         steps.append((_libc.unshare, (_CLONE_NEWNS,)))
-        steps.append((_libc.mount, (b"tmpfs", b"/tmp", b"tmpfs", flags, options)))
+        steps.append((_libc.mount, (b"tmpfs", scratch, b"tmpfs", flags, options)))
     else:
         steps.append((_libc.prctl, (_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)))
     if config.uid is not None:
         steps.append((_libc.setresgid, (config.uid,) * 3))
         steps.append((_libc.setresuid, (config.uid,) * 3))
     if config.namespaces:
-        steps.append((_libc.chdir, (b"/tmp",)))
+        steps.append((_libc.chdir, (scratch,)))
         steps.append((_libc.capset, (struct.pack("<Ii", _CAPABILITY_VERSION_3, 0), bytes(24))))
     if config.confine:
         code = (ctypes.c_char * len(config.filter)).from_buffer(config.filter)
@@ -226,7 +228,7 @@ def _limit_resources(config: _Config) -> None:
         ("RLIMIT_SIGPENDING", 256),
         ("RLIMIT_NPROC", config.tasks),
         ("RLIMIT_NOFILE", config.descriptors),
-        ("RLIMIT_FSIZE", config.scratch),
+        ("RLIMIT_FSIZE", config.scratch_bytes),
         ("RLIMIT_STACK", 8 << 20),
         ("RLIMIT_AS", address_space),
     ):
@@ -417,8 +419,7 @@ def _protect_devices() -> None:
     Their inodes are the host's, and a sandbox started by root would own them.
     """
     kept = {1: _MS_RDONLY, 2: _MS_NOSUID, 4: _MS_NODEV, 8: _MS_NOEXEC, 1024: 1024, 2048: 2048, 4096: 1 << 21}
-    for name in os.listdir("/dev"):
-        path = f"/dev/{name}"
+    for path in ("/dev/null", "/dev/zero", "/dev/urandom"):
         flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NOEXEC
         present = os.statvfs(path).f_flag
         for shown, flag in kept.items():  # flags inherited from the host are locked and must be named again

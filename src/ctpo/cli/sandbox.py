@@ -1,0 +1,127 @@
+"""`ctpo sandbox check` says what holds on this machine; `ctpo sandbox run FILE` runs one program in it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import warnings
+from pathlib import Path
+
+from ctpo.sandbox import Sandbox, SandboxResult, SandboxUnavailable
+from ctpo.sandbox.probe import Check
+
+ENGINES = ("bubblewrap", "landlock")
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the `sandbox` command to the parser."""
+    parser = subparsers.add_parser(
+        "sandbox", help="run untrusted Python programs, and see whether they are contained here"
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{check,run}")
+    check = actions.add_parser("check", help="try to break out, with each engine, and print what happened")
+    check.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    single = actions.add_parser("run", help="run one program and print its output")
+    single.add_argument("file", metavar="FILE", help="the program; - reads it from standard input")
+    single.add_argument("--timeout-s", type=float, default=3.0, help="seconds it may take (default 3)")
+    single.add_argument("--memory-mb", type=int, default=512, help="MiB it may use (default 512)")
+    single.add_argument("--engine", choices=("auto", *ENGINES), default="auto", help="how it is confined")
+    single.add_argument("--json", action="store_true", help="print status, output and times as JSON")
+    single.add_argument(
+        "--unsafe-no-isolation",
+        action="store_true",
+        help="run it WITHOUT isolation: it can then do whatever you can",
+    )
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the command; 0 for success, 1 for a program that failed or isolation that is missing, 2 for bad input."""
+    return _check(args.json) if args.action == "check" else _run_file(args)
+
+
+def _check(as_json: bool) -> int:
+    findings = {engine: _try_engine(engine) for engine in ENGINES}
+    holding = [engine for engine, (checks, _) in findings.items() if checks and all(c.held for c in checks)]
+    if as_json:
+        report = {
+            engine: {"reason": reason, "checks": [dataclasses.asdict(check) for check in checks]}
+            for engine, (checks, reason) in findings.items()
+        }
+        print(json.dumps({"engine": holding[0] if holding else None, "engines": report}, indent=2))
+    else:
+        _print_table(findings)
+        print(f"\nPrograms run with: {holding[0]}" if holding else "\nNo isolation holds here; the sandbox refuses to run.")
+    return 0 if holding else 1
+
+
+def _try_engine(engine: str) -> tuple[list[Check], str]:
+    """What the probe found with an engine, and why it can't be had ("" where it can)."""
+    try:
+        with Sandbox(engine=engine, workers=1, memory_mb=256) as sandbox:
+            return sandbox.checks, ""
+    except SandboxUnavailable as unavailable:
+        return [], str(unavailable).removeprefix("no isolation here: ").partition(". To run programs")[0]
+
+
+def _print_table(findings: dict[str, tuple[list[Check], str]]) -> None:
+    names = list(dict.fromkeys(check.name for checks, _ in findings.values() for check in checks))
+    print(f"{'a program tries':<20}" + "".join(f"{engine:<14}" for engine in findings))
+    for name in names:
+        row = f"{name.replace('_', ' '):<20}"
+        for checks, _ in findings.values():
+            row += f"{next((_verdict(check) for check in checks if check.name == name), '-'):<14}"
+        print(row.rstrip())
+    for engine, (_, reason) in findings.items():
+        if reason:
+            print(f"{engine}: {reason}")
+
+
+def _verdict(check: Check) -> str:
+    if check.name == "threads":
+        return "works" if check.held else "FAILS"
+    return "denied" if check.held else "NOT DENIED"
+
+
+def _run_file(args: argparse.Namespace) -> int:
+    try:
+        text = sys.stdin.read() if args.file == "-" else Path(args.file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"ctpo sandbox run: can't read {args.file!r}: {error}", file=sys.stderr)
+        return 2
+    try:
+        with Sandbox(
+            timeout_s=args.timeout_s,
+            memory_mb=args.memory_mb,
+            workers=1,
+            engine=args.engine,
+            unsafe_no_isolation=args.unsafe_no_isolation,
+        ) as sandbox:
+            result = _run_warned(sandbox, text)
+    except ValueError as error:
+        print(f"ctpo sandbox run: {error}", file=sys.stderr)
+        return 2
+    except SandboxUnavailable as error:
+        hint = str(error).replace("Sandbox(unsafe_no_isolation=True)", "--unsafe-no-isolation")
+        print(f"ctpo sandbox run: {hint}", file=sys.stderr)
+        return 1
+    if args.json:
+        print(json.dumps(dataclasses.asdict(result)))
+    else:
+        sys.stdout.write(result.stdout)
+        sys.stderr.write(result.stderr)
+        if not result.ok:
+            print(f"[{result.status} after {result.wall_s:.2f} s]", file=sys.stderr)
+    return 0 if result.ok else 1
+
+
+def _run_warned(sandbox: Sandbox, text: str) -> SandboxResult:
+    """Run one program; a warning of the sandbox's becomes one line on stderr."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = sandbox.run([text])[0]
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    return result
