@@ -32,10 +32,12 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	@$(BIN)/mypy
 
+# TRL needs Python 3.11. Where there is only an older one, uv fetches a newer beside it.
 $(VENV)/bin/python:
-	@test -n "$(PYTHON)" || { echo "ctpo needs Python 3.11 or newer with venv (TRL does); none was found. Install one, or name it: make train PYTHON=/path/to/python3.12" >&2; exit 2; }
-	@echo "setting up $(VENV) with $(PYTHON) (once; a few minutes) ..."
-	@$(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) (once; a few minutes) ..."
+	@if [ -n "$(PYTHON)" ]; then $(PYTHON) -m venv $(VENV); else \
+		python3 -m venv .uv && .uv/bin/python -m pip install --quiet --disable-pip-version-check uv && \
+		.uv/bin/uv venv --quiet --seed --python 3.12 $(VENV); fi
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@$(TORCH)
@@ -47,4 +49,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis
