@@ -38,8 +38,10 @@ def test_readme_trainer(arithmetic: Any, tmp_path: Path, monkeypatch: pytest.Mon
     from ctpo.tasks.arithmetic import model_path
 
     monkeypatch.chdir(tmp_path)
-    printed = code("CTPOTrainer").replace("Qwen/Qwen3-0.6B", str(model_path())).replace(
-        'CTPOConfig("out",', 'CTPOConfig("out", max_steps=2, max_completion_length=4, use_cpu=True,'
+    printed = (
+        code("CTPOTrainer")
+        .replace("Qwen/Qwen3-0.6B", str(model_path()))
+        .replace('CTPOConfig("out",', 'CTPOConfig("out", max_steps=2, max_completion_length=4, use_cpu=True,')
     )
     problems = arithmetic.problems("train", 32, 0)
     names: dict[str, Any] = {
@@ -50,7 +52,14 @@ def test_readme_trainer(arithmetic: Any, tmp_path: Path, monkeypatch: pytest.Mon
     assert names["trainer"].state.global_step == 2
 
 
-@pytest.mark.parametrize("document", [path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/*.md")]], ids=str)
+@pytest.mark.parametrize(
+    "document",
+    [
+        path.relative_to(ROOT)
+        for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/*.md")]
+    ],
+    ids=str,
+)
 def test_links_lead_somewhere(document: Path) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):

@@ -11,7 +11,19 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "ctpo"
 # From the ground up; docs/architecture.md says why.
-ROOMS = ("errors", "objectives", "theory", "sandbox", "tasks", "rollout", "evaluation", "training", "report", "adapters", "cli")
+ROOMS = (
+    "errors",
+    "objectives",
+    "theory",
+    "sandbox",
+    "tasks",
+    "rollout",
+    "evaluation",
+    "training",
+    "report",
+    "adapters",
+    "cli",
+)
 FRAMEWORKS = {"trl", "verl", "skyrl", "nemo_rl", "tinker", "accelerate"}
 
 
@@ -47,14 +59,19 @@ def test_imports_point_down(path: Path) -> None:
 
 def test_report_reads_files_only() -> None:
     for path in SOURCE.joinpath("report").rglob("*.py"):
-        assert not {name for name in imports(path) if name.startswith("ctpo.") and not name.startswith("ctpo.report")}
+        assert not {
+            name for name in imports(path) if name.startswith("ctpo.") and not name.startswith("ctpo.report")
+        }
 
 
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
         ("import ctpo", {"torch", "trl", "transformers"}),
-        ("import ctpo.objectives", {"trl", "transformers", "numpy.testing", "datasets", "yaml", "rich", "matplotlib"}),
+        (
+            "import ctpo.objectives",
+            {"trl", "transformers", "numpy.testing", "datasets", "yaml", "rich", "matplotlib"},
+        ),
         ("import ctpo.tasks", {"torch", "trl", "transformers"}),
         ("import ctpo.sandbox", {"torch", "trl", "transformers", "numpy"}),
         ("import ctpo.cli.main; ctpo.cli.main.build_parser()", {"torch", "trl", "transformers"}),

@@ -45,9 +45,15 @@ def test_output_tells_the_story_in_plain_lines(run: tuple[Path, str]) -> None:
 
 def test_run_directory(run: tuple[Path, str]) -> None:
     path, _ = run
-    assert {"config.yaml", "environment.json", "metrics.jsonl", "summary.json", "curve.png", "model", "transcripts"} <= {
-        entry.name for entry in path.iterdir()
-    }
+    assert {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "summary.json",
+        "curve.png",
+        "model",
+        "transcripts",
+    } <= {entry.name for entry in path.iterdir()}
     assert (path / "curve.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((path / "summary.json").read_text())
     for moment in ("before", "after"):
@@ -89,8 +95,18 @@ def test_eval_of_the_shipped_model_before_training(capsys: pytest.CaptureFixture
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "run"
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "ctpo.cli.main", "train", *SMALL, "rollout_batches=40", f"output_dir={path}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    command = [
+        sys.executable,
+        "-m",
+        "ctpo.cli.main",
+        "train",
+        *SMALL,
+        "rollout_batches=40",
+        f"output_dir={path}",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     deadline = time.monotonic() + 120
     while not (path / "metrics.jsonl").exists() or (path / "metrics.jsonl").read_text().count("\n") < 2:
         assert process.poll() is None, process.stderr and process.stderr.read()
