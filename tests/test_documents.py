@@ -52,14 +52,10 @@ def test_readme_trainer(arithmetic: Any, tmp_path: Path, monkeypatch: pytest.Mon
     assert names["trainer"].state.global_step == 2
 
 
-@pytest.mark.parametrize(
-    "document",
-    [
-        path.relative_to(ROOT)
-        for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/*.md")]
-    ],
-    ids=str,
-)
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/*.md")]
+
+
+@pytest.mark.parametrize("document", [path.relative_to(ROOT) for path in DOCUMENTS], ids=str)
 def test_links_lead_somewhere(document: Path) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
