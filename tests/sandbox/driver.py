@@ -152,7 +152,11 @@ def _reports(engine: str, host: Host) -> Iterator[tuple[str, dict[str, Any]]]:
                     "secret": secret in result.stdout or host.canary.read_text() in result.stdout,
                     "answer": answer.stdout,
                     "leftovers": leftovers(sandbox),
-                    "changed": {key: (before[key], after) for key, after in host.state().items() if after != before[key]},
+                    "changed": {
+                        key: (before[key], after)
+                        for key, after in host.state().items()
+                        if after != before[key]
+                    },
                     "heard": host.heard(),
                     "uid": os.getuid(),
                 },

@@ -38,7 +38,9 @@ def _busiest(started: list[int], within_s: float = 5.0) -> int:
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 parents.add(int(fields[1]))
                 used[pid] = int(fields[11]) + int(fields[12])
-        busy = [pid for pid, ticks in used.items() if ticks >= 8 and pid not in parents and pid not in started]
+        busy = [
+            pid for pid, ticks in used.items() if ticks >= 8 and pid not in parents and pid not in started
+        ]
         if busy:
             return busy[0]
         time.sleep(0.01)

@@ -92,17 +92,32 @@ def test_random_states_differ(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("program", "stdout"),
     [
-        ("import asyncio\nasync def m():\n    await asyncio.sleep(0.01)\n    print('slept')\nasyncio.run(m())", "slept\n"),
-        ("from concurrent.futures import ThreadPoolExecutor as P\nprint(sum(P(4).map(abs, range(-5, 5))))", "25\n"),
+        (
+            "import asyncio\nasync def m():\n    await asyncio.sleep(0.01)\n    print('slept')\nasyncio.run(m())",
+            "slept\n",
+        ),
+        (
+            "from concurrent.futures import ThreadPoolExecutor as P\nprint(sum(P(4).map(abs, range(-5, 5))))",
+            "25\n",
+        ),
         ("import threading\nt = threading.Thread(target=print, args=('t',))\nt.start(); t.join()", "t\n"),
         ("import sqlite3; print(sqlite3.connect(':memory:').execute('select 6*7').fetchone()[0])", "42\n"),
-        ("import hashlib, zlib; print(hashlib.sha256(b'').hexdigest()[:8], zlib.crc32(b'a'))", "e3b0c442 3904355907\n"),
+        (
+            "import hashlib, zlib; print(hashlib.sha256(b'').hexdigest()[:8], zlib.crc32(b'a'))",
+            "e3b0c442 3904355907\n",
+        ),
         ("import queue, time, datetime, decimal; print(decimal.Decimal('0.1') * 3)", "0.3\n"),
         ("from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\nprint(A(3))", "A(x=3)\n"),
         ("import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))).__name__)", "A\n"),
-        ("import signal, time\ndef stop(*_): raise TimeoutError\nsignal.signal(signal.SIGALRM, stop)\n"
-         "signal.setitimer(signal.ITIMER_REAL, 0.05)\ntry: time.sleep(5)\nexcept TimeoutError: print('alarm')", "alarm\n"),
-        ("import unicodedata, locale; print('é', unicodedata.name('é'))", "é LATIN SMALL LETTER E WITH ACUTE\n"),
+        (
+            "import signal, time\ndef stop(*_): raise TimeoutError\nsignal.signal(signal.SIGALRM, stop)\n"
+            "signal.setitimer(signal.ITIMER_REAL, 0.05)\ntry: time.sleep(5)\nexcept TimeoutError: print('alarm')",
+            "alarm\n",
+        ),
+        (
+            "import unicodedata, locale; print('é', unicodedata.name('é'))",
+            "é LATIN SMALL LETTER E WITH ACUTE\n",
+        ),
         ("import numpy as np; print(int(np.linalg.det(np.eye(3) * 2).round()))", "8\n"),
         ("import numpy as np; a = np.ones((500, 500)); print((a @ a).sum())", "125000000.0\n"),
         ("__import__('num' + 'py'); print('late')", "late\n"),

@@ -53,7 +53,11 @@ def _check(as_json: bool) -> int:
         print(json.dumps({"engine": holding[0] if holding else None, "engines": report}, indent=2))
     else:
         _print_table(findings)
-        print(f"\nPrograms run with: {holding[0]}" if holding else "\nNo isolation holds here; the sandbox refuses to run.")
+        print(
+            f"\nPrograms run with: {holding[0]}"
+            if holding
+            else "\nNo isolation holds here; the sandbox refuses to run."
+        )
     return 0 if holding else 1
 
 

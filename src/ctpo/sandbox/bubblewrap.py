@@ -13,7 +13,6 @@ from ctpo.sandbox.interpreter import Interpreter
 NOBODY = 65534
 CHILD_ID = 1
 """What nobody is called in `two_user_namespace`."""
-ZYGOTE_PATH = "/zygote.py"
 # To give children another user, and to kill them then.
 _TO_BECOME_ANOTHER = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
@@ -45,7 +44,10 @@ def two_user_namespace(executable: Path) -> int | None:
         return None
     program = "import ctypes, os; os.write(1, b'%d' % ctypes.CDLL(None).unshare(0x10000000)); os.read(0, 1)"
     holder = subprocess.Popen(
-        [str(executable), *PYTHON_OPTIONS, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
+        [str(executable), *PYTHON_OPTIONS, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={},
     )
     assert holder.stdin is not None
     assert holder.stdout is not None
@@ -75,7 +77,7 @@ def scratch_path(interpreter: Interpreter) -> str:
 
 
 def command(
-    bwrap: str, interpreter: Interpreter, zygote: Path, namespace: int | None, arguments: list[str]
+    bwrap: str, interpreter: Interpreter, inside: Path, namespace: int | None, arguments: list[str]
 ) -> list[str]:
     """The command line that starts a zygote in its own namespaces; `namespace` as from `two_user_namespace`.
 
@@ -90,7 +92,9 @@ def command(
         options += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
     else:
         options += ["--userns", str(namespace), *_TO_BECOME_ANOTHER]
-    parents = {parent for path in (*interpreter.readable, Path("/packages/0")) for parent in path.parents[:-1]}
+    parents = {
+        parent for path in (*interpreter.readable, Path("/packages/0")) for parent in path.parents[:-1]
+    }
     for parent in sorted(parents):
         if not parent.is_symlink():
             options += ["--perms", "0755", "--dir", str(parent)]
@@ -98,13 +102,36 @@ def command(
         options += _bind(path)
     for path, seen_as in zip(interpreter.packages, package_paths(interpreter), strict=True):
         options += ["--ro-bind", str(path), seen_as]
-    options += ["--ro-bind", str(zygote), ZYGOTE_PATH, "--dir", scratch_path(interpreter), "--dir", "/dev"]
+    options += [
+        "--ro-bind",
+        str(inside),
+        "/zygote/inside",
+        "--dir",
+        scratch_path(interpreter),
+        "--dir",
+        "/dev",
+    ]
     for device in _DEVICES:
         options += ["--dev-bind", device, device]
     options += ["--remount-ro", "/", "--chdir", "/"]
     for name, value in ENVIRONMENT.items():
         options += ["--setenv", name, value]
-    return [bwrap, *options, "--", str(interpreter.executable), *PYTHON_OPTIONS, ZYGOTE_PATH, *arguments]
+    return [
+        bwrap,
+        *options,
+        "--",
+        str(interpreter.executable),
+        *PYTHON_OPTIONS,
+        *start(Path("/zygote")),
+        *arguments,
+    ]
+
+
+def start(folder: Path) -> list[str]:
+    """Python's arguments that start the zygote from the package `inside`, which lies in `folder`."""
+    program = "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.dont_write_bytecode = True\n"
+    program += "from inside.zygote import main; del sys.path[0]; main(int(sys.argv[1]))"
+    return ["-c", program, str(folder)]
 
 
 PYTHON_OPTIONS = ("-I", "-S", "-X", "utf8")

@@ -41,7 +41,11 @@ def settings(version: int, readable: tuple[Path, ...]) -> dict[str, object]:
     assert version >= _LEAST_ABI
     files = sum(bits for since, bits in _FILE_RIGHTS if version >= since)
     rules: list[list[object]] = [[str(path), _rights(path)] for path in readable]
-    rules += [["/dev/null", _READ_FILE | _WRITE_FILE], ["/dev/zero", _READ_FILE], ["/dev/urandom", _READ_FILE]]
+    rules += [
+        ["/dev/null", _READ_FILE | _WRITE_FILE],
+        ["/dev/zero", _READ_FILE],
+        ["/dev/urandom", _READ_FILE],
+    ]
     return {
         "files": files,
         "network": _TCP_RIGHTS if version >= _TCP_ABI else 0,

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
+from ctpo.sandbox.inside.wire import EXIT_MEMORY, EXIT_SETUP
 from ctpo.sandbox.result import SandboxResult, SandboxUnavailable, Status
 from ctpo.sandbox.worker import Child, Confinement, Exit, Zygote, describe_death
-from ctpo.sandbox.zygote import EXIT_MEMORY, EXIT_SETUP
 
 SPARES = 4
 """Children kept ready in each zygote while nothing waits."""
@@ -91,7 +91,7 @@ class Pool:
         self._outputs: dict[int, Slot] = {}  # a watched pipe end → the slot whose program writes it
         self._failures = 0
         self._closing = False
-        self._failure: Exception | None = None
+        self._failed: list[Exception] = []  # by the thread; at most one
         self._poll = select.epoll()
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_reader, False)
@@ -101,9 +101,9 @@ class Pool:
         self._thread = threading.Thread(target=self._main, name="ctpo-sandbox", daemon=True)
         self._thread.start()
         self._started.wait()
-        if self._failure is not None:
+        if self._failed:
             self.close()
-            raise self._failure
+            raise self._failed[0]
 
     # --- called from any thread -----------------------------------------------------------------------------
 
@@ -111,8 +111,8 @@ class Pool:
         """Queue jobs behind those already there."""
         self._inbox.append(list(jobs))
         self._wake()
-        if self._failure is not None:
-            raise self._failure
+        if self._failed:
+            raise self._failed[0]
 
     def close(self) -> None:
         """End every zygote and wait until they are gone."""
@@ -143,14 +143,15 @@ class Pool:
                 self._look_after_running()
                 self._dispatch()
         except Exception as error:
-            self._failure = error
+            self._failed.append(error)
         finally:
             self._started.set()
             self._end()
 
     def _end(self) -> None:
-        failure = self._failure or SandboxUnavailable("the sandbox was closed")
-        self._failure = failure
+        if not self._failed:
+            self._failed.append(SandboxUnavailable("the sandbox was closed"))
+        failure = self._failed[0]
         for slot in self._slots:
             if slot.job is not None:
                 slot.job.batch.fail(failure)

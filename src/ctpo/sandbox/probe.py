@@ -86,5 +86,7 @@ def probe(run: Callable[[str], SandboxResult], memory_bytes: int) -> list[Check]
     outcome: dict[str, str | bool | None] = json.loads(result.stdout)
     threads = outcome.pop("threads")
     checks = [Check(name, error is not None, str(error or "succeeded")) for name, error in outcome.items()]
-    checks.append(Check("leave_traces", untouched, "none found" if untouched else "the canary's folder changed"))
+    checks.append(
+        Check("leave_traces", untouched, "none found" if untouched else "the canary's folder changed")
+    )
     return [*checks, Check("threads", bool(threads), "work" if threads else "do not work")]

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ctpo.sandbox.zygote import EXITED, HEADER, REQUEST
+from ctpo.sandbox.inside.wire import EXITED, HEADER, REQUEST
 
 _MESSAGE_BYTES = 1 << 16
 
@@ -26,7 +26,7 @@ class Confinement:
     Args:
         command: argument list → full command line; the zygote's own arguments are appended inside.
         environment: the zygote's environment.
-        settings: the JSON configuration the zygote reads first (see `zygote._Config`).
+        settings: the JSON configuration the zygote reads first (see `inside.wire.Configuration`).
         inherited: descriptors the command line refers to.
     """
 
@@ -159,7 +159,8 @@ class Zygote:
                 os.close(fd)
         for fd in ours[1:]:
             os.set_blocking(fd, False)
-        self.spares.append(Child(self._next, *ours))
+        code, out, err = ours
+        self.spares.append(Child(self._next, code, out, err))
 
     def kill(self, child: Child) -> None:
         """Ask for a child's end; the answer is its `Exit`."""
