@@ -1,9 +1,9 @@
-"""CPU a program and programs a second, against the ways a sandbox is usually run: `python benchmarks/sandbox.py`.
+"""CPU a program and programs a second, against the usual ways to run one: `python benchmarks/sandbox.py`.
 
 Compared, interleaved, a round of each in turn, medians over the rounds: this sandbox's two engines; a fresh
-`python -I`; bubblewrap around a fresh python, as the published recipe runs it; and a fork of a warm interpreter
-with no isolation at all, the floor. CPU is that of everything started (children's user + system time), the
-supervisor's included, so it does not depend on who else uses the machine as much as the rate does.
+`python -I`; bubblewrap around a fresh python, as the published recipe runs it; and a fork of a warm
+interpreter with no isolation at all, the floor. CPU is user + system time of everything involved, the
+supervisor's included, so it depends less than the rate on who else uses the machine.
 """
 
 from __future__ import annotations
@@ -39,17 +39,33 @@ def _cpu_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _fresh(command: list[str], workers: int) -> Runner:
-    """One new process a program, `workers` at a time."""
+_REPORT = """
+import resource, sys
+usage = resource.getrusage(resource.RUSAGE_SELF)
+sys.stderr.write(f"\\n{usage.ru_utime + usage.ru_stime}")
+"""
+
+
+def _fresh(command: list[str], workers: int) -> tuple[Runner, Callable[[], float]]:
+    """One new process a program, `workers` at a time, and a clock of the CPU they use.
+
+    What runs inside bubblewrap reports its own CPU, for bubblewrap does not pass it on when it ends.
+    """
+    reported: list[float] = []
+    hidden = len(command) > 2  # bubblewrap's child is not ours to wait for
 
     def one(program: str) -> str:
-        return subprocess.run([*command, "-c", program], capture_output=True, text=True, check=False).stdout
+        source = program + _REPORT if hidden else program
+        done = subprocess.run([*command, "-c", source], capture_output=True, text=True, check=True)
+        if hidden:
+            reported.append(float(done.stderr.rpartition("\n")[2]))
+        return done.stdout
 
     def run(programs: list[str]) -> list[str]:
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(one, programs))
 
-    return run
+    return run, lambda: _cpu_s() + sum(reported)
 
 
 def _bubblewrap_command() -> list[str] | None:
@@ -63,7 +79,7 @@ def _bubblewrap_command() -> list[str] | None:
 
 
 def _sandbox_cpu_s(sandbox: Sandbox) -> float:
-    """CPU of a sandbox's live processes and of those they have waited for (their parents will not, until the end)."""
+    """CPU of a sandbox's live processes and of those they have waited for; ours only after they end."""
     assert sandbox._pool is not None
     ticks, sessions = 0, sandbox._pool.processes()
     for entry in os.listdir("/proc"):
@@ -92,9 +108,9 @@ def _contestants(stack: ExitStack, workers: int) -> dict[str, tuple[Runner, Call
         except SandboxUnavailable as reason:
             print(f"left out: {reason}", file=sys.stderr)
     add("fork, no isolation", Sandbox(unsafe_no_isolation=True, workers=workers, timeout_s=30))
-    found["python -I"] = (_fresh([sys.executable, "-I"], workers), _cpu_s)
+    found["python -I"] = _fresh([sys.executable, "-I"], workers)
     if (command := _bubblewrap_command()) is not None:
-        found["bubblewrap + python"] = (_fresh(command, workers), _cpu_s)
+        found["bubblewrap + python"] = _fresh(command, workers)
     return found
 
 
@@ -155,9 +171,7 @@ def main() -> None:
     if args.json:
         print(json.dumps({"load_at_start": load, "workers": args.workers, "results": results}, indent=2))
         return
-    print(
-        f"{args.workers} workers on {os.cpu_count()} cores; load at the start {load:.1f} (0 is an idle machine)"
-    )
+    print(f"{args.workers} workers on {os.cpu_count()} cores; load at the start {load:.1f} (idle: 0)")
     for kind, table in results.items():
         print(f"\n{kind:<22}{'CPU ms':>9}{'per s':>9}{'8 in ms':>9}")
         for name, row in table.items():

@@ -50,7 +50,7 @@ def run_as() -> Callable[[str, list[str]], subprocess.CompletedProcess[str]]:
 
 
 def _run_as(user: str, arguments: list[str], timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """`user` is "self", or "ordinary" (skips where this process is not root, so already an ordinary user's)."""
+    """`user` is "self", or "ordinary" (skips where this process is not root, so ordinary already)."""
     command = [sys.executable, *arguments]
     environment = {
         "PYTHONPATH": str(SOURCE),

@@ -41,7 +41,8 @@ def test_refuses_a_bubblewrap_that_leaves_a_folder_open(
     Path(canaries).chmod(0o777)
     leaky = tmp_path / "bwrap"
     leaky.write_text(
-        f'#!/bin/sh\nexec {real} --perms 0755 --dir /var --perms 0755 --dir /var/tmp --bind {canaries} {canaries} "$@"\n'
+        f"#!/bin/sh\nexec {real} --perms 0755 --dir /var --perms 0755 --dir /var/tmp"
+        f' --bind {canaries} {canaries} "$@"\n'
     )
     leaky.chmod(0o755)
     monkeypatch.setattr(bubblewrap, "find_bubblewrap", lambda: str(leaky))

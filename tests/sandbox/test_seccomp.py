@@ -1,4 +1,4 @@
-"""The filter's verdicts, by an interpreter of BPF written from the kernel's description: both architectures."""
+"""The filter's verdicts on both architectures, by an interpreter of BPF written from its description."""
 
 from __future__ import annotations
 
@@ -185,6 +185,15 @@ def test_modes_and_times_only_behind_read_only_mounts(machine: str) -> None:
 
 def test_extended_attributes_are_not_supported(machine: str) -> None:
     assert verdict(machine, _table(machine)["listxattr"]) == ENOTSUP
+
+
+def test_the_disk_and_the_page_cache_are_left_alone(machine: str) -> None:
+    table = _table(machine)
+    for name in ("fsync", "fdatasync", "msync", "fadvise64"):
+        assert verdict(machine, table[name], 3) == 0x00050000, "pretends success without the call"
+    assert verdict(machine, table["madvise"], 0, 4096, 4) == ALLOW
+    for advice in (20, 21, 100, 101):
+        assert verdict(machine, table["madvise"], 0, 4096, advice) == EPERM
 
 
 def test_unknown_machine_is_refused() -> None:

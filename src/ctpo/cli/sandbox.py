@@ -38,7 +38,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the command; 0 for success, 1 for a program that failed or isolation that is missing, 2 for bad input."""
+    """Carry out the command: 0 for success, 1 for a failed program or missing isolation, 2 for bad input."""
     return _check(args.json) if args.action == "check" else _run_file(args)
 
 

@@ -29,16 +29,19 @@ def find_bubblewrap() -> str | None:
 
 
 def others_may_read(interpreter: Interpreter) -> bool:
-    """Whether a user who owns none of the interpreter's files could read them, once their parents let him pass."""
+    """Whether others than its owner may read the interpreter's files, if the folders above let them."""
     modes = [(path.is_dir(), path.stat().st_mode) for path in (*interpreter.readable, *interpreter.packages)]
     return all(mode & (0o005 if folder else 0o004) == (0o005 if folder else 0o004) for folder, mode in modes)
 
 
 def two_user_namespace(executable: Path) -> int | None:
-    """As root: a user namespace in which 0 is root and 1 is nobody; a descriptor, or None where it can't be made.
+    """As root: a user namespace in which 0 is root and 1 is nobody, or None where it can't be made.
 
-    Root's processes are exempt from RLIMIT_NPROC, the only bound on a program's threads, and own most files. In
-    this namespace the zygote starts as 0, which may read an interpreter in /root, and its children become 1.
+    Root's processes are exempt from RLIMIT_NPROC, the only bound on a program's threads, and own most files.
+    In this namespace the zygote starts as 0, which may read an interpreter in /root; its children become 1.
+
+    Returns:
+        A descriptor, which keeps the namespace alive.
     """
     if os.geteuid() != 0:
         return None

@@ -23,7 +23,7 @@ _TASKS = 1024
 
 @dataclass(frozen=True)
 class Engine:
-    """A named way to run zygotes of two kinds: "lean", and "full" with numpy, sympy and what else costs time."""
+    """A named way to run zygotes of two kinds: "lean", and "full" with numpy, sympy and the like."""
 
     name: str
     isolated: bool

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from ctpo.sandbox.engines import Engine, candidates, unconfined
+from ctpo.sandbox.jobs import Batch, Job
 from ctpo.sandbox.limits import check_memory_budget
-from ctpo.sandbox.pool import Batch, Job, Pool
+from ctpo.sandbox.pool import Pool
 from ctpo.sandbox.probe import Check, probe
 from ctpo.sandbox.result import SandboxResult, SandboxUnavailable
 
 _MEBIBYTE = 1 << 20
-# Programs that name one of these go to the full interpreter, which has them (or what they need) imported already.
+# Programs that name one of these go to the full interpreter, which has them, or what they need, imported.
 _WANTS_FULL = re.compile(
     rb"\b(?:numpy|sympy|mpmath|scipy|pandas|matplotlib|asyncio|concurrent|hashlib|tempfile|shutil|uuid|logging)\b"
 )

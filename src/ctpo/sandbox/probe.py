@@ -49,8 +49,8 @@ def raise_limit(): resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINIT
 def memory(): bytearray(GIVEN["memory_bytes"] + (16 << 20))
 
 outcome = {{}}
-for attempt in (network, fork, run_command, read_file, read_environment, write_file, write_library, change_mode,
-                signal_process, shared_memory, trace, new_namespace, raise_limit, memory):
+for attempt in (network, fork, run_command, read_file, read_environment, write_file, write_library,
+                change_mode, signal_process, shared_memory, trace, new_namespace, raise_limit, memory):
     try:
         attempt()
         outcome[attempt.__name__] = None

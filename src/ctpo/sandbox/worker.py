@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ctpo.sandbox.inside.wire import EXITED, HEADER, REQUEST
+from ctpo.sandbox.result import Status
 
 _MESSAGE_BYTES = 1 << 16
 
@@ -53,9 +54,10 @@ class Child:
     errors: bytearray = field(default_factory=bytearray)
     started: float = 0.0
     deadline: float = float("inf")
+    cpu_limit_s: int = 0
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
     watched: bool = False
-    verdict: str | None = None
+    verdict: Status | None = None
 
     def close(self) -> None:
         """Close whatever of the supervisor's pipe ends is still open."""
@@ -71,6 +73,7 @@ class Child:
     def begin(self, program: bytes, memory_bytes: int, cpu_s: int, timeout_s: float) -> None:
         """Hand the program over; what the pipe does not take at once stays in `unsent`."""
         self.started = time.monotonic()
+        self.cpu_limit_s = cpu_s
         self.deadline = self.started + timeout_s
         self.unsent = memoryview(HEADER.pack(memory_bytes, cpu_s) + program)
         os.set_blocking(self.code, False)

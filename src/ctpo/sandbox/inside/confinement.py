@@ -44,7 +44,7 @@ def isolate(config: Configuration) -> None:
 
 
 def confinement_steps(config: Configuration) -> list[tuple[Any, tuple[Any, ...]]]:
-    """The calls that confine a child, prepared once: every line a child runs copies pages the zygote shares."""
+    """The calls that confine a child, prepared once: each line a child runs copies pages it shares."""
     steps: list[tuple[Any, tuple[Any, ...]]] = []
     scratch = (config.scratch or "/").encode()
     if config.namespaces:
@@ -128,8 +128,8 @@ def _restrict_files(rules: dict[str, Any]) -> None:
 def _become_nobody(readable: list[str]) -> None:
     """As root, outside a namespace: become nobody for good, without any capability.
 
-    Root is exempt from RLIMIT_NPROC and owns most files. Where nobody could not read the interpreter's files, it
-    keeps the one capability to read and search, which Landlock holds to the same files.
+    Root is exempt from RLIMIT_NPROC and owns most files. Where nobody could not read the interpreter's files,
+    it keeps the one capability to read and search, which Landlock holds to the same files.
     """
     kept = 0
     if os.geteuid() == 0:

@@ -18,7 +18,7 @@ _PROGRAM_NAME = "<program>"
 
 
 def _read_program() -> tuple[int, int, str]:
-    """Read descriptor 3 to its end: header, then text. An empty pipe means the supervisor gave this child up."""
+    """Read descriptor 3 to its end: header, then text. Nothing at all means that this child is not needed."""
     chunks = []
     while chunk := os.read(3, 1 << 20):
         chunks.append(chunk)

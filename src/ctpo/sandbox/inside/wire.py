@@ -1,8 +1,8 @@
 """The words between supervisor and zygote, and between supervisor and child.
 
-On the socket (SOCK_SEQPACKET), to the zygote: a JSON configuration, then `F<id>` with three descriptors (fork)
-and `K<id>` (kill). From it: `R<json>` once (ready), then `X<id><wait status><user s><system s><max KiB>` for
-each child, sent only after the child is reaped. End of file ends the zygote and all it started.
+On the socket (SOCK_SEQPACKET), to the zygote: a JSON configuration, then `F<id>` with three descriptors
+(fork) and `K<id>` (kill). From it: `R<json>` once (ready), then for each child, only after it is reaped,
+`X<id><wait status><user s><system s><max KiB>`. End of file ends the zygote and all it started.
 
 On a child's pipe: a header, the program's text, end of file.
 """

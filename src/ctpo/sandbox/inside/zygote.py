@@ -1,8 +1,8 @@
 """The zygote: an interpreter warmed up once, which forks one confined child for every program.
 
 It is trusted and single-threaded, and never sees a program or its output: the supervisor hands it three pipe
-ends for each child (program in, stdout, stderr), which the child takes and the zygote closes. A child is confined
-before its program reaches it, so that it may wait, ready, as a spare.
+ends for each child (program in, stdout, stderr), which the child takes and the zygote closes. A child is
+confined before its program reaches it, so that it may wait, ready, as a spare.
 """
 
 from __future__ import annotations
