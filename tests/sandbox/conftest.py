@@ -50,9 +50,13 @@ def run_as() -> Callable[[str, list[str]], subprocess.CompletedProcess[str]]:
 
 
 def _run_as(user: str, arguments: list[str], timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """`user` is "self", or "ordinary" (skips where this process is not root, so already an ordinary user's)."""
+    """`user` is "self", or "ordinary" (skips where this process is not root, so ordinary already)."""
     command = [sys.executable, *arguments]
-    environment = {"PYTHONPATH": str(SOURCE), "PATH": os.environ.get("PATH", ""), "TMPDIR": tempfile.gettempdir()}
+    environment = {
+        "PYTHONPATH": str(SOURCE),
+        "PATH": os.environ.get("PATH", ""),
+        "TMPDIR": tempfile.gettempdir(),
+    }
     environment["CTPO_TEST_SECRET"] = "secret-" + secrets.token_hex(8)
     if user == "ordinary":
         if os.geteuid() != 0:
@@ -62,7 +66,13 @@ def _run_as(user: str, arguments: list[str], timeout_s: float = 120) -> subproce
         helper = [sys.executable, str(HERE / "ordinary.py"), *map(str, needed), "--"]
         command = helper + command
     return subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )
 
 

@@ -1,7 +1,7 @@
 """Runs every hostile program on one engine and reports what became of it and of the host, as JSON on stdout.
 
 A process of its own, so that the same programs run as root and as an ordinary user, with a secret in the
-environment: `python driver.py ENGINE`.
+environment: `python driver.py ENGINE [NAME...]`.
 """
 
 from __future__ import annotations
@@ -130,11 +130,12 @@ def leftovers(sandbox: Sandbox) -> int:
     return extra
 
 
-def _reports(engine: str, host: Host) -> Iterator[tuple[str, dict[str, Any]]]:
+def _reports(engine: str, host: Host, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     secret = os.environ[SECRET_NAME]
     with Sandbox(timeout_s=10, memory_mb=MEMORY_MB, workers=1, engine=engine) as sandbox:
         sandbox.run(["import numpy"], timeout_s=60)  # both zygotes are there from the start
-        for name, (program, statuses) in HOSTILE.items():
+        for name in names:
+            program, statuses = HOSTILE[name]
             before = host.state()
             started = time.monotonic()
             # What is to end by itself gets time for it on a busy machine.
@@ -152,7 +153,11 @@ def _reports(engine: str, host: Host) -> Iterator[tuple[str, dict[str, Any]]]:
                     "secret": secret in result.stdout or host.canary.read_text() in result.stdout,
                     "answer": answer.stdout,
                     "leftovers": leftovers(sandbox),
-                    "changed": {key: (before[key], after) for key, after in host.state().items() if after != before[key]},
+                    "changed": {
+                        key: (before[key], after)
+                        for key, after in host.state().items()
+                        if after != before[key]
+                    },
                     "heard": host.heard(),
                     "uid": os.getuid(),
                 },
@@ -162,6 +167,6 @@ def _reports(engine: str, host: Host) -> Iterator[tuple[str, dict[str, Any]]]:
 if __name__ == "__main__":
     host = Host()
     try:
-        json.dump(dict(_reports(sys.argv[1], host)), sys.stdout)
+        json.dump(dict(_reports(sys.argv[1], host, sys.argv[2:] or list(HOSTILE))), sys.stdout)
     finally:
         shutil.rmtree(host.folder)

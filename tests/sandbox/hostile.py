@@ -5,6 +5,7 @@ for it from `GIVEN`: `canary` (a file), `folder`, `pid` (the supervisor), `tcp` 
 (a socket's name), `secret` (in the supervisor's environment), `memory_bytes`, `machine`.
 """
 
+# ruff: noqa: E501 - programs are quoted as they run
 from __future__ import annotations
 
 PRELUDE = '''
@@ -41,7 +42,9 @@ _add("infinite_loop", "while True: pass", "timeout")
 _add("sleeps_forever", "time.sleep(1000)", "timeout")
 _add("memory_bomb", "hoard = []\nwhile True: hoard.append(bytearray(1 << 20))", "memory")
 _add("memory_at_once", "x = bytearray(GIVEN['memory_bytes'] + (1 << 20)); print('ESCAPED')", "memory")
-_add("memory_in_threads", '''
+_add(
+    "memory_in_threads",
+    """
 import threading
 hoard = []
 def fill():
@@ -50,16 +53,26 @@ threads = [threading.Thread(target=fill) for _ in range(4)]
 for t in threads: t.start()
 for t in threads: t.join()
 print("ESCAPED" if sum(map(len, hoard)) > GIVEN["memory_bytes"] else "")
-''')
-_add("memory_in_processes", '''
+""",
+)
+_add(
+    "memory_in_processes",
+    """
 from multiprocessing import Process
 def fill():
     hoard = []
     while True: hoard.append(bytearray(1 << 20))
 Process(target=fill).start(); print("ESCAPED")
-''', "error")
-_add("huge_mmap", "import mmap\nattempt('mmap', mmap.mmap, -1, 1 << 40)\nattempt('mmap', mmap.mmap, -1, 4 << 30)")
-_add("kernel_memory", '''
+""",
+    "error",
+)
+_add(
+    "huge_mmap",
+    "import mmap\nattempt('mmap', mmap.mmap, -1, 1 << 40)\nattempt('mmap', mmap.mmap, -1, 4 << 30)",
+)
+_add(
+    "kernel_memory",
+    """
 import fcntl
 held = []
 attempt("pipe size", lambda: fcntl.fcntl(os.pipe()[0], 1031, 1 << 20))
@@ -67,8 +80,11 @@ try:
     while True: held.append(os.pipe())
 except OSError: pass
 print("ESCAPED" if len(held) > 64 else "")
-''')
-_add("disk_fill", '''
+""",
+)
+_add(
+    "disk_fill",
+    """
 total, places = 0, ["/tmp", "/var/tmp", "/dev/shm", "/dev", "/run", "/", "/usr", "/home", "/root", ".", "/sys",
     "/proc", "/mnt", os.path.dirname(os.__file__), GIVEN["folder"], "/run/user/0", "/dev/mqueue", "/lib"]
 for number, place in enumerate(places):
@@ -78,26 +94,36 @@ for number, place in enumerate(places):
                 while total < (64 << 20): total += file.write(bytes(1 << 18))
         except OSError: break
 print("ESCAPED" if total > (17 << 20) else "", total)
-''')
-_add("inode_fill", '''
+""",
+)
+_add(
+    "inode_fill",
+    """
 made = 0
 try:
     for made in range(100_000): open(f"/tmp/{made}", "w").close()
 except OSError: pass
 print("ESCAPED" if made > 5000 else "")
-''')
+""",
+)
 _add("sparse_file", "attempt('truncate', lambda: open('/tmp/x', 'wb').truncate(1 << 40))")
 _add("huge_output", "while True: print('x' * 4096)", "output_limit")
 _add("huge_stderr", "while True: print('x' * 4096, file=sys.stderr)", "output_limit")
 _add("huge_output_at_once", "print('x' * (64 << 20))", "output_limit")
-_add("output_from_threads", '''
+_add(
+    "output_from_threads",
+    """
 import threading
 def shout():
     while True: os.write(1, b"x" * 4096)
 for _ in range(4): threading.Thread(target=shout, daemon=True).start()
 shout()
-''', "output_limit")
-_add("fork_bomb", '''
+""",
+    "output_limit",
+)
+_add(
+    "fork_bomb",
+    """
 for _ in range(1000):
     try: pid = os.fork()
     except OSError: continue
@@ -105,8 +131,11 @@ for _ in range(1000):
     if pid == 0: os._exit(0)
 call("fork", 57, -1); call("vfork", 58, -1); call("clone", 56, 220, 17, 0, 0, 0, 0)
 call("clone3", 435, 435, ctypes.create_string_buffer(88), 88)
-''')
-_add("thread_bomb", '''
+""",
+)
+_add(
+    "thread_bomb",
+    """
 import threading
 started = 0
 try:
@@ -116,8 +145,15 @@ try:
 except (RuntimeError, MemoryError): pass
 print("ESCAPED" if started > 2000 else "", started, flush=True)
 os._exit(0)
-''', "ok", "memory", "error", "timeout")
-_add("raw_thread_bomb", '''
+""",
+    "ok",
+    "memory",
+    "error",
+    "timeout",
+)
+_add(
+    "raw_thread_bomb",
+    """
 # Threads made by hand, on stacks of one page: what the kernel keeps for each is not in the program's own memory.
 import mmap
 if not X86: sys.exit()
@@ -134,19 +170,34 @@ for index in range(count):
     started += 1
 os.write(1, (f"ESCAPED {started}" if started > 2000 else f"{started}").encode())
 os._exit(0)
-''', "ok", "error", "memory", "timeout")
+""",
+    "ok",
+    "error",
+    "memory",
+    "timeout",
+)
 _add("deep_recursion", "sys.setrecursionlimit(10**9)\ndef f(): f()\nf()", "error", "memory", "timeout")
-_add("deep_c_recursion", "sys.setrecursionlimit(10**9)\ndef f(x): return sorted([1, 2], key=f)\nf(1)", "error", "memory")
+_add(
+    "deep_c_recursion",
+    "sys.setrecursionlimit(10**9)\ndef f(x): return sorted([1, 2], key=f)\nf(1)",
+    "error",
+    "memory",
+)
 _add("deep_nesting", "compile('(' * 200000 + ')' * 200000, 'x', 'eval')", "error", "memory")
 _add("huge_integer", "print(len(str(7 ** (10 ** 9))))", "timeout", "error", "memory")
 _add("catastrophic_regex", "import re; re.match('(a+)+$', 'a' * 50 + 'b')", "timeout")
-_add("lock_memory", "if libc.mlockall(3) == 0: print('ESCAPED')\nx = ctypes.create_string_buffer(1 << 20)\n"
-     "if libc.mlock(x, 1 << 20) == 0: print('ESCAPED')")
+_add(
+    "lock_memory",
+    "if libc.mlockall(3) == 0: print('ESCAPED')\nx = ctypes.create_string_buffer(1 << 20)\n"
+    "if libc.mlock(x, 1 << 20) == 0: print('ESCAPED')",
+)
 _add("core_dump", "import resource; print('ESCAPED' if resource.getrlimit(resource.RLIMIT_CORE)[1] else '')")
 
 # --- not ending ---------------------------------------------------------------------------------------------
 
-_add("ignores_signals", '''
+_add(
+    "ignores_signals",
+    """
 import signal
 for number in range(1, 65):
     try: signal.signal(number, signal.SIG_IGN)
@@ -154,21 +205,33 @@ for number in range(1, 65):
 while True:
     try: time.sleep(100)
     except BaseException: pass
-''', "timeout")
-_add("blocks_signals", '''
+""",
+    "timeout",
+)
+_add(
+    "blocks_signals",
+    """
 import signal
 signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
 while True: pass
-''', "timeout")
-_add("swallows_exceptions", '''
+""",
+    "timeout",
+)
+_add(
+    "swallows_exceptions",
+    """
 while True:
     try:
         while True: pass
     except BaseException: pass
-''', "timeout")
+""",
+    "timeout",
+)
 _add("stops_itself", "import signal; os.kill(os.getpid(), signal.SIGSTOP); time.sleep(100)", "timeout")
 _add("hangs_at_exit", "import atexit; atexit.register(time.sleep, 100)", "timeout")
-_add("thread_outlives", "import threading; threading.Thread(target=time.sleep, args=(100,)).start()", "timeout")
+_add(
+    "thread_outlives", "import threading; threading.Thread(target=time.sleep, args=(100,)).start()", "timeout"
+)
 _add("destructor_loops", "class A:\n  def __del__(self):\n    while True: pass\na = A(); del a", "timeout")
 _add("exit_at_once", "os._exit(0)", "ok")
 _add("exit_with_code", "os._exit(7)", "error")
@@ -178,22 +241,31 @@ _add("stack_smash", "libc.longjmp(0, 1)", "error")
 
 # --- processes ----------------------------------------------------------------------------------------------
 
-_add("orphan", '''
+_add(
+    "orphan",
+    """
 pid = os.fork()
 if pid == 0:
     if os.fork() == 0: time.sleep(300)
     os._exit(0)
 print("ESCAPED")
-''', "error")
-_add("setsid_daemon", '''
+""",
+    "error",
+)
+_add(
+    "setsid_daemon",
+    """
 attempt("setsid", os.setsid)
 try: pid = os.fork()
 except OSError: sys.exit()
 if pid == 0:
     os.setsid(); time.sleep(300)
 print("ESCAPED")
-''')
-_add("shell_daemon", '''
+""",
+)
+_add(
+    "shell_daemon",
+    """
 import subprocess
 def shell():
     if os.system("sleep 300 &") != 0: raise OSError
@@ -201,23 +273,35 @@ attempt("system", shell)
 attempt("popen", lambda: os.popen("sleep 300 &").close() and 1 / 0)
 attempt("Popen", subprocess.Popen, ["sleep", "300"])
 attempt("posix_spawn", os.posix_spawn, "/bin/sh", ["sh", "-c", "sleep 300 &"], {})
-''')
-_add("exec", '''
+""",
+)
+_add(
+    "exec",
+    """
 for path in ("/bin/sh", "/bin/true", "/usr/bin/env", sys.executable or "/usr/bin/python3"):
     attempt("execv", os.execv, path, [path])
-''')
-_add("memfd_exec", '''
+""",
+)
+_add(
+    "memfd_exec",
+    """
 attempt("memfd", os.memfd_create, "x")
 call("execveat", 322, 281, 1, b"", 0, 0, 0x1000)
-''')
-_add("pickle_rce", '''
+""",
+)
+_add(
+    "pickle_rce",
+    """
 import pickle
 class Evil:
     def __reduce__(self): return (os.system, (f"touch {GIVEN['folder']}/pickled",))
 code = pickle.loads(pickle.dumps(Evil()))
 if code == 0: print("ESCAPED")
-''')
-_add("signals_others", '''
+""",
+)
+_add(
+    "signals_others",
+    """
 import signal
 for pid in [0, -1, -GIVEN["pid"], *OTHERS]:
     attempt(f"kill {pid}", os.kill, pid, 0)
@@ -226,8 +310,11 @@ for pid in [0, -1, -GIVEN["pid"], *OTHERS]:
     call("tgkill", 234, 131, pid, pid, 0); call("tkill", 200, 130, pid, 0)
     call("rt_sigqueueinfo", 129, 138, pid, 0, ctypes.create_string_buffer(128))
     call("pidfd_open", 434, 434, pid, 0)
-''')
-_add("signals_by_ownership", '''
+""",
+)
+_add(
+    "signals_by_ownership",
+    """
 import fcntl
 for pid in (GIVEN["pid"], os.getppid(), 1):
     reader, writer = os.pipe()
@@ -236,13 +323,19 @@ for pid in (GIVEN["pid"], os.getppid(), 1):
     attempt("F_SETOWN_EX", fcntl.fcntl, reader, 15, bytes(8))
     attempt("F_NOTIFY", fcntl.fcntl, reader, 1026, 1)
     attempt("F_SETLEASE", fcntl.fcntl, reader, 1024, 0)
-''')
-_add("ptrace", '''
+""",
+)
+_add(
+    "ptrace",
+    """
 for pid in OTHERS:
     call("PTRACE_ATTACH", 101, 117, 16, pid, 0, 0); call("PTRACE_SEIZE", 101, 117, 0x4206, pid, 0, 0)
 call("PTRACE_TRACEME", 101, 117, 0, 0, 0, 0)
-''')
-_add("process_memory", '''
+""",
+)
+_add(
+    "process_memory",
+    """
 class Vector(ctypes.Structure): _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
 room = ctypes.create_string_buffer(64)
 local, remote = Vector(ctypes.addressof(room), 64), Vector(ctypes.addressof(room), 64)
@@ -251,8 +344,11 @@ for pid in [os.getpid(), *OTHERS]:
     call("process_vm_writev", 311, 271, pid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
     attempt("mem", open, f"/proc/{pid}/mem", "r+b")
 attempt("mem", open, "/proc/self/mem", "r+b"); attempt("kcore", open, "/proc/kcore", "rb"); attempt("mem", open, "/dev/mem")
-''')
-_add("limits_of_others", '''
+""",
+)
+_add(
+    "limits_of_others",
+    """
 import resource
 room = ctypes.create_string_buffer(16)
 for pid in [os.getpid(), *OTHERS]:
@@ -261,8 +357,11 @@ for pid in [os.getpid(), *OTHERS]:
         attempt("affinity", os.sched_setaffinity, pid, {0}); attempt("priority", os.setpriority, 0, pid, 19)
 attempt("priority of all", os.setpriority, 2, 0, 19); attempt("nice", os.nice, -5)
 call("ioprio_set", 251, 30, 1, GIVEN["pid"], 0x6000); call("sched_setscheduler", 144, 119, 0, 1, room)
-''')
-_add("raises_limits", '''
+""",
+)
+_add(
+    "raises_limits",
+    """
 import resource
 for name in dir(resource):
     if name.startswith("RLIMIT_"):
@@ -272,27 +371,39 @@ for name in dir(resource):
             attempt(name, resource.setrlimit, kind, (hard + 4096, hard + 4096))
         if name in ("RLIMIT_AS", "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_NPROC") and hard < 0:
             print("ESCAPED", name)
-''')
+""",
+)
 
 # --- the network --------------------------------------------------------------------------------------------
 
-_add("tcp_connect", '''
+_add(
+    "tcp_connect",
+    """
 import socket
 attempt("tcp", socket.create_connection, ("127.0.0.1", GIVEN["tcp"]), 1)
 attempt("tcp6", lambda: socket.socket(socket.AF_INET6).connect(("::1", GIVEN["tcp"])))
 call("socket", 41, 198, 2, 1, 0)
-''')
+""",
+)
 _add("tcp_listen", "import socket; attempt('listen', socket.create_server, ('127.0.0.1', 0))")
-_add("udp_send", '''
+_add(
+    "udp_send",
+    """
 import socket
 def send(): socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"leak", ("127.0.0.1", GIVEN["udp"]))
 attempt("udp", send)
-''')
-_add("raw_sockets", '''
+""",
+)
+_add(
+    "raw_sockets",
+    """
 for family in (1, 2, 10, 16, 17, 38, 40): # unix, inet, inet6, netlink, packet, alg, vsock
     for kind in (1, 2, 3): call(f"socket {family} {kind}", 41, 198, family, kind, 0)
-''')
-_add("abstract_socket", '''
+""",
+)
+_add(
+    "abstract_socket",
+    """
 import socket
 def connect(): socket.socket(socket.AF_UNIX).connect("\\0" + GIVEN["abstract"])
 def datagram():
@@ -302,17 +413,23 @@ def stream():
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     left.sendto(b"leak", "\\0" + GIVEN["abstract"] + "-datagram")
 attempt("connect", connect); attempt("datagram", datagram); attempt("stream", stream)
-''')
-_add("passes_descriptors", '''
+""",
+)
+_add(
+    "passes_descriptors",
+    """
 import socket
 left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 attempt("sendmsg", socket.send_fds, left, [b"x"], [1])
-''')
+""",
+)
 _add("name_lookup", "import socket; attempt('dns', socket.getaddrinfo, 'example.com', 80)")
 
 # --- reading what it should not -----------------------------------------------------------------------------
 
-_add("secret_file", '''
+_add(
+    "secret_file",
+    """
 import mmap
 path = GIVEN["canary"]
 attempt("open", lambda: open(path).read()); attempt("os.open", os.open, path, os.O_RDONLY)
@@ -324,14 +441,20 @@ if libc.open(path.encode(), 0) != -1: print("ESCAPED")
 call("openat2", 437, 437, -100, path.encode(), ctypes.create_string_buffer(24), 24)
 call("name_to_handle_at", 303, 264, -100, path.encode(), ctypes.create_string_buffer(256), ctypes.create_string_buffer(8), 0)
 call("open_by_handle_at", 304, 265, 1, ctypes.create_string_buffer(256), 0)
-''')
-_add("system_files", '''
+""",
+)
+_add(
+    "system_files",
+    """
 for path in ("/etc/passwd", "/etc/shadow", "/etc/hostname", "/etc/hosts", "/root/.ssh", "/home", "/var/log", "/sys",
              "/proc/version", "/proc/self/maps", "/proc/cpuinfo", "/proc/mounts", "/dev/kmsg", "/dev/mem", "/dev/vda", "/dev/tty",
              "/run", "/boot", "/srv", "/opt/secret", "/var/run/docker.sock"):
     attempt(path, os.listdir, path); attempt(path, lambda: open(path).read(1))
-''')
-_add("environment", '''
+""",
+)
+_add(
+    "environment",
+    """
 if os.environ: print("ESCAPED", dict(os.environ))
 pointer = ctypes.POINTER(ctypes.c_char_p).in_dll(libc, "environ")
 index = 0
@@ -339,8 +462,11 @@ while pointer and pointer[index]:
     print("ESCAPED", pointer[index]); index += 1
 for pid in ("self", *OTHERS): attempt("proc", open, f"/proc/{pid}/environ")
 if GIVEN["pid"] == os.getppid(): print("ESCAPED")
-''')
-_add("symlinks", '''
+""",
+)
+_add(
+    "symlinks",
+    """
 def through(target):
     link = f"/tmp/link{abs(hash(target))}"
     os.symlink(target, link)
@@ -353,33 +479,46 @@ def write():
 attempt("write", write)
 attempt("rename", os.rename, GIVEN["canary"], "/tmp/stolen"); attempt("rename", os.rename, os.__file__, "/tmp/stolen2")
 attempt("over", os.replace, "/tmp", GIVEN["folder"])
-''')
-_add("inherited_descriptors", '''
+""",
+)
+_add(
+    "inherited_descriptors",
+    """
 import errno
 for fd in range(3, 4096):
     try: os.fstat(fd)
     except OSError: continue
     print("ESCAPED", fd)
-''')
-_add("forged_status", '''
+""",
+)
+_add(
+    "forged_status",
+    """
 for fd in range(3, 1024):
     for message in (b"X" + bytes(44), b'{"status": "ok"}', b"R{}", b"F" + bytes(8)):
         try: os.write(fd, message)
         except OSError: continue
         print("ESCAPED", fd)
 raise SystemExit(3)
-''', "error")
-_add("standard_descriptors", '''
+""",
+    "error",
+)
+_add(
+    "standard_descriptors",
+    """
 attempt("stdin", lambda: os.write(0, b"x"))
 attempt("stdout", lambda: os.read(1, 1)); attempt("stderr", lambda: os.read(2, 1))
 if os.isatty(0) or os.isatty(1): print("ESCAPED")
 attempt("tty", os.open, "/dev/tty", os.O_RDWR)
 import fcntl, termios
 attempt("TIOCSTI", fcntl.ioctl, 0, termios.TIOCSTI, b"x"); attempt("FIOASYNC", fcntl.ioctl, 1, 0x5452, bytes(4))
-''')
+""",
+)
 _add("closes_descriptors", "os.closerange(0, 1024)\nprint('x' * 100_000)", "error", "ok")
 _add("reads_stdin", "print(repr(sys.stdin.read())); input()", "error")
-_add("interpreter_internals", '''
+_add(
+    "interpreter_internals",
+    """
 import gc
 for thing in gc.get_objects():
     text = repr(type(thing))
@@ -387,11 +526,14 @@ for thing in gc.get_objects():
         attempt("control socket", lambda: thing.send(b"X" + bytes(44)))
 main = sys.modules["__main__"]
 if any(hasattr(main, name) for name in ("_Zygote", "_Config", "REQUEST")): print("ESCAPED")
-''')
+""",
+)
 
 # --- changing what it should not ----------------------------------------------------------------------------
 
-_add("writes_outside", '''
+_add(
+    "writes_outside",
+    """
 import sysconfig
 library = os.path.dirname(os.__file__)
 for place in (GIVEN["folder"], library, library + "/__pycache__", "/", "/usr", "/usr/lib", "/dev", "/dev/shm", "/var/tmp", "/etc", "/root",
@@ -401,8 +543,11 @@ for place in (GIVEN["folder"], library, library + "/__pycache__", "/", "/usr", "
     attempt(place, os.symlink, "x", place + "/link-by-program"); attempt(place, os.mknod, place + "/node", 0o600 | 0o060000, 0x100)
 attempt("truncate", os.truncate, GIVEN["canary"], 0); attempt("truncate", os.truncate, os.__file__, 0)
 attempt("unlink", os.unlink, GIVEN["canary"]); attempt("unlink", os.unlink, os.__file__); attempt("rmdir", os.rmdir, GIVEN["folder"])
-''')
-_add("changes_modes", '''
+""",
+)
+_add(
+    "changes_modes",
+    """
 def with_open(path, function):
     fd = os.open(path, os.O_RDONLY)
     function(fd)
@@ -415,8 +560,11 @@ for path in (GIVEN["canary"], GIVEN["folder"], os.__file__, "/dev/null", "/dev/z
     attempt("fxattr " + path, with_open, path, lambda fd: os.setxattr(fd, "user.x", b"1"))
 attempt("fchmod 0", os.fchmod, 0, 0o777); attempt("futime 0", os.utime, 0, (0, 0))
 call("fchmodat2", 452, 452, -100, GIVEN["canary"].encode(), 0o777, 0)
-''')
-_add("new_namespaces", '''
+""",
+)
+_add(
+    "new_namespaces",
+    """
 for flag in (0x20000, 0x80, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
     call(f"unshare {flag:x}", 272, 97, flag)
     call(f"clone {flag:x}", 56, 220, flag | 17, 0, 0, 0, 0)
@@ -424,8 +572,11 @@ for flag in (0x20000, 0x80, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000
 call("setns", 308, 268, 0, 0); call("mount", 165, 40, b"none", b"/tmp", b"tmpfs", 0, 0)
 call("umount", 166, 39, b"/tmp", 2); call("pivot_root", 155, 41, b"/tmp", b"/tmp"); call("chroot", 161, 51, b"/tmp")
 call("fsopen", 430, 430, b"tmpfs", 0); call("open_tree", 428, 428, -100, b"/", 1); call("move_mount", 429, 429, -1, b"", -1, b"", 0)
-''')
-_add("privileged_calls", '''
+""",
+)
+_add(
+    "privileged_calls",
+    """
 room = ctypes.create_string_buffer(512)
 for name, x86, arm, arguments in (
     ("bpf", 321, 280, (0, room, 128)), ("perf", 298, 241, (room, 0, -1, -1, 0)), ("userfaultfd", 323, 282, (0,)),
@@ -443,8 +594,11 @@ for name, x86, arm, arguments in (
     ("setsid", 112, 157, ()), ("setpgid", 109, 154, (0, 0)), ("dumpable", 157, 167, (4, 1, 0, 0, 0)), ("pdeathsig", 157, 167, (1, 0, 0, 0, 0)),
 ):
     call(name, x86, arm, *arguments)
-''')
-_add("other_system_call_tables", '''
+""",
+)
+_add(
+    "other_system_call_tables",
+    """
 if X86:
     import mmap
     for number in (0x40000000 + 39, 0x40000000 + 57, 0x40000000 + 41):
@@ -456,8 +610,12 @@ if X86:
     print("ESCAPED", pid)
 else:
     libc.abort()
-''', "error")
-_add("shared_memory_left_behind", '''
+""",
+    "error",
+)
+_add(
+    "shared_memory_left_behind",
+    """
 for key in (0, 0x5EC2E7):
     if libc.shmget(key, 4096, 0o1666) != -1: print("ESCAPED shm")
     if libc.semget(key, 1, 0o1666) != -1: print("ESCAPED sem")
@@ -465,4 +623,17 @@ for key in (0, 0x5EC2E7):
 call("mq_open", 240, 180, b"left-behind", 0o102, 0o666, 0)
 from multiprocessing import shared_memory
 attempt("posix", shared_memory.SharedMemory, "left-behind", True, 4096)
-''')
+""",
+)
+_add(
+    "privileges_left",
+    """
+# Effective, permitted, inheritable, twice 32 bits of each; bit 2 (read and search) is the Landlock engine's exception.
+header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+libc.capget(header, sets)
+print("ESCAPED" if any(word & ~4 for word in sets) else "", list(sets))
+if libc.prctl(39, 0, 0, 0, 0) != 1: print("ESCAPED no_new_privs")
+if libc.prctl(21, 0, 0, 0, 0) != 2: print("ESCAPED seccomp")
+if 0 in os.getresuid() + os.getresgid(): print("ESCAPED", os.getresuid())
+""",
+)

@@ -30,7 +30,9 @@ def test_falls_back_to_landlock(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sandbox.run(["print(1)"])[0].ok
 
 
-def test_refuses_a_bubblewrap_that_leaves_a_folder_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_refuses_a_bubblewrap_that_leaves_a_folder_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A binary that is there and runs is no proof: what a program can do decides."""
     real = bubblewrap.find_bubblewrap()
     if real is None or unavailable("bubblewrap") is not None:
@@ -38,7 +40,10 @@ def test_refuses_a_bubblewrap_that_leaves_a_folder_open(monkeypatch: pytest.Monk
     canaries = tempfile.mkdtemp(dir="/var/tmp", prefix="ctpo-open-")
     Path(canaries).chmod(0o777)
     leaky = tmp_path / "bwrap"
-    leaky.write_text(f'#!/bin/sh\nexec {real} --perms 0755 --dir /var --perms 0755 --dir /var/tmp --bind {canaries} {canaries} "$@"\n')
+    leaky.write_text(
+        f"#!/bin/sh\nexec {real} --perms 0755 --dir /var --perms 0755 --dir /var/tmp"
+        f' --bind {canaries} {canaries} "$@"\n'
+    )
     leaky.chmod(0o755)
     monkeypatch.setattr(bubblewrap, "find_bubblewrap", lambda: str(leaky))
     monkeypatch.setattr(tempfile, "tempdir", canaries)
@@ -100,7 +105,11 @@ with Sandbox(workers=2, memory_mb=64) as sandbox:
     os._exit(0)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout == "['1\\n', '1\\n', '1\\n', '1\\n']\n", done.stderr
 
@@ -127,7 +136,10 @@ def test_cli_runs_a_file(tmp_path: Path) -> None:
     assert "ZeroDivisionError" in failed.stderr
 
 
-@pytest.mark.parametrize("arguments", [("run", "/no/such/file"), ("run", "-", "--timeout-s", "-1"), ("run", "-", "--memory-mb", "1")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("run", "/no/such/file"), ("run", "-", "--timeout-s", "-1"), ("run", "-", "--memory-mb", "1")],
+)
 def test_cli_bad_input_is_one_line_and_code_2(arguments: tuple[str, ...]) -> None:
     done = _cli(*arguments)
     assert done.returncode == 2

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import HERE, SOURCE
+from conftest import HERE, SOURCE, unavailable
 
 sys.path.insert(0, str(HERE))
 from driver import leftovers, sessions
@@ -38,7 +38,9 @@ def _busiest(started: list[int], within_s: float = 5.0) -> int:
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 parents.add(int(fields[1]))
                 used[pid] = int(fields[11]) + int(fields[12])
-        busy = [pid for pid, ticks in used.items() if ticks >= 8 and pid not in parents and pid not in started]
+        busy = [
+            pid for pid, ticks in used.items() if ticks >= 8 and pid not in parents and pid not in started
+        ]
         if busy:
             return busy[0]
         time.sleep(0.01)
@@ -131,6 +133,36 @@ def test_outlives_the_thread_that_made_it(engine: str) -> None:
         before = _started(sandbox)
         assert sandbox.run(["print(1)"])[0].ok
         assert _started(sandbox) == before
+
+
+def test_namespaces_are_its_own() -> None:
+    """The zygote shares no namespace with the host, and a child no PID or mount namespace with the zygote."""
+    if (reason := unavailable("bubblewrap")) is not None:
+        pytest.skip(reason)
+    with Sandbox(engine="bubblewrap", workers=1) as sandbox:
+        assert sandbox.run(["import os; print(os.getpid(), os.getppid())"])[0].stdout == "1 0\n"
+        (outermost,) = _started(sandbox)
+        generations = [[outermost]]
+        for _ in range(2):
+            generations.append([pid for pid in sessions() if _parent(pid) in generations[-1]])
+        (zygote,), children = generations[1:]
+        assert len(children) == SPARES
+        for name in ("user", "pid", "mnt", "net", "ipc", "uts"):
+            assert _namespace(zygote, name) != _namespace(os.getpid(), name), name
+        for name in ("pid", "mnt"):
+            assert len({_namespace(pid, name) for pid in (zygote, *children)}) == 1 + SPARES, name
+
+
+def _parent(pid: int) -> int:
+    """The parent's process id; 0 for a process that has just gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except FileNotFoundError:
+        return 0
+
+
+def _namespace(pid: int, name: str) -> str:
+    return os.readlink(f"/proc/{pid}/ns/{name}")
 
 
 def test_spares_are_kept_ready() -> None:

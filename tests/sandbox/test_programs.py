@@ -23,12 +23,14 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 def test_nothing_is_left_of_the_program_before(sandbox: Sandbox) -> None:
     leave = (
-        "import builtins, os, random, sys\nbuiltins.left = sys.left = random.left = 1\nos.environ['LEFT'] = '1'\n"
+        "import builtins, os, random, sys\nbuiltins.left = sys.left = random.left = 1\n"
+        "os.environ['LEFT'] = '1'\n"
         "random.random = lambda: 4\ntry: open('/tmp/left', 'w').write('x')\nexcept OSError: pass"
     )
     look = (
         "import builtins, os, random, sys\n"
-        "print(hasattr(builtins, 'left'), hasattr(sys, 'left'), hasattr(random, 'left'), 'LEFT' in os.environ,"
+        "print(hasattr(builtins, 'left'), hasattr(sys, 'left'), hasattr(random, 'left'),"
+        " 'LEFT' in os.environ,"
         " random.random() == 4, os.path.exists('/tmp/left'))"
     )
     _, result = sandbox.run([leave, look])
@@ -36,7 +38,7 @@ def test_nothing_is_left_of_the_program_before(sandbox: Sandbox) -> None:
 
 
 def test_a_program_cannot_find_the_one_before_in_its_memory(sandbox: Sandbox) -> None:
-    # Writing from an address to a pipe fails with EFAULT where nothing is mapped, so all memory can be searched.
+    # Writing to a pipe from where nothing is mapped fails with EFAULT, so all memory can be searched.
     word = "marmalade"
     search = f"""
 import ctypes, gc, os
@@ -65,13 +67,14 @@ print(searched > 300, found)
 
 
 def test_concurrent_programs_cannot_meet(sandbox: Sandbox) -> None:
-    """Locks on files that all of them read would carry a message: taking one is possible, seeing one is not."""
+    """Locks on files that all of them read would carry a message: nobody can see one."""
     program = """
 import fcntl, os, struct
 fd = os.open(os.__file__, os.O_RDONLY)
 lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 0, 0)
+exclusive = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
 outcomes = []
-for call, argument in ((fcntl.F_GETLK, lock), (36, lock), (fcntl.F_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))):
+for call, argument in ((fcntl.F_GETLK, lock), (36, lock), (fcntl.F_SETLK, exclusive)):
     try: fcntl.fcntl(fd, call, argument); outcomes.append("open")
     except OSError: outcomes.append("closed")
 try: fcntl.flock(fd, fcntl.LOCK_EX); outcomes.append("open")
@@ -92,17 +95,34 @@ def test_random_states_differ(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(
     ("program", "stdout"),
     [
-        ("import asyncio\nasync def m():\n    await asyncio.sleep(0.01)\n    print('slept')\nasyncio.run(m())", "slept\n"),
-        ("from concurrent.futures import ThreadPoolExecutor as P\nprint(sum(P(4).map(abs, range(-5, 5))))", "25\n"),
+        (
+            "import asyncio\nasync def m():\n    await asyncio.sleep(0.01)\n    print('slept')\n"
+            "asyncio.run(m())",
+            "slept\n",
+        ),
+        (
+            "from concurrent.futures import ThreadPoolExecutor as P\nprint(sum(P(4).map(abs, range(-5, 5))))",
+            "25\n",
+        ),
         ("import threading\nt = threading.Thread(target=print, args=('t',))\nt.start(); t.join()", "t\n"),
         ("import sqlite3; print(sqlite3.connect(':memory:').execute('select 6*7').fetchone()[0])", "42\n"),
-        ("import hashlib, zlib; print(hashlib.sha256(b'').hexdigest()[:8], zlib.crc32(b'a'))", "e3b0c442 3904355907\n"),
+        (
+            "import hashlib, zlib; print(hashlib.sha256(b'').hexdigest()[:8], zlib.crc32(b'a'))",
+            "e3b0c442 3904355907\n",
+        ),
         ("import queue, time, datetime, decimal; print(decimal.Decimal('0.1') * 3)", "0.3\n"),
         ("from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\nprint(A(3))", "A(x=3)\n"),
         ("import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))).__name__)", "A\n"),
-        ("import signal, time\ndef stop(*_): raise TimeoutError\nsignal.signal(signal.SIGALRM, stop)\n"
-         "signal.setitimer(signal.ITIMER_REAL, 0.05)\ntry: time.sleep(5)\nexcept TimeoutError: print('alarm')", "alarm\n"),
-        ("import unicodedata, locale; print('é', unicodedata.name('é'))", "é LATIN SMALL LETTER E WITH ACUTE\n"),
+        (
+            "import signal, time\ndef stop(*_): raise TimeoutError\nsignal.signal(signal.SIGALRM, stop)\n"
+            "signal.setitimer(signal.ITIMER_REAL, 0.05)\ntry: time.sleep(5)\n"
+            "except TimeoutError: print('alarm')",
+            "alarm\n",
+        ),
+        (
+            "import unicodedata, locale; print('é', unicodedata.name('é'))",
+            "é LATIN SMALL LETTER E WITH ACUTE\n",
+        ),
         ("import numpy as np; print(int(np.linalg.det(np.eye(3) * 2).round()))", "8\n"),
         ("import numpy as np; a = np.ones((500, 500)); print((a @ a).sum())", "125000000.0\n"),
         ("__import__('num' + 'py'); print('late')", "late\n"),

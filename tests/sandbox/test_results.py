@@ -95,6 +95,17 @@ def test_wall_clock_and_limits_of_one_call(sandbox: Sandbox) -> None:
     assert small.status == "memory"
 
 
+def test_threads_share_one_cores_time(sandbox: Sandbox) -> None:
+    program = (
+        "import hashlib, threading\ndata = bytes(1 << 20)\n"
+        "def burn():\n    while True: hashlib.sha256(data)\n"
+        "for _ in range(8): threading.Thread(target=burn).start()"
+    )
+    (result,) = sandbox.run([program], timeout_s=1.0)
+    assert result.status == "timeout"
+    assert result.cpu_s <= 2.3
+
+
 def test_a_program_beyond_all_bounds_fails_alone(sandbox: Sandbox) -> None:
     huge, fine = sandbox.run(["#" * (2 << 20), "print(1)"])
     assert (huge.status, fine.status) == ("error", "ok")

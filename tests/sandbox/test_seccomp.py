@@ -1,4 +1,4 @@
-"""The filter's verdicts, by an interpreter of BPF written from the kernel's description: both architectures."""
+"""The filter's verdicts on both architectures, by an interpreter of BPF written from its description."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ OWN = 4321
 THREAD = 0x3D0F00
 
 
-def verdict(machine: str, number: int, *args: int, arch: int | None = None, file_metadata: bool = True) -> int:
+def verdict(
+    machine: str, number: int, *args: int, arch: int | None = None, file_metadata: bool = True
+) -> int:
     """Run the filter on one system call."""
     filter_ = seccomp.build_filter(machine, file_metadata=file_metadata)
     program = bytearray(filter_.program)
@@ -63,7 +65,17 @@ def test_everything_not_listed_is_refused(machine: str) -> None:
 
 def test_plain_calls_are_allowed(machine: str) -> None:
     table = _table(machine)
-    for name in ("read", "write", "openat", "mmap", "futex", "exit_group", "getrandom", "rt_sigreturn", "wait4"):
+    for name in (
+        "read",
+        "write",
+        "openat",
+        "mmap",
+        "futex",
+        "exit_group",
+        "getrandom",
+        "rt_sigreturn",
+        "wait4",
+    ):
         assert verdict(machine, table[name], 2**63, 2**63) == ALLOW, name
 
 
@@ -74,10 +86,39 @@ def test_another_architecture_is_killed(machine: str) -> None:
 def test_calls_that_never_appear() -> None:
     """Numbers typed from the kernel's tables by hand: the ones that would let a program out."""
     x86 = {"fork": 57, "vfork": 58, "execve": 59, "socket": 41, "connect": 42, "ptrace": 101, "execveat": 322}
-    x86 |= {"unshare": 272, "setns": 308, "mount": 165, "bpf": 321, "memfd_create": 319, "shmget": 29, "sendmsg": 46}
-    x86 |= {"io_uring_setup": 425, "process_vm_readv": 310, "pidfd_open": 434, "keyctl": 250, "userfaultfd": 323}
-    arm = {"execve": 221, "socket": 198, "connect": 203, "ptrace": 117, "execveat": 281, "unshare": 97, "setns": 268}
-    arm |= {"mount": 40, "bpf": 280, "memfd_create": 279, "shmget": 194, "sendmsg": 211, "io_uring_setup": 425}
+    x86 |= {
+        "unshare": 272,
+        "setns": 308,
+        "mount": 165,
+        "bpf": 321,
+        "memfd_create": 319,
+        "shmget": 29,
+        "sendmsg": 46,
+    }
+    x86 |= {
+        "io_uring_setup": 425,
+        "process_vm_readv": 310,
+        "pidfd_open": 434,
+        "keyctl": 250,
+        "userfaultfd": 323,
+    }
+    arm = {
+        "execve": 221,
+        "socket": 198,
+        "connect": 203,
+        "ptrace": 117,
+        "execveat": 281,
+        "unshare": 97,
+        "setns": 268,
+    }
+    arm |= {
+        "mount": 40,
+        "bpf": 280,
+        "memfd_create": 279,
+        "shmget": 194,
+        "sendmsg": 211,
+        "io_uring_setup": 425,
+    }
     arm |= {"process_vm_readv": 270, "pidfd_open": 434, "keyctl": 219, "userfaultfd": 282, "bind": 200}
     for machine, numbers in (("x86_64", x86), ("aarch64", arm)):
         for name, number in numbers.items():
@@ -117,7 +158,15 @@ def test_arguments_that_matter(machine: str) -> None:
     assert verdict(machine, table["sendto"], 3, 4, 5, 0, 0) == ALLOW
     assert verdict(machine, table["sendto"], 3, 4, 5, 0, 1) == EPERM
     assert verdict(machine, table["sendto"], 3, 4, 5, 0, 1 << 32) == EPERM
-    for command, expected in ((0, ALLOW), (4, ALLOW), (5, EPERM), (8, EPERM), (10, EPERM), (1024, EPERM), (1031, EPERM)):
+    for command, expected in (
+        (0, ALLOW),
+        (4, ALLOW),
+        (5, EPERM),
+        (8, EPERM),
+        (10, EPERM),
+        (1024, EPERM),
+        (1031, EPERM),
+    ):
         assert verdict(machine, table["fcntl"], 3, command) == expected
     for request, expected in ((0x5401, ALLOW), (0x5412, EPERM), (0x5452, EPERM), (0x8901, EPERM)):
         assert verdict(machine, table["ioctl"], 0, request) == expected
@@ -136,6 +185,15 @@ def test_modes_and_times_only_behind_read_only_mounts(machine: str) -> None:
 
 def test_extended_attributes_are_not_supported(machine: str) -> None:
     assert verdict(machine, _table(machine)["listxattr"]) == ENOTSUP
+
+
+def test_the_disk_and_the_page_cache_are_left_alone(machine: str) -> None:
+    table = _table(machine)
+    for name in ("fsync", "fdatasync", "msync", "fadvise64"):
+        assert verdict(machine, table[name], 3) == 0x00050000, "pretends success without the call"
+    assert verdict(machine, table["madvise"], 0, 4096, 4) == ALLOW
+    for advice in (20, 21, 100, 101):
+        assert verdict(machine, table["madvise"], 0, 4096, advice) == EPERM
 
 
 def test_unknown_machine_is_refused() -> None:

@@ -38,7 +38,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the command; 0 for success, 1 for a program that failed or isolation that is missing, 2 for bad input."""
+    """Carry out the command: 0 for success, 1 for a failed program or missing isolation, 2 for bad input."""
     return _check(args.json) if args.action == "check" else _run_file(args)
 
 
@@ -53,7 +53,11 @@ def _check(as_json: bool) -> int:
         print(json.dumps({"engine": holding[0] if holding else None, "engines": report}, indent=2))
     else:
         _print_table(findings)
-        print(f"\nPrograms run with: {holding[0]}" if holding else "\nNo isolation holds here; the sandbox refuses to run.")
+        print(
+            f"\nPrograms run with: {holding[0]}"
+            if holding
+            else "\nNo isolation holds here; the sandbox refuses to run."
+        )
     return 0 if holding else 1
 
 

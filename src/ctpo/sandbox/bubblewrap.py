@@ -13,7 +13,6 @@ from ctpo.sandbox.interpreter import Interpreter
 NOBODY = 65534
 CHILD_ID = 1
 """What nobody is called in `two_user_namespace`."""
-ZYGOTE_PATH = "/zygote.py"
 # To give children another user, and to kill them then.
 _TO_BECOME_ANOTHER = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
@@ -30,22 +29,28 @@ def find_bubblewrap() -> str | None:
 
 
 def others_may_read(interpreter: Interpreter) -> bool:
-    """Whether a user who owns none of the interpreter's files could read them, once their parents let him pass."""
+    """Whether others than its owner may read the interpreter's files, if the folders above let them."""
     modes = [(path.is_dir(), path.stat().st_mode) for path in (*interpreter.readable, *interpreter.packages)]
     return all(mode & (0o005 if folder else 0o004) == (0o005 if folder else 0o004) for folder, mode in modes)
 
 
 def two_user_namespace(executable: Path) -> int | None:
-    """As root: a user namespace in which 0 is root and 1 is nobody; a descriptor, or None where it can't be made.
+    """As root: a user namespace in which 0 is root and 1 is nobody, or None where it can't be made.
 
-    Root's processes are exempt from RLIMIT_NPROC, the only bound on a program's threads, and own most files. In
-    this namespace the zygote starts as 0, which may read an interpreter in /root, and its children become 1.
+    Root's processes are exempt from RLIMIT_NPROC, the only bound on a program's threads, and own most files.
+    In this namespace the zygote starts as 0, which may read an interpreter in /root; its children become 1.
+
+    Returns:
+        A descriptor, which keeps the namespace alive.
     """
     if os.geteuid() != 0:
         return None
     program = "import ctypes, os; os.write(1, b'%d' % ctypes.CDLL(None).unshare(0x10000000)); os.read(0, 1)"
     holder = subprocess.Popen(
-        [str(executable), *PYTHON_OPTIONS, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
+        [str(executable), *PYTHON_OPTIONS, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={},
     )
     assert holder.stdin is not None
     assert holder.stdout is not None
@@ -75,7 +80,7 @@ def scratch_path(interpreter: Interpreter) -> str:
 
 
 def command(
-    bwrap: str, interpreter: Interpreter, zygote: Path, namespace: int | None, arguments: list[str]
+    bwrap: str, interpreter: Interpreter, inside: Path, namespace: int | None, arguments: list[str]
 ) -> list[str]:
     """The command line that starts a zygote in its own namespaces; `namespace` as from `two_user_namespace`.
 
@@ -90,7 +95,9 @@ def command(
         options += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
     else:
         options += ["--userns", str(namespace), *_TO_BECOME_ANOTHER]
-    parents = {parent for path in (*interpreter.readable, Path("/packages/0")) for parent in path.parents[:-1]}
+    parents = {
+        parent for path in (*interpreter.readable, Path("/packages/0")) for parent in path.parents[:-1]
+    }
     for parent in sorted(parents):
         if not parent.is_symlink():
             options += ["--perms", "0755", "--dir", str(parent)]
@@ -98,13 +105,36 @@ def command(
         options += _bind(path)
     for path, seen_as in zip(interpreter.packages, package_paths(interpreter), strict=True):
         options += ["--ro-bind", str(path), seen_as]
-    options += ["--ro-bind", str(zygote), ZYGOTE_PATH, "--dir", scratch_path(interpreter), "--dir", "/dev"]
+    options += [
+        "--ro-bind",
+        str(inside),
+        "/zygote/inside",
+        "--dir",
+        scratch_path(interpreter),
+        "--dir",
+        "/dev",
+    ]
     for device in _DEVICES:
         options += ["--dev-bind", device, device]
     options += ["--remount-ro", "/", "--chdir", "/"]
     for name, value in ENVIRONMENT.items():
         options += ["--setenv", name, value]
-    return [bwrap, *options, "--", str(interpreter.executable), *PYTHON_OPTIONS, ZYGOTE_PATH, *arguments]
+    return [
+        bwrap,
+        *options,
+        "--",
+        str(interpreter.executable),
+        *PYTHON_OPTIONS,
+        *start(Path("/zygote")),
+        *arguments,
+    ]
+
+
+def start(folder: Path) -> list[str]:
+    """Python's arguments that start the zygote from the package `inside`, which lies in `folder`."""
+    program = "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.dont_write_bytecode = True\n"
+    program += "from inside.zygote import main; del sys.path[0]; main(int(sys.argv[1]))"
+    return ["-c", program, str(folder)]
 
 
 PYTHON_OPTIONS = ("-I", "-S", "-X", "utf8")

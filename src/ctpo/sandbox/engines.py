@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctpo.sandbox import bubblewrap, landlock, zygote
+from ctpo.sandbox import bubblewrap, inside, landlock
 from ctpo.sandbox.interpreter import Interpreter, find_interpreter
 from ctpo.sandbox.result import SandboxUnavailable
 from ctpo.sandbox.seccomp import Filter, build_filter, supported_machine
 from ctpo.sandbox.worker import Confinement, encode_filter
 
-_ZYGOTE = Path(zygote.__file__).resolve()
+_INSIDE = Path(inside.__file__).resolve().parent
 _SCRATCH_BYTES = 16 << 20
 _DESCRIPTORS = 64
 _TASKS = 1024
@@ -23,7 +23,7 @@ _TASKS = 1024
 
 @dataclass(frozen=True)
 class Engine:
-    """A named way to run zygotes of two kinds: "lean", and "full" with numpy, sympy and what else costs time."""
+    """A named way to run zygotes of two kinds: "lean", and "full" with numpy, sympy and the like."""
 
     name: str
     isolated: bool
@@ -68,10 +68,13 @@ def _bubblewrap(interpreter: Interpreter, memory_bytes: int) -> Engine | str:
         namespace = bubblewrap.two_user_namespace(interpreter.executable)
 
     def command(arguments: list[str]) -> list[str]:
-        return bubblewrap.command(binary, interpreter, _ZYGOTE, namespace, arguments)
+        return bubblewrap.command(binary, interpreter, _INSIDE, namespace, arguments)
 
     settings = _settings(interpreter, memory_bytes, file_metadata=True) | {"namespaces": True}
-    settings |= {"paths": bubblewrap.package_paths(interpreter), "scratch": bubblewrap.scratch_path(interpreter)}
+    settings |= {
+        "paths": bubblewrap.package_paths(interpreter),
+        "scratch": bubblewrap.scratch_path(interpreter),
+    }
     settings["uid"] = None if namespace is None else bubblewrap.CHILD_ID
     return Engine("bubblewrap", True, _kinds(command, {}, settings, namespace))
 
@@ -97,7 +100,11 @@ _BUILDERS: dict[str, Callable[[Interpreter, int], Engine | str]] = {
 
 
 def _bare_command(interpreter: Interpreter) -> Callable[[list[str]], list[str]]:
-    start = [str(interpreter.executable), *bubblewrap.PYTHON_OPTIONS, str(_ZYGOTE)]
+    start = [
+        str(interpreter.executable),
+        *bubblewrap.PYTHON_OPTIONS,
+        *bubblewrap.start(_INSIDE.parent),
+    ]
     return lambda arguments: [*start, *arguments]
 
 

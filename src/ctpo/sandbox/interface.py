@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from ctpo.sandbox.engines import Engine, candidates, unconfined
+from ctpo.sandbox.jobs import Batch, Job
 from ctpo.sandbox.limits import check_memory_budget
-from ctpo.sandbox.pool import Batch, Job, Pool
+from ctpo.sandbox.pool import Pool
 from ctpo.sandbox.probe import Check, probe
 from ctpo.sandbox.result import SandboxResult, SandboxUnavailable
 
 _MEBIBYTE = 1 << 20
-# Programs that name one of these go to the full interpreter, which has them (or what they need) imported already.
+# Programs that name one of these go to the full interpreter, which has them, or what they need, imported.
 _WANTS_FULL = re.compile(
     rb"\b(?:numpy|sympy|mpmath|scipy|pandas|matplotlib|asyncio|concurrent|hashlib|tempfile|shutil|uuid|logging)\b"
 )
@@ -58,6 +59,7 @@ class Sandbox:
         self.timeout_s = float(timeout_s)
         self.memory_mb = memory_mb
         self.workers = check_memory_budget(workers, memory_mb)
+        self.engine: Engine
         self._pid = os.getpid()
         self._pool: Pool | None = None
         self._output_bytes = output_kb << 10
@@ -76,7 +78,7 @@ class Sandbox:
             if isinstance(candidate, str):
                 reasons.append(candidate)
                 continue
-            self.engine: Engine = candidate
+            self.engine = candidate
             try:
                 self._pool = Pool(candidate.confinements, self.workers, self._output_bytes)
                 self.checks = probe(self._run_probe, self.memory_mb * _MEBIBYTE)
@@ -127,8 +129,12 @@ class Sandbox:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
+        def finish() -> None:
+            if not done.done():
+                done.set_result(None)
+
         def on_done(_: Batch) -> None:
-            loop.call_soon_threadsafe(lambda: done.done() or done.set_result(None))
+            loop.call_soon_threadsafe(finish)
 
         batch, jobs = self._batch(programs, timeout_s, memory_mb, on_done)
         if jobs:

@@ -1,4 +1,4 @@
-"""Which files the warm interpreter needs to see, wherever Python happens to be installed: these and no others."""
+"""Which files the warm interpreter needs to see, wherever Python is installed: these and no others."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Landlock rules for a zygote where namespaces are forbidden: read the interpreter's files, nothing else.
 
-Landlock leaves chmod, utime, extended attributes and `stat` alone; the system-call filter covers the first three
-(`seccomp.py`), the last stays open (docs/sandbox.md). Source: the kernel's `Documentation/userspace-api/landlock.rst`.
+Landlock leaves chmod, utime, extended attributes and `stat` alone; the system-call filter covers the first
+three (`seccomp.py`), the last stays open (docs/sandbox.md).
+Source: the kernel's `Documentation/userspace-api/landlock.rst`.
 """
 
 from __future__ import annotations
@@ -36,12 +37,16 @@ def settings(version: int, readable: tuple[Path, ...]) -> dict[str, object]:
         version: the kernel's ABI, at least 1.
         readable: files and folders to allow reading of.
     Returns:
-        Handled rights as bit masks, the size of the kernel's structure at this version, and [path, rights] rules.
+        Handled rights as bit masks, the size of the kernel's structure, and [path, rights] rules.
     """
     assert version >= _LEAST_ABI
     files = sum(bits for since, bits in _FILE_RIGHTS if version >= since)
     rules: list[list[object]] = [[str(path), _rights(path)] for path in readable]
-    rules += [["/dev/null", _READ_FILE | _WRITE_FILE], ["/dev/zero", _READ_FILE], ["/dev/urandom", _READ_FILE]]
+    rules += [
+        ["/dev/null", _READ_FILE | _WRITE_FILE],
+        ["/dev/zero", _READ_FILE],
+        ["/dev/urandom", _READ_FILE],
+    ]
     return {
         "files": files,
         "network": _TCP_RIGHTS if version >= _TCP_ABI else 0,

@@ -17,7 +17,7 @@ def usable_cores() -> int:
 
 
 def available_memory_mb() -> int | None:
-    """MiB that programs could use now: the kernel's estimate, or the container's remainder if that is less."""
+    """MiB that programs could use now: the kernel's estimate, or what the container has left if less."""
     rooms = [room for room in (_machine_room(), _cgroup_room()) if room is not None]
     return min(rooms) // _MEBIBYTE if rooms else None
 

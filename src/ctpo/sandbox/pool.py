@@ -1,4 +1,4 @@
-"""The pool: a thread that keeps one zygote a slot busy, watches deadlines and output, and puts results in order.
+"""The pool: a thread that keeps a zygote a slot busy, watches time and output, and puts results in order.
 
 The thread owns every process and descriptor, so that the zygotes' parent-death signal, which follows the
 thread that started them, fires when this process dies and not when some caller's thread ends.
@@ -12,55 +12,19 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
+from ctpo.sandbox.jobs import Job, judge
 from ctpo.sandbox.result import SandboxResult, SandboxUnavailable, Status
-from ctpo.sandbox.worker import Child, Confinement, Exit, Zygote, describe_death
-from ctpo.sandbox.zygote import EXIT_MEMORY, EXIT_SETUP
+from ctpo.sandbox.worker import Child, Confinement, Exit, Zygote
 
 SPARES = 4
 """Children kept ready in each zygote while nothing waits."""
 _WATCH_AFTER_S = 0.02  # most programs end sooner, and need no epoll registration at all
 _START_TIMEOUT_S = 120.0
 _KILL_TIMEOUT_S = 5.0
-_SIGKILL = 9
-
-
-@dataclass(eq=False)
-class Job:
-    """One program on its way through the pool."""
-
-    batch: Batch
-    index: int
-    program: bytes
-    kind: str
-    attempts: int = 0
-
-
-@dataclass(eq=False)
-class Batch:
-    """The programs of one call, and the results that are in so far."""
-
-    timeout_s: float
-    memory_bytes: int
-    results: list[SandboxResult | None]
-    on_done: Callable[[Batch], None]
-    missing: int = 0
-    failure: Exception | None = None
-    cancelled: bool = False
-
-    def put(self, index: int, result: SandboxResult) -> None:
-        self.results[index] = result
-        self.missing -= 1
-        if self.missing == 0:
-            self.on_done(self)
-
-    def fail(self, failure: Exception) -> None:
-        if self.missing > 0 and self.failure is None:
-            self.failure = failure
-            self.on_done(self)
 
 
 @dataclass(eq=False)
@@ -91,7 +55,7 @@ class Pool:
         self._outputs: dict[int, Slot] = {}  # a watched pipe end → the slot whose program writes it
         self._failures = 0
         self._closing = False
-        self._failure: Exception | None = None
+        self._failed: list[Exception] = []  # by the thread; at most one
         self._poll = select.epoll()
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_reader, False)
@@ -101,9 +65,9 @@ class Pool:
         self._thread = threading.Thread(target=self._main, name="ctpo-sandbox", daemon=True)
         self._thread.start()
         self._started.wait()
-        if self._failure is not None:
+        if self._failed:
             self.close()
-            raise self._failure
+            raise self._failed[0]
 
     # --- called from any thread -----------------------------------------------------------------------------
 
@@ -111,8 +75,8 @@ class Pool:
         """Queue jobs behind those already there."""
         self._inbox.append(list(jobs))
         self._wake()
-        if self._failure is not None:
-            raise self._failure
+        if self._failed:
+            raise self._failed[0]
 
     def close(self) -> None:
         """End every zygote and wait until they are gone."""
@@ -143,14 +107,15 @@ class Pool:
                 self._look_after_running()
                 self._dispatch()
         except Exception as error:
-            self._failure = error
+            self._failed.append(error)
         finally:
             self._started.set()
             self._end()
 
     def _end(self) -> None:
-        failure = self._failure or SandboxUnavailable("the sandbox was closed")
-        self._failure = failure
+        if not self._failed:
+            self._failed.append(SandboxUnavailable("the sandbox was closed"))
+        failure = self._failed[0]
         for slot in self._slots:
             if slot.job is not None:
                 slot.job.batch.fail(failure)
@@ -229,7 +194,8 @@ class Pool:
             )
         if job is not None and child is not None:
             slot.job = slot.zygote = None
-            self._lost(job, child)
+            wall_s = time.monotonic() - child.started
+            self._lost(job, SandboxResult("lost", "", "", wall_s))
         self._start(slot, kind)
 
     # --- programs -------------------------------------------------------------------------------------------
@@ -262,7 +228,8 @@ class Pool:
         child = zygote.spares.popleft()
         slot.job, slot.zygote, zygote.running = job, zygote, child
         batch = job.batch
-        cpu_s = ceil(batch.timeout_s * (os.cpu_count() or 1)) + 1
+        # Threads that leave the interpreter's lock could use every core; together they get one core's time.
+        cpu_s = ceil(batch.timeout_s) + 1
         child.begin(job.program, batch.memory_bytes, cpu_s, batch.timeout_s)
         if child.unsent:
             self._watch(slot, child)
@@ -301,7 +268,7 @@ class Pool:
         if over:
             self._stop(zygote, child, "output_limit")
 
-    def _stop(self, zygote: Zygote, child: Child, verdict: str) -> None:
+    def _stop(self, zygote: Zygote, child: Child, verdict: Status) -> None:
         """Kill a program for a reason; the slot is free once its child is reaped."""
         if child.verdict is None:
             child.verdict = verdict
@@ -342,11 +309,11 @@ class Pool:
         over = child.drain(self._output_bytes)
         child.close()
         zygote.running = slot.job = slot.zygote = None
-        status = self._status(child, ended.status, over)
-        if status == "lost":
-            self._lost(job, child)
-            return
-        job.batch.put(job.index, self._result(status, child, wall_s, ended))
+        result = judge(child, ended, wall_s, over, self._output_bytes)
+        if result.status == "lost":
+            self._lost(job, result)
+        else:
+            job.batch.put(job.index, result)
 
     def _spare_died(self, zygote: Zygote, ended: Exit) -> None:
         for child in zygote.spares:
@@ -360,34 +327,10 @@ class Pool:
                     raise SandboxUnavailable(f"the sandbox's children do not start: {reason or 'they died'}")
                 return
 
-    def _status(self, child: Child, status: int, over: bool) -> Status:
-        if child.verdict is not None:
-            return "timeout" if child.verdict == "timeout" else "output_limit"
-        if over:
-            return "output_limit"
-        if os.WIFSIGNALED(status):
-            return "lost" if os.WTERMSIG(status) == _SIGKILL else "error"
-        code = os.WEXITSTATUS(status)
-        if code == EXIT_SETUP:
-            return "lost"
-        if code == EXIT_MEMORY:
-            return "memory"
-        return "ok" if code == 0 else "error"
-
-    def _result(self, status: Status, child: Child, wall_s: float, ended: Exit) -> SandboxResult:
-        limit = self._output_bytes
-        stdout = child.output[:limit].decode("utf-8", "replace")
-        stderr = child.errors[:limit].decode("utf-8", "replace")
-        if status == "error" and (death := describe_death(ended.status)) is not None:
-            stderr += f"{death}\n"
-        return SandboxResult(status, stdout, stderr, wall_s, ended.cpu_s)
-
-    def _lost(self, job: Job, child: Child) -> None:
+    def _lost(self, job: Job, result: SandboxResult) -> None:
         """Run a program once more that was killed from outside; report it lost the second time."""
         job.attempts += 1
         if job.attempts < 2:
             self._queue.appendleft(job)
-            return
-        wall_s = time.monotonic() - child.started
-        stderr = child.errors[: self._output_bytes].decode("utf-8", "replace")
-        job.batch.put(job.index, SandboxResult("lost", "", stderr, wall_s))
+        else:
+            job.batch.put(job.index, result)

@@ -49,8 +49,8 @@ def raise_limit(): resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINIT
 def memory(): bytearray(GIVEN["memory_bytes"] + (16 << 20))
 
 outcome = {{}}
-for attempt in (network, fork, run_command, read_file, read_environment, write_file, write_library, change_mode,
-                signal_process, shared_memory, trace, new_namespace, raise_limit, memory):
+for attempt in (network, fork, run_command, read_file, read_environment, write_file, write_library,
+                change_mode, signal_process, shared_memory, trace, new_namespace, raise_limit, memory):
     try:
         attempt()
         outcome[attempt.__name__] = None
@@ -86,5 +86,7 @@ def probe(run: Callable[[str], SandboxResult], memory_bytes: int) -> list[Check]
     outcome: dict[str, str | bool | None] = json.loads(result.stdout)
     threads = outcome.pop("threads")
     checks = [Check(name, error is not None, str(error or "succeeded")) for name, error in outcome.items()]
-    checks.append(Check("leave_traces", untouched, "none found" if untouched else "the canary's folder changed"))
+    checks.append(
+        Check("leave_traces", untouched, "none found" if untouched else "the canary's folder changed")
+    )
     return [*checks, Check("threads", bool(threads), "work" if threads else "do not work")]

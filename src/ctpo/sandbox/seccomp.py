@@ -1,6 +1,6 @@
-"""The system-call filter every program runs under, assembled as classic BPF: an allow-list, by arguments where it matters.
+"""The system-call filter every program runs under, as classic BPF: an allow-list, by arguments where needed.
 
-Assembled here and installed by the zygote's child (`zygote.py`), so no libseccomp is needed. What is not
+Assembled here and installed by the zygote's child (`inside/`), so no libseccomp is needed. What is not
 listed fails with EPERM. Source: the kernel's `Documentation/userspace-api/seccomp_filter.rst`.
 """
 
@@ -28,7 +28,7 @@ OWN_PID = -1
 
 @dataclass(frozen=True)
 class Check:
-    """One argument's test: the low word, masked, equals `value`; with `wide`, the high word must be 0 as well."""
+    """One argument's test: the low word, masked, equals `value`; with `wide`, the high word is 0 as well."""
 
     arg: int
     value: int
@@ -44,12 +44,14 @@ class Filter:
     pid_offsets: tuple[int, ...]
 
 
-# Thread creation as glibc and musl ask for it, bit for bit: neither a process nor a namespace fits these flags.
+# Thread creation as glibc and musl ask for it, bit for bit: no process and no namespace fits these flags.
 _GLIBC_THREAD, _MUSL_THREAD = 0x3D0F00, 0x7D0F00
 _TERMINAL_AND_CLOEXEC = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 # Duplicate, descriptor and status flags, record locks. Left out: F_GETLK (a lock on a shared library file
 # would carry messages), F_SETOWN and F_SETSIG (a signal to anybody), F_SETPIPE_SZ (kernel memory), leases.
 _FCNTL = (0, 1, 2, 3, 4, 6, 7, 37, 38, 1030)
+# What allocators ask for. Left out: paging out what others have mapped too, poisoning pages.
+_MADVISE = (0, 1, 2, 3, 4, 8, 14, 15)
 # Names and read-only questions. Left out: the parent-death signal, dumpability, the memory map.
 _PRCTL = (3, 15, 16, 21, 23, 39, 0x53564D41)
 _SIGKILL = 9
@@ -62,6 +64,7 @@ _CONDITIONS: dict[str, tuple[tuple[Check, ...], ...]] = {
     "clone": ((Check(0, _GLIBC_THREAD),), (Check(0, _MUSL_THREAD),)),
     "ioctl": tuple((Check(1, request),) for request in _TERMINAL_AND_CLOEXEC),
     "fcntl": tuple((Check(1, command),) for command in _FCNTL),
+    "madvise": tuple((Check(2, advice),) for advice in _MADVISE),
     "prctl": tuple((Check(0, option),) for option in _PRCTL),
     "kill": ((Check(0, OWN_PID),),),
     "tgkill": ((Check(0, OWN_PID),),),
@@ -79,14 +82,17 @@ _CONDITIONS: dict[str, tuple[tuple[Check, ...], ...]] = {
 # for one that somebody else killed ("lost"), and be run twice.
 _REFUSED_FIRST: dict[str, Check] = {"kill": Check(1, _SIGKILL), "tgkill": Check(2, _SIGKILL)}
 
+# Writing back to disk and dropping from the page cache would cost the host; a program is told it was done.
+_PRETENDED = ("fsync", "fdatasync", "msync", "fadvise64")
 # clone3 keeps its flags behind a pointer, which a filter can't follow; ENOSYS makes libc fall back to clone.
-_ERRNO: dict[str, int] = {"clone3": errno.ENOSYS} | dict.fromkeys(
+_ERRNO: dict[str, int] = {"clone3": errno.ENOSYS} | dict.fromkeys(_PRETENDED, 0)
+_ERRNO |= dict.fromkeys(
     ("getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr"), errno.ENOTSUP
 )
 FILE_METADATA = frozenset(
     {"chmod", "fchmod", "fchmodat", "fchmodat2", "utime", "utimes", "futimesat", "utimensat"}
 )
-"""Calls that Landlock does not govern: allowed only where everything outside the program's tmpfs is read-only."""
+"""Calls that Landlock does not govern: allowed only where all but the program's tmpfs is read-only."""
 
 
 def supported_machine() -> str | None:
@@ -120,7 +126,7 @@ def build_filter(machine: str, *, file_metadata: bool) -> Filter:
 
 
 def _segments(names: dict[int, str]) -> list[tuple[int, str | None]]:
-    """Cut the numbers into runs of one treatment: (first number, a conditional call's name, "" to allow, None)."""
+    """Cut the numbers into runs of one treatment: a special call's name, "" to allow, None to refuse."""
     segments: list[tuple[int, str | None]] = [(0, None)]
     for number in range(max(names) + 2):
         name = names.get(number)

@@ -1,4 +1,4 @@
-"""Numbers of the system calls the filter names, for x86-64 and aarch64 (the kernel's own tables, `asm/unistd.h`).
+"""Numbers of the system calls the filter names, for x86-64 and aarch64 (from the kernel's `asm/unistd.h`).
 
 A name missing from a machine's table does not exist there: aarch64 has `openat` but never had `open`.
 """
@@ -91,7 +91,6 @@ X86_64: dict[str, int] = {
     "madvise": 28,
     "brk": 12,
     "msync": 26,
-    "membarrier": 324,
     "rseq": 334,
     "set_robust_list": 273,
     "set_tid_address": 218,
@@ -256,7 +255,6 @@ AARCH64: dict[str, int] = {
     "madvise": 233,
     "brk": 214,
     "msync": 227,
-    "membarrier": 283,
     "rseq": 293,
     "set_robust_list": 99,
     "set_tid_address": 96,

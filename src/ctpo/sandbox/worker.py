@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ctpo.sandbox.zygote import EXITED, HEADER, REQUEST
+from ctpo.sandbox.inside.wire import EXITED, HEADER, REQUEST
+from ctpo.sandbox.result import Status
 
 _MESSAGE_BYTES = 1 << 16
 
@@ -26,7 +27,7 @@ class Confinement:
     Args:
         command: argument list → full command line; the zygote's own arguments are appended inside.
         environment: the zygote's environment.
-        settings: the JSON configuration the zygote reads first (see `zygote._Config`).
+        settings: the JSON configuration the zygote reads first (see `inside.wire.Configuration`).
         inherited: descriptors the command line refers to.
     """
 
@@ -53,9 +54,10 @@ class Child:
     errors: bytearray = field(default_factory=bytearray)
     started: float = 0.0
     deadline: float = float("inf")
+    cpu_limit_s: int = 0
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
     watched: bool = False
-    verdict: str | None = None
+    verdict: Status | None = None
 
     def close(self) -> None:
         """Close whatever of the supervisor's pipe ends is still open."""
@@ -71,6 +73,7 @@ class Child:
     def begin(self, program: bytes, memory_bytes: int, cpu_s: int, timeout_s: float) -> None:
         """Hand the program over; what the pipe does not take at once stays in `unsent`."""
         self.started = time.monotonic()
+        self.cpu_limit_s = cpu_s
         self.deadline = self.started + timeout_s
         self.unsent = memoryview(HEADER.pack(memory_bytes, cpu_s) + program)
         os.set_blocking(self.code, False)
@@ -159,7 +162,8 @@ class Zygote:
                 os.close(fd)
         for fd in ours[1:]:
             os.set_blocking(fd, False)
-        self.spares.append(Child(self._next, *ours))
+        code, out, err = ours
+        self.spares.append(Child(self._next, code, out, err))
 
     def kill(self, child: Child) -> None:
         """Ask for a child's end; the answer is its `Exit`."""

@@ -1,0 +1,150 @@
+"""What holds a program: prepared once in the zygote, applied in each child before its program is read."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import struct
+from typing import Any
+
+from . import kernel
+from .wire import Configuration
+
+_NOBODY = 65534
+_PATH_BENEATH = 1
+# What statvfs calls a mount's flags, and what mount does: the last three keep or skip access times.
+_LOCKED_FLAGS = {
+    1: kernel.MS_RDONLY,
+    2: kernel.MS_NOSUID,
+    4: kernel.MS_NODEV,
+    8: kernel.MS_NOEXEC,
+    1024: 1024,
+    2048: 2048,
+    4096: 1 << 21,
+}
+
+
+def isolate(config: Configuration) -> None:
+    """What holds for the zygote already, and is inherited by every child."""
+    if config.namespaces:
+        _protect_devices()
+    if config.uid is not None:
+        os.setgroups([])
+    if not config.confine:
+        return
+    kernel.call("prctl", kernel.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if config.landlock is not None:
+        os.chdir("/")
+        _become_nobody([path for path, _ in config.landlock["rules"]])
+        _restrict_files(config.landlock)
+    config.address_space = kernel.mapped_bytes()
+    _limit_resources(config)
+
+
+def confinement_steps(config: Configuration) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The calls that confine a child, prepared once: each line a child runs copies pages it shares."""
+    steps: list[tuple[Any, tuple[Any, ...]]] = []
+    scratch = (config.scratch or "/").encode()
+    if config.namespaces:
+        owner = "" if config.uid is None else f",uid={config.uid},gid={config.uid}"
+        options = f"size={config.scratch_bytes},nr_inodes=2048,mode=700{owner}".encode()
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+        steps.append((kernel.libc.unshare, (kernel.CLONE_NEWNS,)))
+        steps.append((kernel.libc.mount, (b"tmpfs", scratch, b"tmpfs", flags, options)))
+    else:
+        steps.append((kernel.libc.prctl, (kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)))
+    if config.uid is not None:
+        steps.append((kernel.libc.setresgid, (config.uid,) * 3))
+        steps.append((kernel.libc.setresuid, (config.uid,) * 3))
+    if config.namespaces:
+        steps.append((kernel.libc.chdir, (scratch,)))
+        steps.append((kernel.libc.capset, (struct.pack("<Ii", kernel.CAPABILITY_VERSION_3, 0), bytes(24))))
+    if config.confine:
+        code = (ctypes.c_char * len(config.filter)).from_buffer(config.filter)
+        program = struct.pack("@HP", len(config.filter) // 8, ctypes.addressof(code))
+        steps.append((kernel.libc.prctl, (kernel.PR_SET_SECCOMP, kernel.SECCOMP_MODE_FILTER, program, 0, 0)))
+    return steps
+
+
+def _limit_resources(config: Configuration) -> None:
+    """Set what every child inherits; the zygote itself lives well within it. CPU time is the child's own."""
+    address_space = config.address_space + config.memory
+    for name, value in (
+        ("RLIMIT_CORE", 0),
+        ("RLIMIT_MEMLOCK", 0),
+        ("RLIMIT_MSGQUEUE", 0),
+        ("RLIMIT_NICE", 0),
+        ("RLIMIT_RTPRIO", 0),
+        ("RLIMIT_SIGPENDING", 256),
+        ("RLIMIT_NPROC", config.tasks),
+        ("RLIMIT_NOFILE", config.descriptors),
+        ("RLIMIT_FSIZE", config.scratch_bytes),
+        ("RLIMIT_STACK", 8 << 20),
+        ("RLIMIT_AS", address_space),
+    ):
+        kind = getattr(resource, name)
+        _, hard = resource.getrlimit(kind)
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (bound, bound))
+
+
+def _protect_devices() -> None:
+    """Remount the devices read-only: still written to as devices, but no longer open to chmod and utime.
+
+    Their inodes are the host's, and a sandbox started by root would own them.
+    """
+    for path in ("/dev/null", "/dev/zero", "/dev/urandom"):
+        flags = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NOEXEC
+        present = os.statvfs(path).f_flag
+        for (
+            shown,
+            flag,
+        ) in _LOCKED_FLAGS.items():  # flags inherited from the host are locked and must be named again
+            flags |= flag if present & shown else 0
+        kernel.call("mount", None, path.encode(), None, flags, None)
+
+
+def _restrict_files(rules: dict[str, Any]) -> None:
+    """Apply Landlock to the zygote, and so to all it forks."""
+    attributes = struct.pack("<QQQ", rules["files"], rules["network"], rules["scopes"])
+    ruleset = kernel.libc.syscall(
+        kernel.LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(rules["size"]), 0
+    )
+    if ruleset < 0:
+        raise kernel.failure("landlock_create_ruleset")
+    for path, rights in rules["rules"]:
+        parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        beneath = struct.pack("<Qi", rights, parent)
+        if kernel.libc.syscall(kernel.LANDLOCK_ADD_RULE, ruleset, _PATH_BENEATH, beneath, 0) != 0:
+            raise kernel.failure(f"landlock_add_rule for {path}")
+        os.close(parent)
+    if kernel.libc.syscall(kernel.LANDLOCK_RESTRICT_SELF, ruleset, 0) != 0:
+        raise kernel.failure("landlock_restrict_self")
+    os.close(ruleset)
+
+
+def _become_nobody(readable: list[str]) -> None:
+    """As root, outside a namespace: become nobody for good, without any capability.
+
+    Root is exempt from RLIMIT_NPROC and owns most files. Where nobody could not read the interpreter's files,
+    it keeps the one capability to read and search, which Landlock holds to the same files.
+    """
+    kept = 0
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setegid(_NOBODY)
+        os.seteuid(_NOBODY)
+        if not all(os.access(path, os.R_OK, effective_ids=True) for path in readable):
+            kept = 1 << kernel.CAP_DAC_READ_SEARCH
+        os.seteuid(0)
+        os.setegid(0)
+        for capability in range(64):
+            if kernel.libc.prctl(kernel.PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+                break
+        kernel.call("prctl", kernel.PR_SET_KEEPCAPS, 1, 0, 0, 0)
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    header = struct.pack("<Ii", kernel.CAPABILITY_VERSION_3, 0)
+    kernel.call("capset", header, struct.pack("<6I", kept, kept, 0, 0, 0, 0))

@@ -1,0 +1,115 @@
+"""Reads one program and runs it as `__main__`, as an interpreter would."""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import os
+import resource
+import sys
+import threading
+import types
+from typing import Any, NoReturn
+
+from .wire import EXIT_MEMORY, EXIT_SETUP, HEADER, Configuration
+
+_TRACEBACK_CHARS = 4096
+_PROGRAM_NAME = "<program>"
+
+
+def _read_program() -> tuple[int, int, str]:
+    """Read descriptor 3 to its end: header, then text. Nothing at all means that this child is not needed."""
+    chunks = []
+    while chunk := os.read(3, 1 << 20):
+        chunks.append(chunk)
+    os.close(3)
+    data = b"".join(chunks)
+    if len(data) < HEADER.size:
+        os._exit(0)
+    memory, cpu = HEADER.unpack_from(data)
+    return memory, cpu, data[HEADER.size :].decode("utf-8", "surrogatepass")
+
+
+def _reseed() -> None:
+    """Give this child a numpy random state of its own; `random` reseeds itself after a fork."""
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+
+
+def _own_frames(report: Any) -> None:
+    """Keep only the program's own frames, here and in the exceptions behind this one."""
+    report.stack[:] = [frame for frame in report.stack if frame.filename == _PROGRAM_NAME]
+    behind = [report.__cause__, report.__context__, *(getattr(report, "exceptions", None) or ())]
+    for other in behind:
+        if other is not None:
+            _own_frames(other)
+
+
+def _print_traceback(error: BaseException, text: str) -> None:
+    import linecache
+    import traceback
+
+    linecache.cache[_PROGRAM_NAME] = (len(text), None, text.splitlines(keepends=True), _PROGRAM_NAME)
+    report = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
+    _own_frames(report)
+    shown = "".join(report.format())
+    if len(shown) > 2 * _TRACEBACK_CHARS:  # a syntax error quotes its line, however long
+        shown = shown[:_TRACEBACK_CHARS] + " [...] " + shown[-_TRACEBACK_CHARS:]
+    sys.stderr.write(shown)
+
+
+def _exit_code(stop: SystemExit) -> int:
+    """What `sys.exit(x)` means, as the interpreter has it; our two private codes become a plain 1."""
+    if stop.code is None:
+        return 0
+    if isinstance(stop.code, int):
+        code = stop.code & 0xFF
+        return 1 if code in (EXIT_MEMORY, EXIT_SETUP) else code
+    print(stop.code, file=sys.stderr)
+    return 1
+
+
+def _finish(code: int) -> int:
+    """End as an interpreter does: wait for threads, run exit handlers, flush."""
+    if _thread._count():
+        threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def _execute(text: str) -> int:
+    """Run the program as `__main__` and return the exit code."""
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    try:
+        try:
+            exec(compile(text, _PROGRAM_NAME, "exec", dont_inherit=True), module.__dict__)
+            return _finish(0)
+        except SystemExit as stop:
+            return _finish(_exit_code(stop))
+        except MemoryError:
+            raise
+        except BaseException as error:
+            _print_traceback(error, text)
+            return _finish(1)
+    except MemoryError:
+        os.write(2, b"MemoryError\n")
+        return EXIT_MEMORY
+
+
+def run(config: Configuration) -> NoReturn:
+    """Wait for the program, then run it. Whatever happens, the child ends here."""
+    code = 1
+    try:
+        memory, cpu, text = _read_program()
+        if config.confine:
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+            if memory < config.memory:
+                limit = config.address_space + memory
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        _reseed()
+        code = _execute(text)
+    finally:
+        os._exit(code)

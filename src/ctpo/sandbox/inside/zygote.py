@@ -1,0 +1,142 @@
+"""The zygote: an interpreter warmed up once, which forks one confined child for every program.
+
+It is trusted and single-threaded, and never sees a program or its output: the supervisor hands it three pipe
+ends for each child (program in, stdout, stderr), which the child takes and the zygote closes. A child is
+confined before its program reaches it, so that it may wait, ready, as a spare.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from typing import NoReturn
+
+from . import kernel
+from .confinement import confinement_steps, isolate
+from .program import run
+from .warm_up import warm_up
+from .wire import CONFIGURATION_BYTES, EXIT_SETUP, EXITED, REQUEST, Configuration
+
+
+class Zygote:
+    """The loop: fork, kill and reap, as the supervisor asks."""
+
+    def __init__(self, control: socket.socket, config: Configuration) -> None:
+        self.control = control
+        self.config = config
+        self.pid = os.getpid()
+        self.steps = confinement_steps(config)
+        self.null = os.open(  # not the inherited one, which is on the host's writable mount
+            "/dev/null", os.O_RDONLY
+        )
+        self.poller = select.poll()
+        self.poller.register(control.fileno(), select.POLLIN)
+        self.pids: dict[int, int] = {}  # id -> process
+        self.watched: dict[int, tuple[int, int]] = {}  # pidfd -> (id, process)
+        self.self_fd = os.pidfd_open(self.pid) if config.namespaces else -1
+
+    def serve(self) -> NoReturn:
+        while True:
+            for fd, _ in self.poller.poll():
+                if fd in self.watched:
+                    self.reap(fd)
+                elif fd == self.control.fileno():
+                    self.obey()
+
+    def obey(self) -> None:
+        room = socket.CMSG_SPACE(3 * 4)
+        message, ancillary, _, _ = self.control.recvmsg(64, room)
+        if not message:
+            self.end()
+        kind, identity = REQUEST.unpack(message)
+        if kind == b"F":
+            descriptors = array.array("i")
+            descriptors.frombytes(ancillary[0][2])
+            self.fork(identity, list(descriptors))
+        elif identity in self.pids:
+            os.kill(self.pids[identity], signal.SIGKILL)
+
+    def fork(self, identity: int, descriptors: list[int]) -> None:
+        if self.config.namespaces:
+            kernel.call("unshare", kernel.CLONE_NEWPID)
+        pid = os.fork()
+        if pid == 0:
+            _child(self, descriptors)
+        if self.config.namespaces:
+            # The next unshare is refused unless this process's children are to be born in its own namespace.
+            kernel.call("setns", self.self_fd, kernel.CLONE_NEWPID)
+        for fd in descriptors:
+            os.close(fd)
+        watch = os.pidfd_open(pid)
+        self.pids[identity] = pid
+        self.watched[watch] = (identity, pid)
+        self.poller.register(watch, select.POLLIN)
+
+    def reap(self, watch: int) -> None:
+        identity, pid = self.watched.pop(watch)
+        self.poller.unregister(watch)
+        os.close(watch)
+        _, status, usage = os.wait4(pid, 0)
+        del self.pids[identity]
+        self.control.send(
+            EXITED.pack(b"X", identity, status, usage.ru_utime, usage.ru_stime, usage.ru_maxrss)
+        )
+
+    def end(self) -> NoReturn:
+        for pid in self.pids.values():
+            os.kill(pid, signal.SIGKILL)
+        os._exit(0)
+
+
+def _child(zygote: Zygote, descriptors: list[int]) -> NoReturn:
+    """Take the pipe ends (program on 3, stdout on 1, stderr on 2, an empty stdin), confine, run."""
+    config = zygote.config
+    try:
+        code, out, err = descriptors
+        os.dup2(zygote.null, 0)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        if code != 3:
+            os.dup2(code, 3)
+        os.closerange(4, 1 << 16)
+        for offset in config.pid_offsets:
+            struct.pack_into("<I", config.filter, offset, os.getpid())
+        for function, arguments in zygote.steps:
+            if function(*arguments) != 0:
+                raise kernel.failure(function.__name__)
+        if not config.namespaces and os.getppid() != zygote.pid:
+            os._exit(EXIT_SETUP)  # the zygote died before the parent-death signal was asked for
+    except BaseException as error:
+        os.write(2, f"sandbox set-up failed: {error}\n".encode())
+        os._exit(EXIT_SETUP)
+    run(config)
+
+
+def main(descriptor: int) -> NoReturn:
+    """Read the configuration from the socket, warm up, confine this process, serve."""
+    control = socket.socket(fileno=descriptor)
+    config = Configuration(control.recv(CONFIGURATION_BYTES))
+    sys.path += config.paths
+    sys.argv = [""]
+    sys.dont_write_bytecode = True
+    # Anything the warm-up prints stays in this buffer, not in the first program's output.
+    outside, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115
+    found = warm_up(config.preload)
+    sys.stdout = outside
+    os.environ.clear()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    isolate(config)
+    # Changing user clears the parent-death signal, so it is asked for last; the socket's end covers the gap.
+    kernel.call("prctl", kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    gc.collect()
+    gc.freeze()
+    zygote = Zygote(control, config)
+    control.send(b"R" + json.dumps({"found": found, "address_space": config.address_space}).encode())
+    zygote.serve()
