@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -147,8 +148,8 @@ def unusable_tokens(count: Tensor) -> None:
         )
 
 
-def finite_number(argument: str, value: object, minimum: float, *, strict: bool = False) -> float:
-    """Return a knob as float when it is a finite number not below (strictly above) `minimum`.
+def number(argument: str, value: object, minimum: float, *, strict: bool = False) -> float:
+    """Return a knob as float when it is a number (infinity included) not below, or strictly above, `minimum`.
 
     Raises:
         ValueError: naming the knob and the value.
@@ -158,3 +159,15 @@ def finite_number(argument: str, value: object, minimum: float, *, strict: bool 
     if value < minimum or (strict and value == minimum):
         raise ValueError(f"{argument}: {value!r} must be {'>' if strict else '>='} {minimum:g}.")
     return float(value)
+
+
+def finite(argument: str, value: object, minimum: float = -math.inf) -> float:
+    """Return a knob as float when it is a finite number not below `minimum`.
+
+    Raises:
+        ValueError: naming the knob and the value.
+    """
+    checked = number(argument, value, minimum)
+    if math.isinf(checked):
+        raise ValueError(f"{argument}: {value!r} must be finite.")
+    return checked
