@@ -88,8 +88,14 @@ def packing(logps: Tensor, segment_ids: Tensor | None, cu_seqlens: Tensor | None
         raise ValueError("segment_ids, cu_seqlens: a packed stream [N] needs exactly one of them.")
 
 
-def segment_ids(ids: Tensor, segments: int, length: int) -> None:
+def segment_ids(ids: Tensor, length: int, segments: int | None, whole: bool) -> None:
     """Check the ids of a packed stream; values on the CPU only, where reading them is free.
+
+    Args:
+        ids: of the local tokens.
+        length: number of local tokens.
+        segments: number of per-sequence values that must cover the ids, None when there are none.
+        whole: false for a shard, whose tokens may come in any order.
 
     Raises:
         ValueError: naming what is wrong.
@@ -99,12 +105,11 @@ def segment_ids(ids: Tensor, segments: int, length: int) -> None:
     if ids.device.type != "cpu" or length == 0:
         return
     low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= segments:
-        raise ValueError(f"segment_ids: values from {low} to {high}; expected 0 to {segments - 1}.")
-    if bool((ids.diff() < 0).any()):
-        raise ValueError(
-            "segment_ids: they fall somewhere; each segment's tokens must lie together, in order."
-        )
+    if low < 0 or (segments is not None and high >= segments):
+        most = "" if segments is None else f" to {segments - 1}, as there are {segments} advantages"
+        raise ValueError(f"segment_ids: values from {low} to {high}; expected 0{most}.")
+    if whole and bool((ids.diff() < 0).any()):
+        raise ValueError("segment_ids: they fall somewhere; each segment's tokens must lie together, in order.")
 
 
 def mask_values(name: str, mask: Tensor) -> None:

@@ -1,11 +1,11 @@
 """The fast path: loss, statistics and gradient of padded rows from one streaming pass, in place.
 
-With the stop-gradient decomposition d L_t / d log π_t needs token t only, and it is L_t itself wherever the token is
-not clipped. So the forward pass keeps the token losses and one bit a token, and the backward pass is a product.
-A gradient "through" the statistic adds the statistic's transpose, a sum along the row, to the backward pass.
+With the stop-gradient decomposition d L_t / d log π_t needs token t only, and is L_t itself wherever the
+token is not clipped. So the forward pass keeps the token losses and one bit a token, and the backward pass is a
+product. A gradient "through" the statistic adds the statistic's transpose, a sum along the row.
 
-On the CPU, rows are taken in blocks that stay in cache, and 0-d results are read as Python floats (which costs nothing
-there). On other devices there is one block and nothing is read. Equality with `compose` is tested for every preset.
+On the CPU, rows are taken in blocks, and 0-d results are read as Python floats, which costs nothing there. On
+other devices there is one block and nothing is read. Tests hold it equal to `compose` for every preset.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def run(
         factor: of the token losses, 0-d or [B, 1], in the compute dtype.
     """
     sums = Sums()
-    loss, token_loss = _Fused.apply(logps, old_logps, mask, advantages, factor, plan, sums)
+    loss, token_loss = _Fused.apply(  # type: ignore[no-untyped-call]
+        logps, old_logps, mask, advantages, factor, plan, sums
+    )
     return Output(loss, token_loss, finalise(sums, factor.dtype, logps.device))
 
 
@@ -95,7 +97,7 @@ class _Fused(torch.autograd.Function):
         return (per_row * factor).sum().to(factor.dtype), token_loss
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor | None, grad_token: Tensor | None) -> tuple[Tensor | None, ...]:
         slope, active, factor, kept, mask = ctx.saved_tensors
         if grad_loss is None and grad_token is None:

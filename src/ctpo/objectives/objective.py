@@ -225,9 +225,5 @@ def _layout(
             )
         ids = segment_ids_from(cu_seqlens, length)
     assert ids is not None
-    per_token = advantages.shape == logps.shape
-    segments = length if per_token else advantages.shape[0]
-    if shard is None:
-        checks.segment_ids(ids, segments, length)
-        return Packed(ids, segments)
-    return Sharded(shard, length, logps.device, ids, segments)
+    checks.segment_ids(ids, length, None if advantages.shape == logps.shape else advantages.shape[0], shard is None)
+    return Packed(ids) if shard is None else Sharded(shard, length, logps.device, ids)

@@ -1,7 +1,7 @@
 """The streaming pass of the fused path: blocks of rows through reused buffers, every operation in place.
 
-Buffers double up: the output of the token losses first holds positions, the bit of activity first holds usability.
-Operations and dtypes follow `compose` step by step, so decisions fall the same way.
+The output of the token losses first holds the scale of the bounds. Operations and dtypes follow `compose`
+step by step, so decisions fall the same way.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ctpo.objectives.surrogates import MinClip, StopGradientWeight, Surrogate
 from ctpo.objectives.trust_regions import Bases
 
 BLOCK: Final = 1 << 17
-"""Tokens a CPU block: large enough to amortise some sixty calls, small enough for its buffers to stay in cache."""
+"""Tokens a CPU block: enough to amortise some sixty calls, few enough for the buffers to stay in cache."""
 
 FAR: Final = 1e30
 """Stands for an absent bound: an infinite one would make 0·inf = NaN at t = 0."""
@@ -66,8 +66,8 @@ class Plan:
 class Stream:
     """One forward pass. `fill` writes the outputs and adds to `sums`.
 
-    Values are made finite first (by `torch.where` wherever a block holds anything unusable); only then may a product
-    with the 0/1 `keep` drop tokens, which costs a fifth of a `where`.
+    Values are made finite first (by `torch.where` wherever a block holds anything unusable); only then may a
+    product with the 0/1 `keep` drop tokens, which costs a fifth of a `where`.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Stream:
         """Log statistic into `x`, t^power into `scale` where the region needs it.
 
         Returns:
-            Usable tokens as 0/1 of the compute dtype (`marked` itself where all tokens under the mask are usable).
+            Usable tokens as 0/1 of the compute dtype (`marked` where all tokens under the mask are usable).
         """
         sums, ratio = self.sums, self.plan.ratio
         marked.copy_(self.mask[r].view(torch.uint8))
@@ -185,7 +185,7 @@ class Stream:
         x[:, 1:] += torch.where(smallest.isinf(), self.zero, smallest)
 
     def _add_divergences(self, d: Tensor, spare: Tensor) -> None:
-        """Add Σd, Σd² and Σ(e^d − 1 − d); in float32 the last is exact to 1e-7 a token, far below any KL of note."""
+        """Add Σd, Σd² and Σ(e^d − 1 − d), the last to 1e-7 a token in float32: far below any KL of note."""
         sums, flat, linear = self.sums, d.reshape(-1), self._sum(d)
         sums.d = sums.d + linear
         sums.dd = sums.dd + self._read(flat.dot(flat))
@@ -197,7 +197,7 @@ class Stream:
         clipped: Tensor, spare: Tensor,
     ) -> None:  # fmt: skip
         """Token losses of one block; `loss` enters as the scale of the bounds."""
-        advantages = self.advantages[r] if self.advantages.shape[-1] == 1 else self.advantages[r, c]
+        advantages = self._finite_advantages(r, c, keep)
         self._clip(x, loss, advantages, clipped, spare)
         self._mark_clipped(x, advantages, clipped, keep, active, spare)
         lowest, highest = self._extremes(x, keep)
@@ -214,6 +214,12 @@ class Stream:
             torch.mul(clipped, keep, out=slope)
             logps = self.logps[r, c].to(self.dtype)
             torch.where(keep != 0, slope * logps, self.zero, out=loss)
+
+    def _finite_advantages(self, r: slice, c: slice, keep: Tensor) -> Tensor:
+        """Advantages of a block, 0 where none of their tokens counts: there they may be NaN."""
+        if self.advantages.shape[-1] == 1:
+            return torch.where(self._row_sum(keep) > 0, self.advantages[r], self.zero)
+        return torch.where(keep != 0, self.advantages[r, c], self.zero)
 
     def _clip(self, x: Tensor, scale: Tensor, advantages: Tensor, lower: Tensor, upper: Tensor) -> None:
         """Log weights clamped to the bounds that bind for the sign of the advantage, into `lower`."""
@@ -238,7 +244,9 @@ class Stream:
     ) -> None:
         """Write which usable tokens met no bound, and count the others by the bound they met."""
         sums = self.sums
-        torch.sub(clipped, x, out=spare).sign_()  # +1 raised to the lower bound, −1 lowered to the upper or dual
+        torch.sub(
+            clipped, x, out=spare
+        ).sign_()  # +1 raised to the lower bound, −1 lowered to the upper or dual
         balance = self._sum(spare)
         spare.abs_()
         if isinstance(self.plan.surrogate, MinClip) and self.plan.bases.dual is not None:
@@ -263,9 +271,9 @@ class Stream:
             low, high = (float(v) for v in torch.aminmax(x))
             if low < 0 < high:  # then the zeros of the other tokens are not the extremes
                 return low, high
-        inf = self.zero + torch.inf
-        low, high = torch.where(keep != 0, x, inf).amin(), torch.where(keep != 0, x, -inf).amax()
-        return self._read(low), self._read(high)
+        inf, usable = self.zero + torch.inf, keep != 0
+        lowest, highest = torch.where(usable, x, inf).amin(), torch.where(usable, x, -inf).amax()
+        return self._read(lowest), self._read(highest)
 
     def _add_weights(self, x: Tensor, keep: Tensor, spare: Tensor, lowest: Number, highest: Number) -> None:
         """Add the sums of the truncated log weights, and of the weights, over the usable tokens."""

@@ -67,8 +67,8 @@ class Bases:
 class LogBand:
     """[−low·t^power, high·t^power], dual bound dual·t^power, in log space (CTPO, arXiv 2605.07331).
 
-    t is the 1-based count of generated tokens; power 0.5 follows the spread of a sum of independent increments,
-    0 gives a fixed band, −0.5 fits a mean.
+    t is the 1-based count of generated tokens; power 0.5 follows the spread of a sum of independent steps, 0 is
+    a fixed band, −0.5 fits a mean.
     """
 
     low: float
@@ -96,7 +96,7 @@ class LogBand:
 
 @dataclass(frozen=True)
 class RatioBand:
-    """[1 − low, 1 + high] on the ratio, dual bound an absolute ratio (PPO's convention); no bound if low ≥ 1.
+    """[1 − low, 1 + high] on the ratio, dual bound an absolute ratio, as PPO does; no bound if low ≥ 1.
 
     Dual clip: arXiv 1912.09729, equation 5.
     """
