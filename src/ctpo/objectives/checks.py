@@ -109,7 +109,9 @@ def segment_ids(ids: Tensor, length: int, segments: int | None, whole: bool) -> 
         most = "" if segments is None else f" to {segments - 1}, as there are {segments} advantages"
         raise ValueError(f"segment_ids: values from {low} to {high}; expected 0{most}.")
     if whole and bool((ids.diff() < 0).any()):
-        raise ValueError("segment_ids: they fall somewhere; each segment's tokens must lie together, in order.")
+        raise ValueError(
+            "segment_ids: they fall somewhere; each segment's tokens must lie together, in order."
+        )
 
 
 def mask_values(name: str, mask: Tensor) -> None:

@@ -225,5 +225,7 @@ def _layout(
             )
         ids = segment_ids_from(cu_seqlens, length)
     assert ids is not None
-    checks.segment_ids(ids, length, None if advantages.shape == logps.shape else advantages.shape[0], shard is None)
+    checks.segment_ids(
+        ids, length, None if advantages.shape == logps.shape else advantages.shape[0], shard is None
+    )
     return Packed(ids) if shard is None else Sharded(shard, length, logps.device, ids)
