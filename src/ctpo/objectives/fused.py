@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ctpo.objectives.compiled import CompiledStream
 from ctpo.objectives.compose import Output
 from ctpo.objectives.numerics import prefix_dtype
 from ctpo.objectives.ratios import (
@@ -54,7 +55,13 @@ def plan_for(ratio: Ratio, region: TrustRegion, surrogate: Surrogate) -> Plan | 
 
 
 def run(
-    plan: Plan, logps: Tensor, old_logps: Tensor, mask: Tensor, advantages: Tensor, factor: Tensor
+    plan: Plan,
+    logps: Tensor,
+    old_logps: Tensor,
+    mask: Tensor,
+    advantages: Tensor,
+    factor: Tensor,
+    compiled: bool = False,
 ) -> Output:
     """Output of a padded call, equal to `compose`.
 
@@ -64,10 +71,11 @@ def run(
         mask: [B, T] boolean.
         advantages: [B, 1] or [B, T] in the compute dtype, with weights applied; anything outside the mask.
         factor: of the token losses, 0-d or [B, 1], in the compute dtype.
+        compiled: generate the block arithmetic with torch.compile.
     """
     sums = Sums()
     loss, token_loss = _Fused.apply(  # type: ignore[no-untyped-call]
-        logps, old_logps, mask, advantages, factor, plan, sums
+        logps, old_logps, mask, advantages, factor, plan, sums, compiled
     )
     return Output(loss, token_loss, finalise(sums, factor.dtype, logps.device))
 
@@ -83,13 +91,14 @@ class _Fused(torch.autograd.Function):
         factor: Tensor,
         plan: Plan,
         sums: Sums,
+        compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         token_loss = torch.empty(logps.shape, dtype=factor.dtype, device=logps.device)
         active = torch.empty(logps.shape, dtype=torch.bool, device=logps.device)
         # A stop-gradient weight is the slope itself; elsewhere the slope is the loss of an active token.
         slope = torch.empty_like(token_loss) if isinstance(plan.surrogate, StopGradientWeight) else None
         kept = torch.empty_like(active) if plan.through else None
-        stream = Stream(plan, logps, old_logps, mask, advantages, sums)
+        stream = (CompiledStream if compiled else Stream)(plan, logps, old_logps, mask, advantages, sums)
         per_row = stream.fill(token_loss, active, slope, kept)
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.input_dtype = plan, logps.dtype
@@ -101,14 +110,14 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor | None, grad_token: Tensor | None) -> tuple[Tensor | None, ...]:
         slope, active, factor, kept, mask = ctx.saved_tensors
         if grad_loss is None and grad_token is None:
-            return (None,) * 7
+            return (None,) * 8
         scale = torch.zeros_like(factor) if grad_loss is None else factor * grad_loss
         grad = torch.mul(slope, scale if grad_token is None else scale + grad_token)
         if not isinstance(ctx.plan.surrogate, StopGradientWeight):
             grad.mul_(active.view(torch.uint8))  # finite, so a product may drop the clipped tokens
         if kept is not None:
             grad = _pull_back(ctx.plan.ratio, grad, kept, mask)
-        return (grad.to(ctx.input_dtype), *(None,) * 6)
+        return (grad.to(ctx.input_dtype), *(None,) * 7)
 
 
 def _pull_back(ratio: Ratio, slopes: Tensor, kept: Tensor, mask: Tensor) -> Tensor:

@@ -100,7 +100,8 @@ class Stream:
         for top in range(0, self.rows, self.block_rows):
             r = slice(top, min(top + self.block_rows, self.rows))
             n = r.stop - r.start
-            keep = self._statistic(r, x_buffer[:n], loss[r], mask_buffer[:n])
+            keep, lengths = self._load(r, x_buffer[:n], loss[r], mask_buffer[:n])
+            self._accumulate(r, x_buffer[:n], loss[r], mask_buffer[:n], lengths)
             if kept is not None:
                 kept[r].copy_(keep)
             for left in range(0, self.length, self.block_columns):
@@ -121,20 +122,26 @@ class Stream:
     def _read(self, value: Tensor) -> Number:
         return float(value) if self.on_cpu else value.to(self.wide)
 
-    def _statistic(self, r: slice, x: Tensor, scale: Tensor, marked: Tensor) -> Tensor:
-        """Log statistic into `x`, t^power into `scale` where the region needs it.
+    def _load(self, r: slice, x: Tensor, scale: Tensor, marked: Tensor) -> tuple[Tensor, Tensor]:
+        """Token log ratios into `x` and the mask as 0/1 into `marked`.
 
         Returns:
-            Usable tokens as 0/1 of the compute dtype (`marked` where all tokens under the mask are usable).
+            Usable tokens as 0/1 of the compute dtype (`marked` where all tokens under the mask are usable), and the
+            number of tokens under the mask in each row.
         """
-        sums, ratio = self.sums, self.plan.ratio
+        sums = self.sums
         marked.copy_(self.mask[r].view(torch.uint8))
         lengths = self._row_sum(marked)
         sums.tokens = sums.tokens + self._read(lengths.sum())
         sums.sequences = sums.sequences + self._read((lengths > 0).sum())
         torch.sub(self.logps[r].to(self.dtype), self.old[r].to(self.dtype), out=x)
         keep = self._drop(r, x, marked)
-        self._add_divergences(x, scale)
+        self._add_divergences(x, torch.exp(x, out=scale).sub_(1))
+        return keep, lengths
+
+    def _accumulate(self, r: slice, x: Tensor, scale: Tensor, marked: Tensor, lengths: Tensor) -> None:
+        """Token log ratios to the ratio's statistic, in place; positions into `scale` where they matter."""
+        ratio = self.plan.ratio
         if self.plan.scaled or isinstance(ratio, PrefixMeanRatio):
             self._cumulate(marked, scale)
         if isinstance(ratio, (CumulativeRatio, PrefixMeanRatio)):
@@ -149,11 +156,6 @@ class Stream:
             self._add_smallest_before(x, self.mask[r])
         elif isinstance(ratio, UnitRatio):
             x.zero_()
-        if self.plan.scaled:
-            torch.pow(scale, self.plan.bases.power, out=scale)
-        # 0 lies within every trust region: a token that does not count can meet no bound.
-        x.mul_(keep)
-        return keep
 
     def _drop(self, r: slice, x: Tensor, marked: Tensor) -> Tensor:
         """Zero the token log ratios that do not count, and count the unusable ones."""
@@ -184,19 +186,25 @@ class Stream:
         smallest = torch.where(mask, x, self.zero + torch.inf).cummin(-1).values[:, :-1]
         x[:, 1:] += torch.where(smallest.isinf(), self.zero, smallest)
 
-    def _add_divergences(self, d: Tensor, spare: Tensor) -> None:
-        """Add Σd, Σd² and Σ(e^d − 1 − d), the last to 1e-7 a token in float32: far below any KL of note."""
+    def _add_divergences(self, d: Tensor, growth: Tensor) -> None:
+        """Add Σd, Σd² and Σ(e^d − 1 − d), the last to 1e-7 a token in float32: far below any KL of note.
+
+        `growth` is e^d − 1.
+        """
         sums, flat, linear = self.sums, d.reshape(-1), self._sum(d)
         sums.d = sums.d + linear
         sums.dd = sums.dd + self._read(flat.dot(flat))
-        torch.exp(d, out=spare)
-        sums.k3 = sums.k3 + (self._sum(spare.sub_(1)) - linear)
+        sums.k3 = sums.k3 + (self._sum(growth) - linear)
 
     def _terms(
         self, r: slice, c: slice, x: Tensor, keep: Tensor, loss: Tensor, active: Tensor, slope: Tensor | None,
         clipped: Tensor, spare: Tensor,
     ) -> None:  # fmt: skip
-        """Token losses of one block; `loss` enters as the scale of the bounds."""
+        """Token losses of one block; `loss` enters as the positions of its tokens."""
+        # 0 lies within every trust region: a token that does not count can meet no bound.
+        x.mul_(keep)
+        if self.plan.scaled:
+            torch.pow(loss, self.plan.bases.power, out=loss)
         advantages = self._finite_advantages(r, c, keep)
         self._clip(x, loss, advantages, clipped, spare)
         self._mark_clipped(x, advantages, clipped, keep, active, spare)
@@ -206,7 +214,7 @@ class Stream:
             torch.clamp(clipped, max=ceiling, out=clipped)
             x.clamp_(max=ceiling)
             lowest, highest = self._extremes(x, keep)
-        self._add_weights(x, keep, spare, lowest, highest)
+        self._add_weights(x, torch.exp(x, out=spare).mul_(keep), lowest, highest)
         clipped.exp_().mul_(-advantages)
         if slope is None:
             torch.mul(clipped, keep, out=loss)
@@ -243,11 +251,13 @@ class Stream:
         self, x: Tensor, advantages: Tensor, clipped: Tensor, keep: Tensor, active: Tensor, spare: Tensor
     ) -> None:
         """Write which usable tokens met no bound, and count the others by the bound they met."""
-        sums = self.sums
-        torch.sub(
-            clipped, x, out=spare
-        ).sign_()  # +1 raised to the lower bound, −1 lowered to the upper or dual
-        balance = self._sum(spare)
+        torch.sub(clipped, x, out=spare).sign_()
+        self._count_clipped(spare, advantages)
+        active.copy_(torch.sub(keep, spare, out=spare))
+
+    def _count_clipped(self, spare: Tensor, advantages: Tensor) -> None:
+        """Count signs: +1 raised to the lower bound, −1 lowered to the upper or dual one. Leaves their moduli."""
+        sums, balance = self.sums, self._sum(spare)
         spare.abs_()
         if isinstance(self.plan.surrogate, MinClip) and self.plan.bases.dual is not None:
             rows = spare if advantages.shape[-1] > 1 else self._row_sum(spare)
@@ -258,7 +268,6 @@ class Stream:
             total = self._sum(spare)
             low, high = (total + balance) / 2, (total - balance) / 2
         sums.low, sums.high = sums.low + low, sums.high + high
-        active.copy_(torch.sub(keep, spare, out=spare))
 
     def _ceiling_at(self, scale: Tensor) -> Tensor:
         bounds = (self.plan.bases.upper, self.plan.bases.dual)
@@ -275,7 +284,7 @@ class Stream:
         lowest, highest = torch.where(usable, x, inf).amin(), torch.where(usable, x, -inf).amax()
         return self._read(lowest), self._read(highest)
 
-    def _add_weights(self, x: Tensor, keep: Tensor, spare: Tensor, lowest: Number, highest: Number) -> None:
+    def _add_weights(self, x: Tensor, weight: Tensor, lowest: Number, highest: Number) -> None:
         """Add the sums of the truncated log weights, and of the weights, over the usable tokens."""
         sums, flat = self.sums, x.reshape(-1)
         sums.x, sums.xx = sums.x + self._sum(flat), sums.xx + self._read(flat.dot(flat))
@@ -284,7 +293,7 @@ class Stream:
             sums.highest = max(float(sums.highest), float(highest))
         else:
             sums.lowest, sums.highest = lowest, highest
-        rho = torch.exp(x, out=spare).mul_(keep).reshape(-1)
+        rho = weight.reshape(-1)
         if not self.on_cpu or 2 * float(highest) > EXP_CAP:
             rho = rho.to(self.wide)  # the square would overflow float32
         sums.weight = sums.weight + self._read(rho.sum())
