@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -87,8 +88,14 @@ def packing(logps: Tensor, segment_ids: Tensor | None, cu_seqlens: Tensor | None
         raise ValueError("segment_ids, cu_seqlens: a packed stream [N] needs exactly one of them.")
 
 
-def segment_ids(ids: Tensor, segments: int, length: int) -> None:
+def segment_ids(ids: Tensor, length: int, segments: int | None, whole: bool) -> None:
     """Check the ids of a packed stream; values on the CPU only, where reading them is free.
+
+    Args:
+        ids: of the local tokens.
+        length: number of local tokens.
+        segments: number of per-sequence values that must cover the ids, None when there are none.
+        whole: false for a shard, whose tokens may come in any order.
 
     Raises:
         ValueError: naming what is wrong.
@@ -98,9 +105,10 @@ def segment_ids(ids: Tensor, segments: int, length: int) -> None:
     if ids.device.type != "cpu" or length == 0:
         return
     low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= segments:
-        raise ValueError(f"segment_ids: values from {low} to {high}; expected 0 to {segments - 1}.")
-    if bool((ids.diff() < 0).any()):
+    if low < 0 or (segments is not None and high >= segments):
+        most = "" if segments is None else f" to {segments - 1}, as there are {segments} advantages"
+        raise ValueError(f"segment_ids: values from {low} to {high}; expected 0{most}.")
+    if whole and bool((ids.diff() < 0).any()):
         raise ValueError(
             "segment_ids: they fall somewhere; each segment's tokens must lie together, in order."
         )
@@ -147,8 +155,8 @@ def unusable_tokens(count: Tensor) -> None:
         )
 
 
-def finite_number(argument: str, value: object, minimum: float, *, strict: bool = False) -> float:
-    """Return a knob as float when it is a finite number not below (strictly above) `minimum`.
+def number(argument: str, value: object, minimum: float, *, strict: bool = False) -> float:
+    """Return a knob as float when it is a number (infinity included) not below, or strictly above, `minimum`.
 
     Raises:
         ValueError: naming the knob and the value.
@@ -158,3 +166,15 @@ def finite_number(argument: str, value: object, minimum: float, *, strict: bool 
     if value < minimum or (strict and value == minimum):
         raise ValueError(f"{argument}: {value!r} must be {'>' if strict else '>='} {minimum:g}.")
     return float(value)
+
+
+def finite(argument: str, value: object, minimum: float = -math.inf) -> float:
+    """Return a knob as float when it is a finite number not below `minimum`.
+
+    Raises:
+        ValueError: naming the knob and the value.
+    """
+    checked = number(argument, value, minimum)
+    if math.isinf(checked):
+        raise ValueError(f"{argument}: {value!r} must be finite.")
+    return checked

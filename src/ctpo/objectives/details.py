@@ -63,8 +63,8 @@ def position_profile(details: Details, length: int, bins: int = 16) -> dict[str,
     Raises:
         ValueError: length or bins below 1.
     """
-    checks.finite_number("length", length, 1)
-    checks.finite_number("bins", bins, 1)
+    checks.number("length", length, 1)
+    checks.number("bins", bins, 1)
     device = details.position.device
     wide = prefix_dtype(device)
     index = ((details.position.to(wide) - 1) * bins / length).long().clamp(0, bins - 1).reshape(-1)

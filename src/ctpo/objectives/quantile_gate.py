@@ -80,7 +80,7 @@ class QuantileGate:
     smoothing: Smoothing | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        checks.finite_number("q", self.q, 0.0)
+        checks.number("q", self.q, 0.0)
         if self.q >= 1:
             raise ValueError(f"q: {self.q!r} must be < 1; at 1 nothing would be left.")
         if self.smoothing is not None and not 0 <= self.smoothing.decay < 1:

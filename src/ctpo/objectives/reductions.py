@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ctpo.objectives import checks
 from ctpo.objectives.layouts import Layout
+from ctpo.objectives.tokens import as_bool
 
 REDUCTIONS: Final = {
     "token-mean": "Σ L_t / N",
@@ -42,7 +43,7 @@ class Reduction:
 
     def __post_init__(self) -> None:
         checks.choice("reduction", self.name, REDUCTIONS)
-        checks.finite_number("norm_length", self.norm_length, 0.0, strict=True)
+        checks.number("norm_length", self.norm_length, 0.0, strict=True)
 
     def factors(
         self,
@@ -53,7 +54,7 @@ class Reduction:
         dtype: torch.dtype,
     ) -> Tensor:
         """Factor of each token's loss, 0-d or broadcastable to the tokens."""
-        mask = mask != 0
+        mask = as_bool(mask)
         if self.name == "sum":
             factor = torch.ones((), dtype=dtype, device=mask.device)
         elif self.name == "token-mean":

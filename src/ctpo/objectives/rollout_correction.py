@@ -82,8 +82,8 @@ def correct_rollout(
     """
     checks.choice("level", level, LEVELS)
     checks.choice("mode", mode, MODES)
-    checks.finite_number("threshold", threshold, 0.0, strict=True)
-    if not 0 <= checks.finite_number("floor", floor, 0.0) < threshold:
+    checks.number("threshold", threshold, 0.0, strict=True)
+    if not 0 <= checks.number("floor", floor, 0.0) < threshold:
         raise ValueError(f"floor: {floor!r} must be below the threshold {threshold!r}.")
     for name, value in (("rollout_logps", rollout_logps), ("mask", mask)):
         if value.shape != old_logps.shape:

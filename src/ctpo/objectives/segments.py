@@ -44,18 +44,18 @@ class Packed:
     """Segments of a 1-D stream are sequences; each segment's tokens are contiguous.
 
     Args:
-        segment_ids: [N] integers, non-decreasing.
-        segments: number of segments S; ids must lie in [0, S). N is always enough when S is not known.
+        segment_ids: [N] integers, non-decreasing; numbers without tokens (empty segments) are fine.
     """
 
     differentiable = True
 
-    def __init__(self, segment_ids: Tensor, segments: int) -> None:
+    def __init__(self, segment_ids: Tensor) -> None:
         self.ids = segment_ids.to(torch.int64)
-        self.segments = segments
         index = torch.arange(self.ids.shape[0], device=self.ids.device)
         starts = torch.ones_like(self.ids, dtype=torch.bool)
         starts[1:] = self.ids[1:] != self.ids[:-1]
+        # Numbers of the segments that hold tokens: always below N, so that buckets need no count from the device.
+        self.dense = starts.cumsum(0) - 1
         # Position of the first token of each token's segment.
         self.start = torch.where(starts, index, torch.zeros_like(index))
         if len(index):
@@ -75,11 +75,11 @@ class Packed:
 
     def _totals(self, values: Tensor) -> Tensor:
         wide = values.to(prefix_dtype(values.device))
-        return torch.zeros(self.segments, dtype=wide.dtype, device=wide.device).index_add(0, self.ids, wide)
+        return torch.zeros_like(wide).index_add(0, self.dense, wide)
 
     def sequence_sum(self, values: Tensor) -> Tensor:
         """See `Layout.sequence_sum`; [N]."""
-        return self._totals(values)[self.ids]
+        return self._totals(values)[self.dense]
 
     def prefix_min_before(self, values: Tensor) -> Tensor:
         """See `Layout.prefix_min_before`; a segmented scan in log2 N doublings, exact in any dtype."""

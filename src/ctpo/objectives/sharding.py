@@ -91,7 +91,6 @@ class Sharded:
         length: local tokens t.
         device: of the tokens.
         segment_ids: [t] ids of a packed stream, global numbering, or None for padded rows.
-        segments: number of segments, as in `Packed`.
     """
 
     differentiable = False
@@ -102,7 +101,6 @@ class Sharded:
         length: int,
         device: torch.device,
         segment_ids: Tensor | None = None,
-        segments: int = 0,
     ) -> None:
         self.group = shard.group
         self.world = dist.get_world_size(shard.group)
@@ -115,7 +113,7 @@ class Sharded:
         self.local_ids = None
         if segment_ids is not None:
             self.local_ids = segment_ids.to(torch.int64)
-            self.inner = Packed(self._gather(self.local_ids)[self.order], segments * self.world)
+            self.inner = Packed(self._gather(self.local_ids)[self.order])
         elif shard.chunk_ids is not None:
             chunks = shard.chunk_ids.to(device)
             self.chunks = self._gather(chunks).argsort()

@@ -24,6 +24,8 @@ class Sums:
 
     tokens: Number = 0.0
     """Tokens under the mask."""
+    sequences: Number = 0.0
+    """Sequences with a token under the mask."""
     usable: Number = 0.0
     nonfinite: Number = 0.0
     saturated: Number = 0.0
@@ -52,7 +54,7 @@ def over_shards(sums: Sums, layout: Layout) -> Sums:
     return Sums(**dict(zip(names, added.unbind(), strict=True)), lowest=-lowest, highest=highest)
 
 
-def finalise(sums: Sums, sequences: Number, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def finalise(sums: Sums, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     """Figures of one call.
 
     Returns:
@@ -96,7 +98,7 @@ def finalise(sums: Sums, sequences: Number, dtype: torch.dtype, device: torch.de
         "saturated": saturated,
         "neutralised": nonfinite + saturated,
         "tokens": tokens,
-        "sequences": scalar(sequences),
+        "sequences": scalar(sums.sequences),
     }
     return {name: value.to(dtype) for name, value in figures.items()}
 
@@ -135,4 +137,5 @@ def summarise(tokens: Tokens, log_weight: Tensor, terms: TokenTerms) -> dict[str
     )
     if not tokens.layout.differentiable:
         sums = over_shards(sums, tokens.layout)
-    return finalise(sums, tokens.layout.count_sequences(tokens.mask), log_weight.dtype, kept.device)
+    sums.sequences = tokens.layout.count_sequences(tokens.mask)
+    return finalise(sums, log_weight.dtype, kept.device)

@@ -44,13 +44,18 @@ class Tokens:
         return self.layout.prefix_sum(self.mask)
 
 
+def as_bool(mask: Tensor) -> Tensor:
+    """The mask as booleans, without a pass over it when it already is."""
+    return mask if mask.dtype == torch.bool else mask != 0
+
+
 def sanitise(logps: Tensor, old_logps: Tensor, mask: Tensor, layout: Layout) -> Tokens:
     """Cast to the compute dtype, classify every token, and replace unusable values by `torch.where`.
 
     Multiplying by the mask instead would turn a NaN under a masked token into a NaN of the whole row.
     """
     dtype = compute_dtype(logps, old_logps)
-    mask = mask != 0
+    mask = as_bool(mask)
     new, old = logps.to(dtype), old_logps.detach().to(dtype)
     raw = (new - old).detach()
     finite = new.detach().isfinite() & old.isfinite()

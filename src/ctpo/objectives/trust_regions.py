@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -40,16 +40,35 @@ class TrustRegion(Protocol):
         ...
 
 
-def _own_statistic(statistic: Ratio | None, tokens: Tokens) -> Tensor | None:
-    return None if statistic is None else statistic.statistic(tokens).detach().to(tokens.logps.dtype)
+@dataclass(frozen=True)
+class Bases:
+    """Log-space bounds at t = 1; at t they are scaled by t^power."""
+
+    lower: float
+    upper: float
+    dual: float | None
+    power: float
+
+    def at(self, tokens: Tokens, statistic: Ratio | None) -> Limits:
+        """Limits at every token."""
+        own = None if statistic is None else statistic.statistic(tokens).detach().to(tokens.logps.dtype)
+        if self.power == 0.0:
+            return Limits(self.lower, self.upper, self.dual, own)
+        scale = tokens.positions().clamp(min=1).to(tokens.logps.dtype).pow(self.power)
+
+        def scaled(base: float) -> Bound:
+            return base if math.isinf(base) else scale * base
+
+        dual = None if self.dual is None else scaled(self.dual)
+        return Limits(scaled(self.lower), scaled(self.upper), dual, own)
 
 
 @dataclass(frozen=True)
 class LogBand:
     """[−low·t^power, high·t^power], dual bound dual·t^power, in log space (CTPO, arXiv 2605.07331).
 
-    t is the 1-based count of generated tokens; power 0.5 follows the spread of a sum of independent
-    increments, 0 gives a fixed band, −0.5 fits a mean.
+    t is the 1-based count of generated tokens; power 0.5 follows the spread of a sum of independent steps, 0 is
+    a fixed band, −0.5 fits a mean.
     """
 
     low: float
@@ -59,25 +78,27 @@ class LogBand:
     statistic: Ratio | None = None
 
     def __post_init__(self) -> None:
-        checks.finite_number("low", self.low, 0.0)
-        checks.finite_number("high", self.high, 0.0)
-        checks.finite_number("power", self.power, -math.inf, strict=True)
+        checks.number("low", self.low, 0.0)
+        checks.number("high", self.high, 0.0)
+        checks.finite("power", self.power)
         if self.dual is not None:
-            checks.finite_number("dual", self.dual, 0.0)
+            checks.number("dual", self.dual, 0.0)
+
+    @property
+    def bases(self) -> Bases:
+        """Log-space bounds at t = 1."""
+        return Bases(-self.low, self.high, self.dual, self.power)
 
     def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
         """See `TrustRegion.limits`."""
-        scale: Bound = 1.0
-        if self.power != 0.0:
-            scale = tokens.positions().clamp(min=1).to(tokens.logps.dtype).pow(self.power)
-        dual = None if self.dual is None else scale * self.dual
-        return Limits(scale * -self.low, scale * self.high, dual, _own_statistic(self.statistic, tokens))
+        return self.bases.at(tokens, self.statistic)
 
 
 @dataclass(frozen=True)
 class RatioBand:
-    """[1 − low, 1 + high] on the ratio, dual bound an absolute ratio (PPO's convention; dual clip: arXiv
-    1912.09729).
+    """[1 − low, 1 + high] on the ratio, dual bound an absolute ratio, as PPO does; no bound if low ≥ 1.
+
+    Dual clip: arXiv 1912.09729, equation 5.
     """
 
     low: float
@@ -86,21 +107,28 @@ class RatioBand:
     statistic: Ratio | None = None
 
     def __post_init__(self) -> None:
-        checks.finite_number("low", self.low, 0.0)
-        checks.finite_number("high", self.high, 0.0)
+        checks.number("low", self.low, 0.0)
+        checks.number("high", self.high, 0.0)
         if self.dual is not None:
-            checks.finite_number("dual", self.dual, 1.0)
+            checks.number("dual", self.dual, 1.0)
+
+    @property
+    def bases(self) -> Bases:
+        """Log-space bounds."""
+        lower = math.log1p(-self.low) if self.low < 1 else -math.inf
+        return Bases(lower, math.log1p(self.high), None if self.dual is None else math.log(self.dual), 0.0)
 
     def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
-        """See `TrustRegion.limits`; low ≥ 1 means no lower bound."""
-        lower = math.log1p(-self.low) if self.low < 1 else -math.inf
-        dual = None if self.dual is None else math.log(self.dual)
-        return Limits(lower, math.log1p(self.high), dual, _own_statistic(self.statistic, tokens))
+        """See `TrustRegion.limits`."""
+        return self.bases.at(tokens, self.statistic)
 
 
 @dataclass(frozen=True)
 class Unbounded:
     """No trust region."""
+
+    statistic: ClassVar[None] = None
+    bases: ClassVar[Bases] = Bases(-math.inf, math.inf, None, 0.0)
 
     def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
         """See `TrustRegion.limits`."""

@@ -1,0 +1,305 @@
+"""Time and memory of the objectives against named peers, side by side, and the precision of prefix sums.
+
+    python benchmarks/objectives.py            # a table
+    python benchmarks/objectives.py --json     # for machines
+    python benchmarks/objectives.py --compile  # also torch.compile (first call: tens of seconds)
+
+Each row is forward and backward on the same tensors, A and B interleaved, medians over the rounds; ratios are peer
+time over ours. Peers run their own code on log-probs they did not have to compute:
+
+- eager: CTPO as its paper describes it, written straightforwardly in torch, with the statistics that the published
+  implementation reports (ratio moments and quantiles, clip counts read to the host);
+- eager-bare: the same without statistics;
+- trl: `GRPOTrainer._compute_loss` itself on a stand-in trainer that hands over the log-probs, metrics included;
+- liger: `LigerFusedLinearGRPOFunction.ppo_loss_fn`, the loss of its fused GRPO (no metrics).
+
+TRL's and Liger's losses are GRPO's; ours of the same family (`grpo`) stands beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import tracemalloc  # noqa: F401  (named here because it does not see torch's memory; see peak_bytes)
+from collections import defaultdict
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from ctpo.objectives import preset
+
+SHAPES = ((64, 1024), (64, 8192), (8, 65536), (1, 524288))
+Step = Callable[[], None]
+
+
+def batch(rows: int, length: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probs with drift 0.02 a token and multi-turn masks: ragged ends, 64 tool tokens in every 512."""
+    g = torch.Generator().manual_seed(0)
+    logps = -torch.rand(rows, length, generator=g)
+    old = logps - 0.02 * torch.randn(rows, length, generator=g)
+    column = torch.arange(length)
+    ends = torch.randint(length // 2, length + 1, (rows, 1), generator=g)
+    mask = (column < ends) & (column % 512 < 448)
+    advantages = torch.randn(rows, generator=g)
+    return tuple(x.to(device) for x in (logps.requires_grad_(False), old, advantages, mask))  # type: ignore[return-value]
+
+
+def eager_ctpo(logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, statistics: bool) -> Tensor:
+    """CTPO from the paper's description, one operation a line."""
+    m = mask.to(logps.dtype)
+    d = (logps - old).clamp(-20, 20)
+    c = (d * m).cumsum(-1)
+    log_ratio = (c.detach() + logps - logps.detach()).clamp(max=10)
+    scale = m.cumsum(-1).clamp(min=1).sqrt()
+    a = advantages.unsqueeze(-1)
+    ratio = log_ratio.exp() * m
+    clipped = torch.maximum(torch.minimum(log_ratio, 0.05 * scale), -0.025 * scale).exp() * m
+    dual = (0.05 * scale).exp()
+    worst = torch.maximum(-a * ratio, -a * clipped)
+    token_loss = torch.where(a < 0, torch.minimum(worst, -a * dual), worst)
+    loss = (token_loss * m).sum() / m.sum()
+    if statistics:
+        report(ratio.detach(), log_ratio.detach(), scale, a, mask, d)
+    return loss
+
+
+def report(
+    ratio: Tensor, log_ratio: Tensor, scale: Tensor, a: Tensor, mask: Tensor, d: Tensor
+) -> dict[str, float]:
+    """The kinds of figures the published implementation reports, each read to the host."""
+    values, x, s = ratio[mask], log_ratio[mask], scale[mask]
+    adv = a.expand_as(ratio)[mask]
+    figures = {"kl": (-d)[mask].mean().item(), "mean": values.mean().item()}
+    figures |= {"min": values.min().item(), "max": values.max().item()}
+    figures |= {f"p{q}": torch.quantile(values[: 1 << 24], q / 100).item() for q in (25, 50, 75, 90, 95, 99)}
+    figures["high"] = ((x > 0.05 * s) & (adv > 0)).sum().item()
+    figures["low"] = ((x < -0.025 * s) & (adv < 0)).sum().item()
+    figures["dual"] = ((x > 0.05 * s) & (adv < 0)).sum().item()
+    figures |= {"scale": s.mean().item(), "scale_p50": torch.quantile(s[: 1 << 24], 0.5).item()}
+    return figures
+
+
+def trl_loss() -> Callable[..., Tensor] | str:
+    """TRL's own loss on a stand-in trainer, or why it cannot run."""
+    try:
+        from trl import GRPOTrainer
+    except ImportError as error:
+        return f"not installed ({error})"
+    accelerator = SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x, num_processes=1)
+    args = SimpleNamespace(delta=3.0, use_bias_correction_kl=False, steps_per_generation=1)
+    trainer = SimpleNamespace(
+        top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token", beta=0.0,
+        loss_type="grpo", epsilon_low=0.2, epsilon_high=0.28, args=args, aux_loss_enabled=False, use_vllm=False,
+        model=SimpleNamespace(training=True), current_gradient_accumulation_steps=1, accelerator=accelerator,
+        _entropy_bonus_enabled=False, _metrics={"train": defaultdict(list)},
+    )  # fmt: skip
+
+    def loss(logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        empty = torch.zeros(len(logps), 0, dtype=torch.long, device=logps.device)
+        ids = torch.zeros(logps.shape, dtype=torch.long, device=logps.device)
+        entropies = torch.zeros_like(old)
+        trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logps, entropies, None)
+        inputs = {
+            "prompt_ids": empty, "prompt_mask": empty, "completion_ids": ids, "completion_mask": mask.long(),
+            "advantages": advantages, "old_per_token_logps": old,
+        }  # fmt: skip
+        return GRPOTrainer._compute_loss(trainer, None, inputs)
+
+    return loss
+
+
+def liger_loss() -> Callable[..., Tensor] | str:
+    """Liger's loss on given log-probs, or why it cannot run."""
+    try:
+        from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction
+    except ImportError as error:
+        return f"not installed ({error})"
+
+    def loss(logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        m = mask.to(logps.dtype)
+        result = LigerFusedLinearGRPOFunction.ppo_loss_fn(
+            logps, m, advantages, m, old_per_token_logps=old, epsilon_low=0.2, epsilon_high=0.28, beta=0.0,
+            loss_type="grpo", delta=3.0,
+        )  # fmt: skip
+        return result[0] if isinstance(result, tuple) else result
+
+    return loss
+
+
+def contenders(compile_too: bool) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
+    """Losses by name, and peers that cannot run with the reason."""
+    names = {"ctpo": "auto", "grpo": "auto", **({"ctpo-compiled": "compile"} if compile_too else {})}
+    runs: dict[str, Callable[..., Tensor]] = {
+        name: lambda *x, o=preset(name.split("-")[0], backend=backend): o(*x).loss
+        for name, backend in names.items()
+    }
+    runs["ctpo-composed"] = lambda *x, o=preset("ctpo", backend="compose"): o(*x).loss
+    runs["eager"] = lambda *x: eager_ctpo(*x, True)
+    runs["eager-bare"] = lambda *x: eager_ctpo(*x, False)
+    missing = {}
+    for name, found in (("trl", trl_loss()), ("liger", liger_loss())):
+        if isinstance(found, str):
+            missing[name] = found
+        else:
+            runs[name] = found
+    return runs, missing
+
+
+def step(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Step:
+    """Forward and backward once."""
+
+    def once() -> None:
+        logps = inputs[0].detach().requires_grad_()
+        loss(logps, *inputs[1:]).backward()
+        if logps.is_cuda:
+            torch.cuda.synchronize()
+
+    return once
+
+
+def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every contender in every round, all of them in each round."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for run in steps.values():
+        run()
+    for _ in range(rounds):
+        for name, run in steps.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def peak_bytes(run: Step, device: str) -> int:
+    """Most bytes alive at once beyond those before the call, by torch's own allocation records."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return int(torch.cuda.max_memory_allocated() - before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        run()
+    alive = most = 0
+    for event in record.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            most = max(most, alive)
+    return most
+
+
+def gpu_counts(run: Step) -> dict[str, int]:
+    """Kernels and host synchronisations of one call."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
+        run()
+    events = record.events()
+    assert events is not None
+    kernels = sum(e.device_type.name == "CUDA" and "mem" not in e.name.lower() for e in events)
+    waits = sum(e.name in ("aten::item", "aten::_local_scalar_dense", "cudaMemcpyAsync") for e in events)
+    return {"kernels": kernels, "synchronisations": waits}
+
+
+def prefix_errors() -> dict[int, dict[str, float]]:
+    """Largest error of float32 prefix sums of 0.02-drift log ratios, against float64."""
+    found = {}
+    for length in (1024, 8192, 65536, 524288):
+        d = 0.02 * torch.randn(8, length, generator=torch.Generator().manual_seed(1))
+        exact = d.double().cumsum(-1)
+        naive = torch.zeros(8)
+        worst = torch.zeros(8, dtype=torch.float64)
+        for t in range(length):  # a plain float32 accumulator, as a GPU thread would keep
+            naive = naive + d[:, t]
+            worst = torch.maximum(worst, (naive.double() - exact[:, t]).abs())
+        stream = (5 * torch.ones(1, length) + d[:1]).cumsum(-1)  # a segment that drifted before ours
+        offset = torch.cat([stream[0], d[0]]).float()
+        after = torch.cat([5 + d[0], d[0]]).cumsum(0)[length:] - offset[length - 1]
+        found[length] = {
+            "float32 accumulator": worst.max().item(),
+            "torch.cumsum float32": (d.cumsum(-1).double() - exact).abs().max().item(),
+            "float32 after a drifting segment": (after.double() - exact[0]).abs().max().item(),
+            "ours (float64)": (d.double().cumsum(-1).float().double() - exact).abs().max().item(),
+        }
+    return found
+
+
+def measure(
+    shapes: tuple[tuple[int, int], ...], rounds: int, device: str, compile_too: bool
+) -> dict[str, Any]:
+    """All figures."""
+    runs, missing = contenders(compile_too)
+    table = []
+    for rows, length in shapes:
+        inputs = batch(rows, length, device)
+        steps = {name: step(loss, inputs) for name, loss in runs.items()}
+        times = interleaved(steps, rounds)
+        for name in runs:
+            seconds = statistics.median(times[name])
+            ours = "grpo" if name in ("trl", "liger", "grpo") else "ctpo"
+            row = {"shape": [rows, length], "loss": name, "ms": seconds * 1e3, "ours": ours}
+            row["ns_per_token"] = seconds * 1e9 / (rows * length)
+            row["ratio"] = statistics.median(a / b for a, b in zip(times[name], times[ours], strict=True))
+            row["bytes_per_token"] = peak_bytes(steps[name], device) / (rows * length)
+            if device == "cuda":
+                row |= gpu_counts(steps[name])
+            table.append(row)
+    return {
+        "torch": torch.__version__,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+        "not_measured": missing,
+        "losses": table,
+        "prefix_sum_error": prefix_errors(),
+    }
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the table."""
+    print(
+        f"torch {results['torch']}, {results['device']}, {results['threads']} threads, medians of {results['rounds']}"
+    )
+    for name, reason in results["not_measured"].items():
+        print(f"{name}: {reason}, not measured")
+    print(f"{'shape':>12} {'loss':>14} {'ms':>9} {'ns/token':>9} {'B/token':>8}  time over ours")
+    for row in results["losses"]:
+        shape = "×".join(map(str, row["shape"]))
+        extra = f"  {row['kernels']} kernels, {row['synchronisations']} syncs" if "kernels" in row else ""
+        print(
+            f"{shape:>12} {row['loss']:>14} {row['ms']:9.2f} {row['ns_per_token']:9.1f}"
+            f" {row['bytes_per_token']:8.1f}  {row['ratio']:.2f}× {row['ours']}{extra}"
+        )
+    print("\nlargest error of a prefix sum of log ratios (spread 0.02 a token)")
+    for length, errors in results["prefix_sum_error"].items():
+        print(f"{length:>8}: " + ", ".join(f"{name} {value:.1e}" for name, value in errors.items()))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Time and memory of the objectives against named peers.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--compile", action="store_true", help="also measure backend='compile'")
+    parser.add_argument("--small", action="store_true", help="only the first shape, three rounds")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    shapes, rounds = (SHAPES[:1], 3) if options.small else (SHAPES, options.rounds)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    results = measure(shapes, rounds, device, options.compile)
+    if options.json:
+        json.dump(results, sys.stdout, indent=1)
+        print()
+    else:
+        show(results)
+
+
+if __name__ == "__main__":
+    main()

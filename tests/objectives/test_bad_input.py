@@ -1,0 +1,163 @@
+"""Every refusal names the argument, the value and the mend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ctpo.objectives import Objective, SequenceShard, anchor_logps, correct_rollout, preset, preset_defaults
+from ctpo.objectives.advantages import gae, group_normalised, rloo
+from ctpo.objectives.details import position_profile
+from ctpo.objectives.penalties import kl_penalty
+from ctpo.objectives.ratios import TokenRatio
+from ctpo.objectives.reductions import Reduction
+from ctpo.objectives.segments import segment_ids_from
+from ctpo.objectives.surrogates import MinClip
+from ctpo.objectives.trust_regions import RatioBand
+
+X = torch.zeros(2, 3)
+M = torch.ones(2, 3, dtype=torch.bool)
+A = torch.zeros(2)
+V, VM = torch.zeros(4), torch.ones(4, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((torch.zeros(2, 3, 1), X, A, M), {}, r"logps: \(2, 3, 1\); expected"),
+        (([0.0], X, A, M), {}, "logps: list"),
+        ((X, X[:, :2], A, M), {}, r"old_logps: shape \(2, 2\) differs from logps \(2, 3\)"),
+        ((X, X, A, M[:1]), {}, r"mask: shape \(1, 3\) differs"),
+        ((X, X, torch.zeros(3), M), {}, r"advantages: shape \(3,\); expected \(2,\)"),
+        ((X, X, A.long(), M), {}, "advantages: dtype torch.int64"),
+        ((X.long(), X, A, M), {}, "logps: dtype torch.int64"),
+        ((X, X, A, M * 2), {}, "mask: value 2 is neither 0 nor 1"),
+        ((X, X, A, M * 0.5), {}, "mask: value 0.5 is neither"),
+        ((X, X, A, [[1]]), {}, "mask: expected a torch.Tensor, got list"),
+        ((X, X, A, M), {"loss_mask": M * 3}, "loss_mask: value 3"),
+        ((X, X, A, M), {"weights": torch.zeros(5)}, r"weights: shape \(5,\)"),
+        ((X, X, A, M), {"segment_ids": torch.zeros(2)}, "segment_ids: logps are padded"),
+        ((V, V, A, VM), {}, "segment_ids, cu_seqlens: a packed stream"),
+        (
+            (V, V, A, VM),
+            {"segment_ids": torch.zeros(3).long()},
+            r"segment_ids: torch.int64 \(3,\); expected \[4\]",
+        ),
+        ((V, V, A, VM), {"segment_ids": torch.zeros(4)}, "segment_ids: torch.float32"),
+        ((V, V, A, VM), {"segment_ids": torch.tensor([0, 1, 1, 2])}, "values from 0 to 2; expected 0 to 1"),
+        ((V, V, A, VM), {"segment_ids": torch.tensor([-1, 0, 0, 1])}, "values from -1"),
+        ((V, V, A, VM), {"segment_ids": torch.tensor([0, 1, 0, 1])}, "they fall somewhere"),
+        ((V, V, A, VM), {"cu_seqlens": torch.tensor([0, 2, 5])}, "cu_seqlens: runs from 0 to 5"),
+        ((V, V, A, VM), {"cu_seqlens": torch.tensor([0, 5, 4])}, "expected to rise"),
+        ((V, V, A, VM), {"cu_seqlens": torch.zeros(2, 2)}, r"cu_seqlens: shape \(2, 2\)"),
+    ],
+)
+def test_calls(args: tuple[Any, ...], kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        preset("ctpo")(*args, **kwargs)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("ctp", {}, "preset: 'ctp' is not known; did you mean 'ctpo'\\? Known: .*grpo"),
+        ("zzz", {}, "preset: 'zzz' is not known. Known: "),
+        (3, {}, "preset: 3"),
+        ("ctpo", {"hihg": 0.1}, "override of preset 'ctpo': 'hihg' is not known; did you mean 'high'"),
+        ("reinforce", {"low": 0.1}, "'low' is not known"),
+        ("ctpo", {"low": -0.1}, "low: -0.1 must be >= 0"),
+        ("ctpo", {"high": -1}, "high: -1 must be >= 0"),
+        ("ctpo", {"dual": -1.0}, "dual: -1.0 must be >= 0"),
+        ("ctpo", {"power": "half"}, "power: 'half' is not a number"),
+        ("ctpo", {"power": float("inf")}, "power: inf must be finite"),
+        ("ctpo", {"low": None}, "low: None is not a number"),
+        ("ctpo", {"low": True}, "low: True is not a number"),
+        ("ctpo", {"low": float("nan")}, "low: nan is not a number"),
+        ("grpo", {"low": -0.1}, "low: -0.1"),
+        ("grpo", {"high": -0.1}, "high: -0.1"),
+        ("grpo", {"dual": 0.5}, "dual: 0.5 must be >= 1"),
+        (
+            "ctpo",
+            {"reduction": "tokn-mean"},
+            "reduction: 'tokn-mean' is not known; did you mean 'token-mean'",
+        ),
+        ("ctpo", {"norm_length": 0}, "norm_length: 0 must be > 0"),
+        ("ctpo", {"on_bad": "ignore"}, "on_bad: 'ignore'"),
+        ("ctpo", {"backend": "cuda"}, "backend: 'cuda'"),
+        ("ctpo", {"kl_coef": -1.0}, "kl_coef: -1.0"),
+        ("ctpo", {"kl_estimator": "k4"}, "kl_estimator: 'k4'"),
+        ("ctpo", {"entropy_coef": -1.0}, "entropy_coef: -1.0"),
+        ("ctpo-fixed-matched", {"length": 0}, "length: 0"),
+        ("sequence-quantile", {"q": 1.0}, "q: 1.0 must be < 1"),
+        ("sequence-quantile", {"q": -0.1}, "q: -0.1"),
+        ("sequence-quantile", {"ema": 1.0}, "ema: 1.0"),
+    ],
+)
+def test_presets(name: Any, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        preset(name, **overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_defaults_list_every_knob() -> None:
+    assert preset_defaults("ctpo") == {
+        "low": 0.025,
+        "high": 0.05,
+        "dual": 0.05,
+        "power": 0.5,
+        "reduction": "token-mean",
+        "norm_length": 1.0,
+        "on_bad": "neutralise",
+        "kl_coef": 0.0,
+        "kl_estimator": "k3",
+        "entropy_coef": 0.0,
+        "backend": "auto",
+    }
+    with pytest.raises(ValueError, match="preset: 'nope'"):
+        preset_defaults("nope")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SequenceShard(), "give exactly one"),
+        (lambda: SequenceShard(positions=torch.zeros(2)), "positions: torch.float32"),
+        (
+            lambda: SequenceShard(positions=torch.zeros(2).long()).token_positions(3),
+            "positions: 2 of them for 3",
+        ),
+        (lambda: SequenceShard(chunk_ids=torch.arange(2)).token_positions(3), "2 chunks do not divide 3"),
+        (lambda: segment_ids_from(torch.tensor([1, 2]), 2), "cu_seqlens: runs from 1"),
+        (lambda: group_normalised(torch.zeros(4), 3), "group: 3 does not divide 4"),
+        (lambda: group_normalised(torch.zeros(4), torch.zeros(3).long()), r"group: torch.int64 \(3,\)"),
+        (lambda: rloo(torch.zeros(4, 2), 2), r"rewards: shape \(4, 2\)"),
+        (lambda: gae(A, X, M[:1]), r"values: shape \(2, 3\)"),
+        (lambda: gae(torch.zeros(2, 2), X, M), r"rewards: shape \(2, 2\)"),
+        (lambda: gae(A, X, M, trace=1.5), "trace: 1.5"),
+        (lambda: gae(A, X, M, discount=-0.5), "discount: -0.5"),
+        (lambda: kl_penalty(X, X, "k9"), "kl_estimator: 'k9'"),
+        (lambda: correct_rollout(X, X, M, level="turn"), "level: 'turn'"),
+        (lambda: correct_rollout(X, X, M, mode="drop"), "mode: 'drop'"),
+        (lambda: correct_rollout(X, X, M, threshold=0.0), "threshold: 0.0 must be > 0"),
+        (lambda: correct_rollout(X, X, M, floor=7.0), "floor: 7.0 must be below"),
+        (lambda: correct_rollout(X, X[:1], M), "rollout_logps: shape"),
+        (lambda: anchor_logps("new", X, X), "anchor: 'new'"),
+        (lambda: anchor_logps("rollout", X, None), "anchor: 'rollout' needs rollout_logps"),
+        (lambda: Reduction("token-mean", norm_length=-1), "norm_length: -1"),
+        (lambda: position_profile(preset("ctpo")(X, X, A, M, details=True).details, 4, 0), "bins: 0"),  # type: ignore[arg-type]
+        (lambda: preset("ctpo", kl_coef=0.1)(X, X, A, M), "ref_logps: shape None"),
+        (lambda: preset("ctpo", entropy_coef=0.1)(X, X, A, M, entropies=A), r"entropies: shape \(2,\)"),
+        (
+            lambda: Objective(
+                ratio=TokenRatio(), trust_region=RatioBand(0.1, 0.1), surrogate=MinClip(), on_bad="x"
+            ),
+            "on_bad: 'x'",
+        ),
+    ],
+)
+def test_parts(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()

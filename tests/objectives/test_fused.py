@@ -1,0 +1,162 @@
+"""The fused path equals the composition: values, gradients, stats, however the batch is cut into blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ctpo.objectives import Objective, preset, preset_names, stream
+from ctpo.objectives.fused import plan_for
+from ctpo.objectives.quantile_gate import QuantileGate
+from ctpo.objectives.ratios import CumulativeRatio, PrefixMeanRatio, SequenceRatio, TokenRatio
+from ctpo.objectives.surrogates import Gated, Linear, MinClip, StopGradientWeight
+from ctpo.objectives.trust_regions import LogBand, RatioBand, Unbounded
+
+from .batches import make, run, same
+
+FUSED = [name for name in preset_names() if not name.endswith("quantile")]
+
+
+def pair(name: str, **knobs: Any) -> tuple[Objective, Objective]:
+    return preset(name, **knobs), preset(name, backend="compose", **knobs)
+
+
+@pytest.mark.parametrize("block", [1 << 17, 40, 10], ids=["one-block", "two-rows", "columns"])
+@pytest.mark.parametrize("name", FUSED)
+def test_equals_composition(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "BLOCK", block)
+    fast, definition = pair(name)
+    for seed, drift in enumerate((1e-3, 0.1, 2.0)):
+        batch = make(drift=drift, seed=seed, length=20, per_token=seed == 2)
+        batch.old[0, 3] = float("-inf")
+        batch.old[1, 4] = -9999.0
+        (out, grad), (expected, expected_grad) = run(fast, batch), run(definition, batch)
+        same(out, expected, 1e-11)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_float32_takes_the_same_decisions(name: str) -> None:
+    fast, definition = pair(name)
+    batch = make(rows=9, length=300, drift=0.05).to(torch.float32)
+    (out, grad), (expected, expected_grad) = run(fast, batch), run(definition, batch)
+    for part in ("clip_fraction_high", "clip_fraction_low", "clip_fraction_dual"):
+        assert out.stats[part].item() == expected.stats[part].item()
+    same(out, expected, 1e-5, 1e-6)
+    torch.testing.assert_close(grad, expected_grad, rtol=2e-5, atol=1e-9)
+
+
+def test_auto_takes_the_fused_path_and_details_the_composed_one() -> None:
+    batch = make()
+    logps = batch.logps.clone().requires_grad_()
+    out = preset("ctpo")(logps, batch.old, batch.advantages, batch.mask)
+    assert "Fused" in type(out.token_loss.grad_fn).__name__
+    out = preset("ctpo")(logps, batch.old, batch.advantages, batch.mask, details=True)
+    assert "Fused" not in type(out.token_loss.grad_fn).__name__
+
+
+def test_plan_refuses_what_it_does_not_know() -> None:
+    class Odd(TokenRatio):
+        pass
+
+    band = RatioBand(0.2, 0.2)
+    assert plan_for(TokenRatio(), band, MinClip()) is not None
+    assert plan_for(Odd(), band, MinClip()) is None
+    assert plan_for(TokenRatio(), band, Gated()) is None
+    assert plan_for(TokenRatio(), RatioBand(0.2, 0.2, statistic=CumulativeRatio()), MinClip()) is None
+    assert plan_for(TokenRatio(), QuantileGate(), MinClip()) is None
+
+
+COMPOSED = {
+    "linear": (CumulativeRatio(), Unbounded(), Linear()),
+    "linear-in-a-band": (CumulativeRatio(), LogBand(0.1, 0.1, 0.2, 0.5), Linear()),
+    "weight": (SequenceRatio(), LogBand(0.1, 0.3), StopGradientWeight()),
+    "scaled-weight": (CumulativeRatio(), LogBand(0.01, 0.02, power=0.5), StopGradientWeight()),
+    "token-through": (TokenRatio("through"), RatioBand(0.2, 0.2, 3.0), MinClip()),
+    "mean-through": (PrefixMeanRatio("through"), LogBand(0.05, 0.05, None, -0.5), MinClip()),
+    "sequence-through": (SequenceRatio("through"), LogBand(2.0, 2.0, 3.0), MinClip()),
+    "weight-through": (CumulativeRatio("through"), LogBand(0.1, 0.3), Linear()),
+    "one-sided": (CumulativeRatio(), LogBand(float("inf"), 0.1, power=0.5), MinClip()),
+    "beyond-exp": (CumulativeRatio(), LogBand(50.0, 100.0, None, 0.1), Linear()),
+    "dual-only": (CumulativeRatio(), LogBand(float("inf"), float("inf"), 8.0, 0.5), MinClip()),
+}
+
+
+@pytest.mark.parametrize("name", sorted(COMPOSED))
+def test_other_compositions(name: str) -> None:
+    ratio, region, surrogate = COMPOSED[name]
+    fast = Objective(ratio=ratio, trust_region=region, surrogate=surrogate)
+    definition = Objective(ratio=ratio, trust_region=region, surrogate=surrogate, backend="compose")
+    assert plan_for(ratio, region, surrogate) is not None
+    for drift in (0.05, 1.5, 6.0):
+        batch = make(drift=drift, length=25)
+        (out, grad), (expected, expected_grad) = run(fast, batch), run(definition, batch)
+        same(out, expected, 1e-11)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_token_loss_carries_the_same_gradient(name: str) -> None:
+    batch, grads = make(), []
+    weights = torch.linspace(0.5, 2, batch.logps.numel(), dtype=torch.float64).reshape(batch.logps.shape)
+    for objective in pair(name):
+        logps = batch.logps.clone().requires_grad_()
+        out = objective(logps, batch.old, batch.advantages, batch.mask)
+        grads += torch.autograd.grad((out.token_loss * weights).sum(), logps, retain_graph=True)
+        grads += torch.autograd.grad(2 * out.loss + (out.token_loss * weights).sum(), logps)
+    torch.testing.assert_close(grads[0], grads[2], rtol=1e-11, atol=1e-16)
+    torch.testing.assert_close(grads[1], grads[3], rtol=1e-11, atol=1e-16)
+
+
+@pytest.mark.parametrize("name", ["reinforce", "cispo"])
+def test_gradcheck_of_weighted_log_probs(name: str) -> None:
+    """Where the weight is a constant, finite differences of the loss see the whole gradient."""
+    batch = make(rows=5, length=6)
+    knobs = {"high": 0.0, "low": 0.0} if name == "cispo" else {}
+
+    def loss(logps: torch.Tensor) -> torch.Tensor:
+        return preset(name, **knobs)(logps, batch.old, batch.advantages, batch.mask).loss
+
+    assert torch.autograd.gradcheck(loss, batch.logps.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("name", ["ctpo-prefix-gradient", "gspo", "grpo"])
+@pytest.mark.parametrize("drift", [1e-3, 0.3])
+def test_gradcheck(name: str, drift: float) -> None:
+    """These differentiate the ratio they weigh with, so finite differences see the whole gradient."""
+    batch = make(rows=5, length=6, drift=drift)
+
+    def both(logps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = preset(name)(logps, batch.old, batch.advantages, batch.mask)
+        return out.loss, out.token_loss
+
+    assert torch.autograd.gradcheck(both, batch.logps.clone().requires_grad_())
+
+
+def test_gradcheck_of_the_decomposition() -> None:
+    """In rows of one token there is no prefix to hold fixed, and ctpo is differentiated exactly."""
+    batch = make(rows=5, length=1, drift=0.2)
+
+    def loss(logps: torch.Tensor) -> torch.Tensor:
+        return preset("ctpo", low=1.0, high=1.0)(logps, batch.old, batch.advantages, batch.mask).loss
+
+    assert torch.autograd.gradcheck(loss, batch.logps.clone().requires_grad_())
+
+
+def test_second_derivatives_are_refused() -> None:
+    batch = make()
+    logps = batch.logps.clone().requires_grad_()
+    out = preset("ctpo")(logps, batch.old, batch.advantages, batch.mask)
+    (grad,) = torch.autograd.grad(out.loss, logps, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        grad.sum().backward()
+
+
+def test_inputs_are_left_alone() -> None:
+    batch = make(drift=0.5)
+    before = [x.clone() for x in (batch.logps, batch.old, batch.advantages, batch.mask)]
+    run(preset("ctpo"), batch)
+    for then, now in zip(before, (batch.logps, batch.old, batch.advantages, batch.mask), strict=True):
+        assert torch.equal(then, now)

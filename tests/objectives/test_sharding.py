@@ -1,0 +1,57 @@
+"""Sharded equals whole on 2 and 4 gloo processes, started once for all the tests of this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from ctpo.objectives import preset_names
+
+from . import shard_worker
+from .shard_worker import LAYOUTS, Difference
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Difference]]:
+    folder: Path = tmp_path_factory.mktemp("gloo")
+    torch.multiprocessing.spawn(shard_worker.work, args=(4, str(folder)), nprocs=4)  # type: ignore[attr-defined]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(4)]
+
+
+def largest(results: list[dict[str, Difference]], prefix: str) -> tuple[int, float]:
+    """Number of cases that start so, and the largest difference among them, over the ranks."""
+    found = [max(d.values()) for ranks in results for case, d in ranks.items() if case.startswith(prefix)]
+    return len(found), max(found)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("world", [2, 4])
+def test_padded(results: list[dict[str, Difference]], world: int, layout: str) -> None:
+    count, difference = largest(results, f"{world}/padded/{layout}/")
+    assert count == world * len(preset_names())
+    assert difference < 1e-12
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("world", [2, 4])
+def test_packed(results: list[dict[str, Difference]], world: int, layout: str) -> None:
+    count, difference = largest(results, f"{world}/packed/{layout}/")
+    assert count == world * len(preset_names())
+    assert difference < 1e-12
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_rollout_correction(results: list[dict[str, Difference]], world: int) -> None:
+    count, difference = largest(results, f"{world}/correction/")
+    assert count == world * 2 * len(LAYOUTS)
+    assert difference < 1e-12
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_quantile_over_data_parallel_ranks(results: list[dict[str, Difference]], world: int) -> None:
+    count, difference = largest(results, f"{world}/pooled/")
+    assert count == world * 2
+    assert difference < 1e-12

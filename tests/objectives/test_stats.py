@@ -1,0 +1,122 @@
+"""Stats and details against direct computation; the imports of the room."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ctpo.objectives
+from ctpo.objectives import position_profile, preset, preset_names
+
+from .batches import make, run
+
+
+@pytest.mark.parametrize("backend", ["auto", "compose"])
+def test_stats_of_ctpo(backend: str) -> None:
+    batch = make(drift=0.1)
+    batch.old[0, int(batch.mask[0].nonzero()[1])] = torch.nan
+    out, grad = run(preset("ctpo", backend=backend), batch)
+    kept = batch.mask & batch.old.isfinite()
+    d = torch.where(kept, batch.logps - batch.old, 0.0)
+    x = d.cumsum(-1)[kept]
+    t = batch.mask.cumsum(-1)[kept].sqrt()
+    a = batch.advantages[:, None].expand_as(d)[kept]
+    d, n, total = d[kept], int(kept.sum()), int(batch.mask.sum())
+    w = x.clamp(max=10).exp()
+    expected = {
+        "clip_fraction_high": ((a > 0) & (x > 0.05 * t)).sum() / total,
+        "clip_fraction_low": ((a < 0) & (x < -0.025 * t)).sum() / total,
+        "clip_fraction_dual": ((a < 0) & (x > 0.05 * t)).sum() / total,
+        "log_ratio_mean": x.mean(),
+        "log_ratio_std": x.std(correction=0),
+        "log_ratio_min": x.min(),
+        "log_ratio_max": x.max(),
+        "ess": w.sum() ** 2 / (n * (w**2).sum()),
+        "kl_k1": -d.mean(),
+        "kl_k2": (d**2).mean() / 2,
+        "kl_k3": (d.exp() - 1 - d).mean(),
+        "neutralised": 1,
+        "nonfinite": 1,
+        "saturated": 0,
+        "tokens": total,
+        "sequences": int(batch.mask.any(-1).sum()),
+    }
+    expected["clip_fraction"] = expected["clip_fraction_high"] + expected["clip_fraction_low"]
+    assert out.stats.keys() == expected.keys()
+    for name, value in expected.items():
+        assert out.stats[name].item() == pytest.approx(float(value), rel=1e-6), name
+    gone = (grad[kept] == 0) & (a != 0)
+    assert gone.sum().item() / total == pytest.approx(
+        float(expected["clip_fraction"] + expected["clip_fraction_dual"]), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("backend", ["auto", "compose"])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_extremes_are_those_of_usable_tokens(backend: str, sign: float) -> None:
+    """Statistics of one sign, with masked tokens before and between them."""
+    logps = torch.zeros(1, 6, dtype=torch.float64)
+    old = logps - sign * torch.tensor([[9.0, 0.5, 9.0, 0.25, 0.125, 9.0]], dtype=torch.float64)
+    mask = torch.tensor([[0, 1, 0, 1, 1, 0]]).bool()
+    out = preset("ctpo", backend=backend)(logps, old, torch.ones(1, dtype=torch.float64), mask)
+    extremes = sorted((out.stats["log_ratio_min"].item(), out.stats["log_ratio_max"].item()), key=abs)
+    assert extremes == [sign * 0.5, sign * 0.875]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_stats_are_detached_scalars(name: str) -> None:
+    out, _ = run(preset(name), make().to(torch.float32))
+    for value in out.stats.values():
+        assert value.shape == ()
+        assert value.dtype == torch.float32
+        assert not value.requires_grad
+
+
+def test_details_and_profile() -> None:
+    batch = make(rows=9, length=40, drift=0.1)
+    logps = batch.logps.requires_grad_()
+    out = preset("ctpo")(logps, batch.old, batch.advantages, batch.mask, details=True)
+    details = out.details
+    assert details is not None
+    position = batch.mask.cumsum(-1)
+    assert torch.equal(details.position[batch.mask], position[batch.mask])
+    assert torch.equal(details.kept, batch.mask)
+    n = batch.mask.sum()
+    for code, part in ((1, "high"), (-1, "low"), (2, "dual")):
+        assert (details.clip == code).sum() / n == pytest.approx(out.stats[f"clip_fraction_{part}"].item())
+    c = torch.where(batch.mask, batch.logps - batch.old, 0.0).cumsum(-1)
+    torch.testing.assert_close(details.log_weight, torch.where(batch.mask, c, 0.0).detach())
+
+    profile = position_profile(details, length=20, bins=4)
+    assert profile["edge"].tolist() == [5, 10, 15, 20]
+    for b in range(4):
+        inside = batch.mask & (position > 5 * b) & ((position <= 5 * (b + 1)) | (b == 3))
+        x = c[inside].detach()
+        assert profile["count"][b] == inside.sum()
+        assert profile["log_ratio_mean"][b].item() == pytest.approx(x.mean().item())
+        assert profile["log_ratio_std"][b].item() == pytest.approx(x.std(correction=0).item())
+        clipped = (details.clip[inside].abs() == 1).double().mean()
+        assert profile["clip_fraction"][b].item() == pytest.approx(clipped.item())
+        assert profile["dual"][b] == (details.clip[inside] == 2).sum()
+        assert profile["high"][b] + profile["low"][b] == profile["clipped"][b]
+
+
+def test_the_room_imports_torch_and_the_standard_library_only() -> None:
+    folder = Path(ctpo.objectives.__file__).parent
+    allowed = {"torch", *sys.stdlib_module_names}
+    files = [*folder.glob("**/*.py"), folder.parent / "__init__.py"]
+    assert len(files) > 15
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, file
+                names = [node.module or ""]
+            for name in names:
+                assert name.split(".")[0] in allowed or name.startswith("ctpo.objectives"), (
+                    f"{file.name}: {name}"
+                )
