@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import SOURCE, unavailable
+from sandbox_helpers import SOURCE, unavailable
 
 from ctpo.sandbox import Sandbox, SandboxUnavailable, bubblewrap, engines, landlock, limits
 
