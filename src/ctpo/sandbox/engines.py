@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
@@ -84,8 +85,19 @@ def _landlock(interpreter: Interpreter, memory_bytes: int) -> Engine | str:
     if version < 1:
         return "this kernel has no Landlock"
     settings = _settings(interpreter, memory_bytes, file_metadata=False)
+    settings["tasks"] = _TASKS + threads_of(os.getuid() or bubblewrap.NOBODY)
     settings["landlock"] = landlock.settings(version, (*interpreter.readable, *interpreter.packages))
     return Engine("landlock", True, _kinds(_bare_command(interpreter), bubblewrap.ENVIRONMENT, settings))
+
+
+def threads_of(uid: int) -> int:
+    """How many threads a user has now: outside a user namespace they count towards a program's limit."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if process.stat().st_uid == uid:
+                total += int((process / "stat").read_text().rpartition(")")[2].split()[17])
+    return total
 
 
 def _plain(interpreter: Interpreter, memory_bytes: int) -> Engine:

@@ -58,6 +58,10 @@ def confinement_steps(config: Configuration) -> list[tuple[Any, tuple[Any, ...]]
     if config.uid is not None:
         steps.append((kernel.libc.setresgid, (config.uid,) * 3))
         steps.append((kernel.libc.setresuid, (config.uid,) * 3))
+    if config.confine:
+        # Not for the zygote: outside a user namespace all threads of the user count, the trainer's too.
+        bound = struct.pack("@2L", config.tasks, config.tasks)
+        steps.append((kernel.libc.setrlimit, (resource.RLIMIT_NPROC, bound)))
     if config.namespaces:
         steps.append((kernel.libc.chdir, (scratch,)))
         steps.append((kernel.libc.capset, (struct.pack("<Ii", kernel.CAPABILITY_VERSION_3, 0), bytes(24))))
@@ -78,7 +82,6 @@ def _limit_resources(config: Configuration) -> None:
         ("RLIMIT_NICE", 0),
         ("RLIMIT_RTPRIO", 0),
         ("RLIMIT_SIGPENDING", 256),
-        ("RLIMIT_NPROC", config.tasks),
         ("RLIMIT_NOFILE", config.descriptors),
         ("RLIMIT_FSIZE", config.scratch_bytes),
         ("RLIMIT_STACK", 8 << 20),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hostile import HOSTILE
+from sandbox_hostile import HOSTILE
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -23,7 +23,7 @@ def test_contained(name: str, reports: dict[str, dict[str, Any]]) -> None:
 
 def test_runs_as_the_user_it_says(engine: str) -> None:
     """The ordinary user's reports really are an ordinary user's."""
-    from conftest import hostile_reports
+    from sandbox_helpers import hostile_reports
 
     uids = {report["uid"] for report in hostile_reports(engine, "ordinary").values()}
     assert uids == {65534}

@@ -13,7 +13,7 @@ ENGINES = ("bubblewrap", "landlock")
 
 @pytest.fixture(scope="module", params=ENGINES)
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    from conftest import unavailable
+    from sandbox_helpers import unavailable
 
     if (reason := unavailable(request.param)) is not None:
         pytest.skip(reason)
@@ -142,6 +142,20 @@ def test_sympy_is_warm(sandbox: Sandbox) -> None:
     (result,) = sandbox.run([program])
     assert result.stdout == "[2, 3]\n", result.stderr
     assert result.cpu_s < 0.4, "importing sympy alone takes longer than this"
+
+
+def test_everything_but_the_scratch_folder_is_mounted_read_only(sandbox: Sandbox) -> None:
+    """The tests' own user may not own the interpreter; a user's programs run as the one who does."""
+    if sandbox.engine.name != "bubblewrap":
+        pytest.skip("Landlock changes no mount; writes_outside covers it")
+    program = (
+        "import os, sys\nplaces = ['/', '/usr', '/dev', '/dev/null', '/dev/zero', '/zygote']\n"
+        "places += ['/dev/urandom', '/packages/0']\n"
+        "places += [os.__file__, *[p for p in sys.path if os.path.exists(p)], '/tmp']\n"
+        "print([p for p in places if not os.statvfs(p).f_flag & os.ST_RDONLY])"
+    )
+    (result,) = sandbox.run([program])
+    assert result.stdout == "['/tmp']\n", result.stderr
 
 
 def test_scratch_folder(sandbox: Sandbox) -> None:

@@ -1,4 +1,4 @@
-"""Start a command as an ordinary user (nobody), from root: `python ordinary.py PATH... -- COMMAND...`.
+"""Start a command as an ordinary user (nobody), from root: `sandbox_ordinary.py PATH... -- COMMAND...`.
 
 The interpreter may lie where only root may look (/root, say), so the given paths are first made visible in a
 mount namespace of this command's own: every folder above them that others may not enter is replaced by an

@@ -12,10 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import HERE, SOURCE, unavailable
-
-sys.path.insert(0, str(HERE))
-from driver import leftovers, sessions
+from sandbox_driver import leftovers, sessions
+from sandbox_helpers import SOURCE, unavailable
 
 from ctpo.sandbox import Sandbox, SandboxUnavailable
 from ctpo.sandbox.pool import SPARES

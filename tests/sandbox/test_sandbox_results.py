@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from ctpo.sandbox import Sandbox
+from ctpo.sandbox.jobs import judge
+from ctpo.sandbox.worker import Child, Exit
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +98,20 @@ def test_wall_clock_and_limits_of_one_call(sandbox: Sandbox) -> None:
 
 
 def test_threads_share_one_cores_time(sandbox: Sandbox) -> None:
-    program = (
-        "import hashlib, threading\ndata = bytes(1 << 20)\n"
-        "def burn():\n    while True: hashlib.sha256(data)\n"
-        "for _ in range(8): threading.Thread(target=burn).start()"
+    (result,) = sandbox.run(
+        ["import resource; print(resource.getrlimit(resource.RLIMIT_CPU))"], timeout_s=1.5
     )
-    (result,) = sandbox.run([program], timeout_s=1.0)
-    assert result.status == "timeout"
-    assert result.cpu_s <= 2.3
+    assert result.stdout == "(3, 3)\n"
+
+
+@pytest.mark.parametrize(
+    ("wait_status", "cpu_s", "status"),
+    [(9, 3.01, "timeout"), (24, 3.0, "timeout"), (9, 2.5, "lost"), (24, 0.1, "error"), (11, 3.1, "error")],
+)
+def test_cpu_limit_is_a_timeout(wait_status: int, cpu_s: float, status: str) -> None:
+    """What the kernel kills for its CPU time was not killed from outside."""
+    child = Child(1, -1, -1, -1, cpu_limit_s=3)
+    assert judge(child, Exit(1, wait_status, cpu_s), 2.0, False, 100).status == status
 
 
 def test_a_program_beyond_all_bounds_fails_alone(sandbox: Sandbox) -> None:

@@ -1,7 +1,7 @@
 """Runs every hostile program on one engine and reports what became of it and of the host, as JSON on stdout.
 
 A process of its own, so that the same programs run as root and as an ordinary user, with a secret in the
-environment: `python driver.py ENGINE [NAME...]`.
+environment: `python sandbox_driver.py ENGINE [NAME...]`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hostile import HOSTILE, PRELUDE
+from sandbox_hostile import HOSTILE, PRELUDE
 
 from ctpo.sandbox import Sandbox
 from ctpo.sandbox.pool import SPARES

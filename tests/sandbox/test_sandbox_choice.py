@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
-from conftest import SOURCE, unavailable
+from sandbox_helpers import HERE, SOURCE, unavailable
+from sandbox_hostile import HOSTILE
 
 from ctpo.sandbox import Sandbox, SandboxUnavailable, bubblewrap, engines, landlock, limits
 
@@ -81,6 +85,29 @@ def test_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
         limits.check_memory_budget(3, 500)
     with pytest.raises(ValueError, match="lower memory_mb"):
         limits.check_memory_budget(None, 1001)
+
+
+def test_threads_of_this_user_count_the_ones_here() -> None:
+    stop = threading.Event()
+    threads = [threading.Thread(target=stop.wait) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    with_threads = engines.threads_of(os.getuid())
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert 41 <= with_threads < 100_000
+    assert engines.threads_of(2**31 - 5) == 0
+
+
+def test_every_test_the_document_names_exists() -> None:
+    document = (HERE.parents[1] / "docs" / "sandbox.md").read_text()
+    covered = document.partition("## What is covered")[2].partition("## What is not")[0]
+    rows = [row.split("|")[-2] for row in covered.splitlines() if row.startswith("|")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    tests = "".join(path.read_text() for path in HERE.glob("test_sandbox_*.py"))
+    assert set(HOSTILE) <= named
+    assert [name for name in named if name not in HOSTILE and f"def {name}(" not in tests] == []
 
 
 def test_container_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ for index in range(count):
     made = libc.clone(libc.pause, stack, 0x3D0F00, None, ctypes.byref(word), ctypes.c_void_p(libc.pthread_self()), ctypes.byref(word))
     if made == -1: break
     started += 1
-os.write(1, (f"ESCAPED {started}" if started > 2000 else f"{started}").encode())
+    if started == 2000: os.write(1, b"ESCAPED")
 os._exit(0)
 """,
     "ok",
