@@ -1,4 +1,4 @@
-"""The streaming pass with its elementwise arithmetic compiled: one loop on each side of torch's prefix sums.
+"""The streaming pass with its elementwise arithmetic compiled, a loop on each side of torch's prefix sums.
 
 Optional (`backend="compile"`): the first call takes tens of seconds and, on the CPU, a C++ compiler. Sums stay
 with torch, whose reductions run at memory speed; inductor would repeat the arithmetic for every few of them.

@@ -1,8 +1,8 @@
 """The fast path: loss, statistics and gradient of padded rows from one streaming pass, in place.
 
 With the stop-gradient decomposition d L_t / d log π_t needs token t only, and is L_t itself wherever the
-token is not clipped. So the forward pass keeps the token losses and one bit a token, and the backward pass is a
-product. A gradient "through" the statistic adds the statistic's transpose, a sum along the row.
+token is not clipped. So the forward pass keeps the token losses and one bit a token, and the backward pass is
+a product. A gradient "through" the statistic adds the statistic's transpose, a sum along the row.
 
 On the CPU, rows are taken in blocks, and 0-d results are read as Python floats, which costs nothing there. On
 other devices there is one block and nothing is read. Tests hold it equal to `compose` for every preset.

@@ -28,7 +28,7 @@ from ctpo.objectives.stats import Number, Sums
 from ctpo.objectives.surrogates import MinClip, StopGradientWeight, Surrogate
 from ctpo.objectives.trust_regions import Bases
 
-BLOCK: Final = 1 << 17
+BLOCK: Final = 1 << 18
 """Tokens a CPU block: enough to amortise some sixty calls, few enough for the buffers to stay in cache."""
 
 FAR: Final = 1e30
@@ -126,7 +126,7 @@ class Stream:
         """Token log ratios into `x` and the mask as 0/1 into `marked`.
 
         Returns:
-            Usable tokens as 0/1 of the compute dtype (`marked` where all tokens under the mask are usable), and the
+            Usable tokens as 0/1 of the compute dtype (`marked` where all under the mask are usable), and the
             number of tokens under the mask in each row.
         """
         sums = self.sums
@@ -256,7 +256,7 @@ class Stream:
         active.copy_(torch.sub(keep, spare, out=spare))
 
     def _count_clipped(self, spare: Tensor, advantages: Tensor) -> None:
-        """Count signs: +1 raised to the lower bound, −1 lowered to the upper or dual one. Leaves their moduli."""
+        """Count signs: +1 raised to the lower bound, −1 lowered to upper or dual. Leaves their moduli."""
         sums, balance = self.sums, self._sum(spare)
         spare.abs_()
         if isinstance(self.plan.surrogate, MinClip) and self.plan.bases.dual is not None:
