@@ -10,7 +10,7 @@ other devices there is one block and nothing is read. Tests hold it equal to `co
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,39 +19,16 @@ from torch.autograd.function import once_differentiable
 from ctpo.objectives.compiled import CompiledStream
 from ctpo.objectives.compose import Output
 from ctpo.objectives.numerics import prefix_dtype
+from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import (
     CumulativeRatio,
-    MinPrefixRatio,
     PrefixMeanRatio,
     Ratio,
     SequenceMeanRatio,
-    SequenceRatio,
-    TokenRatio,
-    UnitRatio,
 )
 from ctpo.objectives.stats import Sums, finalise
-from ctpo.objectives.stream import Plan, Stream
-from ctpo.objectives.surrogates import Linear, MinClip, StopGradientWeight, Surrogate
-from ctpo.objectives.trust_regions import LogBand, RatioBand, TrustRegion, Unbounded
-
-RATIOS: Final = (
-    TokenRatio,
-    CumulativeRatio,
-    PrefixMeanRatio,
-    SequenceRatio,
-    SequenceMeanRatio,
-    MinPrefixRatio,
-    UnitRatio,
-)
-
-
-def plan_for(ratio: Ratio, region: TrustRegion, surrogate: Surrogate) -> Plan | None:
-    """Plan for three parts, or None when they need the composed path."""
-    if type(ratio) not in RATIOS or type(surrogate) not in (MinClip, StopGradientWeight, Linear):
-        return None
-    if not isinstance(region, (LogBand, RatioBand, Unbounded)) or region.statistic is not None:
-        return None
-    return Plan(ratio, region.bases, surrogate)
+from ctpo.objectives.stream import Stream
+from ctpo.objectives.surrogates import StopGradientWeight
 
 
 def run(

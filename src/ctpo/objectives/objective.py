@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ctpo.objectives import checks
 from ctpo.objectives.compose import Output, compose
-from ctpo.objectives.fused import plan_for, run
+from ctpo.objectives.fused import run
 from ctpo.objectives.layouts import Layout, Padded
 from ctpo.objectives.numerics import compute_dtype
 from ctpo.objectives.penalties import KL_ESTIMATORS, entropy_penalty, kl_penalty
+from ctpo.objectives.plan import plan_for
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Count, Reduction
 from ctpo.objectives.segments import Packed, segment_ids_from

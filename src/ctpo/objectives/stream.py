@@ -7,60 +7,29 @@ step by step, so decisions fall the same way.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from ctpo.objectives.numerics import EXP_CAP, SATURATION, prefix_dtype
+from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import (
     CumulativeRatio,
     MinPrefixRatio,
     PrefixMeanRatio,
-    Ratio,
     SequenceMeanRatio,
     SequenceRatio,
-    TokenRatio,
     UnitRatio,
 )
 from ctpo.objectives.stats import Number, Sums
-from ctpo.objectives.surrogates import MinClip, StopGradientWeight, Surrogate
-from ctpo.objectives.trust_regions import Bases
+from ctpo.objectives.surrogates import MinClip, StopGradientWeight
 
 BLOCK: Final = 1 << 18
 """Tokens a CPU block: enough to amortise some sixty calls, few enough for the buffers to stay in cache."""
 
 FAR: Final = 1e30
 """Stands for an absent bound: an infinite one would make 0·inf = NaN at t = 0."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the streaming pass needs to know of an objective."""
-
-    ratio: Ratio
-    bases: Bases
-    surrogate: Surrogate
-
-    @property
-    def through(self) -> bool:
-        """Whether the gradient runs through the statistic."""
-        return self.ratio.gradient == "through" and not isinstance(self.ratio, TokenRatio)
-
-    @property
-    def scaled(self) -> bool:
-        """Whether the bounds depend on the position."""
-        return self.bases.power != 0.0
-
-    def ceiling(self, length: int) -> float | None:
-        """Ceiling of the log weight when one number serves all positions up to `length`, else None."""
-        bounds = [b for b in (self.bases.upper, self.bases.dual) if b is not None and not math.isinf(b)]
-        widest = max(bounds, default=-math.inf)
-        reach = widest * max(1.0, float(max(length, 1)) ** self.bases.power)
-        if not self.scaled or reach <= self.ratio.log_cap:
-            return min(max(self.ratio.log_cap, widest), EXP_CAP)
-        return None
 
 
 class Stream:
