@@ -50,8 +50,11 @@ class Stream:
         self.wide = prefix_dtype(self.device)
         self.zero = torch.zeros((), dtype=self.dtype, device=self.device)
         self.ceiling = plan.ceiling(self.length)
+        self.least_ceiling = plan.ratio.log_cap if self.ceiling is None else self.ceiling
         self.block_rows = max(1, min(self.rows, BLOCK // max(self.length, 1) if self.on_cpu else self.rows))
-        self.block_columns = min(self.length, BLOCK) if self.on_cpu else self.length
+        # Only single rows are cut across: pieces of several rows would not be contiguous.
+        cut = self.on_cpu and self.block_rows == 1
+        self.block_columns = min(self.length, max(BLOCK // 4, 1)) if cut else self.length
 
     def fill(self, loss: Tensor, active: Tensor, slope: Tensor | None, kept: Tensor | None) -> Tensor:
         """Token losses, activity bits, slopes and usable tokens, as far as asked for.
@@ -178,8 +181,8 @@ class Stream:
         self._clip(x, loss, advantages, clipped, spare)
         self._mark_clipped(x, advantages, clipped, keep, active, spare)
         lowest, highest = self._extremes(x, keep)
-        ceiling: Tensor | float = self.ceiling if self.ceiling is not None else self._ceiling_at(loss)
-        if not self.on_cpu or not isinstance(ceiling, float) or highest > ceiling:
+        if not self.on_cpu or highest > self.least_ceiling:
+            ceiling = self._ceiling_at(loss) if self.ceiling is None else self.ceiling
             torch.clamp(clipped, max=ceiling, out=clipped)
             x.clamp_(max=ceiling)
             lowest, highest = self._extremes(x, keep)
