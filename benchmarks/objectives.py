@@ -4,13 +4,13 @@
     python benchmarks/objectives.py --json     # for machines
     python benchmarks/objectives.py --compile  # also torch.compile (first call: tens of seconds)
 
-Each row is forward and backward on the same tensors, A and B interleaved, medians over the rounds; ratios are peer
-time over ours. Peers run their own code on log-probs they did not have to compute:
+Each row is forward and backward on the same tensors, contenders interleaved, medians over the rounds; ratios
+are their time over ours. Peers run their own code on log-probs they did not have to compute:
 
-- eager: CTPO as its paper describes it, written straightforwardly in torch, with the statistics that the published
-  implementation reports (ratio moments and quantiles, clip counts read to the host);
+- eager: CTPO as its paper describes it, written straightforwardly in torch, with the kinds of statistics that
+  the published implementation reports (moments and quantiles of the ratio, clip counts, read to the host);
 - eager-bare: the same without statistics;
-- trl: `GRPOTrainer._compute_loss` itself on a stand-in trainer that hands over the log-probs, metrics included;
+- trl: `GRPOTrainer._compute_loss` itself on a stand-in trainer that hands over the log-probs, with metrics;
 - liger: `LigerFusedLinearGRPOFunction.ppo_loss_fn`, the loss of its fused GRPO (no metrics).
 
 TRL's and Liger's losses are GRPO's; ours of the same family (`grpo`) stands beside them.
@@ -23,7 +23,6 @@ import json
 import statistics
 import sys
 import time
-import tracemalloc  # noqa: F401  (named here because it does not see torch's memory; see peak_bytes)
 from collections import defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from ctpo.objectives import preset
+from ctpo.objectives import Objective, preset
 
 SHAPES = ((64, 1024), (64, 8192), (8, 65536), (1, 524288))
 Step = Callable[[], None]
@@ -48,7 +47,7 @@ def batch(rows: int, length: int, device: str) -> tuple[Tensor, Tensor, Tensor, 
     ends = torch.randint(length // 2, length + 1, (rows, 1), generator=g)
     mask = (column < ends) & (column % 512 < 448)
     advantages = torch.randn(rows, generator=g)
-    return tuple(x.to(device) for x in (logps.requires_grad_(False), old, advantages, mask))  # type: ignore[return-value]
+    return logps.to(device), old.to(device), advantages.to(device), mask.to(device)
 
 
 def eager_ctpo(logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, statistics: bool) -> Tensor:
@@ -96,7 +95,8 @@ def trl_loss() -> Callable[..., Tensor] | str:
     args = SimpleNamespace(delta=3.0, use_bias_correction_kl=False, steps_per_generation=1)
     trainer = SimpleNamespace(
         top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token", beta=0.0,
-        loss_type="grpo", epsilon_low=0.2, epsilon_high=0.28, args=args, aux_loss_enabled=False, use_vllm=False,
+        loss_type="grpo", epsilon_low=0.2, epsilon_high=0.28, args=args, aux_loss_enabled=False,
+        use_vllm=False,
         model=SimpleNamespace(training=True), current_gradient_accumulation_steps=1, accelerator=accelerator,
         _entropy_bonus_enabled=False, _metrics={"train": defaultdict(list)},
     )  # fmt: skip
@@ -133,14 +133,21 @@ def liger_loss() -> Callable[..., Tensor] | str:
     return loss
 
 
+def loss_of(objective: Objective) -> Callable[..., Tensor]:
+    """The loss alone."""
+    return lambda *inputs: objective(*inputs).loss
+
+
 def contenders(compile_too: bool) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
     """Losses by name, and peers that cannot run with the reason."""
-    names = {"ctpo": "auto", "grpo": "auto", **({"ctpo-compiled": "compile"} if compile_too else {})}
-    runs: dict[str, Callable[..., Tensor]] = {
-        name: lambda *x, o=preset(name.split("-")[0], backend=backend): o(*x).loss
-        for name, backend in names.items()
+    ours = {
+        "ctpo": preset("ctpo"),
+        "grpo": preset("grpo"),
+        "ctpo-composed": preset("ctpo", backend="compose"),
     }
-    runs["ctpo-composed"] = lambda *x, o=preset("ctpo", backend="compose"): o(*x).loss
+    if compile_too:
+        ours["ctpo-compiled"] = preset("ctpo", backend="compile")
+    runs = {name: loss_of(objective) for name, objective in ours.items()}
     runs["eager"] = lambda *x: eager_ctpo(*x, True)
     runs["eager-bare"] = lambda *x: eager_ctpo(*x, False)
     missing = {}
@@ -218,9 +225,8 @@ def prefix_errors() -> dict[int, dict[str, float]]:
         for t in range(length):  # a plain float32 accumulator, as a GPU thread would keep
             naive = naive + d[:, t]
             worst = torch.maximum(worst, (naive.double() - exact[:, t]).abs())
-        stream = (5 * torch.ones(1, length) + d[:1]).cumsum(-1)  # a segment that drifted before ours
-        offset = torch.cat([stream[0], d[0]]).float()
-        after = torch.cat([5 + d[0], d[0]]).cumsum(0)[length:] - offset[length - 1]
+        stream = torch.cat([5 + d[0], d[0]]).cumsum(0)  # a segment that drifted before ours
+        after = stream[length:] - stream[length - 1]
         found[length] = {
             "float32 accumulator": worst.max().item(),
             "torch.cumsum float32": (d.cumsum(-1).double() - exact).abs().max().item(),
@@ -264,7 +270,8 @@ def measure(
 def show(results: dict[str, Any]) -> None:
     """Print the table."""
     print(
-        f"torch {results['torch']}, {results['device']}, {results['threads']} threads, medians of {results['rounds']}"
+        f"torch {results['torch']}, {results['device']}, {results['threads']} threads, "
+        f"medians of {results['rounds']} rounds"
     )
     for name, reason in results["not_measured"].items():
         print(f"{name}: {reason}, not measured")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ctpo.objectives import Objective, preset, preset_names, stream
-from ctpo.objectives.fused import plan_for
+from ctpo.objectives.plan import plan_for
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.ratios import CumulativeRatio, PrefixMeanRatio, SequenceRatio, TokenRatio
 from ctpo.objectives.surrogates import Gated, Linear, MinClip, StopGradientWeight

@@ -128,14 +128,15 @@ def test_half_precision_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @BACKENDS
-def test_the_ceiling_never_cuts_inside_the_region(backend: str) -> None:
+@pytest.mark.parametrize("dual", [0.05, None])
+def test_the_ceiling_never_cuts_inside_the_region(backend: str, dual: float | None) -> None:
     """Past t = 40,000 the band 0.05·√t is wider than 10; tokens inside it keep value and gradient."""
     length = 90_000
     logps = torch.zeros(1, length, dtype=torch.float64)
     old = logps.clone()
     old[0, :13] = -1.0  # log ρ_t = 13 from t = 13 on
     batch = Batch(logps, old, torch.ones(1, dtype=torch.float64), torch.ones(1, length, dtype=torch.bool))
-    out, grad = run(preset("ctpo", reduction="sum", backend=backend), batch)
+    out, grad = run(preset("ctpo", dual=dual, reduction="sum", backend=backend), batch)
     opens = math.ceil((13 / 0.05) ** 2)  # first t with 0.05·√t ≥ 13
     assert grad[0, 20 : opens - 1].abs().max() == 0
     torch.testing.assert_close(grad[0, opens:], torch.full_like(grad[0, opens:], -math.exp(13)))

@@ -79,7 +79,7 @@ def group_normalised(
     Raises:
         ValueError: shapes that do not fit.
 
-    Source: GRPO, arXiv 2402.03300, section 4.1.2; Dr.GRPO, arXiv 2503.20783, section 3.2.
+    Source: GRPO, arXiv 2402.03300, section 4.1.2; Dr.GRPO, arXiv 2503.20783, section 3.
     """
     returns = _returns(rewards, mask)
     groups = _Groups(group, returns.shape[0], returns.device)
@@ -93,14 +93,14 @@ def group_normalised(
 
 
 def dr_grpo(rewards: Tensor, group: Tensor | int, *, mask: Tensor | None = None) -> Tensor:
-    """A_i = R_i − mean_G R (Dr.GRPO, arXiv 2503.20783, section 3.2). See `group_normalised`."""
+    """A_i = R_i − mean_G R (Dr.GRPO, arXiv 2503.20783, section 3). See `group_normalised`."""
     return group_normalised(rewards, group, mask=mask, normalise_std=False)
 
 
 def rloo(rewards: Tensor, group: Tensor | int, *, mask: Tensor | None = None) -> Tensor:
     """A_i = R_i − mean of the other responses' R = n/(n − 1) · (R_i − mean_G R); 0 for a group of one.
 
-    Args and Returns as `group_normalised`. Source: RLOO, arXiv 2402.14740, section 3.2.
+    Args and Returns as `group_normalised`. Source: RLOO, arXiv 2402.14740.
     """
     returns = _returns(rewards, mask)
     groups = _Groups(group, returns.shape[0], returns.device)

@@ -1,7 +1,7 @@
-"""The streaming pass with its elementwise arithmetic compiled: one loop on each side of torch's prefix sums.
+"""The streaming pass with its elementwise arithmetic compiled, a loop on each side of torch's prefix sums.
 
-Optional (`backend="compile"`): the first call takes tens of seconds and, on the CPU, a C++ compiler. Sums stay
-with torch, whose reductions run at memory speed; inductor would repeat the arithmetic for every few of them.
+Optional (`backend="compile"`): the first call takes tens of seconds and, on the CPU, a C++ compiler. Sums
+stay with torch, whose reductions run at memory speed; inductor would repeat the arithmetic for every few.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives.numerics import EXP_CAP, SATURATION
-from ctpo.objectives.stream import FAR, Plan, Stream
+from ctpo.objectives.plan import Plan
+from ctpo.objectives.stream import FAR, Stream
 from ctpo.objectives.surrogates import MinClip, StopGradientWeight
 
 
@@ -84,11 +85,13 @@ def _terms(plan: Plan, ceiling: float | None) -> Callable[..., tuple[Tensor, ...
         scale = position.pow(bases.power) if plan.scaled else torch.ones_like(x)
         if by_sign:
             gain, harm = advantages > 0, advantages < 0
-            lows, highs = torch.where(harm, low, -FAR), torch.where(gain, high, torch.where(harm, dual, FAR))
+            far = torch.full_like(advantages, FAR)  # a where of two numbers would be float32
+            lows = torch.where(harm, low, -far)
+            highs = torch.where(gain, high, torch.where(harm, dual, far))
         else:
             lows = torch.full_like(advantages, low if weighs else -FAR)
             highs = torch.full_like(advantages, high if weighs else FAR)
-        clipped = torch.minimum(torch.maximum(x, scale * lows.to(x.dtype)), scale * highs.to(x.dtype))
+        clipped = torch.minimum(torch.maximum(x, scale * lows), scale * highs)
         met = (clipped - x).sign()
         top = (scale * widest).clamp(cap, EXP_CAP) if ceiling is None else torch.full_like(x, ceiling)
         truncated = torch.minimum(x, top)

@@ -1,8 +1,8 @@
 """The fast path: loss, statistics and gradient of padded rows from one streaming pass, in place.
 
 With the stop-gradient decomposition d L_t / d log π_t needs token t only, and is L_t itself wherever the
-token is not clipped. So the forward pass keeps the token losses and one bit a token, and the backward pass is a
-product. A gradient "through" the statistic adds the statistic's transpose, a sum along the row.
+token is not clipped. So the forward pass keeps the token losses and one bit a token, and the backward pass is
+a product. A gradient "through" the statistic adds the statistic's transpose, a sum along the row.
 
 On the CPU, rows are taken in blocks, and 0-d results are read as Python floats, which costs nothing there. On
 other devices there is one block and nothing is read. Tests hold it equal to `compose` for every preset.
@@ -10,7 +10,7 @@ other devices there is one block and nothing is read. Tests hold it equal to `co
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,39 +19,16 @@ from torch.autograd.function import once_differentiable
 from ctpo.objectives.compiled import CompiledStream
 from ctpo.objectives.compose import Output
 from ctpo.objectives.numerics import prefix_dtype
+from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import (
     CumulativeRatio,
-    MinPrefixRatio,
     PrefixMeanRatio,
     Ratio,
     SequenceMeanRatio,
-    SequenceRatio,
-    TokenRatio,
-    UnitRatio,
 )
 from ctpo.objectives.stats import Sums, finalise
-from ctpo.objectives.stream import Plan, Stream
-from ctpo.objectives.surrogates import Linear, MinClip, StopGradientWeight, Surrogate
-from ctpo.objectives.trust_regions import LogBand, RatioBand, TrustRegion, Unbounded
-
-RATIOS: Final = (
-    TokenRatio,
-    CumulativeRatio,
-    PrefixMeanRatio,
-    SequenceRatio,
-    SequenceMeanRatio,
-    MinPrefixRatio,
-    UnitRatio,
-)
-
-
-def plan_for(ratio: Ratio, region: TrustRegion, surrogate: Surrogate) -> Plan | None:
-    """Plan for three parts, or None when they need the composed path."""
-    if type(ratio) not in RATIOS or type(surrogate) not in (MinClip, StopGradientWeight, Linear):
-        return None
-    if not isinstance(region, (LogBand, RatioBand, Unbounded)) or region.statistic is not None:
-        return None
-    return Plan(ratio, region.bases, surrogate)
+from ctpo.objectives.stream import Stream
+from ctpo.objectives.surrogates import StopGradientWeight
 
 
 def run(

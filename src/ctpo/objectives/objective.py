@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ctpo.objectives import checks
 from ctpo.objectives.compose import Output, compose
-from ctpo.objectives.fused import plan_for, run
+from ctpo.objectives.fused import run
 from ctpo.objectives.layouts import Layout, Padded
 from ctpo.objectives.numerics import compute_dtype
 from ctpo.objectives.penalties import KL_ESTIMATORS, entropy_penalty, kl_penalty
+from ctpo.objectives.plan import plan_for
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Count, Reduction
 from ctpo.objectives.segments import Packed, segment_ids_from
@@ -46,8 +47,8 @@ class Objective:
         kl_coef: factor of the penalty KL(π_θ ‖ π_ref); needs `ref_logps` when not 0.
         kl_estimator: "k1", "k2" or "k3".
         entropy_coef: factor of the entropy bonus; needs `entropies` when not 0.
-        backend: "auto" takes the fused path where one applies, "compile" the same with its arithmetic compiled by
-            torch.compile (worth it from some 100k tokens a call), "compose" always the definition.
+        backend: "auto" takes the fused path where one applies, "compile" the same with generated arithmetic
+            (torch.compile; on the CPU no faster), "compose" always the definition.
     """
 
     ratio: Ratio

@@ -54,7 +54,7 @@ class Packed:
         index = torch.arange(self.ids.shape[0], device=self.ids.device)
         starts = torch.ones_like(self.ids, dtype=torch.bool)
         starts[1:] = self.ids[1:] != self.ids[:-1]
-        # Numbers of the segments that hold tokens: always below N, so that buckets need no count from the device.
+        # Numbers of the segments that hold tokens: below N, so that buckets need no count from the device.
         self.dense = starts.cumsum(0) - 1
         # Position of the first token of each token's segment.
         self.start = torch.where(starts, index, torch.zeros_like(index))

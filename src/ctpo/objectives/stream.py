@@ -7,60 +7,29 @@ step by step, so decisions fall the same way.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from ctpo.objectives.numerics import EXP_CAP, SATURATION, prefix_dtype
+from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import (
     CumulativeRatio,
     MinPrefixRatio,
     PrefixMeanRatio,
-    Ratio,
     SequenceMeanRatio,
     SequenceRatio,
-    TokenRatio,
     UnitRatio,
 )
 from ctpo.objectives.stats import Number, Sums
-from ctpo.objectives.surrogates import MinClip, StopGradientWeight, Surrogate
-from ctpo.objectives.trust_regions import Bases
+from ctpo.objectives.surrogates import MinClip, StopGradientWeight
 
-BLOCK: Final = 1 << 17
+BLOCK: Final = 1 << 18
 """Tokens a CPU block: enough to amortise some sixty calls, few enough for the buffers to stay in cache."""
 
 FAR: Final = 1e30
 """Stands for an absent bound: an infinite one would make 0·inf = NaN at t = 0."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the streaming pass needs to know of an objective."""
-
-    ratio: Ratio
-    bases: Bases
-    surrogate: Surrogate
-
-    @property
-    def through(self) -> bool:
-        """Whether the gradient runs through the statistic."""
-        return self.ratio.gradient == "through" and not isinstance(self.ratio, TokenRatio)
-
-    @property
-    def scaled(self) -> bool:
-        """Whether the bounds depend on the position."""
-        return self.bases.power != 0.0
-
-    def ceiling(self, length: int) -> float | None:
-        """Ceiling of the log weight when one number serves all positions up to `length`, else None."""
-        bounds = [b for b in (self.bases.upper, self.bases.dual) if b is not None and not math.isinf(b)]
-        widest = max(bounds, default=-math.inf)
-        reach = widest * max(1.0, float(max(length, 1)) ** self.bases.power)
-        if not self.scaled or reach <= self.ratio.log_cap:
-            return min(max(self.ratio.log_cap, widest), EXP_CAP)
-        return None
 
 
 class Stream:
@@ -81,8 +50,11 @@ class Stream:
         self.wide = prefix_dtype(self.device)
         self.zero = torch.zeros((), dtype=self.dtype, device=self.device)
         self.ceiling = plan.ceiling(self.length)
+        self.least_ceiling = plan.ratio.log_cap if self.ceiling is None else self.ceiling
         self.block_rows = max(1, min(self.rows, BLOCK // max(self.length, 1) if self.on_cpu else self.rows))
-        self.block_columns = min(self.length, BLOCK) if self.on_cpu else self.length
+        # Only single rows are cut across: pieces of several rows would not be contiguous.
+        cut = self.on_cpu and self.block_rows == 1
+        self.block_columns = min(self.length, max(BLOCK // 4, 1)) if cut else self.length
 
     def fill(self, loss: Tensor, active: Tensor, slope: Tensor | None, kept: Tensor | None) -> Tensor:
         """Token losses, activity bits, slopes and usable tokens, as far as asked for.
@@ -126,7 +98,7 @@ class Stream:
         """Token log ratios into `x` and the mask as 0/1 into `marked`.
 
         Returns:
-            Usable tokens as 0/1 of the compute dtype (`marked` where all tokens under the mask are usable), and the
+            Usable tokens as 0/1 of the compute dtype (`marked` where all under the mask are usable), and the
             number of tokens under the mask in each row.
         """
         sums = self.sums
@@ -209,8 +181,8 @@ class Stream:
         self._clip(x, loss, advantages, clipped, spare)
         self._mark_clipped(x, advantages, clipped, keep, active, spare)
         lowest, highest = self._extremes(x, keep)
-        ceiling: Tensor | float = self.ceiling if self.ceiling is not None else self._ceiling_at(loss)
-        if not self.on_cpu or not isinstance(ceiling, float) or highest > ceiling:
+        if not self.on_cpu or highest > self.least_ceiling:
+            ceiling = self._ceiling_at(loss) if self.ceiling is None else self.ceiling
             torch.clamp(clipped, max=ceiling, out=clipped)
             x.clamp_(max=ceiling)
             lowest, highest = self._extremes(x, keep)
@@ -256,7 +228,7 @@ class Stream:
         active.copy_(torch.sub(keep, spare, out=spare))
 
     def _count_clipped(self, spare: Tensor, advantages: Tensor) -> None:
-        """Count signs: +1 raised to the lower bound, −1 lowered to the upper or dual one. Leaves their moduli."""
+        """Count signs: +1 raised to the lower bound, −1 lowered to upper or dual. Leaves their moduli."""
         sums, balance = self.sums, self._sum(spare)
         spare.abs_()
         if isinstance(self.plan.surrogate, MinClip) and self.plan.bases.dual is not None:

@@ -59,7 +59,7 @@ def sanitise(logps: Tensor, old_logps: Tensor, mask: Tensor, layout: Layout) -> 
     new, old = logps.to(dtype), old_logps.detach().to(dtype)
     raw = (new - old).detach()
     finite = new.detach().isfinite() & old.isfinite()
-    usable = finite & (raw.abs() <= SATURATION)
+    usable = raw.abs() <= SATURATION  # false for NaN and inf too
     kept = mask & usable
     zero = torch.zeros((), dtype=dtype, device=logps.device)
     new = torch.where(kept, new, zero)

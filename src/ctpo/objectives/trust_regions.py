@@ -67,8 +67,8 @@ class Bases:
 class LogBand:
     """[−low·t^power, high·t^power], dual bound dual·t^power, in log space (CTPO, arXiv 2605.07331).
 
-    t is the 1-based count of generated tokens; power 0.5 follows the spread of a sum of independent steps, 0 is
-    a fixed band, −0.5 fits a mean.
+    t is the 1-based count of generated tokens; power 0.5 follows the spread of a sum of independent steps,
+    0 is a fixed band, −0.5 fits a mean.
     """
 
     low: float
