@@ -65,6 +65,21 @@ def test_unsafe_option_warns_on_every_run() -> None:
                 assert sandbox.run(["print(1)"])[0].stdout == "1\n"
 
 
+def test_unsafe_warning_is_shown_every_time() -> None:
+    script = (
+        "from ctpo.sandbox import Sandbox\nwith Sandbox(unsafe_no_isolation=True, workers=1) as sandbox:\n"
+        "    for _ in range(3): sandbox.run(['print(1)'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.count("WITHOUT isolation") == 3
+
+
 def test_refuses_elsewhere_but_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(SandboxUnavailable, match="needs Linux"):

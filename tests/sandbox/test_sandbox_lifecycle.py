@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -33,9 +34,10 @@ def _busiest(started: list[int], within_s: float = 5.0) -> int:
         parents, used = set(), {}
         for pid, session in sessions().items():
             if session in started:
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                parents.add(int(fields[1]))
-                used[pid] = int(fields[11]) + int(fields[12])
+                with contextlib.suppress(FileNotFoundError):  # it has just ended
+                    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                    parents.add(int(fields[1]))
+                    used[pid] = int(fields[11]) + int(fields[12])
         busy = [
             pid for pid, ticks in used.items() if ticks >= 8 and pid not in parents and pid not in started
         ]

@@ -81,6 +81,14 @@ def test_traceback_is_trimmed_in_the_exceptions_behind(sandbox: Sandbox) -> None
     assert "direct cause" in result.stderr
 
 
+def test_traceback_of_a_thread_is_trimmed(sandbox: Sandbox) -> None:
+    program = "import threading\ndef work(): 1/0\nt = threading.Thread(target=work)\nt.start(); t.join()"
+    (result,) = sandbox.run([program])
+    assert result.status == "ok", "as in an interpreter, a thread's exception is not the program's"
+    assert result.stderr.count("File ") == result.stderr.count('File "<program>", line 2, in work') == 1
+    assert "Exception in thread" in result.stderr
+
+
 def test_fatal_signal_is_named(sandbox: Sandbox) -> None:
     (result,) = sandbox.run(["import ctypes; ctypes.string_at(0)"])
     assert result.status == "error"

@@ -171,11 +171,15 @@ class Sandbox:
         if self._pool is None:
             raise SandboxUnavailable("the sandbox was closed; make another")
         if not self.engine.isolated:
-            warnings.warn(
+            caller = sys._getframe(2)
+            # With a registry of its own: the usual one would show the warning once a line, not on every run.
+            warnings.warn_explicit(
                 "programs run WITHOUT isolation (unsafe_no_isolation=True): they can read, write, send and "
                 "kill whatever this user can",
                 RuntimeWarning,
-                stacklevel=3,
+                caller.f_code.co_filename,
+                caller.f_lineno,
+                registry={},
             )
         self._pool.submit(jobs)
 

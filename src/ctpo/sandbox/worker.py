@@ -171,7 +171,7 @@ class Zygote:
             self.control.send(REQUEST.pack(b"K", child.identity))
 
     def receive(self) -> list[Exit] | None:
-        """Read what the zygote says; None once it is dead."""
+        """Read what the zygote says; None once it is dead and what it said before is known."""
         exits: list[Exit] = []
         while True:
             try:
@@ -179,9 +179,9 @@ class Zygote:
             except BlockingIOError:
                 return exits
             except ConnectionError:
-                return None
+                return exits or None
             if not message:
-                return None
+                return exits or None
             if message[:1] == b"R":
                 self.ready = True
                 self.packages = json.loads(message[1:])["found"]

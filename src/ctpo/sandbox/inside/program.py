@@ -58,6 +58,14 @@ def _print_traceback(error: BaseException, text: str) -> None:
     sys.stderr.write(shown)
 
 
+def _report_thread(hooked: threading.ExceptHookArgs, text: str) -> None:
+    """What `threading.excepthook` prints, with the program's own frames only."""
+    if hooked.exc_value is not None and not isinstance(hooked.exc_value, SystemExit):
+        name = hooked.thread.name if hooked.thread else "unknown"
+        sys.stderr.write(f"Exception in thread {name}:\n")
+        _print_traceback(hooked.exc_value, text)
+
+
 def _exit_code(stop: SystemExit) -> int:
     """What `sys.exit(x)` means, as the interpreter has it; our two private codes become a plain 1."""
     if stop.code is None:
@@ -81,6 +89,7 @@ def _finish(code: int) -> int:
 
 def _execute(text: str) -> int:
     """Run the program as `__main__` and return the exit code."""
+    threading.excepthook = lambda hooked: _report_thread(hooked, text)
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     try:
