@@ -76,6 +76,12 @@ def test_gae_equals_the_recursion(length: int, per_token: bool) -> None:
     assert not got[~mask].any()
 
 
+def test_differences_too_small_to_square_stay_finite() -> None:
+    got = group_normalised(torch.tensor([0.0, 1e-30, 1.0, 2.0]), 2)
+    assert got.isfinite().all()
+    assert got[1] > 0 > got[0]
+
+
 def test_gae_of_nothing() -> None:
     empty = torch.zeros(2, 0)
     assert gae(torch.zeros(2), empty, empty > 0).shape == (2, 0)

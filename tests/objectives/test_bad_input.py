@@ -148,6 +148,17 @@ def test_defaults_list_every_knob() -> None:
         (lambda: anchor_logps("rollout", X, None), "anchor: 'rollout' needs rollout_logps"),
         (lambda: Reduction("token-mean", norm_length=-1), "norm_length: -1"),
         (lambda: position_profile(preset("ctpo")(X, X, A, M, details=True).details, 4, 0), "bins: 0"),  # type: ignore[arg-type]
+        (
+            lambda: preset("ctpo")(
+                V,
+                V,
+                A,
+                VM,
+                cu_seqlens=torch.tensor([0, 2, 4]),
+                shard=SequenceShard(chunk_ids=torch.arange(1)),
+            ),
+            "cu_seqlens: a shard of a packed stream needs segment_ids",
+        ),
         (lambda: preset("ctpo", kl_coef=0.1)(X, X, A, M), "ref_logps: shape None"),
         (lambda: preset("ctpo", entropy_coef=0.1)(X, X, A, M, entropies=A), r"entropies: shape \(2,\)"),
         (

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctpo.objectives import Objective, preset, preset_names, stream
 from ctpo.objectives.plan import plan_for
@@ -152,6 +153,41 @@ def test_second_derivatives_are_refused() -> None:
     (grad,) = torch.autograd.grad(out.loss, logps, create_graph=True)
     with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
         grad.sum().backward()
+
+
+class Reads(TorchDispatchMode):
+    """Names of the operations that would make a device wait for the host or the host for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__.split(".")[0] in (
+            "_local_scalar_dense",
+            "nonzero",
+            "masked_select",
+            "equal",
+            "_unique2",
+        ):
+            self.found.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_device_path_reads_nothing_and_agrees(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path other devices take, run on the CPU's tensors."""
+    monkeypatch.setattr(stream, "reads_are_free", lambda device: False)
+    for drift in (0.1, 3.0):
+        batch = make(drift=drift)
+        batch.old[0, 3] = float("nan")
+        batch.old[1, 4] = -9999.0
+        with Reads() as reads:
+            out, grad = run(preset(name), batch)
+        assert reads.found == []
+        expected, expected_grad = run(preset(name, backend="compose"), batch)
+        same(out, expected, 1e-11)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
 
 
 def test_inputs_are_left_alone() -> None:

@@ -37,6 +37,23 @@ def test_masked_values_change_nothing(name: str, backend: str) -> None:
 
 @BACKENDS
 @ALL
+def test_masked_advantages_change_nothing(name: str, backend: str) -> None:
+    """Per-token advantages may hold anything outside the mask, and where the log-probs are unusable."""
+    objective, batches = preset(name, backend=backend), []
+    for fill in (0.0, NAN):
+        batch = make(drift=0.3, per_token=True)
+        token = int(batch.mask[0].nonzero()[2])
+        batch.old[0, token] = INF
+        batch.advantages[0, token] = fill
+        batch.advantages[~batch.mask] = fill
+        batches.append(run(objective, batch))
+    (out, grad), (expected, expected_grad) = batches
+    assert torch.equal(out.loss, expected.loss)
+    assert torch.equal(grad, expected_grad)
+
+
+@BACKENDS
+@ALL
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, -9999.0, 25.0])
 def test_an_unusable_token_is_neutralised_and_its_row_lives(name: str, backend: str, bad: float) -> None:
     """It has ratio 1 in every product and no loss; the others are as if its log-probs had agreed exactly."""
@@ -230,3 +247,17 @@ def test_packed_streams_do_not_leak_between_segments() -> None:
     _, expected = run(objective, alone)
     torch.testing.assert_close(grad[2 * n :], expected[0], rtol=1e-6, atol=1e-7)
     assert grad.isfinite().all()
+
+
+@BACKENDS
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_masks_of_numbers_and_strided_tensors(dtype: torch.dtype, backend: str) -> None:
+    batch = make(drift=0.1)
+    expected, expected_grad = run(preset("ctpo", backend=backend), batch)
+    strided = Batch(
+        batch.logps.T.contiguous().T, batch.old.T.contiguous().T, batch.advantages, batch.mask.to(dtype)
+    )
+    assert not strided.logps.is_contiguous()
+    out, grad = run(preset("ctpo", backend=backend), strided)
+    assert torch.equal(out.loss, expected.loss)
+    assert torch.equal(grad, expected_grad)

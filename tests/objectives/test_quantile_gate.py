@@ -18,8 +18,8 @@ def threshold(values: list[float], q: float) -> float:
     return ranked[max(math.ceil((1 - q) * len(ranked) - 1e-9), 1) - 1]
 
 
-@pytest.mark.parametrize("q", [0.0, 0.1, 0.2, 0.5, 0.99])
-@pytest.mark.parametrize("count", [1, 2, 5, 10, 101])
+@pytest.mark.parametrize("q", [0.0, 0.1, 0.2, 0.45, 0.5, 0.99])  # 0.55·100 is 55.000…01
+@pytest.mark.parametrize("count", [1, 2, 5, 10, 100, 101])
 def test_upper_quantile(count: int, q: float) -> None:
     values = torch.randn(count + 5, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
     included = torch.arange(count + 5) >= 5
@@ -47,7 +47,7 @@ def loops(batch: Batch, q: float, by_prefix: bool) -> tuple[float, list[list[flo
     if by_prefix:
         longest = max(len(sums[i]) for i in informative)
         at = [[sums[i][k] for i in informative if len(sums[i]) > k] for k in range(longest)]
-        rms = [math.sqrt(sum(x * x for x in column) / len(column)) for column in at]
+        rms = [math.sqrt(sum(x * x for x in column) / len(column)) or 1.0 for column in at]
         stats = {i: [abs(c) / rms[k] for k, c in enumerate(sums[i])] for i in informative}
     else:
         stats = {i: [abs(sums[i][-1])] * len(sums[i]) for i in informative}
@@ -76,6 +76,16 @@ def test_presets_against_loops(name: str, q: float) -> None:
     batch = make(rows=9, drift=0.2, seed=11)
     loss, grad = loops(batch, q, name == "prefix-quantile")
     out, got = run(preset(name, q=q), batch)
+    assert out.loss.item() == pytest.approx(loss, rel=1e-11)
+    torch.testing.assert_close(got, torch.tensor(grad, dtype=torch.float64), rtol=1e-10, atol=1e-15)
+
+
+def test_positions_without_drift_count_as_calm() -> None:
+    """Where no row has drifted yet the statistic is 0, not 0/0, and has its share in the quantile."""
+    batch = make(rows=9, drift=0.2, seed=11)
+    batch.old[:, :12] = batch.logps[:, :12]
+    loss, grad = loops(batch, 0.4, True)
+    out, got = run(preset("prefix-quantile", q=0.4), batch)
     assert out.loss.item() == pytest.approx(loss, rel=1e-11)
     torch.testing.assert_close(got, torch.tensor(grad, dtype=torch.float64), rtol=1e-10, atol=1e-15)
 

@@ -70,8 +70,9 @@ def test_unusable_engine_log_probs_count_as_agreement() -> None:
 def test_a_hopeless_sequence_does_not_overflow() -> None:
     old = torch.zeros(1, 100)
     for sign in (1.0, -1.0):
-        got = correct_rollout(old, old - sign * 15, torch.ones(1, 100))
-        assert got.weights.isfinite().all()
+        for threshold in (5.0, math.inf):
+            got = correct_rollout(old, old - sign * 15, torch.ones(1, 100), threshold=threshold)
+            assert got.weights.isfinite().all()
 
 
 @pytest.mark.parametrize("backend", ["auto", "compose"])

@@ -86,7 +86,8 @@ def group_normalised(
     count = groups.sum(torch.ones_like(returns))
     centred = returns - groups.sum(returns) / count
     if normalise_std:
-        variance = groups.sum(centred.square()) / (count - 1).clamp(min=1)
+        variance = groups.sum(centred.square()) / (count - 1)
+        # NaN in a group of one, and 0 where squares of tiny differences underflow.
         centred = centred / torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
     # Equal rewards need not have exactly that mean in floating point.
     return _spread(torch.where(groups.equal(returns), torch.zeros_like(centred), centred), mask, rewards)
@@ -105,7 +106,7 @@ def rloo(rewards: Tensor, group: Tensor | int, *, mask: Tensor | None = None) ->
     returns = _returns(rewards, mask)
     groups = _Groups(group, returns.shape[0], returns.device)
     count = groups.sum(torch.ones_like(returns))
-    centred = (returns - groups.sum(returns) / count) * count / (count - 1).clamp(min=1)
+    centred = (returns - groups.sum(returns) / count) * count / (count - 1)
     return _spread(torch.where(groups.equal(returns), torch.zeros_like(centred), centred), mask, rewards)
 
 

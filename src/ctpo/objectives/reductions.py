@@ -73,4 +73,6 @@ class Reduction:
 
 def _at_least_one(count: Count, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Counts of an empty batch divide by 1, so its loss is 0 and not 0/0."""
-    return torch.as_tensor(count, device=device).to(dtype).clamp(min=1)
+    if not isinstance(count, Tensor):
+        return torch.full((), max(float(count), 1.0), dtype=dtype, device=device)
+    return count.to(device=device, dtype=dtype).clamp(min=1)

@@ -94,7 +94,7 @@ def correct_rollout(
     tokens = sanitise(old_logps, rollout_logps, mask, layout)
     log_weight = tokens.log_ratio
     if level == "sequence":
-        # The clamp only keeps exp finite: thresholds are far below e^20.
+        # Keeps exp finite where no threshold does; any threshold in use is far below e^20.
         total = layout.sequence_sum(log_weight).clamp(-SATURATION, SATURATION)
         log_weight = total.to(log_weight.dtype).expand_as(log_weight)
     weight = log_weight.exp()

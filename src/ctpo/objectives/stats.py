@@ -73,7 +73,10 @@ def finalise(sums: Sums, dtype: torch.dtype, device: torch.device) -> dict[str, 
     wide = prefix_dtype(device)
 
     def scalar(value: Number) -> Tensor:
-        return torch.as_tensor(value, dtype=wide, device=device)
+        # A fill, not a copy from the host, where the figure is a number.
+        return (
+            value.to(wide) if isinstance(value, Tensor) else torch.full((), value, dtype=wide, device=device)
+        )
 
     tokens, usable = scalar(sums.tokens), scalar(sums.usable)
     some = usable > 0
@@ -109,7 +112,7 @@ def summarise(tokens: Tokens, log_weight: Tensor, terms: TokenTerms) -> dict[str
     kept = tokens.kept
     wide = prefix_dtype(kept.device)
     x, d = log_weight.detach().to(wide), tokens.log_ratio.detach().to(wide)
-    zero, inf = torch.zeros((), dtype=wide, device=kept.device), torch.full((1,), torch.inf, dtype=wide).to(d)
+    zero, inf = d.new_zeros(()), d.new_full((1,), torch.inf)
 
     def count(flags: Tensor) -> Tensor:
         return flags.sum().to(wide)

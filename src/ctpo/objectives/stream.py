@@ -32,6 +32,11 @@ FAR: Final = 1e30
 """Stands for an absent bound: an infinite one would make 0·inf = NaN at t = 0."""
 
 
+def reads_are_free(device: torch.device) -> bool:
+    """Whether reading a value costs no synchronisation."""
+    return device.type == "cpu"
+
+
 class Stream:
     """One forward pass. `fill` writes the outputs and adds to `sums`.
 
@@ -46,7 +51,7 @@ class Stream:
         self.logps, self.old, self.mask, self.advantages = logps, old_logps, mask, advantages
         self.rows, self.length = logps.shape
         self.dtype, self.device = advantages.dtype, logps.device
-        self.on_cpu = self.device.type == "cpu"
+        self.on_cpu = reads_are_free(self.device)
         self.wide = prefix_dtype(self.device)
         self.zero = torch.zeros((), dtype=self.dtype, device=self.device)
         self.ceiling = plan.ceiling(self.length)

@@ -54,7 +54,7 @@ class Bases:
         own = None if statistic is None else statistic.statistic(tokens).detach().to(tokens.logps.dtype)
         if self.power == 0.0:
             return Limits(self.lower, self.upper, self.dual, own)
-        scale = tokens.positions().clamp(min=1).to(tokens.logps.dtype).pow(self.power)
+        scale = tokens.positions().to(tokens.logps.dtype).pow(self.power)
 
         def scaled(base: float) -> Bound:
             return base if math.isinf(base) else scale * base
