@@ -172,11 +172,12 @@ class Objective:
                 )
             usable = tokens.kept & counted & source.detach().isfinite()
             safe = torch.where(usable, source, torch.zeros_like(source)).to(tokens.logps.dtype)
-            if name == "kl_ref":
-                values = kl_penalty(tokens.logps, safe, self.kl_estimator)
-            else:
-                values = entropy_penalty(safe)
-            values = torch.where(usable, values, torch.zeros_like(values))
+            penalised = (
+                kl_penalty(tokens.logps, safe, self.kl_estimator)
+                if name == "kl_ref"
+                else entropy_penalty(safe)
+            )
+            values = torch.where(usable, penalised, torch.zeros_like(penalised))
             loss = loss + coefficient * (values * factor).sum()
             mean = tokens.layout.sum_shards(values.detach().sum()) / total
             stats[name] = mean if name == "kl_ref" else -mean
