@@ -36,7 +36,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["objective_kwargs.low=-1"], ["low", "-1"]),
         (["objective_kwargs=5"], ["objective_kwargs=5 is not of type"]),
         (["epsilon=0.1"], ["epsilon=0.1 has no effect under CTPO", "objective_kwargs.low"]),
-        (["task=sudoku"], ["unknown task 'sudoku'", "arithmetic"]),
+        (["task=sudoku"], ["task 'sudoku' is unknown", "arithmetic"]),
         (["model=./nowhere"], ["model=./nowhere does not exist"]),
         (["model=."], ["model=. is not a model directory", "config.json"]),
         (["max_steps=16"], ["rollout_batches=", "max_steps=16", "drop one"]),

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from ctpo.errors import UserError
-from ctpo.tasks import task_names
+from ctpo.tasks import get_task
 
 EMBEDDED_MODEL = "embedded"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -31,7 +31,7 @@ def _key(default: Any, about: str) -> Any:
 class Recipe:
     """What a run is about; how it optimises is `CTPOConfig`'s. Each field says what it is in its metadata."""
 
-    task: str = _key("arithmetic", "task by name: its prompts, tool and answer check")
+    task: str = _key("arithmetic", "task by name, file or generator (ctpo eval --help): prompts, tool, answer check")
     model: str = _key(EMBEDDED_MODEL, "'embedded' (ships with the task), a model directory, or a hub id")
     dataset: Path | None = _key(
         None, "JSONL file of training problems (columns prompt, answer), not the task's own"
@@ -51,8 +51,7 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        if self.task not in task_names():
-            raise UserError(f"unknown task {self.task!r}; use one of {', '.join(task_names())}")
+        get_task(self.task)
         _check_model(self.model)
         for name in ("train_problems", "eval_problems", "rollout_batches", "rollout_batch_size", "threads"):
             _at_least(name, getattr(self, name), 1)
