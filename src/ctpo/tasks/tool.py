@@ -118,7 +118,7 @@ class PythonTool:
 
 CHAT_TOOL = PythonTool(
     style="auto",
-    open="```python\n",
+    open="```python",
     close="\n```",
     result_open="\n```output\n",
     result_close="\n```\n",
