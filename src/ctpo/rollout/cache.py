@@ -81,6 +81,14 @@ class Slots:
     """Columns that the pass may look at."""
     rows: Tensor | None = None
     """[b]: the cache rows of this pass; None for all, in order."""
+    where: Tensor
+    """[b, 1]: the same, written out."""
+
+    def aim(self, columns: Tensor, width: int) -> None:
+        """Set where the next pass writes and how far it looks."""
+        self.columns, self.width = columns, width
+        rows = torch.arange(len(columns), device=columns.device) if self.rows is None else self.rows
+        self.where = rows[:, None]
 
 
 class RaggedLayer(GrowingLayer):
@@ -104,10 +112,10 @@ class RaggedLayer(GrowingLayer):
         slots = self._slots
         if room is None or room.shape[-2] < slots.width:
             room = _grown(held, new, slots)
-        rows = torch.arange(new.shape[0], device=new.device) if slots.rows is None else slots.rows
-        room[rows[:, None], :, slots.columns] = new.transpose(1, 2)
+        # Transposed, the two indexed dimensions are neighbours, which is the fast case of an indexed write.
+        room.transpose(1, 2)[slots.where, slots.columns] = new.transpose(1, 2)
         seen = room[:, :, : slots.width]
-        return room, seen, seen if slots.rows is None else seen[rows]
+        return room, seen, seen if slots.rows is None else seen[slots.rows]
 
 
 def _grown(held: Tensor, new: Tensor, slots: Slots) -> Tensor:

@@ -11,11 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from ctpo.errors import UserError
 from ctpo.tasks import PythonTool, Task
 
+_PURPOSE = "Run a Python program and return what it prints."
 SCHEMA = {
     "type": "function",
     "function": {
         "name": "python",
-        "description": "Run a Python program and return what it prints.",
+        "description": _PURPOSE,
         "parameters": {
             "type": "object",
             "properties": {"code": {"type": "string", "description": "the program"}},
@@ -64,8 +65,10 @@ def adapt_tool(tool: PythonTool, tokenizer: PreTrainedTokenizerBase) -> PythonTo
     result = _result_tags(tokenizer)
     if _calls_natively(tool, tokenizer):
         assert result is not None
-        call = {"open": _NATIVE_OPEN, "close": _NATIVE_CLOSE, "json_arguments": True}
-        return _with_result(dataclasses.replace(tool, style="tags", **call), result)
+        native = dataclasses.replace(
+            tool, style="tags", open=_NATIVE_OPEN, close=_NATIVE_CLOSE, json_arguments=True
+        )
+        return _with_result(native, result)
     if tool.style == "native":
         raise UserError(
             "tool=native: the model's chat template has no <tool_call> calls with tool messages; use tool=fenced"

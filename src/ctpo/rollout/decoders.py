@@ -107,7 +107,7 @@ class RaggedDecoder:
         """Logits after the last column, [b, V]; `visible` None means that the cache was empty."""
         fresh = visible is None
         width = ids.shape[1] if fresh else self._width + ids.shape[1]
-        self._slots.columns, self._slots.width = columns, width
+        self._slots.aim(columns, width)
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         output = self._model(
             input_ids=ids,
