@@ -108,11 +108,7 @@ def _calls_natively(tool: PythonTool, tokenizer: PreTrainedTokenizerBase) -> boo
         return False
     asked = [{"role": "user", "content": _ASKED}]
     with_tools = _try_render(tokenizer, asked, tools=[SCHEMA])
-    return (
-        with_tools is not None
-        and _NATIVE_OPEN in with_tools
-        and SCHEMA["function"]["description"] in with_tools
-    )
+    return with_tools is not None and _NATIVE_OPEN in with_tools and _PURPOSE in with_tools
 
 
 def _result_tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:

@@ -90,12 +90,21 @@ class TransformersEngine:
         finally:
             self.model.train(was_training)
 
+    def fits(self, prompt: Sequence[int], sampling: Sampling) -> bool:
+        """Whether the model's context has room for the prompt and the longest response."""
+        limit = self._context()
+        return limit is None or len(prompt) + sampling.max_new_tokens <= limit
+
+    def _context(self) -> int | None:
+        limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return limit
+
     def _check(self, prompts: Sequence[list[int]], sampling: Sampling) -> None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = self._context()
         for i, prompt in enumerate(prompts):
             if not prompt:
                 raise UserError(f"prompt {i} is empty; a model needs at least one token to continue")
-            if limit is not None and len(prompt) + sampling.max_new_tokens > limit:
+            if not self.fits(prompt, sampling):
                 raise UserError(
                     f"prompt {i} has {len(prompt)} tokens, which with max_new_tokens={sampling.max_new_tokens} "
                     f"exceeds the model's context of {limit}; shorten the prompt or lower max_new_tokens"

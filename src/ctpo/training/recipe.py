@@ -20,6 +20,7 @@ from ctpo.errors import UserError
 from ctpo.tasks import get_task
 
 EMBEDDED_MODEL = "embedded"
+SMOLLM2 = "smollm2"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -31,7 +32,9 @@ def _key(default: Any, about: str) -> Any:
 class Recipe:
     """What a run is about; how it optimises is `CTPOConfig`'s. Each field says what it is in its metadata."""
 
-    task: str = _key("arithmetic", "task by name, file or generator (ctpo eval --help): prompts, tool, answer check")
+    task: str = _key(
+        "arithmetic", "task by name, file or generator (ctpo eval --help): prompts, tool, answer check"
+    )
     model: str = _key(EMBEDDED_MODEL, "'embedded' (ships with the task), a model directory, or a hub id")
     dataset: Path | None = _key(
         None, "JSONL file of training problems (columns prompt, answer), not the task's own"
@@ -132,7 +135,7 @@ def _number(value: Any) -> Any:
 
 def _check_model(model: str) -> None:
     path = Path(model)
-    if model == EMBEDDED_MODEL or (path / "config.json").is_file():
+    if model in (EMBEDDED_MODEL, SMOLLM2) or (path / "config.json").is_file():
         return
     if path.exists():
         raise UserError(
