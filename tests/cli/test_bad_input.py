@@ -36,7 +36,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["objective_kwargs.low=-1"], ["low", "-1"]),
         (["objective_kwargs=5"], ["objective_kwargs=5 is not of type"]),
         (["epsilon=0.1"], ["epsilon=0.1 has no effect under CTPO", "objective_kwargs.low"]),
-        (["task=sudoku"], ["unknown task 'sudoku'", "arithmetic"]),
+        (["task=sudoku"], ["task 'sudoku' is unknown", "arithmetic"]),
         (["model=./nowhere"], ["model=./nowhere does not exist"]),
         (["model=."], ["model=. is not a model directory", "config.json"]),
         (["max_steps=16"], ["rollout_batches=", "max_steps=16", "drop one"]),
@@ -143,7 +143,12 @@ def test_damaged_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["embedded", "--temperature", "-1"], ["--temperature -1.0 is negative"]),
         (["embedded", "--max-tokens", "100000"], ["exceeds the model's context of 256"]),
         (["embedded", "--output", "/proc/nope"], ["--output /proc/nope cannot be made"]),
-        ([], ["RUN_OR_MODEL"]),
+        (["embedded", "--samples", "0"], ["--samples 0 is too small"]),
+        (["embedded", "--top-p", "0"], ["--top-p 0.0 is not a share"]),
+        (["embedded", "--task", "arithmetic", "--task", "arithmetic"], ["--task arithmetic is given twice"]),
+        (["embedded", "--task", "gsm8k@nowhere.jsonl"], ["nowhere.jsonl does not exist"]),
+        (["embedded", "--task", "gsm8k"], ["openai/gsm8k cannot be had from the hub"]),
+        ([], ["MODEL"]),
     ],
 )
 def test_eval(capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]) -> None:

@@ -76,3 +76,17 @@ def test_tasks_import_neither_trainer_nor_model_library() -> None:
     program = f"import sys, ctpo.tasks; print({heavy} & set(sys.modules), 'ctpo.sandbox' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set() False"
+
+
+def test_messages_put_system_and_examples_before_the_prompt() -> None:
+    examples = ({"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"})
+    task = Task(name="echo", problems=_problems, check=_check, system="Be brief.", examples=examples)
+    assert task.conversational
+    assert not ECHO.conversational
+    assert [m["role"] for m in task.messages("2+2")] == ["system", "user", "assistant", "user"]
+    assert task.messages("2+2")[-1]["content"] == "2+2"
+    assert Task(name="echo", problems=_problems, check=_check, chat=True).messages("x") == [
+        {"role": "user", "content": "x"}
+    ]
+    with pytest.raises(ValueError, match=r"examples\[0\]=.*give role"):
+        Task(name="echo", problems=_problems, check=_check, examples=({"role": "judge", "content": "2"},))

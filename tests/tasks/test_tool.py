@@ -85,3 +85,25 @@ def test_no_output_breaks_out_of_its_tags(stdout: str, status: str, tool: Python
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         PythonTool(**settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ('\n{"name": "python", "arguments": {"code": "print(1)\\nprint(2)"}}\n', "print(1)\nprint(2)"),
+        ('{"name": "python", "arguments": "{\\"code\\": \\"print(3)\\"}"}', "print(3)"),
+        ('{"name": "python"}', '{"name": "python"}'),
+        ('{"arguments": {"code": 5}}', '{"arguments": {"code": 5}}'),
+        ("[1]", "[1]"),
+        ("print(1)", "print(1)"),
+        ("[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_extract_from_json_calls(text: str, program: str) -> None:
+    tool = PythonTool(open="<tool_call>", close="</tool_call>", json_arguments=True)
+    assert tool.extract(text + "</tool_call>") == program
+
+
+def test_an_unknown_style_is_refused() -> None:
+    with pytest.raises(ValueError, match="style='loud' is unknown; use one of tags, fenced"):
+        PythonTool(style="loud")  # type: ignore[arg-type]

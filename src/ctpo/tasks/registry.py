@@ -1,24 +1,148 @@
-"""The tasks that ship with the package, by name."""
+"""Tasks by name.
+
+    arithmetic, gsm8k, aime25, …      a shipped task
+    gsm8k@PATH                        the same, from a local file or directory in place of the hub
+    PATH.jsonl, PATH.parquet          a mathematics task from a file
+    hub:OWNER/NAME                    a mathematics task from any hub dataset
+    reasoning_gym:NAME                a generator of reasoning-gym
+
+Options follow a question mark, joined by `&`: `prompt=COLUMN`, `answer=COLUMN`, `id=COLUMN`, `config=NAME`,
+`split=NAME` (the hub split that serves as test), and for chat tasks `tool=none|auto|fenced|native`.
+"""
 
 from __future__ import annotations
 
-from ctpo.tasks.arithmetic.task import ARITHMETIC
-from ctpo.tasks.task import Task
+import dataclasses
+import difflib
+import re
+from pathlib import Path
 
-_TASKS = {task.name: task for task in (ARITHMETIC,)}
+from ctpo.errors import UserError
+from ctpo.tasks.arithmetic.task import ARITHMETIC
+from ctpo.tasks.generated import generated_task
+from ctpo.tasks.jsonl import ANY_COLUMNS, SUFFIXES, Columns
+from ctpo.tasks.math import reference_answer
+from ctpo.tasks.mathematics import ANSWER_PROMPT, MATHEMATICS, TOOL_PROMPT, math_task
+from ctpo.tasks.sources import DatasetSource, HubDataset
+from ctpo.tasks.task import Task
+from ctpo.tasks.tool import Style
+
+_TASKS = {task.name: task for task in (ARITHMETIC, *MATHEMATICS)}
+_COLUMN_OPTIONS = ("prompt", "answer", "id")
+_HUB_OPTIONS = ("config", "split")
+_TOOLS: dict[str, Style | None] = {"none": None, "auto": "auto", "fenced": "fenced", "native": "native"}
 
 
 def task_names() -> tuple[str, ...]:
-    """Return the names that `get_task` knows."""
+    """Return the names of the shipped tasks."""
     return tuple(_TASKS)
 
 
 def get_task(name: str) -> Task:
-    """Return the shipped task of that name.
+    """Return the task of that name (see the module's text); its data is loaded when problems are asked for.
 
     Raises:
-        ValueError: if there is none.
+        UserError: if there is none, or an option does not fit it.
     """
-    if name not in _TASKS:
-        raise ValueError(f"task {name!r} is unknown; use one of {', '.join(_TASKS)}")
-    return _TASKS[name]
+    base, _, query = name.partition("?")
+    options = _options(name, query)
+    task = _base_task(base, options)
+    return _with_tool(task, options.get("tool"))
+
+
+def _base_task(base: str, options: dict[str, str]) -> Task:
+    shipped, at, path = base.partition("@")
+    if base.startswith("reasoning_gym:"):
+        _refuse(options, (*_COLUMN_OPTIONS, *_HUB_OPTIONS), base)
+        return generated_task(base.removeprefix("reasoning_gym:"))
+    if base.startswith("hub:"):
+        return _hub_task(base.removeprefix("hub:"), options)
+    _refuse(options, _HUB_OPTIONS, base)
+    if shipped in _TASKS:
+        return _shipped_task(shipped, Path(path) if at else None, options)
+    if base.endswith(SUFFIXES) or Path(base).exists():
+        return _file_task(Path(base), options)
+    near = difflib.get_close_matches(shipped, _TASKS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(
+        f"task {base!r} is unknown; {hint}use one of {', '.join(_TASKS)}, a JSONL or parquet file, hub:OWNER/NAME, "
+        "or reasoning_gym:NAME"
+    )
+
+
+def _shipped_task(name: str, path: Path | None, options: dict[str, str]) -> Task:
+    task = _TASKS[name]
+    if not isinstance(task.problems, DatasetSource):
+        if path is not None:
+            raise UserError(f"task {name!r} makes its problems itself; drop @{path}")
+        _refuse(options, (*_COLUMN_OPTIONS, "tool"), name)
+        return task
+    if path is None and not options:
+        return task
+    if path is not None and not path.exists():
+        raise UserError(
+            f"task {name}@{path}: {path} does not exist; give a JSONL or parquet file, or a directory"
+        )
+    # A file in place of the hub's dataset need not have that one's column names.
+    columns = _columns(options, task.problems.columns if path is None else ANY_COLUMNS)
+    return math_task(name, dataclasses.replace(task.problems, path=path, columns=columns))
+
+
+def _file_task(path: Path, options: dict[str, str]) -> Task:
+    if not path.exists():
+        raise UserError(f"task {path} does not exist; give the path of a JSONL or parquet file")
+    name = _plain(path.stem)
+    columns = _columns(options, ANY_COLUMNS)
+    return math_task(name, DatasetSource(name=name, path=path, columns=columns, answer=reference_answer))
+
+
+def _hub_task(dataset: str, options: dict[str, str]) -> Task:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", dataset):
+        raise UserError(f"task hub:{dataset} is not a hub dataset; write hub:OWNER/NAME")
+    splits = {"train": "train", "test": options.get("split", "test")}
+    if splits["test"] == "train":
+        del splits["train"]  # what is held out must not be trained on
+    hub = HubDataset(id=dataset, config=options.get("config"), splits=splits)
+    name = _plain(dataset.partition("/")[2])
+    columns = _columns(options, ANY_COLUMNS)
+    return math_task(name, DatasetSource(name=name, hub=(hub,), columns=columns, answer=reference_answer))
+
+
+def _with_tool(task: Task, tool: str | None) -> Task:
+    if tool is None or task.tool is None:
+        return task
+    style = _TOOLS[tool]
+    if style is None:
+        system = ANSWER_PROMPT if task.system == TOOL_PROMPT else task.system
+        return dataclasses.replace(task, tool=None, system=system)
+    return dataclasses.replace(task, tool=dataclasses.replace(task.tool, style=style))
+
+
+def _options(name: str, query: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    known = (*_COLUMN_OPTIONS, *_HUB_OPTIONS, "tool")
+    for part in filter(None, query.split("&")):
+        key, equals, value = part.partition("=")
+        if key not in known or not equals or not value:
+            raise UserError(
+                f"task {name!r}: option {part!r} is not KEY=VALUE with a key of {', '.join(known)}"
+            )
+        options[key] = value
+    if options.get("tool", "auto") not in _TOOLS:
+        raise UserError(f"task {name!r}: tool={options['tool']!r} is unknown; use one of {', '.join(_TOOLS)}")
+    return options
+
+
+def _columns(options: dict[str, str], default: Columns) -> Columns:
+    given = {key: options[key] for key in _COLUMN_OPTIONS if key in options}
+    return dataclasses.replace(default, **given)
+
+
+def _refuse(options: dict[str, str], keys: tuple[str, ...], base: str) -> None:
+    for key in keys:
+        if key in options:
+            raise UserError(f"task {base!r} has no option {key!r}; drop {key}={options[key]}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "task"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ctpo.tasks.tool import PythonTool
 
 SPLITS = ("train", "test")
+EXAMPLE_ROLES = ("user", "assistant", "tool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Problem:
 
 
 class ProblemSource(Protocol):
-    """Returns `count` problems of a split ("train" or "test"); equal arguments give equal problems."""
+    """Returns at most `count` problems of a split ("train" or "test"); equal arguments give equal problems."""
 
     def __call__(self, split: str, count: int, seed: int) -> list[Problem]: ...
 
@@ -57,10 +58,37 @@ class Task:
     """Judge of a completion: the decoded text, tool calls and their results included."""
     tool: PythonTool | None = None
     """The Python tool the model may use, or None for plain completion."""
+    chat: bool = False
+    """Whether a prompt is the user's turn of a conversation, put into the model's chat template."""
+    system: str | None = None
+    """The conversation's system message; implies `chat`."""
+    examples: tuple[Mapping[str, str], ...] = ()
+    """Worked examples before the problem, as messages with `role` (user, assistant, tool) and `content`; imply
+    `chat`. A tool message holds what the program in the assistant's message before it printed."""
+    extract: Callable[[str], str | None] | None = None
+    """The final answer in a completion, in a form in which equal answers are equal strings; None where there is
+    none. Lets an evaluation count majorities and unanswered problems; `check` does not need it."""
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name={self.name!r}: use letters, digits, '-' and '_', e.g. name='arithmetic'")
+        for i, message in enumerate(self.examples):
+            role, content = message.get("role"), message.get("content")
+            if role not in EXAMPLE_ROLES or not isinstance(content, str):
+                raise ValueError(
+                    f"examples[{i}]={dict(message)!r}: give role ({', '.join(EXAMPLE_ROLES)}) and content (text)"
+                )
+
+    @property
+    def conversational(self) -> bool:
+        """Whether prompts go through the model's chat template."""
+        return self.chat or self.system is not None or bool(self.examples)
+
+    def messages(self, prompt: str) -> list[dict[str, str]]:
+        """The conversation that ends with this prompt as the user's turn."""
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        examples = [{"role": each["role"], "content": each["content"]} for each in self.examples]
+        return [*system, *examples, {"role": "user", "content": prompt}]
 
 
 def validate_request(split: str, count: int) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from typing import Literal
+
+Style = Literal["tags", "fenced", "native", "auto"]
+STYLES: tuple[Style, ...] = ("tags", "fenced", "native", "auto")
 
 SUCCESS = "ok"  # the sandbox's status of a program that ran to its end
 
@@ -36,8 +41,17 @@ class PythonTool:
     """Characters the model's vocabulary can write; any other becomes `substitute`. None allows all."""
     substitute: str = "?"
     """What stands for an unwritable character, and for a tag of this tool that a program printed."""
+    style: Style = "tags"
+    """How a chat model calls: `tags` as above, whatever the model; `fenced` with the same opening and closing,
+    the output coming back as a tool message of the model's chat template where it has one (else between the
+    result tags); `native` by the template's own tool calls; `auto`: native where the template has them, else
+    fenced. `ctpo.rollout.chat` turns the last three into plain tags for the model at hand."""
+    json_arguments: bool = False
+    """Whether the text between the tags is a JSON tool call with the program as its `code` argument."""
 
     def __post_init__(self) -> None:
+        if self.style not in STYLES:
+            raise ValueError(f"style={self.style!r} is unknown; use one of {', '.join(STYLES)}")
         tags = self._tags()
         if not all(tags) or len({self.open, self.result_open}) < 2:
             raise ValueError(f"tool tags {tags!r} must be non-empty, and open must differ from result_open")
@@ -57,8 +71,20 @@ class PythonTool:
             )
 
     def extract(self, text_since_open: str) -> str:
-        """Return the program in the text after the opening tag, up to the closing tag or the text's end."""
-        return text_since_open.partition(self.close)[0]
+        """Return the program in the text after the opening tag, up to the closing tag or the text's end.
+
+        A JSON call that cannot be read is returned as it stands: running it gives the model the error to see.
+        """
+        text = text_since_open.partition(self.close)[0]
+        if not self.json_arguments:
+            return text
+        try:
+            call = json.loads(text)
+            arguments = call["arguments"]
+            code = (json.loads(arguments) if isinstance(arguments, str) else arguments)["code"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return text.strip()
+        return code if isinstance(code, str) else text.strip()
 
     def render(self, status: str, stdout: str, stderr: str) -> str:
         """Return the text that the environment appends after a call, result tags included.
@@ -88,3 +114,15 @@ class PythonTool:
 
     def _tags(self) -> tuple[str, ...]:
         return (self.open, self.close, self.result_open, self.result_close)
+
+
+CHAT_TOOL = PythonTool(
+    style="auto",
+    open="```python",
+    close="\n```",
+    result_open="\n```output\n",
+    result_close="\n```\n",
+    error_mark=None,  # a chat model can read a traceback
+    deterministic=False,  # nothing keeps a program from drawing random numbers
+)
+"""The Python tool of a chat model: its own tool calls where it has them, fenced blocks elsewhere."""

@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 
 from ctpo.errors import UserError
-from ctpo.tasks import task_names
+from ctpo.tasks import get_task
 
 EMBEDDED_MODEL = "embedded"
+SMOLLM2 = "smollm2"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -31,7 +32,9 @@ def _key(default: Any, about: str) -> Any:
 class Recipe:
     """What a run is about; how it optimises is `CTPOConfig`'s. Each field says what it is in its metadata."""
 
-    task: str = _key("arithmetic", "task by name: its prompts, tool and answer check")
+    task: str = _key(
+        "arithmetic", "task by name, file or generator (ctpo eval --help): prompts, tool, answer check"
+    )
     model: str = _key(EMBEDDED_MODEL, "'embedded' (ships with the task), a model directory, or a hub id")
     dataset: Path | None = _key(
         None, "JSONL file of training problems (columns prompt, answer), not the task's own"
@@ -51,8 +54,7 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        if self.task not in task_names():
-            raise UserError(f"unknown task {self.task!r}; use one of {', '.join(task_names())}")
+        get_task(self.task)
         _check_model(self.model)
         for name in ("train_problems", "eval_problems", "rollout_batches", "rollout_batch_size", "threads"):
             _at_least(name, getattr(self, name), 1)
@@ -133,7 +135,7 @@ def _number(value: Any) -> Any:
 
 def _check_model(model: str) -> None:
     path = Path(model)
-    if model == EMBEDDED_MODEL or (path / "config.json").is_file():
+    if model in (EMBEDDED_MODEL, SMOLLM2) or (path / "config.json").is_file():
         return
     if path.exists():
         raise UserError(

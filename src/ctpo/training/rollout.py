@@ -10,7 +10,9 @@ from typing import Any
 from trl.models import unwrap_model_for_generation
 
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
+from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.engine import Sampling
+from ctpo.tasks import Task
 
 
 @dataclass(kw_only=True)
@@ -30,10 +32,11 @@ class RolloutAccount:
 
 
 def make_rollout_func(
-    tools: ToolRunner | None, *, batch_size: int | None = None
+    tools: ToolRunner | None, *, batch_size: int | None = None, task: Task | None = None
 ) -> Callable[[list[str], Any], dict[str, Any]]:
     """A `rollout_func` for TRL that samples with the trainer's own model and runs the tool.
 
+    A task given makes each prompt its conversation, by the model's chat template.
     Prompts arrive once a completion; equal ones share one prefill. Returned log-probs are under the trainer's
     temperature, 0.0 on tool tokens; `env_mask` is 1 on the model's tokens. What it cost is left in the
     trainer's `rollout_account`, where there is one.
@@ -41,7 +44,10 @@ def make_rollout_func(
 
     def rollout_func(prompts: list[str], trainer: Any) -> dict[str, Any]:
         tokenizer = trainer.processing_class
-        ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+        if task is None:
+            ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+        else:
+            ids = [encode_prompt(tokenizer, task, prompt) for prompt in prompts]
         started = time.perf_counter()
         if tools is not None:
             tools.reset_account()

@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PrinterCallback, ProgressCallback
 
 from ctpo.errors import UserError
+from ctpo.evaluation import smollm2
 from ctpo.evaluation.model import HELDOUT_SEED
 from ctpo.rollout.tools import ToolRunner, open_tools
 from ctpo.tasks import Problem, Task, get_task, reward_function
@@ -65,7 +66,7 @@ def train(
     listener.stage("starting the sandbox")
     with _open_tools(recipe, task) as tools:
         listener.stage("loading the model")
-        rollout_func = make_rollout_func(tools, batch_size=recipe.rollout_batch_size)
+        rollout_func = make_rollout_func(tools, batch_size=recipe.rollout_batch_size, task=task)
         trainer = _trainer(recipe, config, task, problems, rollout_func)
         if is_main:  # only now: what cannot start leaves no run behind
             run.open(resolved(recipe, config, keys), describe_environment())
@@ -147,6 +148,8 @@ def _trainer(
     recipe: Recipe, config: CTPOConfig, task: Task, problems: list[Problem], rollout_func: Any
 ) -> CTPOTrainer:
     location = str(model_path()) if recipe.model == EMBEDDED_MODEL else recipe.model
+    if recipe.model == smollm2.NAME:
+        location = str(smollm2.smollm2_path())
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left")
         trainer = CTPOTrainer(

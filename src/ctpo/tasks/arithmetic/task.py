@@ -55,8 +55,13 @@ def terms(prompt: str) -> list[tuple[str, int]]:
 
 def check(completion: str, answer: str) -> bool:
     """Return True where the completion ends with `=` and the answer, written as a plain decimal integer."""
+    return extract(completion) == answer
+
+
+def extract(completion: str) -> str | None:
+    """Return the plain decimal integer after a final `=`, or None."""
     found = _ANSWER.search(completion.rstrip())
-    return found is not None and found.group(1) == answer
+    return found.group(1) if found else None
 
 
 def _chain(draw: random.Random) -> tuple[str, int]:
@@ -69,4 +74,4 @@ def _chain(draw: random.Random) -> tuple[str, int]:
     return f"{text}=", total
 
 
-ARITHMETIC = Task(name="arithmetic", problems=problems, check=check, tool=TOOL)
+ARITHMETIC = Task(name="arithmetic", problems=problems, check=check, tool=TOOL, extract=extract)

@@ -1,0 +1,155 @@
+"""One model on several tasks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctpo.errors import UserError
+from ctpo.evaluation.model import HELDOUT_SEED, choose_device, load_model
+from ctpo.evaluation.sampled import Row, sample_task, summarise
+from ctpo.rollout import TransformersEngine
+from ctpo.rollout.engine import Sampling
+from ctpo.rollout.tools import open_tools
+from ctpo.tasks import Problem, Task
+from ctpo.tasks.sources import DatasetSource
+
+DRAWN = 1024
+"""Problems of a task that makes its own, where no limit is given."""
+_SMALL = 10_000_000  # parameters; a model below decodes a thousand rows as fast as thirty
+_DEFAULT_TOKENS = {True: 1024, False: 96}  # of a conversation; of a bare prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What to evaluate and how; None leaves the choice to the task or the machine."""
+
+    tasks: Mapping[str, Task]
+    """By the name they were asked for."""
+    model: str
+    """Directory, hub id, or `smollm2`."""
+    samples: int = 1
+    limit: int | None = None
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = HELDOUT_SEED
+    rows_at_once: int | None = None
+    dtype: str | None = None
+    unsafe_no_isolation: bool = False
+
+    def sampling(self, task: Task) -> Sampling:
+        """How responses of a task are drawn."""
+        return Sampling(
+            max_new_tokens=self.max_tokens or _DEFAULT_TOKENS[task.conversational],
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+        )
+
+    def problems(self, task: Task) -> list[Problem]:
+        """The held-out problems; all of a dataset's where there is no limit."""
+        everything = 10**9 if isinstance(task.problems, DatasetSource) else DRAWN
+        return task.problems("test", self.limit or everything, self.seed)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the figures, for the record and to recognise an evaluation that can be continued."""
+        left_out = ("tasks", "unsafe_no_isolation")
+        return {
+            "tasks": list(self.tasks),
+            **{name: value for name, value in vars(self).items() if name not in left_out},
+        }
+
+
+def run_suite(
+    suite: Suite,
+    *,
+    output: Path | None = None,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> tuple[dict[str, Any], dict[str, list[Row]]]:
+    """Evaluate; return the figures (settings, one entry a task, the average) and every task's rows.
+
+    With `output`, rows are saved there as they come, and what an earlier run of the same settings saved is not
+    sampled again; the figures go to `eval.json`.
+
+    Raises:
+        UserError: if the model or a task's problems cannot be loaded, or `output` holds another evaluation.
+    """
+    if output is not None:
+        _claim(output, suite.settings())
+    problems = {name: suite.problems(task) for name, task in suite.tasks.items()}
+    device, dtype = choose_device()
+    model, tokenizer = load_model(suite.model, dtype=suite.dtype or dtype, device=device)
+    engine = TransformersEngine(model, tokenizer)
+    at_once = suite.rows_at_once or (1024 if model.num_parameters() < _SMALL else 32)
+    results: dict[str, Any] = {}
+    rows: dict[str, list[Row]] = {}
+    for name, task in suite.tasks.items():
+        started = time.perf_counter()
+        with open_tools(task, unsafe_no_isolation=suite.unsafe_no_isolation) as tools:
+            rows[name] = sample_task(
+                engine,
+                task,
+                problems[name],
+                suite.sampling(task),
+                samples=suite.samples,
+                rows_at_once=at_once,
+                tools=tools,
+                seed=suite.seed,
+                saved=None if output is None else transcripts(output, name, len(suite.tasks)),
+                progress=lambda done, name=name: progress(name, done, len(problems[name])),  # type: ignore[misc]
+            )
+        seconds = round(time.perf_counter() - started, 1)
+        results[name] = {**summarise(rows[name], suite.samples), "seconds": seconds}
+    figures = {**suite.settings(), "results": results, **_average(results, suite.samples)}
+    if output is not None:
+        _replace(output / "eval.json", json.dumps(figures, indent=2) + "\n")
+    return figures, rows
+
+
+def transcripts(output: Path, task: str, tasks: int) -> Path:
+    """Where a task's rows are saved."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in task)
+    return output / ("transcripts.jsonl" if tasks == 1 else f"transcripts-{plain}.jsonl")
+
+
+def _average(results: Mapping[str, Mapping[str, Any]], samples: int) -> dict[str, Any]:
+    """Mean over tasks, each counting the same; tasks are independent, so their errors add in squares."""
+    means = [figures[f"avg@{samples}"] for figures in results.values()]
+    errors = [figures["stderr"] for figures in results.values()]
+    return {
+        "average": math.fsum(means) / len(means),
+        "average_stderr": math.sqrt(math.fsum(error**2 for error in errors)) / len(errors),
+    }
+
+
+def _claim(output: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or make sure that it holds this very evaluation."""
+    path = output / "settings.json"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _replace(path, json.dumps(settings, indent=2) + "\n")
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be made ({error.strerror}); choose another") from None
+    except json.JSONDecodeError:
+        raise UserError(f"--output {output}: {path.name} is damaged; choose another") from None
+    for name, value in settings.items():
+        if held.get(name) != value:
+            raise UserError(
+                f"--output {output} holds an evaluation with {name}={held.get(name)}, not {value}; choose another"
+            )
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,183 @@
+"""From a task's conversation to tokens, by the chat template of the model at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ctpo.errors import UserError
+from ctpo.tasks import PythonTool, Task
+
+_PURPOSE = "Run a Python program and return what it prints."
+SCHEMA = {
+    "type": "function",
+    "function": {
+        "name": "python",
+        "description": _PURPOSE,
+        "parameters": {
+            "type": "object",
+            "properties": {"code": {"type": "string", "description": "the program"}},
+            "required": ["code"],
+        },
+    },
+}
+"""The Python tool as chat templates want it declared."""
+
+_NATIVE_OPEN, _NATIVE_CLOSE = (
+    "<tool_call>",
+    "</tool_call>",
+)  # Hermes' form, which Qwen, SmolLM3 and others share
+_ASKED, _SAID, _PRINTED = "WHAT-WAS-ASKED", "WHAT-WAS-SAID", "WHAT-WAS-PRINTED"
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str) -> list[int]:
+    """Token ids that the model continues: the bare prompt, or the task's conversation in the chat template.
+
+    Raises:
+        UserError: if the task is a conversation and the tokenizer has no template, or one that refuses it.
+    """
+    text = prompt
+    if task.conversational:
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"task {task.name!r} is a conversation, but the model's tokenizer has no chat template; use an "
+                "instruction-tuned model, or set tokenizer.chat_template"
+            )
+        text = _render_task(tokenizer, task, prompt)
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return ids
+
+
+def adapt_tool(tool: PythonTool, tokenizer: PreTrainedTokenizerBase) -> PythonTool:
+    """The tool with the tags that this model's calls and results have.
+
+    The tags around a result are what the chat template puts between an assistant's message, a tool's message and
+    the assistant's next one, so that a conversation grows token by token as the template would render it.
+
+    Raises:
+        UserError: if the tool's style is native and the template has no tool calls that we can read.
+    """
+    if tool.style == "tags":
+        return tool
+    result = _result_tags(tokenizer)
+    if _calls_natively(tool, tokenizer):
+        assert result is not None
+        native = dataclasses.replace(
+            tool, style="tags", open=_NATIVE_OPEN, close=_NATIVE_CLOSE, json_arguments=True
+        )
+        return _with_result(native, result)
+    if tool.style == "native":
+        raise UserError(
+            "tool=native: the model's chat template has no <tool_call> calls with tool messages; use tool=fenced"
+        )
+    adapted = dataclasses.replace(tool, style="tags")
+    return adapted if result is None else _with_result(adapted, result)
+
+
+def encode_result(
+    tokenizer: PreTrainedTokenizerBase, tool: PythonTool, outputs: Sequence[str]
+) -> list[list[int]]:
+    """Token ids of rendered tool results. Special tokens come from the tags alone: a program that prints the
+    text of one has printed text."""
+    before = tokenizer.encode(tool.result_open, add_special_tokens=False)
+    after = tokenizer.encode(tool.result_close, add_special_tokens=False)
+    bodies = {
+        output: output.removeprefix(tool.result_open).removesuffix(tool.result_close) for output in outputs
+    }
+    known = {
+        output: [*before, *_plain_ids(tokenizer, body), *after] if body else [*before, *after]
+        for output, body in bodies.items()
+    }
+    return [known[output] for output in outputs]
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
+
+
+def _with_result(tool: PythonTool, tags: tuple[str, str]) -> PythonTool:
+    return dataclasses.replace(tool, result_open=tags[0], result_close=tags[1])
+
+
+def _calls_natively(tool: PythonTool, tokenizer: PreTrainedTokenizerBase) -> bool:
+    if tool.style not in ("native", "auto") or _result_tags(tokenizer) is None:
+        return False
+    asked = [{"role": "user", "content": _ASKED}]
+    with_tools = _try_render(tokenizer, asked, tools=[SCHEMA])
+    return with_tools is not None and _NATIVE_OPEN in with_tools and _PURPOSE in with_tools
+
+
+def _result_tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+    """What the template writes between an assistant's words and a tool's, and after these; None if it cannot."""
+    if not tokenizer.chat_template:
+        return None
+    text = _try_render(
+        tokenizer,
+        [
+            {"role": "user", "content": _ASKED},
+            {"role": "assistant", "content": _SAID},
+            {"role": "tool", "content": _PRINTED},
+        ],
+    )
+    if text is None or text.count(_SAID) != 1 or text.count(_PRINTED) != 1:
+        return None
+    between, _, after = text.partition(_SAID)[2].partition(_PRINTED)
+    return (between, after) if between and after and between != after else None
+
+
+def _render_task(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str) -> str:
+    tools = None
+    messages = task.messages(prompt)
+    if task.tool is not None and _calls_natively(task.tool, tokenizer):
+        tools = [SCHEMA]
+    if task.tool is not None and (task.tool.style == "tags" or _result_tags(tokenizer) is None):
+        messages = _fold_results(messages, task.tool)
+    text = _try_render(tokenizer, messages, tools=tools)
+    if text is None:  # some templates know no system role
+        text = _try_render(tokenizer, _fold_system(messages), tools=tools)
+    if text is None:
+        raise UserError(
+            f"the model's chat template cannot render task {task.name!r} (roles: "
+            f"{', '.join(message['role'] for message in messages)}); give the task other examples"
+        )
+    return text
+
+
+def _try_render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], tools: list[Any] | None = None
+) -> str | None:
+    try:
+        text: str = tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=True
+        )
+    except Exception:  # templates are programs of their own, and refuse in their own ways
+        return None
+    return text
+
+
+def _fold_results(messages: list[dict[str, str]], tool: PythonTool) -> list[dict[str, str]]:
+    """Put a tool's words into the assistant's message, between the result tags, as they would come at run time."""
+    folded: list[dict[str, str]] = []
+    resuming = False
+    for message in messages:
+        if message["role"] == "tool" and folded:
+            folded[-1]["content"] += tool.result_open + message["content"] + tool.result_close
+            resuming = True
+        elif resuming and message["role"] == "assistant":
+            folded[-1]["content"] += message["content"]
+            resuming = False
+        else:
+            folded.append(dict(message))
+            resuming = False
+    return folded
+
+
+def _fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    if len(messages) < 2 or messages[0]["role"] != "system":
+        return messages
+    first = {**messages[1], "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}
+    return [first, *messages[2:]]

@@ -1,0 +1,68 @@
+"""The mathematics tasks that ship with the package: hub datasets by id and column.
+
+Sizes, splits and columns are those of the datasets' cards; loading them needs the network.
+"""
+
+from __future__ import annotations
+
+from ctpo.tasks.jsonl import ANY_COLUMNS, Columns
+from ctpo.tasks.math import MathCheck, reference_answer
+from ctpo.tasks.math.check import extract
+from ctpo.tasks.sources import DatasetSource, HubDataset
+from ctpo.tasks.task import Task
+from ctpo.tasks.tool import CHAT_TOOL
+
+ANSWER_PROMPT = "Solve the problem step by step. Put the final answer in \\boxed{}."
+TOOL_PROMPT = (
+    "Solve the problem step by step. You can run Python: write a block that starts with ```python and ends with "
+    "```, print what you need, and its output is shown to you. Put the final answer in \\boxed{}."
+)
+
+
+def math_task(name: str, source: DatasetSource) -> Task:
+    """A task of mathematical problems: chat, the Python tool, answers judged by `MathCheck`."""
+    return Task(
+        name=name,
+        problems=source,
+        check=MathCheck(),
+        tool=CHAT_TOOL,
+        system=TOOL_PROMPT,
+        extract=extract,
+    )
+
+
+def _task(name: str, *hub: HubDataset, columns: Columns = ANY_COLUMNS) -> Task:
+    return math_task(name, DatasetSource(name=name, hub=hub, columns=columns, answer=reference_answer))
+
+
+def _competition(dataset: str) -> HubDataset:
+    return HubDataset(id=dataset, splits={"test": "train"})  # these have one split, and it is called train
+
+
+_HMMT_FEBRUARY = _competition("MathArena/hmmt_feb_2025")
+_HMMT_NOVEMBER = _competition("MathArena/hmmt_nov_2025")
+
+MATHEMATICS = (
+    _task(
+        "gsm8k",
+        HubDataset(id="openai/gsm8k", config="main", splits={"train": "train", "test": "test"}),
+        columns=Columns(prompt="question"),
+    ),
+    _task(
+        "math500",
+        HubDataset(id="HuggingFaceH4/MATH-500", splits={"test": "test"}),
+        columns=Columns(prompt="problem", id="unique_id"),
+    ),
+    _task("aime24", _competition("HuggingFaceH4/aime_2024")),
+    _task("aime25", _competition("MathArena/aime_2025")),
+    _task("aime26", _competition("MathArena/aime_2026")),
+    _task("brumo25", _competition("MathArena/brumo_2025")),
+    _task("hmmt25", _HMMT_FEBRUARY, _HMMT_NOVEMBER),
+    _task("hmmt25-feb", _HMMT_FEBRUARY),
+    _task("hmmt25-nov", _HMMT_NOVEMBER),
+    _task(
+        "deepscaler",
+        HubDataset(id="agentica-org/DeepScaleR-Preview-Dataset", splits={"train": "train"}),
+        columns=Columns(prompt="problem"),
+    ),
+)

@@ -1,0 +1,115 @@
+"""Where the problems of a dataset task come from: the hub, or files in its place."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ctpo.errors import UserError
+from ctpo.tasks.jsonl import ANY_COLUMNS, SUFFIXES, Columns, read_problems
+from ctpo.tasks.task import Problem, validate_request
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubDataset:
+    """Splits of one dataset on the hub."""
+
+    id: str
+    """`owner/name`."""
+    splits: Mapping[str, str]
+    """From ours ("train", "test") to the dataset's own names; a split that is not here does not exist."""
+    config: str | None = None
+
+    def rows(self, split: str) -> list[dict[str, Any]]:
+        """Download (once; the hub's cache keeps it) and return a split.
+
+        Raises:
+            UserError: if it cannot be had.
+        """
+        import datasets
+
+        try:
+            loaded = datasets.load_dataset(self.id, self.config, split=self.splits[split])
+        except Exception as error:  # the hub's client raises whatever its HTTP library does
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise UserError(
+                f"dataset {self.id} cannot be had from the hub ({reason}); connect, or give a file: NAME@PATH"
+            ) from None
+        return [dict(row) for row in loaded]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSource:
+    """A `ProblemSource` over hub datasets, or over local files given in their place.
+
+    The test split comes in the dataset's order, so that a limit of n takes its first n; the training split in an
+    order drawn from the seed.
+    """
+
+    name: str
+    hub: tuple[HubDataset, ...] = ()
+    path: Path | None = None
+    """A file, whose rows are the test split; or a directory with train.jsonl and test.jsonl (or .parquet)."""
+    columns: Columns = field(default_factory=lambda: ANY_COLUMNS)
+    answer: Callable[[str], str] = str
+    """From the answer column's text to the reference answer."""
+
+    def __call__(self, split: str, count: int, seed: int) -> list[Problem]:
+        validate_request(split, count)
+        problems = self._hub_problems(split) if self.path is None else self._file_problems(self.path, split)
+        if split == "train":
+            random.Random(f"{self.name}/{seed}").shuffle(problems)
+        return problems[:count]
+
+    def _file_problems(self, path: Path, split: str) -> list[Problem]:
+        if not path.is_dir():
+            if split == "train":
+                raise self._no_split(split, f"{path} serves as test split only")
+            return read_problems(path, self.columns, self.answer)
+        found = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").is_file()]
+        if not found:
+            raise self._no_split(split, f"{path} holds no {split}.jsonl or {split}.parquet")
+        return read_problems(found[0], self.columns, self.answer)
+
+    def _hub_problems(self, split: str) -> list[Problem]:
+        parts = [part for part in self.hub if split in part.splits]
+        if not parts:
+            raise self._no_split(split, "the dataset has none")
+        problems: list[Problem] = []
+        for part in parts:
+            skipped: list[str] = []
+            for number, row in enumerate(part.rows(split)):
+                place = f"dataset {part.id} row {number}"
+                try:
+                    problems.append(self.columns.problem(row, place, str(number), self.answer))
+                except UserError as error:
+                    skipped.append(str(error))
+            _report(part.id, skipped, len(problems))
+        return _with_unique_ids(self.name, problems)
+
+    def _no_split(self, split: str, why: str) -> UserError:
+        mend = "dataset=FILE for training problems" if split == "train" else "eval_dataset=FILE"
+        return UserError(
+            f"task {self.name!r} has no {split} split ({why}); give {mend}, or NAME@DIRECTORY with {split}.jsonl"
+        )
+
+
+def _report(dataset: str, skipped: list[str], kept: int) -> None:
+    if not kept:
+        raise UserError(skipped[0] if skipped else f"dataset {dataset} is empty")
+    if skipped:  # nobody can mend a row of somebody else's dataset, so it is left out rather than refused
+        warnings.warn(f"{len(skipped)} rows left out, the first: {skipped[0]}", stacklevel=2)
+
+
+def _with_unique_ids(name: str, problems: list[Problem]) -> list[Problem]:
+    """Competitions number their problems from 1 each; a task's ids must not repeat."""
+    ids = [problem.id for problem in problems]
+    unique = len(set(ids)) == len(ids)
+    return [
+        Problem(prompt=each.prompt, answer=each.answer, id=f"{name}-{each.id if unique else i}")
+        for i, each in enumerate(problems)
+    ]

@@ -1,0 +1,111 @@
+"""A tiny chat model that has learnt four conversations with a Python tool by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ctpo.tasks import CHAT_TOOL, Problem, Task
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+NATIVE = "{% if tools %}{{ '<tools>' + (tools | tojson) + '</tools><tool_call>' }}{% endif %}" + CHATML
+TALKS = {  # question: program, what it prints, last words
+    "a": ("print(6*7)", "42", "\\boxed{42}"),
+    "bb": ("print('x'*40)", "x" * 40, "many"),
+    "ccc": ("print(1/0)", None, "oops"),
+    "dddd": ("print('<|im_'+'end|>')", "<|im_end|>", "text"),
+}
+SYSTEM = "Use it."
+
+
+def make_tokenizer(template: str | None = CHATML) -> Any:
+    """One token a byte, the two special tokens of ChatML, and some fences of two bytes as real vocabularies have."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pair = ("`", "`")
+    vocabulary = {letter: i for i, letter in enumerate([*letters, "".join(pair)])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[pair]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(text, special=True) for text in ("<|im_start|>", "<|im_end|>")])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", padding_side="left"
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer() -> Callable[..., Any]:
+    return make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def chat_task() -> Task:
+    def problems(split: str, count: int, seed: int) -> list[Problem]:
+        return [Problem(prompt=each, answer=TALKS[each][2], id=each) for each in TALKS][:count]
+
+    def check(completion: str, answer: str) -> bool:
+        return completion.strip().endswith(answer)
+
+    return Task(name="talk", problems=problems, check=check, tool=CHAT_TOOL, system=SYSTEM)
+
+
+@pytest.fixture(scope="session")
+def chat_model(chat_task: Task, sandbox: Any) -> Any:
+    """Trained for a few seconds on the conversations as the chat template renders them."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from ctpo.rollout.chat import adapt_tool, encode_prompt, encode_result
+
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    tool = adapt_tool(CHAT_TOOL, tokenizer)
+    rows, weights = [], []
+    for question, (program, _, last) in TALKS.items():
+        result = sandbox.run([program])[0]
+        printed = encode_result(tokenizer, tool, [tool.render(result.status, result.stdout, result.stderr)])[
+            0
+        ]
+        parts = [
+            (encode_prompt(tokenizer, chat_task, question), 0.0),
+            (tokenizer.encode(f"```python\n{program}\n```"), 1.0),
+            (printed, 0.0),
+            (tokenizer.encode(f"{last}<|im_end|>"), 1.0),
+        ]
+        rows.append([token for ids, _ in parts for token in ids])
+        weights.append([weight for ids, weight in parts for _ in ids])
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    weight = torch.tensor([row + [0.0] * (width - len(row)) for row in weights])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(120):
+        logits = model(ids[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        loss = (loss * weight[:, 1:].flatten()).sum() / weight.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+    return model.eval(), tokenizer
