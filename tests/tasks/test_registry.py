@@ -88,6 +88,7 @@ def test_a_file_is_held_out_only(folder: Path) -> None:
 
 
 def test_a_generator_of_reasoning_gym() -> None:
+    pytest.importorskip("reasoning_gym", reason="an extra: one of its dependencies needs a compiler")
     task = get_task("reasoning_gym:chain_sum")
     train, test = task.problems("train", 30, 0), task.problems("test", 30, 0)
     assert len({each.prompt for each in train + test}) == 60
