@@ -44,9 +44,9 @@ def fit(arithmetic: Any, sandbox: Any, tmp_path_factory: pytest.TempPathFactory)
 
     def fit(trainer_class: type, config_class: type, **settings: Any) -> Any:
         keys = {**SMALL, **settings}
-        keys = {name: value for name, value in keys.items() if value is not None}
+        model = keys.pop("model", str(model_path()))
         trainer = trainer_class(
-            model=str(model_path()),
+            model=model,
             reward_funcs=reward_function(arithmetic),
             args=config_class(str(tmp_path_factory.mktemp("fit")), **keys),
             train_dataset=problems,

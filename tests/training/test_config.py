@@ -38,6 +38,10 @@ def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
         ({"anchor": "new"}, "anchor='new' is not one of old, rollout"),
         ({"loss_type": "grpo"}, "loss_type='grpo' has no effect under CTPO; set objective"),
         ({"epsilon": 0.1}, "epsilon=0.1 has no effect under CTPO; set objective_kwargs.low"),
+        (
+            {"steps_per_generation": 6, "gradient_accumulation_steps": 4},
+            "gradient_accumulation_steps=4 and steps_per_generation=6.*use gradient_accumulation_steps=3",
+        ),
         ({"entropy_coef": 0.1}, "entropy_coef=0.1 is not supported"),
     ],
 )

@@ -114,7 +114,7 @@ def test_log_probs_of_tool_tokens_do_not_matter(off_policy: Any) -> None:
 def test_statistics_reach_the_log(off_policy: Any) -> None:
     trainer = off_policy
     trainer.model.train()
-    trainer.objective_stats.flush(trainer.accelerator)
+    trainer.objective_stats["train"].flush(trainer.accelerator)
     trainer._compute_loss(trainer.model, trainer._buffered_inputs[3])
     logs: dict[str, float] = {}
     trainer.log(logs)
@@ -150,3 +150,55 @@ def test_warns_when_every_ratio_is_one(tmp_path: Any) -> None:
 def test_another_config_is_refused(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="GRPOConfig; CTPOTrainer takes a CTPOConfig"):
         CTPOTrainer("unused", args=GRPOConfig(str(tmp_path), use_cpu=True))
+
+
+def test_warns_when_engine_and_trainer_disagree(fit: Callable[..., Any], tmp_path: Any) -> None:
+    """Learned absolute positions: TRL's left padding without position_ids scores another sequence than was sampled."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    from ctpo.tasks.arithmetic import model_path
+    from ctpo.training.trainer import AnchorMismatchWarning
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=256,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config)
+    model.transformer.wpe.weight.data.mul_(100)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    settings: dict[str, Any] = {"max_steps": 1, "max_completion_length": 8, "anchor": "rollout"}
+    with pytest.warns(AnchorMismatchWarning, match="absolute positions"):
+        fit(CTPOTrainer, CTPOConfig, model=str(tmp_path), **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AnchorMismatchWarning)
+        fit(CTPOTrainer, CTPOConfig, **settings)
+
+
+def test_evaluation_keeps_its_statistics_apart(off_policy: Any) -> None:
+    trainer = off_policy
+    trainer.model.train()
+    trainer._compute_loss(trainer.model, trainer._buffered_inputs[3])
+    trainer.model.eval()
+    logs: dict[str, float] = {}
+    trainer.log(logs)
+    assert "eval_clip_fraction" not in logs
+    trainer.model.train()
+    assert trainer.objective_stats["train"].state_dict()
+
+
+def test_rollout_anchor_needs_an_engine_that_reports(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match="anchor='rollout' needs the rollout engine's log-probs"):
+        CTPOTrainer("unused", args=CTPOConfig(str(tmp_path), use_cpu=True, anchor="rollout"))
+
+
+def test_positional_arguments_are_trls() -> None:
+    ours = list(inspect.signature(CTPOTrainer.__init__).parameters)
+    theirs = list(inspect.signature(GRPOTrainer.__init__).parameters)
+    assert ours[:4] == theirs[:4] == ["self", "model", "reward_funcs", "args"]

@@ -30,7 +30,7 @@ def save_rollout_buffer(trainer: CTPOTrainer) -> None:
         "step": trainer._step,
         "buffered_inputs": trainer._buffered_inputs,
         "trl_metrics": dict(trainer._metrics["train"]),
-        "objective_stats": trainer.objective_stats.state_dict(),
+        "objective_stats": trainer.objective_stats["train"].state_dict(),
         "rollout_account": asdict(trainer.rollout_account),
     }
     torch.save(state, folder / _FILE.format(rank=trainer.args.process_index))
@@ -45,5 +45,5 @@ def load_rollout_buffer(trainer: CTPOTrainer, checkpoint: str) -> None:
     trainer._step = state["step"]
     trainer._buffered_inputs = state["buffered_inputs"]
     trainer._metrics["train"].update(state["trl_metrics"])
-    trainer.objective_stats.load_state_dict(state["objective_stats"])
+    trainer.objective_stats["train"].load_state_dict(state["objective_stats"])
     trainer.rollout_account = RolloutAccount(**state["rollout_account"])

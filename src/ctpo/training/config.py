@@ -72,6 +72,7 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         if self.anchor not in ANCHORS:
             raise ValueError(f"anchor={self.anchor!r} is not one of {', '.join(ANCHORS)}")
         _refuse_replaced(self)
+        _check_windows(self)
         self.build_objective()
 
     def objective_settings(self) -> dict[str, Any]:
@@ -109,6 +110,19 @@ def _will_run_on_cpu(config: CTPOConfig) -> bool:
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator is None
+
+
+def _check_windows(config: CTPOConfig) -> None:
+    """An optimizer step must lie within one rollout batch, or span whole ones: else no denominator is exact."""
+    steps, accumulation = config.steps_per_generation, config.gradient_accumulation_steps
+    if accumulation < 1:
+        raise ValueError(f"gradient_accumulation_steps={accumulation} is too small; use at least 1")
+    if steps % accumulation and accumulation % steps:
+        nearest = max(d for d in range(1, accumulation + 1) if steps % d == 0)
+        raise ValueError(
+            f"gradient_accumulation_steps={accumulation} and steps_per_generation={steps} (micro-batches a rollout "
+            f"batch): one must divide the other; use gradient_accumulation_steps={nearest}"
+        )
 
 
 def _refuse_replaced(config: CTPOConfig) -> None:

@@ -41,6 +41,18 @@ _FORWARD_EXTRAS = SEAMS["_get_per_token_logps_and_entropies"][
 ]  # the multimodal inputs, passed on untouched
 
 
+_NO_ROLLOUT_LOGPS = (
+    "anchor='rollout' needs the rollout engine's log-probs, which TRL's own generation does not report; "
+    "give a rollout_func that returns logprobs, use vLLM, or set anchor='old'"
+)
+_MISMATCH = 0.1
+"""Nats. The same weights in float32 agree to 1e-4, in bfloat16 to some hundredths; more is another model."""
+
+
+class AnchorMismatchWarning(UserWarning):
+    """Rollout engine and trainer disagree about the same weights."""
+
+
 class InertObjectiveWarning(UserWarning):
     """Every importance ratio will be 1, so the objective cannot differ from any other."""
 
@@ -68,17 +80,24 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     }
 
     def __init__(
-        self, model: Any, reward_funcs: Any = None, args: CTPOConfig | None = None, **kwargs: Any
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: CTPOConfig | None = None,
+        *more: Any,
+        **kwargs: Any,
     ) -> None:
         if args is None:
             args = CTPOConfig("ctpo-output")
         if not isinstance(args, CTPOConfig):
             raise ValueError(f"args is a {type(args).__name__}; CTPOTrainer takes a CTPOConfig")
+        if args.anchor == "rollout" and not args.use_vllm and kwargs.get("rollout_func") is None:
+            raise ValueError(_NO_ROLLOUT_LOGPS)
         self.objective = args.build_objective()
-        self.objective_stats = StatsAccumulator()
+        self.objective_stats = {"train": StatsAccumulator(), "eval": StatsAccumulator()}
         self.rollout_account = RolloutAccount()
         warn_if_inert(args)
-        super().__init__(model, reward_funcs, args, **kwargs)
+        super().__init__(model, reward_funcs, args, *more, **kwargs)
 
     # -- the loss ------------------------------------------------------------------------------------------
 
@@ -89,25 +108,22 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         totals: dict[str, Any] = {
             name: inputs.get(f"minibatch_{name}") for name in ("num_tokens", "num_sequences")
         }
-        output = self.objective(
-            logps_BT,
-            anchor_BT,
-            _weighted_advantages(inputs),
-            mask_BT,
-            **totals,
-        )
+        output = self.objective(logps_BT, anchor_BT, _weighted_advantages(inputs), mask_BT, **totals)
+        stats = {**output.stats, "entropy": _masked_mean(entropies_BT, mask_BT)}
         loss = output.loss
         if self.beta != 0.0:
             kl_BT = kl_penalty(logps_BT, inputs["ref_per_token_logps"])
             loss = loss + self.beta * self.objective.reduce(kl_BT, mask_BT, **totals)
-            self.objective_stats.add({"kl": _masked_mean(kl_BT, mask_BT)})
+            stats["kl"] = _masked_mean(kl_BT, mask_BT)
+        training = self.model.training
+        if training:  # the totals count all processes, so DDP's averaging of gradients must be undone
+            loss = loss * self.accelerator.num_processes
+        stats["minibatch_loss"] = loss * self._accumulation()
         if aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * aux_loss / self._accumulation()
-            self.objective_stats.add({"aux_loss": aux_loss})
-        self.objective_stats.add({**output.stats, "entropy": _masked_mean(entropies_BT, mask_BT)})
-        self.objective_stats.add({"minibatch_loss": loss * self._accumulation()})
-        # With totals over all processes as denominators, DDP's averaging of gradients must be undone.
-        return loss * self.accelerator.num_processes if self.model.training else loss
+            stats["aux_loss"] = aux_loss
+        self.objective_stats["train" if training else "eval"].add(stats)
+        return loss
 
     def _score(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probs [B, T] and entropies [B, T] of the response tokens under the model being trained."""
@@ -127,12 +143,11 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         name = "sampling_per_token_logps" if self.args.anchor == "rollout" else "old_per_token_logps"
         if name in inputs:
             anchor: Tensor = inputs[name]
+            if self.args.anchor == "rollout" and self._step == 0 and self.model.training:
+                _warn_if_engines_differ(logps_BT, anchor, _loss_mask(inputs))
             return anchor
         if self.args.anchor == "rollout":
-            raise ValueError(
-                "anchor='rollout' needs the rollout engine's log-probs, and this rollout reported none; "
-                "use a rollout_func that returns logprobs, or anchor='old'"
-            )
+            raise ValueError(_NO_ROLLOUT_LOGPS)
         return logps_BT.detach()
 
     def _accumulation(self) -> int:
@@ -184,13 +199,15 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
-        for name, value in self.objective_stats.flush(self.accelerator).items():
+        for name, value in self.objective_stats[mode].flush(self.accelerator).items():
             self._metrics[mode][name] = [value]
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        save_rollout_buffer(
+            self
+        )  # first: transformers writes trainer_state.json last, which marks it complete
         super()._save_checkpoint(model, trial)
-        save_rollout_buffer(self)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -200,7 +217,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
 def warn_if_inert(config: CTPOConfig) -> None:
     """Warn when each rollout batch gets one update from anchors recomputed just before: every ratio is then 1."""
-    if config.updates_per_rollout_batch == 1 and config.anchor == "old" and not config.use_vllm:
+    if config.updates_per_rollout_batch == 1 and config.anchor == "old":
         warnings.warn(
             "Every importance ratio will be 1: one optimizer step is taken on each rollout batch "
             f"(steps_per_generation={config.steps_per_generation} x num_iterations={config.num_iterations} / "
@@ -209,6 +226,19 @@ def warn_if_inert(config: CTPOConfig) -> None:
             "num_iterations to train off-policy.",
             InertObjectiveWarning,
             stacklevel=3,
+        )
+
+
+def _warn_if_engines_differ(logps_BT: Tensor, anchor_BT: Tensor, mask_BT: Tensor) -> None:
+    """Before the first update trainer and rollout engine score with the same weights, so every ratio should be 1."""
+    gap = torch.where(mask_BT, logps_BT.detach() - anchor_BT, 0.0).abs().max().item()
+    if not gap <= _MISMATCH:
+        warnings.warn(
+            f"Before any update the rollout engine's log-probs differ from the trainer's by up to {gap:.3g} nats, so "
+            "anchor='rollout' starts from ratios far from 1. Likely causes: a model with learned absolute positions "
+            "(TRL pads on the left without position_ids), or another precision. anchor='old' recomputes them.",
+            AnchorMismatchWarning,
+            stacklevel=4,
         )
 
 
