@@ -123,7 +123,7 @@ def test_a_finished_run_can_be_trained_further(whole: Outcome, small_recipe: Rec
 
 def test_a_finished_run_has_nothing_to_resume(whole: Outcome) -> None:
     with pytest.raises(
-        UserError, match=r"is complete .8 updates.; to train it further, give rollout_batches"
+        UserError, match=r"is complete .8 updates, and 8 were asked for.; to train it further"
     ):
         train({}, resume=whole.run.path)
 
@@ -147,4 +147,96 @@ def test_too_few_problems(small_recipe: Recipe, tmp_path: Path) -> None:
     del keys["train_problems"]
     with pytest.raises(UserError, match="1 training problems do not fill one rollout batch of 8 prompts"):
         train(keys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_lacks_only_its_ending_gets_it(
+    whole: Outcome, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    """Killed between the last update and the summary."""
+    path = tmp_path / "run"
+    run = train(small_recipe(path, save_steps=4)).run
+    expected = weights(run)
+    for leftover in (run.summary, run.model / "model.safetensors"):
+        leftover.unlink()
+    summary = train({}, resume=path).summary
+    assert summary is not None
+    assert summary["after"] == (whole.summary or {})["after"]
+    assert all(torch.equal(weights(run)[name], expected[name]) for name in expected)
+
+
+def test_a_run_without_a_checkpoint_starts_again(
+    whole: Outcome, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    import shutil
+
+    path = tmp_path / "run"
+    run = train(small_recipe(path)).run
+    run.summary.unlink()
+    for checkpoint in path.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    assert train({}, resume=path).finished
+    assert [record["batch"] for record in run.records()] == [0, 1, 2]
+
+
+def test_clocks_go_on_after_an_interrupt(small_recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    train(small_recipe(path, rollout_batches=1), listener=InterruptAt(1, 2))
+    resumed = train({}, resume=path)
+    record = resumed.run.records()[-1]
+    assert record["training_s"] > 0
+    assert record["batch_s"] > record["generation_s"] + record["tool_s"]
+    assert record["seconds"] >= record["batch_s"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 5}, "seed=5 cannot change when .* is resumed .it is 3."),
+        ({"objective": "grpo"}, "objective=grpo cannot change"),
+        ({"num_generations": 8}, "num_generations=8 cannot change"),
+        ({"rollout_batches": 1}, "is complete .8 updates, and 4 were asked for."),
+    ],
+)
+def test_a_resumed_run_stays_the_same_run(whole: Outcome, change: dict[str, Any], message: str) -> None:
+    before = whole.run.config.read_bytes()
+    with pytest.raises(UserError, match=message):
+        train(change, resume=whole.run.path)
+    assert whole.run.config.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [b"garbage\n", b"5\n", b"\xff\n"])
+def test_damaged_metrics_are_not_thrown_away(
+    whole: Outcome, small_recipe: Recipe, tmp_path: Path, damage: bytes
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.metrics.write_bytes(damage + whole.run.metrics.read_bytes())
+    before = run.metrics.read_bytes()
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        run.rewind(0)
+    assert run.metrics.read_bytes() == before
+    run.metrics.write_bytes(whole.run.metrics.read_bytes() + b'{"batch": 3, "st')
+    assert len(run.records()) == 3
+
+
+def test_other_peoples_files_are_safe(small_recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    with pytest.raises(UserError, match="is not empty; choose a directory of the run's own"):
+        train(small_recipe(tmp_path))
+    assert (tmp_path / "checkpoint-1").is_dir()
+
+
+def test_a_model_with_weights_missing_is_refused(small_recipe: Recipe, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from ctpo.tasks.arithmetic import model_path
+
+    shutil.copytree(model_path(), tmp_path / "half")
+    kept = load_file(model_path() / "model.safetensors")
+    kept.pop("model.norm.weight")
+    save_file(kept, tmp_path / "half" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 of its weights, for example model\.norm\.weight"):
+        train(small_recipe(tmp_path / "run", model=str(tmp_path / "half")))
     assert not (tmp_path / "run").exists()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ctpo.errors import UserError
@@ -13,28 +16,45 @@ from ctpo.rollout.engine import Sampling
 from ctpo.rollout.tools import open_tools
 from ctpo.tasks import Task
 
+# What transformers, tokenizers and safetensors raise for damaged or foreign files.
+_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+
 HELDOUT_SEED = 20_260_508
 """Draws the held-out problems and the sampling noise: the same everywhere, so that figures can be compared."""
 
 
 def load_model(
-    location: str, *, dtype: str = "float32", device: str = "cpu"
+    location: str, *, dtype: Any = "float32", device: str = "cpu", **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, from a directory, a hub id, or `smollm2`.
 
+    Args:
+        location: where from.
+        dtype, device: of the weights.
+        options: further arguments of `AutoModelForCausalLM.from_pretrained`.
+
     Raises:
-        UserError: if either cannot be loaded.
+        UserError: if either cannot be loaded, or weights are missing.
     """
     if location == smollm2.NAME:
         location = str(smollm2.smollm2_path())
+    revision = {"revision": options["revision"]} if "revision" in options else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(location, dtype=dtype).to(device)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {location} cannot be loaded: {str(error).splitlines()[0]}") from None
+        tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left", **revision)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            location, dtype=dtype, output_loading_info=True, **options
+        )
+    except _LOADING_ERRORS as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise UserError(f"model {location} cannot be loaded: {reason}") from None
+    if report["missing_keys"]:
+        raise UserError(
+            f"model {location} lacks {len(report['missing_keys'])} of its weights, for example "
+            f"{sorted(report['missing_keys'])[0]}; it would start from random ones there"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.eval(), tokenizer
+    return model.to(device).eval(), tokenizer
 
 
 def choose_device() -> tuple[str, str]:

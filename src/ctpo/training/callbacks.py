@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ctpo.evaluation import Evaluation
 from ctpo.training.events import Listener
@@ -27,6 +30,7 @@ _RENAMED = {
     "learning_rate": "learning_rate",
     "epoch": "epoch",
 }
+_CLOCK = "clock.json"  # beside each checkpoint
 _NOT_RECORDED = ("loss", "num_tokens", "step_time", "num_input_tokens_seen", "total_flos")
 
 
@@ -46,18 +50,22 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         updates_per_batch: int,
         eval_every: int,
         last_batch: int,
-        seconds_before: float = 0.0,
+        checkpoint: Path | None = None,
     ) -> None:
         self._run, self._account, self._evaluate, self._listener = run, account, evaluate, listener
         self._updates, self._eval_every, self._last = updates_per_batch, eval_every, last_batch
-        self._seconds_before = seconds_before
+        self._before, self._batch_before = _read_clock(checkpoint)
         self.evaluation: Evaluation | None = None
         self._started = self._batch_started = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Wall-clock of training so far, evaluations and interrupted parts included."""
-        return self._seconds_before + time.perf_counter() - self._started
+        return self._before + time.perf_counter() - self._started
+
+    @property
+    def _batch_seconds(self) -> float:
+        return self._batch_before + time.perf_counter() - self._batch_started
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -89,10 +97,18 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         record["seconds"] = round(self.seconds, 3)
         self._run.append(record)
         self._listener.recorded(record)
-        self._batch_started = time.perf_counter()
+        self._batch_before, self._batch_started = 0.0, time.perf_counter()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            folder = self._run.path / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            clock = {"seconds": self.seconds, "batch_seconds": self._batch_seconds}
+            (folder / _CLOCK).write_text(json.dumps(clock), encoding="utf-8")
 
     def _costs(self) -> dict[str, float]:
-        account, wall = self._account(), time.perf_counter() - self._batch_started
+        account, wall = self._account(), self._batch_seconds
         return {
             "batch_s": round(wall, 3),
             "generation_s": round(account.seconds - account.tool_seconds, 3),
@@ -104,6 +120,15 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             "tool_failures": account.tool_failures,
             "tool_executed": account.tool_executed,
         }
+
+
+def _read_clock(checkpoint: Path | None) -> tuple[float, float]:
+    """Seconds of the run, and of the rollout batch under way, when the checkpoint was saved."""
+    path = checkpoint / _CLOCK if checkpoint else None
+    if path is None or not path.is_file():  # killed between the checkpoint and its clock: times start again
+        return 0.0, 0.0
+    clock = json.loads(path.read_text(encoding="utf-8"))
+    return clock["seconds"], clock["batch_seconds"]
 
 
 class StopCleanly(TrainerCallback):  # type: ignore[misc]

@@ -24,6 +24,21 @@ SMOLLM2 = "smollm2"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+RIVALS = {
+    "rollout_batches": ("max_steps", "num_train_epochs"),
+    "max_steps": ("rollout_batches", "num_train_epochs"),
+    "num_train_epochs": ("rollout_batches", "max_steps"),
+    "dataset": ("train_problems",),
+    "train_problems": ("dataset",),
+    "steps_per_generation": ("generation_batch_size",),
+    "generation_batch_size": ("steps_per_generation",),
+}
+"""Keys that say the same another way: an override drops them from the recipe; both given at once is an error."""
+
+DEFAULT_TRAIN_PROBLEMS = 16_384
+_FOREVER = 1e6  # of seconds or megabytes: beyond what any program is worth
+
+
 def _key(default: Any, about: str) -> Any:
     return field(default=default, metadata={"help": about})
 
@@ -40,7 +55,9 @@ class Recipe:
         None, "JSONL file of training problems (columns prompt, answer), not the task's own"
     )
     eval_dataset: Path | None = _key(None, "JSONL file of held-out problems, not the task's own")
-    train_problems: int = _key(16_384, "training problems drawn from the task, where no dataset is given")
+    train_problems: int | None = _key(
+        None, f"training problems drawn from the task; unset for {DEFAULT_TRAIN_PROBLEMS}"
+    )
     eval_problems: int = _key(1_024, "held-out problems an evaluation samples, one response each")
     eval_every: int = _key(4, "rollout batches between held-out evaluations; 0 for only before and after")
     rollout_batches: int | None = _key(None, "length of the run in rollout batches, instead of max_steps")
@@ -61,8 +78,10 @@ class Recipe:
         for name in ("eval_every", "transcripts"):
             _at_least(name, getattr(self, name), 0)
         for name in ("tool_timeout_s", "tool_memory_mb"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}={getattr(self, name)} is not positive; a program needs some")
+            if not 0 < getattr(self, name) < _FOREVER:
+                raise UserError(
+                    f"{name}={getattr(self, name)} is out of range; use more than 0 and less than {_FOREVER:.0f}"
+                )
 
 
 def embedded_recipe() -> dict[str, Any]:
@@ -83,7 +102,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"recipe {path} does not exist; give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} cannot be read ({error}); give a YAML file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"recipe {path} is not YAML ({' '.join(str(error).split())}); mend it") from None
     if not isinstance(keys, dict):
         raise UserError(
@@ -101,11 +120,11 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"{word!r} is not key=value; write for example learning_rate=1e-4")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             parsed = value
         outer, dot, inner = name.partition(".")
         if dot:
-            keys = merge(keys, {outer: {inner: _number(parsed)}})
+            keys = merge(keys, {outer: {inner: parsed}})
         else:
             keys[outer] = parsed
     return keys
@@ -114,23 +133,20 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
 def merge(keys: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides on top of a recipe's keys; mappings are merged, everything else is replaced.
 
-    Overriding the objective drops the settings of the one before, which need not exist for the new one.
+    Overriding the objective drops the settings of the one before, which need not exist for the new one; and a
+    key drops those that say the same another way (`RIVALS`).
     """
     merged = dict(keys)
+    for name, value in overrides.items():
+        for rival in RIVALS.get(name, ()):
+            if value is not None and rival not in overrides:
+                merged.pop(rival, None)
     if overrides.get("objective", merged.get("objective")) != merged.get("objective"):
         merged.pop("objective_kwargs", None)
     for name, value in overrides.items():
         held = merged.get(name)
         merged[name] = {**held, **value} if isinstance(held, dict) and isinstance(value, dict) else value
     return merged
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as a string; inside a free mapping no field's type would mend that."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _check_model(model: str) -> None:

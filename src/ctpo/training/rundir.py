@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -81,27 +82,40 @@ class RunDirectory:
         """Refuse a directory that is taken.
 
         Raises:
-            UserError: if it already holds a run, or is a file.
+            UserError: if it holds a run or anything else, or cannot be used.
         """
-        if self.holds_a_run:
+        try:
+            if self.holds_a_run:
+                raise UserError(
+                    f"output_dir={self.path} already holds a run; choose another, or continue it with "
+                    f"`ctpo train --resume {self.path}`"
+                )
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"output_dir={self.path} is a file; choose a directory")
+            if self.path.is_dir() and any(self.path.iterdir()):  # checkpoints are rotated: others' would go
+                raise UserError(f"output_dir={self.path} is not empty; choose a directory of the run's own")
+        except OSError as error:
             raise UserError(
-                f"output_dir={self.path} already holds a run; choose another, or continue it with "
-                f"`ctpo train --resume {self.path}`"
-            )
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"output_dir={self.path} is a file; choose a directory")
+                f"output_dir={self.path} cannot be used ({error.strerror}); choose another"
+            ) from None
 
     def read_recipe(self) -> dict[str, Any]:
         """The keys this run was started with.
 
         Raises:
-            UserError: if the directory is not a run's.
+            UserError: if the directory is not a run's, or its recipe cannot be read.
         """
-        if not self.config.is_file():
-            raise UserError(
-                f"{self.path} is not a run (it has no {self.config.name}); give a run's directory"
-            )
-        keys = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        try:
+            if not self.config.is_file():
+                raise UserError(
+                    f"{self.path} is not a run (it has no {self.config.name}); give a run's directory"
+                )
+            keys = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except UserError:
+            raise
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.config} is damaged ({reason}); start the run afresh") from None
         if not isinstance(keys, dict):
             raise UserError(f"{self.config} is damaged (not a mapping); start the run afresh")
         return keys
@@ -118,19 +132,27 @@ class RunDirectory:
     def append(self, record: dict[str, Any]) -> None:
         """Add one line to the metrics."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(_plain(record)) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """The metrics so far; a last line cut short by a kill is left out."""
+        """The metrics so far; a last line cut short by a kill is left out.
+
+        Raises:
+            UserError: if another line is damaged; nothing is changed then.
+        """
         if not self.metrics.is_file():
             return []
-        records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return records
+        whole = self.metrics.read_bytes().split(b"\n")[:-1]  # every complete line ends with a line feed
+        return [self._record(number, line) for number, line in enumerate(whole, start=1)]
+
+    def _record(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                return record
+        except (ValueError, RecursionError):
+            pass
+        raise UserError(f"{self.metrics} line {number} is damaged; mend it, or start the run afresh")
 
     def rewind(self, step: int) -> list[dict[str, Any]]:
         """Drop the records after this optimizer step, which a resumed run will write again."""
@@ -151,7 +173,8 @@ class RunDirectory:
         path = self.transcripts(batch)
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # Not splitlines(): a response may hold U+2028 and its like.
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def default_run_path(keys: Mapping[str, Any]) -> Path:
@@ -162,6 +185,14 @@ def default_run_path(keys: Mapping[str, Any]) -> Path:
         keys.get("seed", 42),
     )
     return Path("runs") / f"{task}-{objective}-s{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """NaN and infinity as null: JSON has neither."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -13,14 +14,8 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 
 from ctpo.errors import UserError
 from ctpo.training.config import CTPOConfig
-from ctpo.training.recipe import Recipe
+from ctpo.training.recipe import RIVALS, Recipe
 
-# Pairs that say the same thing twice, and why.
-_CONFLICTS = (
-    ("rollout_batches", "max_steps", "max_steps = rollout_batches x updates per rollout batch"),
-    ("dataset", "train_problems", "train_problems draws from the task's own generator"),
-    ("generation_batch_size", "steps_per_generation", "each follows from the other"),
-)
 # Settings of TRL that the run itself decides.
 _DECIDED = {
     "logging_steps": "a run logs once a rollout batch",
@@ -28,21 +23,43 @@ _DECIDED = {
     "eval_strategy": "held-out evaluation is set by eval_every and eval_problems",
     "resume_from_checkpoint": "use `ctpo train --resume RUN`",
     "disable_tqdm": "the display is ctpo's own",
+    "logging_first_step": "a run logs once a rollout batch",
+    "eval_on_start": "every run evaluates before training",
+    "save_only_model": "a checkpoint that cannot be resumed is none",
+    "use_vllm": "`ctpo train` samples in process; CTPOTrainer in Python takes vLLM",
+    "generation_kwargs": "the in-process engine has temperature, top_p and top_k",
+    "min_p": "the in-process engine has temperature, top_p and top_k",
+    "repetition_penalty": "the in-process engine has temperature, top_p and top_k",
 }
+_AT_LEAST_ONE = (lambda value: value >= 1, "at least 1")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "learning_rate": (lambda value: 0 <= value < 1, "0 or more and less than 1"),  # also refuses nan
+    "temperature": (lambda value: 0 < value < math.inf, "more than 0"),
+    "top_p": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),
+    "top_k": (lambda value: value >= 0, "0 (all tokens) or more"),
+    "seed": (lambda value: 0 <= value < 2**32, "0 to 4294967295"),
+    "max_completion_length": _AT_LEAST_ONE,
+    "per_device_train_batch_size": _AT_LEAST_ONE,
+    "gradient_accumulation_steps": _AT_LEAST_ONE,
+    "num_iterations": _AT_LEAST_ONE,
+}
+# Written into every run's recipe, so that a later default of TRL's cannot change what it means.
+_ALWAYS_SAVED = ("seed", "learning_rate", "max_completion_length", "temperature", "top_p", "top_k")
 
 
 def build(keys: Mapping[str, Any]) -> tuple[Recipe, CTPOConfig]:
     """Check every key and make the two configurations.
 
     Raises:
-        UserError: for the first key that is unknown, of a wrong type, or in conflict with another.
+        UserError: for the first key that is unknown, of a wrong type, out of range, or in conflict with another.
     """
     ours, trainers = split(keys)
     _check_conflicts(keys)
+    _check_ranges(trainers)
     recipe = Recipe(**ours)
     try:
         config = CTPOConfig(**trainers, logging_strategy="steps", disable_tqdm=True)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from None
     config.logging_steps = config.updates_per_rollout_batch
     if recipe.rollout_batches is not None:
@@ -50,15 +67,21 @@ def build(keys: Mapping[str, Any]) -> tuple[Recipe, CTPOConfig]:
     return recipe, config
 
 
+def _check_ranges(trainers: Mapping[str, Any]) -> None:
+    """What TRL would only trip over later, in the middle of a run."""
+    for name, (holds, wanted) in _RANGES.items():
+        if name in trainers and not (trainers[name] is not None and holds(trainers[name])):
+            raise UserError(f"{name}={trainers[name]} is out of range; use {wanted}")
+
+
 def resolved(recipe: Recipe, config: CTPOConfig, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The run as plain YAML values, a recipe that runs it again: all of our keys, those of TRL's that were
-    given, the objective with every setting. The output directory is not part of it."""
+    """The run as plain YAML values, a recipe that runs it again: all of our keys, those of TRL's that were given or
+    that shape the result most, the objective with every setting. The output directory is not part of it."""
     ours = {name: str(value) if isinstance(value, Path) else value for name, value in vars(recipe).items()}
-    if recipe.dataset is not None:
-        del ours["train_problems"]  # the two exclude each other
     given = {name: value for name, value in split(keys)[1].items() if name != "output_dir"}
+    effective = {name: getattr(config, name) for name in _ALWAYS_SAVED}
     objective = {"objective": config.objective, "objective_kwargs": config.objective_settings()}
-    return {**ours, **given, **objective, "seed": config.seed}
+    return {**ours, **effective, **given, **objective}
 
 
 def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -70,6 +93,8 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             raise UserError(f"{name}={value!r} cannot be set: {_DECIDED[name]}; drop it")
         if name in _types(Recipe):
             ours[name] = _checked(Recipe, name, value)
+        elif name == "objective_kwargs" and isinstance(value, dict):
+            trainers[name] = {knob: _number(setting) for knob, setting in value.items()}
         elif name in _types(CTPOConfig):
             trainers[name] = _checked(CTPOConfig, name, value)
         else:
@@ -86,25 +111,36 @@ def _types(owner: type) -> dict[str, Any]:
 def _checked(owner: type, name: str, value: Any) -> Any:
     """The value as the field's type; numbers may come as strings (YAML reads 2e-4 as one)."""
     wanted = _types(owner)[name]
+    shown = getattr(wanted, "__name__", None) if isinstance(wanted, type) else str(wanted)
+    if isinstance(value, bool) and wanted in (int, float):
+        raise UserError(f"{name}={value!r} is not of type {shown}")
     try:
-        checked = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        adapter = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))
+        checked = adapter.validate_python(value)
     except PydanticSchemaGenerationError:  # a type of TRL's that has no schema: its own checks must do
         return value
     except ValidationError as error:
-        shown = getattr(wanted, "__name__", None) if isinstance(wanted, type) else str(wanted)
         reason = error.errors()[0]["msg"]
         raise UserError(
             f"{name}={value!r} is not of type {shown} ({reason[0].lower()}{reason[1:]})"
         ) from None
-    return (
-        value if checked == value else checked
-    )  # an int stays one where a float would do, as TRL's own types
+    # An int stays one where a float would do, as in TRL's own defaults.
+    return value if type(value) is int and type(checked) is float else checked
 
 
 def _check_conflicts(keys: Mapping[str, Any]) -> None:
-    for one, other, why in _CONFLICTS:
-        if keys.get(one) is not None and keys.get(other) is not None:
-            raise UserError(f"{one}={keys[one]} and {other}={keys[other]} are both set; drop one ({why})")
+    for one, others in RIVALS.items():
+        for other in others:
+            if keys.get(one) is not None and keys.get(other) is not None:
+                raise UserError(f"{one}={keys[one]} and {other}={keys[other]} are both set; drop one")
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as a string; inside a free mapping no field's type mends that."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

@@ -1,0 +1,118 @@
+"""What a run starts from: its directory and keys, its problems, its length, and the checkpoint to continue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctpo.errors import UserError
+from ctpo.evaluation.model import HELDOUT_SEED
+from ctpo.tasks import Problem, Task
+from ctpo.tasks.jsonl import read_problems
+from ctpo.training.config import CTPOConfig
+from ctpo.training.recipe import DEFAULT_TRAIN_PROBLEMS, Recipe, merge
+from ctpo.training.rundir import RunDirectory, default_run_path
+
+# What may change when a run is resumed: how long and how watched it is, not what it is.
+_MAY_CHANGE = {
+    *("rollout_batches", "max_steps", "num_train_epochs", "eval_every", "transcripts", "threads"),
+    *("save_steps", "save_total_limit", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb"),
+    "unsafe_no_isolation",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run lives, all of its keys, and where it goes on from."""
+
+    run: RunDirectory
+    keys: dict[str, Any]
+    checkpoint: Path | None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps already done."""
+        return int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
+
+
+def prepare(keys: Mapping[str, Any], resume: Path | None) -> Start:
+    """Settle where a new run goes, or what a resumed one goes on from; one without a checkpoint starts again.
+
+    Raises:
+        UserError: if the directory is taken, is no run, or a key would make the resumed run another one.
+    """
+    if resume is None:
+        named = keys.get("output_dir")
+        run = RunDirectory(Path(str(named)) if named else default_run_path(keys))
+        run.check_free()
+        return Start(run=run, keys={**keys, "output_dir": str(run.path)}, checkpoint=None)
+    run = RunDirectory(resume)
+    recipe = run.read_recipe()
+    for name, value in keys.items():
+        if name not in _MAY_CHANGE and recipe.get(name) != value:
+            raise UserError(
+                f"{name}={value} cannot change when {resume} is resumed (it is {recipe.get(name)}); start a new run"
+            )
+    merged = {**merge(recipe, keys), "output_dir": str(resume)}
+    return Start(run=run, keys=merged, checkpoint=run.last_checkpoint())
+
+
+def check_unfinished(start: Start, config: CTPOConfig) -> None:
+    """Refuse to resume a run that has nothing left to do.
+
+    Raises:
+        UserError: if its last update and its summary are there.
+    """
+    if start.checkpoint is None or not start.run.summary.is_file():
+        return
+    if start.step >= config.max_steps:
+        raise UserError(
+            f"{start.run.path} is complete ({start.step} updates, and {config.max_steps} were asked for); to train it "
+            "further, give a larger rollout_batches"
+        )
+
+
+def train_problems(recipe: Recipe, task: Task, config: CTPOConfig) -> list[Problem]:
+    """The training problems, enough of them for one rollout batch.
+
+    Raises:
+        UserError: if the dataset cannot be read, or there are too few.
+    """
+    if recipe.dataset is None:
+        problems = task.problems("train", recipe.train_problems or DEFAULT_TRAIN_PROBLEMS, config.seed)
+    else:
+        problems = read_problems(recipe.dataset)
+    needed = config.generation_batch_size // config.num_generations
+    if len(problems) < needed:
+        raise UserError(
+            f"{len(problems)} training problems do not fill one rollout batch of {needed} prompts "
+            f"(generation_batch_size={config.generation_batch_size} / num_generations={config.num_generations}); "
+            "give more problems or lower generation_batch_size"
+        )
+    return problems
+
+
+def settle_length(config: CTPOConfig, problems: int) -> None:
+    """Express the run's length in optimizer steps, a whole number of rollout batches.
+
+    Raises:
+        UserError: if `max_steps` is not one.
+    """
+    updates = config.updates_per_rollout_batch
+    if config.max_steps <= 0:
+        batches_per_epoch = problems * config.num_generations // config.generation_batch_size
+        config.max_steps = int(config.num_train_epochs * batches_per_epoch) * updates
+    if config.max_steps % updates or config.max_steps < updates:
+        nearest = max(1, round(config.max_steps / updates)) * updates
+        raise UserError(
+            f"max_steps={config.max_steps} is not a whole number of rollout batches of {updates} updates; use {nearest}"
+        )
+
+
+def heldout_problems(recipe: Recipe, task: Task) -> list[Problem]:
+    """The problems every evaluation of the run samples."""
+    if recipe.eval_dataset is not None:
+        return read_problems(recipe.eval_dataset)[: recipe.eval_problems]
+    return task.problems("test", recipe.eval_problems, HELDOUT_SEED)
