@@ -39,13 +39,39 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["task=sudoku"], ["task 'sudoku' is unknown", "arithmetic"]),
         (["model=./nowhere"], ["model=./nowhere does not exist"]),
         (["model=."], ["model=. is not a model directory", "config.json"]),
-        (["max_steps=16"], ["rollout_batches=", "max_steps=16", "drop one"]),
+        (["max_steps=16", "rollout_batches=1"], ["rollout_batches=1", "max_steps=16", "drop one"]),
+        (["max_steps=16", "num_train_epochs=2"], ["num_train_epochs=2", "max_steps=16", "drop one"]),
+        (["dataset=d.jsonl", "train_problems=9"], ["dataset=d.jsonl", "train_problems=9", "drop one"]),
         (["rollout_batches=0"], ["rollout_batches=0 is too small"]),
         (
-            ["rollout_batches=null", "max_steps=17"],
+            ["max_steps=17"],
             ["max_steps=17 is not a whole number of rollout batches", "use 16"],
         ),
-        (["steps_per_generation=2"], ["generation_batch_size=", "steps_per_generation=2", "drop one"]),
+        (
+            ["steps_per_generation=2", "generation_batch_size=64"],
+            ["generation_batch_size=64", "steps_per_generation=2", "drop one"],
+        ),
+        (
+            ["gradient_accumulation_steps=3"],
+            ["gradient_accumulation_steps=3", "use gradient_accumulation_steps=2"],
+        ),
+        (["gradient_accumulation_steps=0"], ["gradient_accumulation_steps=0 is out of range"]),
+        (["per_device_train_batch_size=0"], ["per_device_train_batch_size=0 is out of range"]),
+        (["learning_rate=nan"], ["learning_rate=nan is out of range"]),
+        (["learning_rate=1e3"], ["learning_rate=1000.0 is out of range"]),
+        (["temperature=0"], ["temperature=0", "out of range; use more than 0"]),
+        (["top_p=2"], ["top_p=2", "out of range"]),
+        (["top_k=-4"], ["top_k=-4 is out of range"]),
+        (["seed=-1"], ["seed=-1 is out of range"]),
+        (["seed=true"], ["seed=True is not of type int"]),
+        (["max_completion_length=null"], ["max_completion_length=None is out of range"]),
+        (["use_vllm=true"], ["use_vllm=True cannot be set"]),
+        (["min_p=0.1"], ["min_p=0.1 cannot be set"]),
+        (["eval_on_start=true"], ["eval_on_start=True cannot be set"]),
+        (["tool_timeout_s=nan"], ["tool_timeout_s=nan is out of range"]),
+        (["tool_timeout_s=1e300"], ["tool_timeout_s=1e+300 is out of range"]),
+        (["model=2020-13-45"], ["model=2020-13-45 does not exist"]),
+        (["output_dir=" + "x" * 300], ["cannot be used (File name too long)"]),
         (["num_generations=7"], ["512", "7"]),
         (["logging_steps=1"], ["logging_steps=1 cannot be set"]),
         (["tool_timeout_s=-1"], ["tool_timeout_s=-1"]),
@@ -55,7 +81,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["=3"], ["'=3' is not key=value"]),
         (["--resume", "nowhere"], ["nowhere is not a run"]),
         (["--resume", "nowhere", "a.yaml"], ["recipe a.yaml and --resume nowhere"]),
-        (["dataset=missing.jsonl", "train_problems=null"], ["train_problems=None is not of type int"]),
+        (["dataset=missing.jsonl"], ["dataset missing.jsonl does not exist"]),
         (["--nonsense"], ["--nonsense"]),
     ],
 )
@@ -128,8 +154,9 @@ def test_output_directory_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp
 
 def test_damaged_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("task: arithmetic\n")
-    assert "has no checkpoint to resume from" in complaint(capsys, "train", "--resume", str(tmp_path))
     assert "neither a trained model nor a checkpoint" in complaint(capsys, "eval", str(tmp_path))
+    (tmp_path / "config.yaml").write_text("a: [")
+    assert "is damaged" in complaint(capsys, "train", "--resume", str(tmp_path))
     (tmp_path / "config.yaml").write_text("[]")
     assert "is damaged" in complaint(capsys, "train", "--resume", str(tmp_path))
 
@@ -140,9 +167,10 @@ def test_damaged_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["nowhere/at/all"], ["model=nowhere/at/all does not exist"]),
         (["embedded", "--task", "sudoku"], ["sudoku"]),
         (["embedded", "--limit", "0"], ["--limit 0 is too small"]),
-        (["embedded", "--temperature", "-1"], ["--temperature -1.0 is negative"]),
+        (["embedded", "--temperature", "-1"], ["--temperature -1.0 is out of range"]),
         (["embedded", "--max-tokens", "100000"], ["exceeds the model's context of 256"]),
         (["embedded", "--output", "/proc/nope"], ["--output /proc/nope cannot be made"]),
+        (["embedded", "--temperature", "nan"], ["--temperature nan is out of range"]),
         (["embedded", "--samples", "0"], ["--samples 0 is too small"]),
         (["embedded", "--top-p", "0"], ["--top-p 0.0 is not a share"]),
         (["embedded", "--task", "arithmetic", "--task", "arithmetic"], ["--task arithmetic is given twice"]),

@@ -121,3 +121,26 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "examples:" in shown
     assert "rollout_batches" in shown
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
+    """`ctpo train | head`: the records are files, not lines on a screen."""
+    path = tmp_path / "run"
+    command = [sys.executable, "-m", "ctpo.cli.main", "train", *SMALL, f"output_dir={path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=120) == 0
+        assert process.stderr.read() == ""
+    assert (path / "summary.json").is_file()
+
+
+def test_show_of_a_run_shows_the_runs_recipe(
+    run: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = run
+    assert main(["train", "--resume", str(path), "--show", "rollout_batches=9"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["rollout_batches"], shown["generation_batch_size"]) == (9, 32)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -30,6 +34,16 @@ _COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
     ("time", 6, lambda r: _clock(r["seconds"])),
     ("left", 6, lambda r: _clock(r["left"]) if "left" in r else ""),
 )
+
+
+class _Console(Console):
+    """Goes silent when its reader leaves (`ctpo train | head`): the run goes on, and its records are files."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # the flush at exit must not fail either
 
 
 class Display:
@@ -84,14 +98,16 @@ class Display:
             return  # another process tells the story
         if outcome.summary is None:
             self._console.print(
-                f"\nInterrupted; a checkpoint is saved. Continue with:\n  ctpo train --resume {outcome.run.path}",
+                "\nInterrupted; a checkpoint is saved. Continue with:\n"
+                f"  ctpo train --resume {_quoted(outcome.run.path)}",
+                markup=False,
                 highlight=False,
             )
             return
         self._console.print(_before_after(outcome.summary))
         for line in _example(outcome.run, outcome.summary["rollout_batches"]):
             self._console.print(line, markup=False, highlight=False)
-        self._console.print(_whereabouts(outcome), highlight=False)
+        self._console.print(_whereabouts(outcome), markup=False, highlight=False)
 
     def _live(self, text: str, completed: int | None = None) -> None:
         if self._progress is None:
@@ -111,7 +127,7 @@ class Display:
 @contextmanager
 def open_display() -> Iterator[Display]:
     """A display on standard output."""
-    console = Console(soft_wrap=True)
+    console = _Console(soft_wrap=True)
     if not console.is_terminal:
         yield Display(console, None)
         return
@@ -157,10 +173,14 @@ def _whereabouts(outcome: Outcome) -> str:
         f"  {run.model.name}/ (load it with transformers)  {run.curve.name}  {run.metrics.name}  "
         f"{run.summary.name}  transcripts/  {run.config.name}\n"
         "Next:\n"
-        f"  ctpo eval {run.path}\n"
+        f"  ctpo eval {_quoted(run.path)}\n"
         "  ctpo train objective=grpo            the same with the token ratio\n"
-        "  ctpo train --help                    your own task, model and settings"
+        "  ctpo train --help                    your own model, data and settings"
     )
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _figure(record: dict[str, Any], name: str, form: str, scale: float = 1.0) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,8 +158,10 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     ):
         if value is not None and value < 1:
             raise UserError(f"{option} {value} is too small; use at least 1")
-    if settings.get("temperature", 1.0) < 0:
-        raise UserError(f"--temperature {settings['temperature']} is negative; use 0 or more")
+    if not 0 <= settings.get("temperature", 1.0) < math.inf:
+        raise UserError(f"--temperature {settings['temperature']} is out of range; use 0 or more")
+    if not 0 <= settings.get("seed", 0) < 2**32:
+        raise UserError(f"--seed {settings['seed']} is out of range; use 0 to 4294967295")
     if not 0 < args.top_p <= 1:
         raise UserError(f"--top-p {args.top_p} is not a share of the mass; use more than 0 and at most 1")
     if args.top_k < 0:

@@ -15,7 +15,7 @@ from ctpo.errors import UserError
 
 _EPILOG = """\
 first steps:
-  ctpo train                          train the embedded model on arithmetic with CTPO, about two minutes on a CPU
+  ctpo train                          train the embedded model on arithmetic with CTPO, on a CPU
   ctpo train objective=grpo seed=1    the same with another objective and seed
   ctpo eval runs/NAME                 accuracy of a run's model on held-out problems
   ctpo sandbox check                  does the isolation of model-written programs hold on this machine?

@@ -12,12 +12,13 @@ from ctpo.cli.display import open_display
 from ctpo.cli.quiet import quieten
 from ctpo.errors import UserError
 from ctpo.training.recipe import Recipe, embedded_recipe, merge, parse_overrides, read_recipe
+from ctpo.training.rundir import RunDirectory
 
 _DESCRIPTION = """\
 Train a language model by reinforcement learning.
 
 Without a recipe, the embedded one runs: a tiny transformer that ships with the package learns to do chain sums
-with a Python tool, on a CPU, in about two minutes.
+with a Python tool, on a CPU, in two or three minutes.
 
 A recipe is a YAML file of `key: value`; `key=value` words on the command line override it. A key is one of the
 recipe's own (below) or any setting of CTPOConfig, which is TRL's GRPOConfig plus objective, objective_kwargs and
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Train as the command line says."""
     keys = _collect(args.words, args.resume)
     if args.show:
-        return _show(keys)
+        return _show(keys if args.resume is None else merge(RunDirectory(args.resume).read_recipe(), keys))
     with open_display() as display:
         display.stage("loading torch, transformers and TRL")
         quieten()

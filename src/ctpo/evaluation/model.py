@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ def load_model(
         )
     except _LOADING_ERRORS as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise UserError(f"model {location} cannot be loaded: {reason}") from None
+        where = "" if Path(location).exists() else " (no such directory here, so taken for a hub id)"
+        raise UserError(f"model {location}{where} cannot be loaded: {reason}") from None
     if report["missing_keys"]:
         raise UserError(
             f"model {location} lacks {len(report['missing_keys'])} of its weights, for example "

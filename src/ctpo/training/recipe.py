@@ -151,9 +151,15 @@ def merge(keys: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
 
 def _check_model(model: str) -> None:
     path = Path(model)
-    if model in (EMBEDDED_MODEL, SMOLLM2) or (path / "config.json").is_file():
-        return
-    if path.exists():
+    try:
+        if model in (EMBEDDED_MODEL, SMOLLM2) or (path / "config.json").is_file():
+            return
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(
+            f"model={model} cannot be read ({error.strerror}); give a directory or a hub id"
+        ) from None
+    if exists:
         raise UserError(
             f"model={model} is not a model directory (it holds no config.json); give one, or a hub id"
         )
