@@ -52,6 +52,18 @@ def test_readme_trainer(arithmetic: Any, tmp_path: Path, monkeypatch: pytest.Mon
     assert names["trainer"].state.global_step == 2
 
 
+def test_readme_recipe() -> None:
+    import yaml
+
+    from ctpo.training.settings import build
+
+    block = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[0]
+    recipe, config = build({**yaml.safe_load(block), "output_dir": "unused", "use_cpu": True})
+    assert config.updates_per_rollout_batch == 16
+    assert config.max_steps == 256
+    assert recipe.dataset is not None
+
+
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("recipes/*/*.md")]
 
 
