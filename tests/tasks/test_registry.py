@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 from ctpo.errors import UserError
 from ctpo.tasks import get_task
 
+needs_reasoning_gym = pytest.mark.skipif(
+    find_spec("reasoning_gym") is None, reason="an extra: one of its dependencies needs a compiler"
+)
 ROWS = [{"question": f"What is {i} + {i}?", "answer": f"Twice {i}.\n#### {2 * i}"} for i in range(1, 6)]
 
 
@@ -70,7 +74,6 @@ def test_options_of_the_tool(folder: Path) -> None:
         ("test.jsonl?split=dev", "no option 'split'"),
         ("arithmetic@test.jsonl", "makes its problems itself"),
         ("hub:nobody", "write hub:OWNER/NAME"),
-        ("reasoning_gym:chain_sums", "no generator 'chain_sums'; use for example chain_sum"),
         ("deepscaler", "task 'deepscaler' has no test split"),
         ("gsm8k", "openai/gsm8k cannot be had from the hub"),
     ],
@@ -87,8 +90,20 @@ def test_a_file_is_held_out_only(folder: Path) -> None:
         get_task(f"gsm8k@{folder}/test.jsonl").problems("train", 5, 0)
 
 
+@needs_reasoning_gym
+def test_an_unknown_generator_is_named() -> None:
+    with pytest.raises(UserError, match="no generator 'chain_sums'; use for example chain_sum"):
+        get_task("reasoning_gym:chain_sums").problems("test", 5, 0)
+
+
+@pytest.mark.skipif(find_spec("reasoning_gym") is not None, reason="the extra is installed")
+def test_a_missing_extra_is_named() -> None:
+    with pytest.raises(UserError, match=r"pip install 'ctpo\[reasoning-gym\]'"):
+        get_task("reasoning_gym:chain_sum").problems("test", 5, 0)
+
+
+@needs_reasoning_gym
 def test_a_generator_of_reasoning_gym() -> None:
-    pytest.importorskip("reasoning_gym", reason="an extra: one of its dependencies needs a compiler")
     task = get_task("reasoning_gym:chain_sum")
     train, test = task.problems("train", 30, 0), task.problems("test", 30, 0)
     assert len({each.prompt for each in train + test}) == 60
@@ -100,6 +115,7 @@ def test_a_generator_of_reasoning_gym() -> None:
     assert not task.check(answer, test[0].answer)
 
 
+@needs_reasoning_gym
 def test_a_judge_that_looks_at_more_than_the_answer() -> None:
     """Countdown has many right answers to one problem; its judge evaluates the expression."""
     task = get_task("reasoning_gym:countdown")
