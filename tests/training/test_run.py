@@ -71,15 +71,13 @@ def test_time_is_accounted_for(whole: Outcome) -> None:
 
 
 def test_saved_model_loads_and_gives_the_last_accuracy(whole: Outcome) -> None:
-    from ctpo.evaluation.model import evaluate_model
-    from ctpo.rollout.engine import Sampling
+    from ctpo.evaluation.suite import Suite, run_suite
     from ctpo.tasks import get_task
 
-    evaluation = evaluate_model(
-        str(whole.run.model), get_task("arithmetic"), count=16, sampling=Sampling(max_new_tokens=80)
-    )
+    tasks = {"arithmetic": get_task("arithmetic")}
+    figures, _ = run_suite(Suite(tasks=tasks, model=str(whole.run.model), limit=16, max_tokens=80))
     assert whole.summary is not None
-    assert evaluation.accuracy == whole.summary["after"]["pass@1"]
+    assert figures["results"]["arithmetic"]["pass@1"] == whole.summary["after"]["pass@1"]
 
 
 def test_its_own_config_runs_it_again(whole: Outcome, tmp_path: Path) -> None:

@@ -11,11 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ctpo.errors import UserError
 from ctpo.evaluation import smollm2
-from ctpo.evaluation.heldout import Evaluation, evaluate
-from ctpo.rollout import TransformersEngine
-from ctpo.rollout.engine import Sampling
-from ctpo.rollout.tools import open_tools
-from ctpo.tasks import Task
 
 # What transformers, tokenizers and safetensors raise for damaged or foreign files.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
@@ -62,24 +57,3 @@ def load_model(
 def choose_device() -> tuple[str, str]:
     """Where to compute and in what: a GPU in bfloat16 where there is one, else the CPU in float32."""
     return ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
-
-
-def evaluate_model(
-    location: str,
-    task: Task,
-    *,
-    count: int,
-    sampling: Sampling,
-    seed: int = HELDOUT_SEED,
-    unsafe_no_isolation: bool = False,
-) -> Evaluation:
-    """Load a model and evaluate it on held-out problems of a task, one sample each.
-
-    Raises:
-        UserError: if the model cannot be loaded, or the sandbox cannot isolate programs here.
-    """
-    model, tokenizer = load_model(location)
-    engine = TransformersEngine(model, tokenizer)
-    problems = task.problems("test", count, seed)
-    with open_tools(task, unsafe_no_isolation=unsafe_no_isolation) as tools:
-        return evaluate(engine, task, problems, sampling, tools=tools, seed=seed)

@@ -20,14 +20,17 @@ from ctpo.training.config import CTPOConfig
 from ctpo.training.rollout import RolloutAccount
 from ctpo.training.stats import StatsAccumulator
 
+# The multimodal inputs, passed on untouched.
+_FORWARD_EXTRAS = (
+    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
+    *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
+)
 SEAMS: dict[str, tuple[str, ...]] = {
     "_compute_loss": ("self", "model", "inputs"),
     "_prepare_inputs": ("self", "generation_batch"),
     "_get_per_token_logps_and_entropies": (
         *("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
-        *("compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask"),
-        *("spatial_shapes", "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids"),
-        "image_position_ids",
+        *("compute_aux_loss", *_FORWARD_EXTRAS),
     ),
     "log": ("self", "logs", "start_time"),
     "_save_checkpoint": ("self", "model", "trial"),
@@ -35,11 +38,6 @@ SEAMS: dict[str, tuple[str, ...]] = {
 }
 """The GRPOTrainer methods overridden here, with the parameters they had in TRL 1.16. A test compares them with
 the installed TRL, so that an upgrade that moves one fails there and not in a training run."""
-
-_FORWARD_EXTRAS = SEAMS["_get_per_token_logps_and_entropies"][
-    8:
-]  # the multimodal inputs, passed on untouched
-
 
 _NO_ROLLOUT_LOGPS = (
     "anchor='rollout' needs the rollout engine's log-probs, which TRL's own generation does not report; "
