@@ -37,7 +37,8 @@ def _print_one(console: Console, analysis: Analysis, sizes: Sequence[int]) -> No
     before, after = analysis.rewards
     console.print(
         f"J(b) {before:.4g}, J(pi) {after:.4g}, |grad J| {analysis.gradient_norm:.4g}; "
-        f"total variation of a step at most {distance['total_variation']:.3g}, KL(b, pi) {distance['kl']:.3g} nats, effective sample share "
+        f"total variation of a step at most {distance['total_variation']:.3g}, KL(b, pi) {distance['kl']:.3g} nats, "
+        f"effective sample share "
         f"{distance['ess']:.3g}",
     )
     console.print(
