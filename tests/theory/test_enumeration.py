@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from ctpo.theory.values import expected_reward
 
 from .loops import world_of
 
-SMALL = dict(vocab=3, horizon=3, distance=0.4)
+SMALL: dict[str, Any] = {"vocab": 3, "horizon": 3, "distance": 0.4}
 
 
 def coefficients() -> dict[str, object]:

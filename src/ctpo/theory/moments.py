@@ -39,7 +39,7 @@ def moments(problem: Problem, estimators: dict[str, Coefficients]) -> dict[str, 
     with torch.no_grad():
         for chunk in problem.tree.chunks():
             trajectories = problem.trajectories(chunk)
-            squares = [chunk.spread(t, problem.target.score_square(t)) for t in range(problem.tree.horizon)]
+            squares = [chunk.spread(t, table) for t, table in enumerate(problem.target.score_squares)]
             coefficients = {name: estimate(trajectories) for name, estimate in estimators.items()}
             for name, k in coefficients.items():
                 sums[name].add(chunk, trajectories, k, squares)
@@ -63,22 +63,22 @@ def _overlaps(policy: Policy, chunk: Chunk) -> Iterator[tuple[int, int, Tensor]]
     """⟨∇log π_t, ∇log π_u⟩ at every trajectory, [n], for the pairs t < u that can share parameters.
 
     Both rows are the same π where they meet, so the product of onehot(a_t) − π and onehot(a_u) − π is
-    1[a_t = a_u] − π(a_t) − π(a_u) + Σ π².
+    1[a_t = a_u] − π(a_t) − π(a_u) + Σ π²; and ½‖∇log π_t‖² − ½ = ½ Σ π² − π(a_t) holds what belongs to each.
     """
     if not policy.sharing.crosses_positions:
         return
-    horizon, vocab = policy.sharing.tree.horizon, policy.sharing.tree.vocab
-    groups, probs, squares, actions = [], [], [], []
-    for t in range(horizon):
-        table = policy.probs[t]
-        groups.append(chunk.spread(t, policy.sharing.groups(t).unsqueeze(-1).expand(-1, vocab)))
-        probs.append(chunk.spread(t, table))
-        squares.append(chunk.spread(t, table.square().sum(-1, keepdim=True).expand_as(table)))
-        actions.append(chunk.spread(t, torch.arange(vocab).expand(len(table), -1)))
+    vocab = policy.sharing.tree.vocab
+    horizon = policy.sharing.tree.horizon
+    index = torch.arange(chunk.start, chunk.start + chunk.length)
+    # The row of a prefix depends on its number alone, and so on the trajectory's by a division.
+    prefixes = [index.div(vocab ** (horizon - t), rounding_mode="floor") for t in range(horizon)]
+    rows = [policy.sharing.row_of(t, prefixes[t]) for t in range(horizon)]
+    actions = [index.div(vocab ** (horizon - 1 - t), rounding_mode="floor") % vocab for t in range(horizon)]
+    halves = [(chunk.spread(t, table) - 1) / 2 for t, table in enumerate(policy.score_squares)]
     for t in range(horizon):
         for u in range(t + 1, horizon):
-            product = (actions[t] == actions[u]).double() - probs[t] - probs[u] + squares[t]
-            yield t, u, torch.where(groups[t] == groups[u], product, 0.0)
+            product = (actions[t] == actions[u]) + halves[t] + halves[u]
+            yield t, u, torch.where(rows[t] == rows[u], product, 0.0)
 
 
 class _Sums:

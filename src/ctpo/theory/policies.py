@@ -48,14 +48,17 @@ class Sharing:
 
     def groups(self, level: int) -> Tensor:
         """Row of every prefix of a level, [V^t]."""
-        vocab, prefixes = self.tree.vocab, torch.arange(self.tree.vocab**level)
+        return self.row_of(level, torch.arange(self.tree.vocab**level))
+
+    def row_of(self, level: int, prefixes: Tensor) -> Tensor:
+        """Rows of prefixes of a level, given by their numbers."""
         if self.name == "tabular":
-            earlier: int = sum(vocab**t for t in range(level))
+            earlier: int = sum(self.tree.vocab**t for t in range(level))
             return prefixes + earlier
         if self.name == "position":
             return torch.full_like(prefixes, level)
-        if self.name == "bigram":
-            return prefixes % vocab + 1 if level else torch.zeros_like(prefixes)
+        if self.name == "bigram" and level:
+            return prefixes % self.tree.vocab + 1
         return torch.zeros_like(prefixes)
 
 
@@ -111,10 +114,10 @@ class Policy:
         zeros = torch.zeros_like(self.logits)
         return zeros.index_add(0, self.sharing.groups(level), prefix_gradient)
 
-    def score_square(self, level: int) -> Tensor:
-        """‖∇_θ log π(a|prefix)‖² = 1 − 2π(a) + Σ_a' π(a')², [V^t, V]."""
-        probs = self.probs[level]
-        return 1 - 2 * probs + probs.square().sum(-1, keepdim=True)
+    @cached_property
+    def score_squares(self) -> list[Tensor]:
+        """‖∇_θ log π(a|prefix)‖² = 1 − 2π(a) + Σ_a' π(a')² at every level, [V^t, V]."""
+        return [1 - 2 * probs + probs.square().sum(-1, keepdim=True) for probs in self.probs]
 
 
 def random_logits(sharing: Sharing, spread: float, generator: torch.Generator) -> Tensor:
