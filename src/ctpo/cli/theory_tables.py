@@ -46,6 +46,8 @@ def _print_one(console: Console, analysis: Analysis, sizes: Sequence[int]) -> No
         f"{spread.mean[-1]:+.3f} ± {spread.std[-1]:.3f} at t={len(spread.std)}; "
         f"exponent of the std in t {spread.exponent:.2f}"
     )
+    if analysis.unit != analysis.gradient_norm:
+        console.print("grad J is 0: what follows is not in its units but absolute")
     horizon = len(spread.std)
     table = _table(
         ["bias", "own", "cos", "var", "t=1", f"t={horizon}", *(f"N={_short(n)}" for n in sizes)],

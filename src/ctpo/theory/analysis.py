@@ -19,6 +19,10 @@ _ROUNDING: Final = 1e-12
 """A squared bias below this share of the second moments involved is the rounding of float64 sums, not a bias."""
 
 
+_NO_GRADIENT: Final = 1e-13
+"""‖∇J‖ below this share of the largest reward is rounding: no unit to measure anything in."""
+
+
 @dataclass(frozen=True)
 class Row:
     """What is known of one estimator; lengths in units of ∇J's own.
@@ -63,7 +67,7 @@ class Analysis:
 
     Attributes:
         rows: one an estimator.
-        unit: ‖∇J(π)‖, what biases are divided by (variances by its square); 1 where ∇J is 0.
+        unit: ‖∇J(π)‖, what biases are divided by (variances by its square); 1 where ∇J is 0, to rounding.
         gradient_norm: ‖∇J(π)‖.
         rewards: J(b), J(π).
         distance: see `distances`.
@@ -139,7 +143,7 @@ def analyse(problem: Problem, estimators: list[Estimator]) -> Analysis:
     """
     found = moments(problem, {estimator.name: estimator.coefficients for estimator in estimators})
     norm = problem.gradient.norm().item()
-    unit = norm if norm > 0 else 1.0
+    unit = norm if norm > _NO_GRADIENT * problem.reward.abs().max().item() else 1.0
     rows = tuple(_row(estimator, found[estimator.name], problem, unit) for estimator in estimators)
     rewards = tuple(expected_reward(p, problem.reward).item() for p in (problem.behaviour, problem.target))
     return Analysis(rows, unit, norm, (rewards[0], rewards[1]), distances(problem), log_ratio_spread(problem))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
 from ctpo.errors import UserError
+from ctpo.objectives.numerics import SATURATION
 from ctpo.theory.adversary import worst_direction
 from ctpo.theory.files import GivenTables
 from ctpo.theory.policies import Policy, Sharing, random_logits
@@ -30,8 +30,9 @@ class Setup:
         horizon: T.
         sharing: one of SHARINGS.
         policy: one of POLICIES.
-        distance: scale of the difference of π's and b's logits, ≥ 0.
-        spread: standard deviation of b's logits, ≥ 0; 0 is the uniform policy.
+        distance: scale of the difference of π's and b's logits, 0 to 20 (there the library takes a log ratio for
+            broken).
+        spread: standard deviation of b's logits, 0 to 20; 0 is the uniform policy.
         reward: one of REWARDS.
         advantage: one of ADVANTAGES.
         baseline: of the terminal advantage; None is E_b[R].
@@ -56,8 +57,8 @@ class Setup:
             raise UserError(f"policy={self.policy!r} is unknown; use one of {', '.join(POLICIES)}, or a file")
         for name in ("distance", "spread"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"{name}={value} is out of range; use 0 or more")
+            if not 0 <= value <= SATURATION:
+                raise UserError(f"{name}={value} is out of range; use 0 or more, up to {SATURATION:g}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed={self.seed} is out of range; use 0 or more")
 

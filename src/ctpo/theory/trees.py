@@ -37,6 +37,8 @@ class Tree:
     def __post_init__(self) -> None:
         if self.vocab < 2:
             raise UserError(f"vocab={self.vocab} leaves no choice; use 2 or more")
+        if self.vocab > MOST_TRAJECTORIES:
+            raise UserError(f"vocab={self.vocab} is too many actions; use at most {MOST_TRAJECTORIES:,}")
         if self.horizon < 1:
             raise UserError(f"horizon={self.horizon} is too short; use 1 or more")
         # The first test spares the power of a silly horizon, which would itself take minutes.
