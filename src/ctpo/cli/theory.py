@@ -145,10 +145,11 @@ def _estimators(args: argparse.Namespace, problem: Problem) -> list[Estimator]:
 def _title(args: argparse.Namespace, problem: Problem) -> str:
     tree = problem.tree
     seeds = f"seed {args.seed}" if args.draws == 1 else f"seeds {args.seed}-{args.seed + args.draws - 1}"
-    apart = "" if Path(args.policy).suffix in (".json", ".npz") else f", distance {args.distance:g}"
+    drawn = f"{args.policy} policy, distance {args.distance:g}, {args.reward} reward"
+    given = f"policies of {args.policy}"
     return (
-        f"V={tree.vocab}, T={tree.horizon} ({tree.trajectories:,} trajectories), {args.policy} policy{apart}, "
-        f"{problem.target.sharing.name}, {args.reward} reward, {problem.advantage} advantage, {seeds}"
+        f"V={tree.vocab}, T={tree.horizon} ({tree.trajectories:,} trajectories), "
+        f"{given if Path(args.policy).suffix in ('.json', '.npz') else drawn}, {problem.target.sharing.name}, {problem.advantage} advantage, {seeds}"
     )
 
 

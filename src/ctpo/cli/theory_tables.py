@@ -16,13 +16,16 @@ from rich.table import Table
 from ctpo.theory import Analysis
 from ctpo.theory.draws import average
 
+_WIDTH: Final = 200
+
 _EXACT: Final = 1e-12
 """Biases below are the rounding of float64."""
 
 
 def print_tables(title: str, analyses: list[Analysis], sizes: Sequence[int], figure: Path | None) -> None:
     """Print one problem's analysis, or the averages over several."""
-    console = Console(soft_wrap=True, highlight=False)
+    # A table is as wide as its figures need; squeezed into a narrow terminal, the names would go first.
+    console = Console(soft_wrap=True, highlight=False, width=_WIDTH)
     console.print(escape(title))
     if len(analyses) == 1:
         _print_one(console, analyses[0], sizes)
@@ -95,7 +98,7 @@ def _print_averages(console: Console, analyses: list[Analysis], sizes: Sequence[
 
 def _table(heads: Sequence[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("estimator", overflow="fold")
+    table.add_column("estimator", overflow="fold", max_width=24)
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     return table
