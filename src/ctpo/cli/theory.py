@@ -146,10 +146,10 @@ def _title(args: argparse.Namespace, problem: Problem) -> str:
     tree = problem.tree
     seeds = f"seed {args.seed}" if args.draws == 1 else f"seeds {args.seed}-{args.seed + args.draws - 1}"
     drawn = f"{args.policy} policy, distance {args.distance:g}, {args.reward} reward"
-    given = f"policies of {args.policy}"
+    source = f"policies of {args.policy}" if Path(args.policy).suffix in (".json", ".npz") else drawn
     return (
         f"V={tree.vocab}, T={tree.horizon} ({tree.trajectories:,} trajectories), "
-        f"{given if Path(args.policy).suffix in ('.json', '.npz') else drawn}, {problem.target.sharing.name}, {problem.advantage} advantage, {seeds}"
+        f"{source}, {problem.target.sharing.name}, {problem.advantage} advantage, {seeds}"
     )
 
 
