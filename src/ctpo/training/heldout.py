@@ -10,6 +10,7 @@ from ctpo.training.recipe import Recipe
 from ctpo.training.rollout import sampling_of
 from ctpo.training.rundir import RunDirectory
 from ctpo.training.trainer import CTPOTrainer
+from ctpo.training.vllm import vllm_engine
 
 
 class HeldOut:
@@ -30,11 +31,15 @@ class HeldOut:
     def __call__(self, batch: int) -> Evaluation:
         """Evaluate after this many rollout batches."""
         trainer = self._trainer
-        engine = TransformersEngine(
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processing_class,
-            eos_token_ids=trainer.eos_token_ids,
-            batch_size=self._recipe.rollout_batch_size,
+        engine = (
+            vllm_engine(trainer, alone=True)
+            if trainer.use_vllm
+            else TransformersEngine(
+                trainer.accelerator.unwrap_model(trainer.model),
+                trainer.processing_class,
+                eos_token_ids=trainer.eos_token_ids,
+                batch_size=self._recipe.rollout_batch_size,
+            )
         )
         evaluation = evaluate(
             engine, self._task, self._problems, sampling_of(trainer), tools=self._tools, seed=HELDOUT_SEED
