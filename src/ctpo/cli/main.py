@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ctpo
+from ctpo.cli import compare as compare_command
 from ctpo.cli import eval as eval_command
 from ctpo.cli import sandbox as sandbox_command
 from ctpo.cli import train as train_command
@@ -18,6 +19,7 @@ first steps:
   ctpo train                          train the embedded model on arithmetic with CTPO, on a CPU
   ctpo train objective=grpo seed=1    the same with another objective and seed
   ctpo eval runs/NAME                 accuracy of a run's model on held-out problems
+  ctpo compare study.yaml             objectives against each other over seeds
   ctpo sandbox check                  does the isolation of model-written programs hold on this machine?
 """
 
@@ -40,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ctpo {ctpo.__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for command in (train_command, eval_command, sandbox_command):
+    for command in (train_command, eval_command, compare_command, sandbox_command):
         command.register(subparsers)
     return parser
 
