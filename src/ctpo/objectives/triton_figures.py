@@ -4,7 +4,7 @@ Float atomics would add in the order in which programs happen to finish; a table
 the same bits every time. Needs Triton, like `triton_parts`.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 

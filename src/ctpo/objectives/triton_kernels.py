@@ -4,7 +4,7 @@ One program takes one tile of BLOCK tokens, so a single row of 524,288 tokens fi
 do. Where a row is one tile the first kernel is not needed. Nothing is read by the host.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -107,10 +107,7 @@ def terms_kernel(
     advantage = tl.load(advantages + row * a0 + columns * a1, mask=usable, other=0.0).to(dtype)
     if weights is not None:
         advantage *= tl.load(weights + row * w0 + columns * w1, mask=usable, other=0.0).to(dtype)
-    if POWER == 0.0:
-        scale = tl.full((BLOCK,), 1.0, dtype)
-    else:
-        scale = parts.power_of(position, POWER).to(dtype)
+    scale = parts.power_of(position, POWER).to(dtype)
     truncated, rho, slope, high, low, dual = parts.surrogate(
         x, scale, advantage, LOWER, UPPER, DUAL, CAP, SURROGATE
     )  # fmt: skip

@@ -5,9 +5,11 @@ and is imported only by `triton_path`, when a call takes that path. A tile is BL
 row; WIDE quantities are float64, all others are in the compute dtype.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
+
+import math
 
 import triton
 import triton.language as tl
@@ -16,6 +18,7 @@ from ctpo.objectives import numerics
 
 SATURATION = tl.constexpr(numerics.SATURATION)
 EXP_CAP = tl.constexpr(numerics.EXP_CAP)
+INFINITE = tl.constexpr(math.inf)
 
 # Codes of the parts, compile-time constants of a kernel.
 TOKEN = tl.constexpr(0)
@@ -87,16 +90,19 @@ def smallest_of_row(sums, row, chunks, last, CHUNKS: tl.constexpr):
 @triton.jit
 def power_of(base, POWER: tl.constexpr):
     """base^POWER for positive float64; torch takes the same root for ±0.5."""
-    if POWER == 0.5:
-        return tl.sqrt(base)
+    if POWER == 0.0:
+        power = base * 0.0 + 1.0
+    elif POWER == 0.5:
+        power = tl.sqrt(base)
     elif POWER == -0.5:
-        return 1.0 / tl.sqrt(base)
+        power = 1.0 / tl.sqrt(base)
     elif POWER == 1.0:
-        return base
+        power = base
     elif POWER == -1.0:
-        return 1.0 / base
+        power = 1.0 / base
     else:
-        return tl.exp(POWER * tl.log(base))
+        power = tl.exp(POWER * tl.log(base))
+    return power
 
 
 @triton.jit
@@ -149,9 +155,9 @@ def surrogate(
     """
     lower, upper, dual = scale * LOWER, scale * UPPER, scale * DUAL
     ceiling = tl.zeros_like(x) + CAP
-    if UPPER != float("inf"):
+    if UPPER < INFINITE:
         ceiling = tl.maximum(ceiling, upper)
-    if DUAL != float("inf"):
+    if DUAL < INFINITE:
         ceiling = tl.maximum(ceiling, dual)
     ceiling = tl.minimum(ceiling, EXP_CAP)
     nowhere = x != x  # x is finite

@@ -7,6 +7,7 @@ tile, one and the fill of a counter), backward one, and nothing is read by the h
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -61,15 +62,22 @@ def installed() -> bool:
 
 
 def applies(backend: str, logps: Tensor) -> bool:
-    """Whether a padded call takes this path: when asked to, and by itself on a GPU where Triton is installed.
+    """Whether a padded call takes this path: when asked to, and unasked on a GPU where Triton works.
 
     Raises:
-        ValueError: asked for, and Triton is not installed.
+        ValueError: asked for, and Triton is not installed or the tensors are not where it runs.
     """
-    if backend == "triton" and not installed():
-        raise ValueError("backend: 'triton' needs the package triton; install it or pass backend='auto'.")
-    wanted = backend == "triton" or (backend == "auto" and logps.is_cuda and installed())
-    return wanted and logps.numel() > 0
+    if backend == "triton":
+        if not installed():
+            raise ValueError("backend: 'triton' needs the package triton; install it or pass 'auto'.")
+        if not logps.is_cuda and not os.environ.get("TRITON_INTERPRET"):
+            raise ValueError(f"backend: 'triton' runs on a GPU, logps are on {logps.device}; pass 'auto'.")
+        return logps.numel() > 0
+    if backend != "auto" or not logps.is_cuda or logps.numel() == 0 or not installed():
+        return False
+    from ctpo.objectives.triton_trust import works  # stands above this file
+
+    return works(logps.device)
 
 
 def run(plan: Plan, reduction: Reduction, batch: Batch) -> Output:
@@ -144,8 +152,5 @@ def _pull_back(slopes: Tensor, kept: Tensor, scale: Tensor, path: str) -> Tensor
     known before the backward pass.
     """
     wide = (slopes * scale).to(torch.float64)
-    if path == "SUFFIX":
-        wide = wide.flip(-1).cumsum(-1).flip(-1)
-    else:
-        wide = wide.sum(-1, keepdim=True)
+    wide = wide.flip(-1).cumsum(-1).flip(-1) if path == "SUFFIX" else wide.sum(-1, keepdim=True)
     return torch.where(kept != 0, wide, torch.zeros_like(wide))
