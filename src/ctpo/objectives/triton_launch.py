@@ -5,6 +5,7 @@ Imports Triton, through `triton_kernels`, when the first call takes that path an
 
 from __future__ import annotations
 
+import ctypes
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def reduction_arguments(
     on_device = isinstance(given, Tensor) and given.device == device
     number = 0.0 if given is None or on_device else float(given)  # a tensor on the host is free to read
     # Kernels take a Python float as float32; two of them hold what a double does.
-    high = torch.tensor(number, dtype=torch.float32).item()
+    high = ctypes.c_float(number).value
     return {
         "count": given if on_device else None,
         "count_high": high,
