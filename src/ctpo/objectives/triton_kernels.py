@@ -102,7 +102,7 @@ def terms_kernel(
             total = parts.of_row(sums, parts.LOG_RATIOS, row, chunks, chunks, CHUNKS)
         x = parts.statistic(d, position, drift, total, many, RATIO)
 
-    # Anything may stand where a token does not count, NaN included.
+    # Anything may stand where a token does not count, NaN included; with advantage 0 its slope is 0.
     usable = kept & counted
     advantage = tl.load(advantages + row * a0 + columns * a1, mask=usable, other=0.0).to(dtype)
     if weights is not None:
@@ -111,7 +111,6 @@ def terms_kernel(
     truncated, rho, slope, high, low, dual = parts.surrogate(
         x, scale, advantage, LOWER, UPPER, DUAL, CAP, SURROGATE
     )  # fmt: skip
-    slope = tl.where(kept, slope, 0.0)
     value = slope
     if SURROGATE == parts.WEIGHT:
         value = slope * new

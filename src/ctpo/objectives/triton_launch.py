@@ -159,6 +159,7 @@ def reduction_arguments(
         "count": given if on_device else None,
         "count_high": high,
         "count_low": number - high,
+        "WIDTH": REDUCED_AT_ONCE,
         "DIVISOR": code("figures", divisor),
         "NORM": reduction.norm_length if reduction.name == "seq-mean-token-sum-norm" else 1.0,
         "LENGTH_POWER": reduction.length_power - (1.0 if reduction.name == "seq-mean-token-mean" else 0.0),

@@ -23,7 +23,6 @@ from ctpo.objectives.plan import Plan
 from ctpo.objectives.reductions import Count, Reduction
 from ctpo.objectives.surrogates import StopGradientWeight
 from ctpo.objectives.triton_launch import (
-    REDUCED_AT_ONCE,
     Tiles,
     code,
     gradient_path,
@@ -120,7 +119,7 @@ class _Triton(torch.autograd.Function):
             "terms_kernel", *inputs, *strided(batch.advantages), *strided(batch.weights),
             sums, counter, table, token_loss, saved, gate, row_factor, slope_sums, stats, loss, factor,
             *(division.pop(name) for name in ("count", "count_high", "count_low")),
-            CHUNKS=tiles.padded_chunks, WIDTH=REDUCED_AT_ONCE, **division, **plan_constants(plan),
+            CHUNKS=tiles.padded_chunks, **division, **plan_constants(plan),
         )  # fmt: skip
         ctx.set_materialize_grads(False)
         ctx.tiles, ctx.path, ctx.input_dtype = tiles, path, logps.dtype
