@@ -154,12 +154,12 @@ def test_the_ceiling_never_cuts_inside_the_region(monkeypatch: pytest.MonkeyPatc
     logps = torch.zeros(2, 90_000, dtype=torch.float64)
     old = logps.clone()
     old[:, :13] = -1.0
-    advantages = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    advantages = torch.tensor([1.0, -0.5], dtype=torch.float64)
     batch = on_device(Batch(logps, old, advantages, torch.ones(2, 90_000, dtype=torch.bool)))
     agree("ctpo", batch)
     opens = math.ceil((13 / 0.05) ** 2)
     _, grad = run(preset("ctpo", reduction="sum", backend="triton"), batch)
-    assert grad[0, opens:].amax().item() == pytest.approx(-math.exp(13))
+    assert grad[0, opens:].amax().item() == pytest.approx(-math.exp(13))  # inside: not cut at e^10
 
 
 def test_nothing_overflows_float32() -> None:

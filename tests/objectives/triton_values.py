@@ -81,6 +81,8 @@ COMPOSED = {
     "one-sided": (CumulativeRatio(), LogBand(INF, 0.1, power=0.5), MinClip()),
     "beyond-exp": (CumulativeRatio(), LogBand(50.0, 100.0, None, 0.1), Linear()),
     "dual-only": (CumulativeRatio(), LogBand(INF, INF, 8.0, 0.5), MinClip()),
+    "no-dual": (CumulativeRatio(), LogBand(0.025, 0.05, None, 0.5), MinClip()),
+    "low-dual": (CumulativeRatio(), LogBand(0.5, 8.0, 3.0), MinClip()),
     "powers": (TokenRatio(), LogBand(0.01, 0.02, 0.02, 1.0), MinClip()),
     "inverse": (TokenRatio(), LogBand(1.0, 2.0, 2.0, -1.0), MinClip()),
 }
