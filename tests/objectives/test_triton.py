@@ -28,7 +28,7 @@ def in_a_fresh_process(cases: str, interpret: bool, tmp_path: Path) -> None:
     environment.pop("TRITON_INTERPRET", None)
     if interpret:
         environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", "pytest", str(HERE / cases), "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", str(HERE / cases), "-p", "no:cacheprovider"]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parent.parent)
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
     assert " passed" in ran.stdout
