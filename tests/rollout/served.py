@@ -62,13 +62,17 @@ def model_behind(model: Any, tokenizer: Any) -> Callable[[str, dict[str, Any]], 
 
     def complete(prompt: str, payload: dict[str, Any]) -> tuple[str, str, tuple[int, int]]:
         ids = tokenizer.encode(prompt, add_special_tokens=False, return_tensors="pt")
+
+        def stops(ids_BT: Any, scores: Any, **_: Any) -> Any:
+            text = tokenizer.decode(ids_BT[0, ids.shape[1] :])
+            return torch.tensor([any(stop in text for stop in payload.get("stop") or [])])
+
         with lock, torch.no_grad():
             out = model.generate(
                 ids,
                 max_new_tokens=payload["max_tokens"],
                 do_sample=False,
-                stop_strings=payload.get("stop"),
-                tokenizer=tokenizer,
+                stopping_criteria=[stops],
             )[0, ids.shape[1] :].tolist()
         ended = out[-1] == tokenizer.eos_token_id
         text = tokenizer.decode(out, skip_special_tokens=True)

@@ -78,6 +78,8 @@ class Endpoint:
                 f"endpoint {self.url} refuses the key (HTTP {response.status_code}); name the environment variable "
                 "that holds it: --api-key-env NAME"
             )
+        if response.status_code in (404, 405) and self._talks():
+            return  # a gateway that does not list its models
         if response.status_code != 200:
             raise UserError(
                 f"endpoint {self.url}/models answers HTTP {response.status_code}; give the base URL of an "
@@ -127,6 +129,12 @@ class Endpoint:
             raise UserError(
                 f"endpoint {url} cannot be reached ({_reason(error)}); start the server, or mend the URL"
             ) from None
+
+    def _talks(self) -> bool:
+        """Whether the server knows the path that conversations go to."""
+        hello = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+        answer, _ = self._try("chat/completions", hello)
+        return not isinstance(answer, RequestFailed) or answer.status not in (None, 404, 405)
 
     def _try(self, path: str, payload: dict[str, Any]) -> tuple[dict[str, Any] | RequestFailed, float | None]:
         """The answer; or the failure and the seconds to wait before another try (None: don't)."""
