@@ -102,6 +102,28 @@ def test_a_server_that_dies_ends_the_run_in_one_line_and_loses_nothing(
     assert len(rows(tmp_path)) == 6
 
 
+def test_the_judges_account_is_printed_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = {"a": "\\boxed{2}", "b": "dunno", "c": "\\boxed{3}", "d": "\\boxed{\\frac{1}{}+}"}
+    problems = [{"problem": name, "answer": "2" if name != "d" else "\\frac{1}{3}"} for name in said]
+    (tmp_path / "f.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+
+    def answer(path: str, payload: dict[str, Any]) -> Any:
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "m"}]}
+        return choice(message={"content": said[payload["messages"][-1]["content"]]})
+
+    task = f"{tmp_path / 'f.jsonl'}?tool=none"
+    with serving(answer) as (url, _):
+        words = ["eval", "m", "--endpoint", url, "--task", task, "--output", str(tmp_path / "out")]
+        assert main(words) == 0
+    verdicts = [row["verdict"] for row in rows(tmp_path / "out")]
+    assert verdicts[:3] == ["right", "no answer", "wrong"]
+    assert verdicts[3] in ("unparsable", "wrong")
+    (figures,) = json.loads((tmp_path / "out" / "eval.json").read_text())["results"].values()
+    assert figures["verdicts"]["no answer"] == 1
+    assert "1 no answer" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [

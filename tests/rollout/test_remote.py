@@ -179,6 +179,13 @@ def test_an_unreadable_call_is_run_as_it_stands(chat_task: Task, sandbox: Any) -
     assert "SyntaxError" in sent[1]["messages"][-1]["content"]
 
 
+def test_a_program_that_hangs_is_ended_and_the_conversation_goes_on(fenced: Task, sandbox: Any) -> None:
+    script = [said("```python\nwhile True: pass"), said("never mind")]
+    (reply,), _ = respond(fenced, sandbox, script, "q")
+    assert [c.status for c in reply.calls] == ["timeout"]
+    assert (reply.error, reply.finished) == (None, True)
+
+
 def test_one_failing_request_ends_its_own_conversation_only(fenced: Task, sandbox: Any) -> None:
     def answer(path: str, payload: dict[str, Any]) -> Answer:
         if payload["messages"][-1]["content"] == "bad":
