@@ -13,6 +13,7 @@ from ctpo.errors import UserError
 from ctpo.rollout import ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.engine import Sampling
+from ctpo.rollout.noise import row_uniforms
 from ctpo.rollout.vllm import Ask, Said
 from ctpo.tasks import Task
 
@@ -71,9 +72,9 @@ def generate(model: Any, task: Task, sandbox: Any, sampling: Sampling, seed: int
     completer = Stepwise(model)
     engine = VLLMEngine(completer, model[1], eos_token_ids=[model[1].eos_token_id])
     prompts = [encode_prompt(model[1], task, question) for question in TALKS]
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    uniforms = None if seed is None else row_uniforms(range(len(prompts)), sampling.max_new_tokens, seed=seed)
     tools = None if task.tool is None else ToolRunner(task.tool, sandbox)
-    return engine.generate(prompts, sampling, tools=tools, generator=generator), completer
+    return engine.generate(prompts, sampling, tools=tools, uniforms=uniforms), completer
 
 
 @pytest.mark.parametrize("limit", [400, 63, 62, 61, 30, 26, 25])

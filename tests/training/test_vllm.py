@@ -12,7 +12,6 @@ from trl import GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
-from ctpo.errors import UserError
 from ctpo.rollout.engine import Sampling
 from ctpo.rollout.vllm import Ask
 from ctpo.training.vllm import GENERATION_ATTRIBUTES, TRLCompleter, vllm_engine
@@ -89,7 +88,6 @@ def test_every_process_gets_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [ids[0] for ids, _ in completer.complete(mine, SAMPLING, [])] == [1, 2, 3]
     assert client.calls[0]["prompts"] == [[0], [1], [2], [50]]
     assert completer.anyone(False)  # the other has something left
-    assert not TRLCompleter(server(client, processes=2), 100, alone=True).anyone(False)
 
 
 def test_a_sleeping_model_wakes_once_a_rollout() -> None:
@@ -127,16 +125,11 @@ def test_weights_are_synchronised_when_the_step_changed() -> None:
         processing_class=None,
         eos_token_ids=[0],
     )
-    engine = vllm_engine(trainer, alone=True)
+    engine = vllm_engine(trainer)
     vllm_engine(trainer)
     assert synced == [1]
     assert engine.fits([1] * 60, Sampling(max_new_tokens=4))
     assert not engine.fits([1] * 61, Sampling(max_new_tokens=4))
-    generation.tensor_parallel_size = 2
-    with pytest.raises(
-        UserError, match="vllm_tensor_parallel_size=2: held-out evaluation runs on one process"
-    ):
-        vllm_engine(trainer, alone=True)
 
 
 def test_use_vllm_picks_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +137,9 @@ def test_use_vllm_picks_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     from ctpo.training import rollout as module
 
     class Engine:
-        def generate(self, prompts: list[list[int]], sampling: Sampling, tools: Any) -> list[Rollout]:
+        def generate(
+            self, prompts: list[list[int]], sampling: Sampling, tools: Any, uniforms: Any
+        ) -> list[Rollout]:
             return [
                 Rollout(prompt_ids=p, completion_ids=[7], model_mask=[1], logps=[-1.0], finished=True)
                 for p in prompts

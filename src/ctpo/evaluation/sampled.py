@@ -36,8 +36,8 @@ def sample_task(
 ) -> list[Row]:
     """Sample and judge every problem `samples` times.
 
-    Problems go through in blocks, each with a random generator of its own and written to `saved` when it is
-    whole: an evaluation that was interrupted and continued gives what an undisturbed one gives.
+    Problems go through in blocks, written to `saved` when they are whole, and each sample draws from random
+    numbers of its own: an evaluation that was interrupted and continued gives what an undisturbed one gives.
 
     Args:
         saved: JSONL file of rows; blocks that it holds already are not sampled again, save those with a request
@@ -57,7 +57,7 @@ def sample_task(
         kept = held[index] if index < len(held) else None
         if kept is None or any(row.get("error") for row in kept):
             progress(index * size)
-            kept = _sample_block(engine, task, block, sampling, samples, tools, seed, index, index * size)
+            kept = _sample_block(engine, task, block, sampling, samples, tools, seed, index * size)
             _save(saved, rows, kept, held[index:])
         rows += kept
     progress(len(problems))
@@ -111,10 +111,9 @@ def _sample_block(
     samples: int,
     tools: ToolRunner | None,
     seed: int,
-    index: int,
     first: int,
 ) -> list[Row]:
-    """The rows of block `index`, whose first problem is the task's number `first`."""
+    """The rows of these problems, of which the first is the task's number `first`."""
     if isinstance(engine, EndpointEngine):
         responses = endpoint_responses(
             engine, task, problems, sampling, samples=samples, tools=tools, seed=seed + first * samples
@@ -126,7 +125,7 @@ def _sample_block(
             )
     else:
         responses = local_responses(
-            engine, task, problems, sampling, samples=samples, tools=tools, seed=seed + index
+            engine, task, problems, sampling, samples=samples, tools=tools, seed=seed, first=first
         )
     asked = [(problem, sample) for problem in problems for sample in range(samples)]
     return [

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from ctpo.rollout import EndpointEngine, Rollout, ToolCall, ToolRunner, TransformersEngine
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.engine import Sampling
+from ctpo.rollout.noise import row_uniforms
 from ctpo.tasks import Problem, Task
 
 
@@ -37,15 +36,17 @@ def local_responses(
     samples: int,
     tools: ToolRunner | None,
     seed: int,
+    first: int,
 ) -> list[Response]:
-    """`samples` responses a problem, problem by problem, from one random generator."""
+    """`samples` responses a problem, problem by problem; the first problem is number `first` of the task's."""
     prompts = [encode_prompt(engine.tokenizer, task, problem.prompt) for problem in problems]
     fitting = [engine.fits(prompt, sampling) for prompt in prompts]
     if not any(fitting):
         fitting = [True] * len(prompts)  # the engine's own message says what is wrong
     asked = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits for _ in range(samples)]
-    generator = torch.Generator(device=engine.device).manual_seed(seed)
-    rollouts = iter(engine.generate(asked, sampling, tools=tools, generator=generator))
+    numbers = [(first + i) * samples + j for i, fits in enumerate(fitting) if fits for j in range(samples)]
+    uniforms = row_uniforms(numbers, sampling.max_new_tokens, seed=seed)
+    rollouts = iter(engine.generate(asked, sampling, tools=tools, uniforms=uniforms))
     return [
         _response(engine, next(rollouts)) if fits else Response(too_long=True)
         for fits in fitting

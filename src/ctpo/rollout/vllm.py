@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ctpo.errors import UserError
@@ -65,9 +65,6 @@ class VLLMEngine:
         eos_token_ids: ids that end a response.
     """
 
-    device = torch.device("cpu")
-    """Where a random generator for `generate` lives."""
-
     def __init__(
         self, completer: Completer, tokenizer: PreTrainedTokenizerBase, *, eos_token_ids: Iterable[int]
     ) -> None:
@@ -86,9 +83,13 @@ class VLLMEngine:
         sampling: Sampling,
         *,
         tools: ToolRunner | None = None,
-        generator: torch.Generator | None = None,
+        uniforms: Tensor | None = None,
     ) -> list[Rollout]:
-        """One response a prompt, in order. A generator gives every completion a seed of its own.
+        """One response a prompt, in order.
+
+        Args:
+            prompts, sampling, tools: as `TransformersEngine.generate` takes them.
+            uniforms: [prompts, max_new_tokens]; gives every completion a seed of its own.
 
         Raises:
             UserError: if a prompt is empty or leaves no room in the model's context.
@@ -96,11 +97,14 @@ class VLLMEngine:
         self._check(prompts, sampling)
         if tools is not None:
             tools.adapt(self.tokenizer)
-        rows = [_Row(prompt, sampling.max_new_tokens) for prompt in prompts]
+        rows = [
+            _Row(prompt, sampling.max_new_tokens, None if uniforms is None else uniforms[i])
+            for i, prompt in enumerate(prompts)
+        ]
         live = rows
         with self._completer.awake():
             while self._completer.anyone(bool(live)):
-                asks = [row.ask(tools, generator) for row in live]
+                asks = [row.ask(tools) for row in live]
                 said = self._completer.complete(asks, sampling, self._eos)
                 for row, ask, (ids, logps) in zip(live, asks, said, strict=True):
                     row.take(ids, logps, ended=self._ended(ask, ids), eos=self._eos)
@@ -150,7 +154,8 @@ class VLLMEngine:
 class _Row:
     """One response under way."""
 
-    def __init__(self, prompt: list[int], limit: int) -> None:
+    def __init__(self, prompt: list[int], limit: int, uniforms: Tensor | None) -> None:
+        self._uniforms = uniforms
         self.rollout = Rollout(prompt_ids=prompt)
         self.done = False
         self._limit = limit
@@ -164,15 +169,20 @@ class _Row:
     def since_last_output(self) -> list[int]:
         return self.rollout.completion_ids[self._turn_start :]
 
-    def ask(self, tools: ToolRunner | None, generator: torch.Generator | None) -> Ask:
+    def ask(self, tools: ToolRunner | None) -> Ask:
         # Beyond the last call the model may write on: nothing would be done at a stop.
         stops = tools is not None and len(self.rollout.calls) < tools.tool.max_calls
         return Ask(
             ids=self.rollout.prompt_ids + self.rollout.completion_ids,
             max_new_tokens=self.room,
             stop=(tools.tool.close,) if tools is not None and stops else (),
-            seed=None if generator is None else int(torch.randint(2**31, (), generator=generator)),
+            seed=self._seed(),
         )
+
+    def _seed(self) -> int | None:
+        if self._uniforms is None:
+            return None
+        return int(self._uniforms[len(self.rollout.completion_ids)].double() * 2**31)
 
     def take(self, ids: list[int], logps: list[float], *, ended: bool, eos: Sequence[int]) -> None:
         ids, logps = ids[: self.room], logps[: self.room]

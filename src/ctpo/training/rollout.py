@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl.models import unwrap_model_for_generation
+from accelerate.utils import gather_object
+from torch import Tensor
 
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.engine import Sampling
+from ctpo.rollout.noise import row_uniforms
 from ctpo.tasks import Task
 from ctpo.training.masking import VoidTurns, is_truncated, is_void
+from ctpo.training.processes import whole_model
 from ctpo.training.vllm import vllm_engine
 
 
@@ -38,6 +41,22 @@ class RolloutAccount:
     """Responses kept out of the loss because they ran into the length limit."""
     verdicts: dict[str, int] = field(default_factory=dict)
     """How the judge found the responses, where it says more than right or wrong."""
+
+    def over_processes(self, accelerator: Any) -> RolloutAccount:
+        """That of the whole rollout batch: counts added up, seconds those of the slowest process."""
+        if accelerator.num_processes == 1:
+            return self
+        everyone = [vars(account) for account in gather_object([self])]
+        return RolloutAccount(
+            **{name: _together(name, [each[name] for each in everyone]) for name in vars(self)}
+        )
+
+
+def _together(name: str, values: list[Any]) -> Any:
+    if isinstance(values[0], dict):
+        keys = sorted({key for value in values for key in value})
+        return {key: sum(value.get(key, 0) for value in values) for key in keys}
+    return max(values) if "seconds" in name else sum(values)
 
 
 def make_rollout_func(
@@ -65,8 +84,10 @@ def make_rollout_func(
         started = time.perf_counter()
         if tools is not None:
             tools.reset_account()
-        with _engine(trainer, batch_size) as engine:
-            rollouts = engine.generate(ids, sampling_of(trainer), tools=tools)
+        with open_engine(trainer, batch_size) as engine:
+            rollouts = engine.generate(
+                ids, sampling_of(trainer), tools=tools, uniforms=_uniforms(trainer, len(ids))
+            )
         account = _account(rollouts, time.perf_counter() - started, tools)
         trainer.rollout_account = account
         return {
@@ -88,12 +109,31 @@ def make_rollout_func(
     return rollout_func
 
 
+def _uniforms(trainer: Any, rows: int) -> Tensor | None:
+    """Each response's random numbers, by its place in the rollout batch of all processes.
+
+    None in evaluation, and with vLLM, which has random numbers of its own: seeds of ours would cost it a request
+    a response.
+    """
+    if not trainer.model.training or trainer.use_vllm:
+        return None
+    first = trainer.accelerator.process_index * rows
+    steps = trainer.args.steps_per_generation * trainer.num_iterations
+    return row_uniforms(
+        range(first, first + rows),
+        trainer.max_completion_length,
+        seed=trainer.args.seed,
+        stream=trainer._step // steps,
+    )
+
+
 @contextmanager
-def _engine(trainer: Any, batch_size: int | None) -> Iterator[TransformersEngine | VLLMEngine]:
+def open_engine(trainer: Any, batch_size: int | None) -> Iterator[TransformersEngine | VLLMEngine]:
+    """What samples from the model in training: its vLLM where it has one, else the model itself."""
     if trainer.use_vllm:
         yield vllm_engine(trainer)
         return
-    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
+    with whole_model(trainer) as model:
         yield TransformersEngine(
             model, trainer.processing_class, eos_token_ids=trainer.eos_token_ids, batch_size=batch_size
         )

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ctpo.errors import UserError
 from ctpo.rollout.engine import Sampling
 from ctpo.rollout.vllm import Ask, Said, VLLMEngine
 
@@ -29,34 +28,27 @@ GENERATION_ATTRIBUTES = (
 """What is used of TRL's `VLLMGeneration`; a test compares it with the installed TRL."""
 
 
-def vllm_engine(trainer: Any, *, alone: bool = False) -> VLLMEngine:
+def vllm_engine(trainer: Any) -> VLLMEngine:
     """The engine of a trainer with `use_vllm`, its weights those of the model in training.
 
-    Args:
-        alone: for this process only, the others being elsewhere.
-    Raises:
-        UserError: if vLLM spans processes that `alone` leaves out.
+    Every process must sample with it when one does: a server answers the main process only, and a colocated
+    model may span several.
     """
     generation = trainer.vllm_generation
-    if alone and generation.mode == "colocate" and generation.tensor_parallel_size > 1:
-        raise UserError(
-            f"vllm_tensor_parallel_size={generation.tensor_parallel_size}: held-out evaluation runs on one process, "
-            "which holds a part of the colocated model only; use vllm_mode=server or vllm_tensor_parallel_size=1"
-        )
     # TRL does the same before a rollout; a held-out evaluation comes between two.
     if trainer.state.global_step != trainer._last_loaded_step:
         generation.sync_weights()
         trainer._last_loaded_step = trainer.state.global_step
-    completer = TRLCompleter(generation, _context(trainer), alone=alone)
+    completer = TRLCompleter(generation, _context(trainer))
     return VLLMEngine(completer, trainer.processing_class, eos_token_ids=trainer.eos_token_ids)
 
 
 class TRLCompleter:
     """A `Completer` over TRL's `VLLMGeneration`."""
 
-    def __init__(self, generation: Any, context: int | None, *, alone: bool = False) -> None:
+    def __init__(self, generation: Any, context: int | None) -> None:
         self._generation = generation
-        self._alone = alone or _processes(generation) == 1
+        self._alone = _processes(generation) == 1
         self.context = context
 
     @contextmanager
