@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,9 +145,9 @@ def test_use_vllm_picks_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
             ]
 
     monkeypatch.setattr(module, "vllm_engine", lambda trainer: Engine())
-    monkeypatch.setattr(module, "unwrap_model_for_generation", lambda *_: nullcontext())
     trainer = SimpleNamespace(
         use_vllm=True,
+        model=SimpleNamespace(training=True),
         mask_truncated_completions=False,
         processing_class=SimpleNamespace(encode=lambda text, add_special_tokens: [ord(c) for c in text]),
         max_completion_length=9,
