@@ -75,9 +75,17 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         _resolve_device_defaults(self)
+        if (
+            self.ddp_find_unused_parameters is None
+        ):  # every weight has a part in every loss: do not search for others
+            self.ddp_find_unused_parameters = False
         super().__post_init__()
         if self.anchor not in ANCHORS:
             raise ValueError(f"anchor={self.anchor!r} is not one of {', '.join(ANCHORS)}")
+        if self.max_nonfinite_updates < 1:
+            raise ValueError(
+                f"max_nonfinite_updates={self.max_nonfinite_updates} is too small; use at least 1"
+            )
         _refuse_replaced(self)
         _check_windows(self)
         self.build_objective()
