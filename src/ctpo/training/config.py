@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from trl import GRPOConfig
 
 from ctpo.objectives import Objective, preset, preset_defaults
+from ctpo.training.batches import check_batches
 
 ANCHORS = ("old", "rollout")
 
@@ -75,9 +76,8 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         _resolve_device_defaults(self)
-        if (
-            self.ddp_find_unused_parameters is None
-        ):  # every weight has a part in every loss: do not search for others
+        check_batches(self)
+        if self.ddp_find_unused_parameters is None:  # every weight has a part in every loss
             self.ddp_find_unused_parameters = False
         super().__post_init__()
         if self.anchor not in ANCHORS:

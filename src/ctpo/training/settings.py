@@ -25,6 +25,7 @@ _DECIDED = {
     "disable_tqdm": "the display is ctpo's own",
     "logging_first_step": "a run logs once a rollout batch",
     "eval_on_start": "every run evaluates before training",
+    "ignore_data_skip": "a resumed run would train on the same problems again",
     "save_only_model": "a checkpoint that cannot be resumed is none",
     "use_vllm": "`ctpo train` samples in process; CTPOTrainer in Python takes vLLM",
     "generation_kwargs": "the in-process engine has temperature, top_p and top_k",
