@@ -77,7 +77,7 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
     def __post_init__(self) -> None:
         _resolve_device_defaults(self)
         check_batches(self)
-        if self.ddp_find_unused_parameters is None:  # every weight has a part in every loss
+        if getattr(self, "ddp_find_unused_parameters", None) is None:  # every weight has a part in every loss
             self.ddp_find_unused_parameters = False
         super().__post_init__()
         if self.anchor not in ANCHORS:

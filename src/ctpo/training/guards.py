@@ -56,8 +56,8 @@ class UpdateGuard:
             NonFiniteUpdates: when it is one too many in a row.
         """
         device = accelerator.device
-        if hasattr(grad_norm, "full_tensor"):  # FSDP2's, a DTensor
-            grad_norm = grad_norm.full_tensor()
+        whole = getattr(grad_norm, "full_tensor", None)
+        grad_norm = whole() if whole else grad_norm  # FSDP2's is a DTensor
         norm = torch.as_tensor(float("nan") if grad_norm is None else grad_norm, device=device).detach()
         seen = (
             torch.stack([bad.to(device) for bad in self._bad]).any(0)

@@ -59,6 +59,10 @@ def build(keys: Mapping[str, Any]) -> tuple[Recipe, CTPOConfig]:
     _check_ranges(trainers)
     recipe = Recipe(**ours)
     try:
+        trainers = {
+            "log_level_replica": "error",
+            **trainers,
+        }  # transformers' own notices are the main process's
         config = CTPOConfig(**trainers, logging_strategy="steps", disable_tqdm=True)
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from None
