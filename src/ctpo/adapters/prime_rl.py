@@ -26,9 +26,9 @@ def loss(inputs: Any, preset: str = "ctpo", **knobs: Any) -> Any:
     outputs = framework("prime_rl.trainer.rl.loss", "prime-rl from its repository")
     objective = objective_for(preset, knobs)
     weights = inputs.loss_weights
-    rows = [x[None] for x in (inputs.trainer_logprobs, inputs.inference_logprobs)]
-    mask = inputs.loss_mask[None]
-    out = objective(*rows, inputs.advantages[None], mask, weights=None if weights is None else weights[None])
-    guards.look(out, *rows, mask)
+    logps, anchor, mask = inputs.trainer_logprobs[None], inputs.inference_logprobs[None], inputs.loss_mask[None]
+    row = None if weights is None else weights[None]
+    out = objective(logps, anchor, inputs.advantages[None], mask, weights=row)
+    guards.look(out, logps, anchor, mask)
     metrics = {f"ctpo/{name}": value for name, value in out.stats.items()}
     return outputs.LossOutputs(loss=out.loss, metrics=metrics | {"mismatch_k3": out.stats["kl_k3"]})

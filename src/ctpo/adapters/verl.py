@@ -88,7 +88,7 @@ def _register() -> None:
     for name in preset_names():
         core_algos.register_policy_loss(f"ctpo/{name}")(functools.partial(policy_loss, preset=name))
     if not hasattr(_correction.apply_bypass_mode, "__wrapped__"):
-        _correction.apply_bypass_mode = _keep_loss_mode(_correction.apply_bypass_mode)
+        setattr(_correction, "apply_bypass_mode", _keep_loss_mode(_correction.apply_bypass_mode))  # noqa: B010
 
 
 try:
