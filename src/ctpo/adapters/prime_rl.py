@@ -26,7 +26,11 @@ def loss(inputs: Any, preset: str = "ctpo", **knobs: Any) -> Any:
     outputs = framework("prime_rl.trainer.rl.loss", "prime-rl from its repository")
     objective = objective_for(preset, knobs)
     weights = inputs.loss_weights
-    logps, anchor, mask = inputs.trainer_logprobs[None], inputs.inference_logprobs[None], inputs.loss_mask[None]
+    logps, anchor, mask = (
+        inputs.trainer_logprobs[None],
+        inputs.inference_logprobs[None],
+        inputs.loss_mask[None],
+    )
     row = None if weights is None else weights[None]
     out = objective(logps, anchor, inputs.advantages[None], mask, weights=row)
     guards.look(out, logps, anchor, mask)
