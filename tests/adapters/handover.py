@@ -19,6 +19,14 @@ from ctpo.objectives import preset
 
 PROMPTS = (3, 1, 5, 2, 4, 2)
 LENGTHS = (17, 24, 9, 2, 20, 13)
+KNOBS: dict[str, dict[str, float]] = {
+    "grpo": {"low": 0.08, "high": 0.08},
+    "ppo": {"low": 0.08, "high": 0.08},
+    "gspo": {"low": 0.01, "high": 0.01},
+    "cispo": {"high": 0.05},
+    "minpro": {"low": 0.1, "high": 0.1},
+}
+"""Narrow enough that these presets clip some tokens of the batch below, and not all."""
 
 
 @dataclass
@@ -50,6 +58,7 @@ def core(name: str, batch: Batch, reduction: str | None, **knobs: Any) -> tuple[
     objective = preset(name, **chosen, backend="compose")
     logps = batch.logps.double().requires_grad_()
     out = objective(logps, batch.old.double(), batch.advantages.double(), batch.mask)
+    assert 0 < out.stats["clip_fraction"] < 1, "a batch that shows nothing"
     (grad,) = torch.autograd.grad(out.loss, logps)
     return out.loss.detach(), grad
 

@@ -58,7 +58,7 @@ def compare(trainer: str, name: str, group: Any, monkeypatch: pytest.MonkeyPatch
         return torch.cat([torch.arange(k * size, (k + 1) * size) for k in chunks])
 
     given, logits, local = handover.zigzag_inputs(batch, columns, held)
-    knobs: dict[str, Any] = {} if name != "gspo" else {"low": 0.05, "high": 0.05}
+    knobs: dict[str, Any] = handover.KNOBS.get(name, {})
     with monkeypatch.context() as patch:
         seen = handover.capture(scorer, patch)
         reducer = shards.get_sum_of_sample_mean(
