@@ -130,6 +130,10 @@ def work(rank: int, world: int, folder: str, model: str) -> None:
     from verl.plugin.platform.platform_manager import set_platform
 
     set_platform(cpu_platform())
+    from verl.models.transformers import monkey_patch
+
+    # verl 0.9.1 reaches for a class that TRL 1 no longer has; in an environment of its own there is no TRL.
+    monkey_patch.is_trl_available = lambda: False
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     from verl.workers.config import FSDPActorConfig, FSDPOptimizerConfig
     from verl.workers.utils.losses import ppo_loss
