@@ -66,7 +66,7 @@ def batch(rank: int) -> list[dict[str, torch.Tensor]]:
                 "prompts": torch.randint(64, (prompt,), generator=g),
                 "responses": torch.randint(64, (response,), generator=g),
                 "response_mask": mask,
-                "old_log_probs": -4.16 + 0.1 * torch.randn(response, generator=g),
+                "old_log_probs": -4.16 + 0.2 * torch.randn(response, generator=g),
                 "advantages": torch.full((response,), 1.0 - 1.7 * row),
             }
         )
