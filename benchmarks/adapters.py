@@ -39,7 +39,9 @@ def call(function: Callable[..., Any], mode: str, shape: tuple[int, int]) -> Cal
 
     def run() -> None:
         logps = new.clone().requires_grad_()
-        loss, _ = function(log_prob=logps, loss_agg_mode=mode, config=config, rollout_is_weights=None, **batch)
+        loss, _ = function(
+            log_prob=logps, loss_agg_mode=mode, config=config, rollout_is_weights=None, **batch
+        )
         loss.backward()
 
     return run
@@ -60,7 +62,9 @@ def medians(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float
 
 def main() -> None:
     """Print one row a shape and pair."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", default="8x2048,32x4096")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
@@ -70,7 +74,9 @@ def main() -> None:
     import ctpo.adapters.verl
     from ctpo.adapters import guards
 
-    print(f"{'shape':>10} {'ours':>10} {'theirs':>8} {'theirs, ms':>11} {'ours/theirs':>12} {'with guards':>12}")
+    print(
+        f"{'shape':>10} {'ours':>10} {'theirs':>8} {'theirs, ms':>11} {'ours/theirs':>12} {'with guards':>12}"
+    )
     for text in args.shapes.split(","):
         rows, length = (int(each) for each in text.split("x"))
         for ours, theirs in PAIRS:
@@ -83,7 +89,10 @@ def main() -> None:
                 found[looks] = medians(runs, args.rounds)
             ratio, guarded = (found[looks][ours] / found[looks][theirs] for looks in (0, 10**9))
             milliseconds = 1e3 * found[0][theirs]
-            print(f"{text:>10} {ours:>10} {theirs:>8} {milliseconds:11.2f} {ratio:12.2f} {guarded:12.2f}", flush=True)
+            print(
+                f"{text:>10} {ours:>10} {theirs:>8} {milliseconds:11.2f} {ratio:12.2f} {guarded:12.2f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

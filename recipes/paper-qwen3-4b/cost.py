@@ -1,6 +1,6 @@
 """What the two paper recipes cost on eight H100 GPUs: an estimate, from counts and three assumed efficiencies.
 
-    python recipes/paper-qwen3-4b/cost.py [mean response, tokens]
+python recipes/paper-qwen3-4b/cost.py [mean response, tokens]
 """
 
 from __future__ import annotations

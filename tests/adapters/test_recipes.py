@@ -107,7 +107,9 @@ def test_data_and_judge(tmp_path: Path) -> None:
     problems = tmp_path / "problems"
     problems.mkdir()
     for split in ("train", "test"):
-        (problems / f"{split}.jsonl").write_text('{"problem": "What is 1/2 + 1/4?", "answer": "\\\\frac{3}{4}"}\n')
+        (problems / f"{split}.jsonl").write_text(
+            '{"problem": "What is 1/2 + 1/4?", "answer": "\\\\frac{3}{4}"}\n'
+        )
     paths = write(tmp_path / "out", [f"deepscaler@{problems}"], [f"aime25@{problems}"])
     for path in paths:
         (row,) = parquet.read_table(path).to_pylist()

@@ -14,7 +14,9 @@ import torch
 
 from . import handover
 
-pytest.importorskip("verl", reason="verl is not installed (pip install -r tests/adapters/requirements-verl.txt)")
+pytest.importorskip(
+    "verl", reason="verl is not installed (pip install -r tests/adapters/requirements-verl.txt)"
+)
 
 
 def python(code: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +45,9 @@ def test_the_entry_point_registers_and_says_so(tmp_path: Path) -> None:
     assert ran.stderr.count("ctpo: registered with verl") == 1
 
 
-def test_a_failing_entry_point_is_heard(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_entry_point_is_heard(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """verl swallows what an entry point raises; the adapter speaks before it does."""
     import ctpo.adapters.verl as adapter
 
@@ -84,7 +88,9 @@ def ppo_loss(batch: handover.Batch, **policy_loss: Any) -> tuple[Any, dict[str, 
         {
             "prompts": jagged([torch.ones(n, dtype=torch.long) for n in handover.PROMPTS]),
             "responses": jagged([torch.ones(n, dtype=torch.long) for n in handover.LENGTHS]),
-            **{key: jagged([value[i, at] for i, at in enumerate(responses)]) for key, value in fields.items()},
+            **{
+                key: jagged([value[i, at] for i, at in enumerate(responses)]) for key, value in fields.items()
+            },
         },
         batch_size=[len(handover.LENGTHS)],
     )

@@ -16,7 +16,9 @@ from ctpo.objectives import preset
 
 from . import verl_engine_worker as worker
 
-pytest.importorskip("verl", reason="verl is not installed (pip install -r tests/adapters/requirements-verl.txt)")
+pytest.importorskip(
+    "verl", reason="verl is not installed (pip install -r tests/adapters/requirements-verl.txt)"
+)
 WORLD = 2
 
 
@@ -31,10 +33,17 @@ def expected_grad_norm(path: str) -> float:
         tokens = torch.cat([row["prompts"], row["responses"]])
         scores = model(tokens[None]).logits[0, :-1].log_softmax(-1)
         logps.append(scores.gather(-1, tokens[1:, None])[len(row["prompts"]) - 1 :, 0])
-    packed = {name: torch.cat([row[name] for row in rows]) for name in ("old_log_probs", "advantages", "response_mask")}
+    packed = {
+        name: torch.cat([row[name] for row in rows])
+        for name in ("old_log_probs", "advantages", "response_mask")
+    }
     lengths = torch.tensor([0, *(len(each) for each in logps)]).cumsum(0)
     out = preset("ctpo")(
-        torch.cat(logps), packed["old_log_probs"], packed["advantages"], packed["response_mask"], cu_seqlens=lengths
+        torch.cat(logps),
+        packed["old_log_probs"],
+        packed["advantages"],
+        packed["response_mask"],
+        cu_seqlens=lengths,
     )
     assert 0 < out.stats["clip_fraction"] + out.stats["clip_fraction_dual"] < 1
     out.loss.backward()
@@ -43,7 +52,12 @@ def expected_grad_norm(path: str) -> float:
 
 def test_train_batch(tmp_path: Path) -> None:
     path = worker.model_folder(tmp_path)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "VERL_PLATFORM": "cpu"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",
+        "VERL_PLATFORM": "cpu",
+    }
     processes: list[Any] = [
         subprocess.Popen(
             [sys.executable, worker.__file__, str(rank), str(WORLD), str(tmp_path), path],

@@ -20,7 +20,7 @@ def tool() -> Any:
 
     schema = OpenAIFunctionToolSchema.model_validate(SCHEMA)
     return PythonSandboxTool(
-        {"timeout_s": 5.0, "memory_mb": 256, "workers": 2, "max_result_chars": 64}, schema
+        {"timeout_s": 5.0, "memory_mb": 256, "workers": 2, "max_result_chars": 256}, schema
     )
 
 
@@ -38,7 +38,7 @@ def test_trajectories_run_at_the_same_time(tool: Any) -> None:
     answers = ask(tool, "print(6 * 7)", "1 / 0", "print('x' * 1000)", "print()")
     assert answers[0][0] == "42"
     assert "ZeroDivisionError" in answers[1][0]
-    assert len(answers[2][0]) == 64
+    assert len(answers[2][0]) == 256
     assert [reward for _, reward, _ in answers] == [0.0] * 4
     assert [metrics["status"] for _, _, metrics in answers] == ["ok", "error", "ok", "ok"]
 

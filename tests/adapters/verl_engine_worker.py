@@ -25,6 +25,9 @@ def cpu_platform() -> Any:
     def nothing(*_: Any, **__: Any) -> Any:
         yield
 
+    def answer(self: Any, value: Any, *_: Any, **__: Any) -> Any:
+        return value
+
     answers: dict[str, Any] = {
         "device_name": "cpu", "vendor_name": "cpu", "device_module": torch.cpu, "is_available": True,
         "current_device": "cpu", "device_count": 1, "communication_backend_name": "gloo",
@@ -36,7 +39,7 @@ def cpu_platform() -> Any:
         if isinstance(PlatformBase.__dict__.get(name), property):
             members[name] = property(lambda self, value=answers[name]: value)
         else:
-            members[name] = lambda self, *args, value=answers.get(name), **kwargs: value
+            members[name] = functools.partialmethod(answer, answers.get(name))
     return type("PlatformCPU", (PlatformBase,), members)()
 
 
@@ -103,7 +106,9 @@ def engine_of(path: str) -> Any:
     from verl.workers.engine.base import EngineRegistry
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-    EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device="cpu")(FSDPEngineWithLMHead)
+    EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device="cpu")(
+        FSDPEngineWithLMHead
+    )
     float32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
     engine = EngineRegistry.new(
         model_type="language_model", backend="fsdp2",
@@ -150,7 +155,9 @@ def work(rank: int, world: int, folder: str, model: str) -> None:
         outputs = engine.train_batch(data_of(rank, world), functools.partial(ppo_loss, actor))
     after = full(engine)
     moved = [name for name in before if not torch.equal(before[name], after[name])]
-    metrics = {name: float(torch.as_tensor(value).sum()) for name, value in _plain(outputs["metrics"]).items()}
+    metrics = {
+        name: float(torch.as_tensor(value).sum()) for name, value in _plain(outputs["metrics"]).items()
+    }
     if rank == 0:
         told = {"moved": len(moved), "of": len(before), "metrics": metrics}
         Path(folder, "engine.json").write_text(json.dumps(told))

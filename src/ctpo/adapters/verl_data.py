@@ -53,7 +53,9 @@ def rows(tasks: Iterable[str], split: str, *, limit: int = _EVERY) -> list[dict[
     return found
 
 
-def write(folder: Path, train: Iterable[str] = ("deepscaler",), test: Iterable[str] = COMPETITIONS) -> list[Path]:
+def write(
+    folder: Path, train: Iterable[str] = ("deepscaler",), test: Iterable[str] = COMPETITIONS
+) -> list[Path]:
     """Write both files; returns their paths."""
     import pyarrow
     import pyarrow.parquet

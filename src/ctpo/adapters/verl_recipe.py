@@ -31,7 +31,9 @@ def read_overrides(folder: Path) -> list[str]:
     try:
         lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise UserError(f"{folder / FILE} cannot be read ({error.strerror}); give a recipe's folder") from None
+        raise UserError(
+            f"{folder / FILE} cannot be read ({error.strerror}); give a recipe's folder"
+        ) from None
     found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     keys = [line.partition("=")[0].lstrip("+") for line in found]
     for key in keys:
@@ -81,7 +83,9 @@ def check(folder: Path, extra: Sequence[str] = ()) -> Any:
     for part in (actor, rollout, config.algorithm):
         utils.omega_conf_to_dataclass(part)
     framework("verl.trainer.ppo.core_algos", _INSTALL).get_policy_loss_fn(actor.policy_loss.loss_mode)
-    framework("verl.tools.tool_registry", _INSTALL).initialize_tools_from_config(rollout.multi_turn.tool_config_path)
+    framework("verl.tools.tool_registry", _INSTALL).initialize_tools_from_config(
+        rollout.multi_turn.tool_config_path
+    )
     reward = config.reward.custom_reward_function
     framework("verl.utils.import_utils", _INSTALL).load_extern_object(reward.path, reward.name)
     _check_updates(config)
