@@ -39,6 +39,8 @@ class Guards:
 
     def __init__(self) -> None:
         self.told: set[str] = set()
+        self.settled: set[str] = set()
+        """Guards that have seen enough: what one call disproves need not be looked at again."""
         self._calls = 0
         self._inert = 0
         self._shifted_rows = 0
@@ -67,9 +69,10 @@ class Guards:
                 "the policy that sampled",
             )
         mask = mask != 0
-        if "bf16" not in self.told and tokens_ >= ENOUGH_TOKENS:
+        if "bf16" not in self.settled and tokens_ >= ENOUGH_TOKENS:
             self._look_for_rounding(logps, old_logps, mask)
-        if "mask" not in self.told:
+            self.settled.add("bf16")
+        if "mask" not in self.settled:
             self._look_for_shift(old_logps.reshape(-1, old_logps.shape[-1]), mask.reshape(-1, mask.shape[-1]))
 
     def _look_for_inertia(self, spread: float, tokens: float) -> None:
@@ -110,7 +113,8 @@ class Guards:
         shifted = (end - last == step) & (step.abs() == 1)
         count = int(shifted.sum())
         if count < len(rows):
-            self._shifted_rows = -LOOKS * length  # one row that fits is proof enough
+            self.settled.add("mask")  # one row that fits is proof enough
+            return
         self._shifted_rows += count
         if self._shifted_rows >= ENOUGH_ROWS:
             self._tell(
@@ -122,6 +126,7 @@ class Guards:
     def _tell(self, what: str, message: str) -> None:
         if what not in self.told:
             self.told.add(what)
+            self.settled.add(what)
             warnings.warn(f"ctpo: {message}.", AdapterWarning, stacklevel=4)
 
 
