@@ -206,6 +206,7 @@ def arguments(name: str, knobs: dict[str, Any]) -> Namespace:
         ctpo={"preset": name, "knobs": knobs}, use_rollout_logprobs=False, use_kl_loss=False, entropy_coef=0.0,
         use_tis=False, use_opsm=False, qkv_format="thd", rollout_temperature=1.0, log_probs_chunk_size=-1,
         allgather_cp=False, calculate_per_token_loss=False, true_on_policy_mode=False,
+        rollout_top_p=1.0, rollout_top_k=-1,
     )  # fmt: skip
 
 
@@ -234,8 +235,19 @@ def slime(name: str, batch: Batch, monkeypatch: Any, **knobs: Any) -> tuple[Tens
     return _zigzag(adapter, cp_utils, scorer, name, batch, knobs, monkeypatch)
 
 
+def alone(parallel: Any, shared: Any = None) -> None:
+    """Set miles' parallel state: one process, or `shared` as its context-parallel group."""
+    one = parallel.GroupInfo(0, 1, None)
+    groups = {name: one for name in parallel.ParallelState.__dataclass_fields__ if name in _GROUPS}
+    parallel.set_parallel_state(parallel.ParallelState(**{**groups, "cp": shared or one}))
+
+
+_GROUPS = ("intra_dp", "intra_dp_cp", "cp", "tp", "pp", "ep", "etp", "indep_dp")
+
+
 def miles(name: str, batch: Batch, monkeypatch: Any, **knobs: Any) -> tuple[Tensor, Tensor]:
     adapter = importlib.import_module("ctpo.adapters.miles")
+    alone(importlib.import_module("miles.backends.training_utils.parallel"))
     backend = "miles.backends.training_utils"
     cp_utils, scorer = (
         importlib.import_module(f"{backend}.{e}") for e in ("cp_utils", "loss_hub.logit_processors")

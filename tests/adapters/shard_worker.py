@@ -22,13 +22,7 @@ def use_group(trainer: str, group: Any) -> None:
         importlib.import_module("megatron.core.mpu").use(group)
         return
     parallel = importlib.import_module("miles.backends.training_utils.parallel")
-    info = parallel.GroupInfo(rank, size, group)
-    if "standins" in parallel.__name__:
-        parallel.set_parallel_state(parallel.ParallelState(info))
-        return
-    one = parallel.GroupInfo(0, 1, None)
-    others = dict.fromkeys(("intra_dp", "intra_dp_cp", "tp", "pp", "ep", "etp", "indep_dp"), one)
-    parallel.set_parallel_state(parallel.ParallelState(cp=info, **others))
+    handover.alone(parallel, parallel.GroupInfo(rank, size, group))
 
 
 def compare(trainer: str, name: str, group: Any, monkeypatch: pytest.MonkeyPatch) -> float:
