@@ -11,6 +11,7 @@ import ctpo
 from ctpo.cli import eval as eval_command
 from ctpo.cli import sandbox as sandbox_command
 from ctpo.cli import train as train_command
+from ctpo.cli.quiet import is_main_process
 from ctpo.errors import UserError
 
 _EPILOG = """\
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.handler(args)
         return code
     except UserError as error:
-        print(f"ctpo: {error}", file=sys.stderr)
+        if is_main_process() or error.of_one_process:
+            print(f"ctpo: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("ctpo: interrupted", file=sys.stderr)

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.engine import Sampling
+from ctpo.rollout.noise import row_uniforms
 from ctpo.tasks import Problem, Task
 
 
@@ -84,11 +83,13 @@ def evaluate(
     *,
     tools: ToolRunner | None = None,
     seed: int = 0,
+    first: int = 0,
 ) -> Evaluation:
     """Sample one response a problem and check it.
 
-    Draws from a random generator of its own, so that an evaluation in the middle of training changes nothing
-    about the training, and two evaluations of the same weights agree.
+    Each problem has random numbers of its own, so that an evaluation in the middle of training changes nothing
+    about the training, two evaluations of the same weights agree, and parts of a set may be evaluated apart:
+    `first` is where in the whole set these problems begin.
     """
     tokenizer = engine.tokenizer
     if tools is not None:
@@ -97,7 +98,7 @@ def evaluate(
         [encode_prompt(tokenizer, task, problem.prompt) for problem in problems],
         sampling,
         tools=tools,
-        generator=torch.Generator(device=engine.model.device).manual_seed(seed),
+        uniforms=row_uniforms(range(first, first + len(problems)), sampling.max_new_tokens, seed=seed),
     )
     texts = [tokenizer.decode(rollout.completion_ids, skip_special_tokens=True) for rollout in rollouts]
     correct = [task.check(text, problem.answer) for text, problem in zip(texts, problems, strict=True)]

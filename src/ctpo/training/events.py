@@ -30,6 +30,9 @@ class Listener(Protocol):
     def stage(self, what: str) -> None:
         """A step of the set-up or wrap-up has begun."""
 
+    def notice(self, what: str) -> None:
+        """Something that the user should know and need not mend now."""
+
     def started(self, plan: RunPlan) -> None:
         """Training is about to begin."""
 
@@ -44,6 +47,8 @@ class Silent:
     """Watches nothing."""
 
     def stage(self, what: str) -> None: ...
+
+    def notice(self, what: str) -> None: ...
 
     def started(self, plan: RunPlan) -> None: ...
 

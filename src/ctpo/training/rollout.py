@@ -7,12 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trl.models import unwrap_model_for_generation
+from accelerate.utils import gather_object
+from torch import Tensor
 
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.engine import Sampling
+from ctpo.rollout.noise import row_uniforms
 from ctpo.tasks import Task
+from ctpo.training.processes import whole_model
 
 
 @dataclass(kw_only=True)
@@ -29,6 +32,22 @@ class RolloutAccount:
     tool_failures: int = 0
     tool_executed: int = 0
     """Programs really run: fewer than `tool_calls` where an answer was known."""
+
+    def over_processes(self, accelerator: Any) -> RolloutAccount:
+        """That of the whole rollout batch: counts added up, seconds those of the slowest process."""
+        if accelerator.num_processes == 1:
+            return self
+        everyone = [vars(account) for account in gather_object([self])]
+        return RolloutAccount(
+            **{name: _together(name, [each[name] for each in everyone]) for name in vars(self)}
+        )
+
+
+def _together(name: str, values: list[Any]) -> Any:
+    if isinstance(values[0], dict):
+        keys = sorted({key for value in values for key in value})
+        return {key: sum(value.get(key, 0) for value in values) for key in keys}
+    return max(values) if "seconds" in name else sum(values)
 
 
 def make_rollout_func(
@@ -51,11 +70,13 @@ def make_rollout_func(
         started = time.perf_counter()
         if tools is not None:
             tools.reset_account()
-        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
+        with whole_model(trainer) as model:
             engine = TransformersEngine(
                 model, tokenizer, eos_token_ids=trainer.eos_token_ids, batch_size=batch_size
             )
-            rollouts = engine.generate(ids, sampling_of(trainer), tools=tools)
+            rollouts = engine.generate(
+                ids, sampling_of(trainer), tools=tools, uniforms=_uniforms(trainer, len(ids))
+            )
         trainer.rollout_account = _account(rollouts, time.perf_counter() - started, tools)
         return {
             "prompt_ids": [rollout.prompt_ids for rollout in rollouts],
@@ -65,6 +86,20 @@ def make_rollout_func(
         }
 
     return rollout_func
+
+
+def _uniforms(trainer: Any, rows: int) -> Tensor | None:
+    """Each response's random numbers, by its place in the rollout batch of all processes; None in evaluation."""
+    if not trainer.model.training:
+        return None
+    first = trainer.accelerator.process_index * rows
+    steps = trainer.args.steps_per_generation * trainer.num_iterations
+    return row_uniforms(
+        range(first, first + rows),
+        trainer.max_completion_length,
+        seed=trainer.args.seed,
+        stream=trainer._step // steps,
+    )
 
 
 def sampling_of(trainer: Any) -> Sampling:

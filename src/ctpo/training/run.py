@@ -18,19 +18,25 @@ from ctpo.rollout.tools import ToolRunner, open_tools
 from ctpo.tasks import Problem, Task, get_task, reward_function
 from ctpo.tasks.arithmetic import model_path
 from ctpo.training.callbacks import RunRecorder, StopCleanly, heldout_metrics
+from ctpo.training.checkpoints import Unusable, compare, sealed_identity, set_aside_newer
 from ctpo.training.config import CTPOConfig
 from ctpo.training.environment import describe_environment
 from ctpo.training.events import Listener, RunPlan, Silent
 from ctpo.training.heldout import HeldOut
+from ctpo.training.identity import describe_recipe
+from ctpo.training.processes import any_of, on_main
 from ctpo.training.recipe import EMBEDDED_MODEL, Recipe
 from ctpo.training.rollout import make_rollout_func
 from ctpo.training.rundir import RunDirectory
+from ctpo.training.saving import full_disk_in_one_line
 from ctpo.training.settings import build, resolved
 from ctpo.training.start import (
+    MAY_CHANGE,
     Start,
     check_unfinished,
     heldout_problems,
     prepare,
+    settle,
     settle_length,
     train_problems,
 )
@@ -57,25 +63,45 @@ def train(
         UserError: for anything wrong with the keys, the files or the output directory; before a model loads,
             except where the model itself or the sandbox is what is wrong.
     """
-    start = prepare(keys, resume)
-    recipe, config = build(start.keys)
-    is_main = config.process_index == 0
-    listener = listener if listener is not None and is_main else Silent()
+    prepared = prepare(keys, resume)
+    recipe, config = build(prepared.keys)
+    processes, index = config.world_size, config.process_index
+    listener = listener if listener is not None and index == 0 else Silent()
     task = get_task(recipe.task)
     problems = train_problems(recipe, task, config)
     settle_length(config, len(problems))
     heldout = heldout_problems(recipe, task)
+    written = resolved(recipe, config, prepared.keys)
+    identity = {"world_size": processes, "recipe": describe_recipe(written, MAY_CHANGE)}
+    start = on_main(lambda: settle(prepared, identity), processes, index)
+    config.output_dir = str(start.run.path)  # the main process's, where its clock named it
     check_unfinished(start, config)
+    for notice in start.notices:
+        listener.notice(notice)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     listener.stage("starting the sandbox")
-    with _open_tools(recipe, task) as tools:
+    with full_disk_in_one_line(start.run.path), _open_tools(recipe, task) as tools:
         listener.stage("loading the model")
         trainer = _trainer(recipe, config, task, problems, tools, _location(recipe, config, start))
-        if is_main:  # only now: what cannot start leaves no run behind
-            start.run.open(resolved(recipe, config, start.keys), describe_environment())
+        trainer.run_identity = identity
+        _check_model(trainer, start)
+        if index == 0:  # only now: what cannot start leaves no run behind
+            start.run.open(written, describe_environment(processes))
+            if start.resumes:
+                set_aside_newer(start.run.path, start.checkpoint)
         held_out = HeldOut(trainer, task, heldout, tools, start.run, recipe)
         return _run(trainer, held_out, start, recipe, listener)
+
+
+def _check_model(trainer: CTPOTrainer, start: Start) -> None:
+    """Refuse a checkpoint of a model of other shapes, before transformers trips over it."""
+    if start.checkpoint is None:
+        return
+    try:
+        compare(sealed_identity(start.checkpoint), {"model": trainer.identity()["model"]})
+    except Unusable as reason:
+        raise UserError(f"{start.checkpoint} cannot be resumed: {reason}; start a new run") from None
 
 
 def _open_tools(recipe: Recipe, task: Task) -> AbstractContextManager[ToolRunner | None]:
@@ -126,17 +152,18 @@ def _run(
     config: CTPOConfig = trainer.args
     run, updates = start.run, config.updates_per_rollout_batch
     is_main = config.process_index == 0
-    records = run.rewind(start.step) if is_main else []
-    if not records and is_main:
+    records = on_main(lambda: run.rewind(start.step, updates), config.world_size, config.process_index)
+    if not records:
         listener.stage("evaluating before training")
         records = [{"batch": 0, "step": 0, "seconds": 0.0, **heldout_metrics(held_out(0))}]
-        run.append(records[0])
+        if is_main:
+            run.append(records[0])
     listener.started(_plan(trainer, run, recipe, start.step // updates))
     for record in records:
         listener.recorded(record)
     recorder = RunRecorder(
         run,
-        lambda: trainer.rollout_account,
+        lambda: trainer.rollout_account.over_processes(trainer.accelerator),
         held_out,
         listener,
         updates_per_batch=updates,
@@ -144,7 +171,8 @@ def _run(
         last_batch=config.max_steps // updates,
         checkpoint=start.checkpoint,
     )
-    stop = StopCleanly()
+    trainer.checkpoint_writers.append(recorder.write_clock)
+    stop = StopCleanly(lambda asked: any_of(asked, trainer.accelerator))
     trainer.add_callback(recorder)
     trainer.add_callback(stop)
     with stop.listening():  # also while saving: an interrupt there waits until everything is written

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,16 @@ from ctpo.errors import UserError
 from ctpo.evaluation.model import HELDOUT_SEED
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.jsonl import read_problems
+from ctpo.training.checkpoints import Choice, choose, is_checkpoint, step_of
 from ctpo.training.config import CTPOConfig
 from ctpo.training.recipe import DEFAULT_TRAIN_PROBLEMS, Recipe, merge
 from ctpo.training.rundir import RunDirectory, default_run_path
 
 # What may change when a run is resumed: how long and how watched it is, not what it is.
-_MAY_CHANGE = {
+MAY_CHANGE = {
     *("rollout_batches", "max_steps", "num_train_epochs", "eval_every", "transcripts", "threads"),
     *("save_steps", "save_total_limit", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb"),
-    "unsafe_no_isolation",
+    *("unsafe_no_isolation", "max_nonfinite_updates"),
 }
 
 
@@ -29,34 +30,63 @@ class Start:
 
     run: RunDirectory
     keys: dict[str, Any]
-    checkpoint: Path | None
+    resumes: bool
+    named: Path | None = None
+    """The checkpoint the user asked for."""
+    checkpoint: Path | None = None
+    notices: tuple[str, ...] = ()
+    """What was decided in the user's place."""
 
     @property
     def step(self) -> int:
         """Optimizer steps already done."""
-        return int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
+        return step_of(self.checkpoint) if self.checkpoint else 0
 
 
 def prepare(keys: Mapping[str, Any], resume: Path | None) -> Start:
-    """Settle where a new run goes, or what a resumed one goes on from; one without a checkpoint starts again.
+    """Settle a run's keys: a new one's, or those of the run (or the checkpoint in it) to resume.
 
     Raises:
-        UserError: if the directory is taken, is no run, or a key would make the resumed run another one.
+        UserError: if it is no run, or a key would make the resumed run another one.
     """
     if resume is None:
         named = keys.get("output_dir")
         run = RunDirectory(Path(str(named)) if named else default_run_path(keys))
-        run.check_free()
-        return Start(run=run, keys={**keys, "output_dir": str(run.path)}, checkpoint=None)
-    run = RunDirectory(resume)
+        return Start(run=run, keys={**keys, "output_dir": str(run.path)}, resumes=False)
+    checkpoint = resume if is_checkpoint(resume) else None
+    run = RunDirectory(resume if checkpoint is None else resume.parent)
     recipe = run.read_recipe()
     for name, value in keys.items():
-        if name not in _MAY_CHANGE and recipe.get(name) != value:
+        if name not in MAY_CHANGE and recipe.get(name) != value:
             raise UserError(
-                f"{name}={value} cannot change when {resume} is resumed (it is {recipe.get(name)}); start a new run"
+                f"{name}={value} cannot change when {run.path} is resumed (it is {recipe.get(name)}); start a new run"
             )
-    merged = {**merge(recipe, keys), "output_dir": str(resume)}
-    return Start(run=run, keys=merged, checkpoint=run.last_checkpoint())
+    merged = {**merge(recipe, keys), "output_dir": str(run.path)}
+    return Start(run=run, keys=merged, resumes=True, named=checkpoint)
+
+
+def settle(start: Start, identity: Mapping[str, Any]) -> Start:
+    """Claim a new run's directory, or find what a resumed one goes on from; without a checkpoint it starts again.
+
+    For the main process alone: what it finds, the others must be told.
+
+    Raises:
+        UserError: if the directory is taken, or no checkpoint can be used.
+    """
+    if not start.resumes:
+        start.run.check_free()
+        return start
+    choice = choose(start.run.path, identity, start.named)
+    return replace(start, checkpoint=choice.checkpoint, notices=tuple(_notices(start, choice)))
+
+
+def _notices(start: Start, choice: Choice) -> Iterator[str]:
+    for name, reason in choice.refused:
+        yield f"{name} is refused: {reason}"
+    if choice.checkpoint is None:
+        yield f"{start.run.path} has no checkpoint yet; starting again from the beginning"
+    else:
+        yield f"continuing from {choice.checkpoint.name}"
 
 
 def check_unfinished(start: Start, config: CTPOConfig) -> None:
