@@ -75,6 +75,10 @@ class Display:
             highlight=False,
         )
         self._console.print(f"[dim]records in {escape(str(plan.output))}[/dim]", highlight=False)
+        if plan.left_out:
+            self._console.print(
+                f"{plan.left_out} training prompts are too long and left out", highlight=False
+            )
         self._console.print(
             "[bold]" + "  ".join(f"{name:>{width}}" for name, width, _ in _COLUMNS) + "[/bold]"
         )

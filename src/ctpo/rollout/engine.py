@@ -62,6 +62,12 @@ class TransformersEngine:
         self._eos = torch.tensor(sorted(ids), device=model.device)
         self._may_close: dict[str, Tensor] = {}
 
+    @property
+    def device(self) -> torch.device:
+        """Where a random generator for `generate` lives."""
+        device: torch.device = self.model.device
+        return device
+
     @torch.no_grad()
     def generate(
         self,

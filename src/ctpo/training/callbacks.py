@@ -14,7 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ctpo.evaluation import Evaluation
 from ctpo.training.events import Listener
-from ctpo.training.rollout import RolloutAccount
+from ctpo.training.reward import OVERLONG
+from ctpo.training.rollout import RolloutAccount, rollout_figures
 from ctpo.training.rundir import RunDirectory
 
 # TRL's and transformers' names on the left, the record's on the right; objective statistics keep their own.
@@ -28,6 +29,7 @@ _RENAMED = {
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
     "epoch": "epoch",
+    f"rewards/{OVERLONG}/mean": "overlong_penalty",
 }
 _CLOCK = "clock.json"  # beside each checkpoint
 _NOT_RECORDED = ("loss", "num_tokens", "step_time", "num_input_tokens_seen", "total_flos")
@@ -91,7 +93,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         if logs is None or "train_runtime" in logs or not at_boundary:
             return
         batch = state.global_step // self._updates
-        record = {"batch": batch, "step": state.global_step, **self._costs(), **_metrics(logs)}
+        record = {"batch": batch, "step": state.global_step, **_metrics(logs), **self._costs()}
         if batch == self._last or (self._eval_every and batch % self._eval_every == 0):
             self.evaluation = self._evaluate(batch)
             record |= heldout_metrics(self.evaluation)
@@ -106,7 +108,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         clock = {"seconds": self.seconds, "batch_seconds": self._batch_seconds}
         (folder / _CLOCK).write_text(json.dumps(clock), encoding="utf-8")
 
-    def _costs(self) -> dict[str, float]:
+    def _costs(self) -> dict[str, Any]:
         account, wall = self._account(), self._batch_seconds
         return {
             "batch_s": round(wall, 3),
@@ -118,6 +120,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             "tool_calls_per_response": account.tool_calls / max(account.responses, 1),
             "tool_failures": account.tool_failures,
             "tool_executed": account.tool_executed,
+            **rollout_figures(account),
         }
 
 

@@ -22,6 +22,8 @@ class RunPlan:
     parameters: int
     start_batch: int
     """Rollout batches already done, when a run is resumed."""
+    left_out: int = 0
+    """Training prompts that are too long."""
 
 
 class Listener(Protocol):

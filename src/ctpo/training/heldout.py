@@ -6,11 +6,11 @@ from accelerate.utils import gather_object
 
 from ctpo.evaluation import Evaluation, evaluate
 from ctpo.evaluation.model import HELDOUT_SEED
-from ctpo.rollout import ToolRunner, TransformersEngine
+from ctpo.rollout import ToolRunner
 from ctpo.tasks import Problem, Task
-from ctpo.training.processes import share, whole_model
+from ctpo.training.processes import share
 from ctpo.training.recipe import Recipe
-from ctpo.training.rollout import sampling_of
+from ctpo.training.rollout import open_engine, sampling_of
 from ctpo.training.rundir import RunDirectory
 from ctpo.training.trainer import CTPOTrainer
 
@@ -36,13 +36,7 @@ class HeldOut:
         trainer = self._trainer
         processes, index = trainer.accelerator.num_processes, trainer.accelerator.process_index
         mine = share(len(self._problems), processes, index)
-        with whole_model(trainer) as model:
-            engine = TransformersEngine(
-                model,
-                trainer.processing_class,
-                eos_token_ids=trainer.eos_token_ids,
-                batch_size=self._recipe.rollout_batch_size,
-            )
+        with open_engine(trainer, self._recipe.rollout_batch_size) as engine:
             part = evaluate(
                 engine,
                 self._task,

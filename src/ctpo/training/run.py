@@ -13,10 +13,11 @@ from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback
 
 from ctpo.errors import UserError
-from ctpo.evaluation.model import load_model
+from ctpo.evaluation.model import load_model, load_tokenizer
 from ctpo.rollout.tools import ToolRunner, open_tools
-from ctpo.tasks import Problem, Task, get_task, reward_function
+from ctpo.tasks import Problem, Task, get_task
 from ctpo.tasks.arithmetic import model_path
+from ctpo.tasks.task import check_ready
 from ctpo.training.callbacks import RunRecorder, StopCleanly, heldout_metrics
 from ctpo.training.checkpoints import Unusable, compare, sealed_identity, set_aside_newer
 from ctpo.training.config import CTPOConfig
@@ -24,8 +25,11 @@ from ctpo.training.environment import describe_environment
 from ctpo.training.events import Listener, RunPlan, Silent
 from ctpo.training.heldout import HeldOut
 from ctpo.training.identity import describe_recipe
+from ctpo.training.masking import check_void_turns
 from ctpo.training.processes import any_of, on_main
+from ctpo.training.prompts import leave_out_long
 from ctpo.training.recipe import EMBEDDED_MODEL, Recipe
+from ctpo.training.reward import Verdicts, reward_functions
 from ctpo.training.rollout import make_rollout_func
 from ctpo.training.rundir import RunDirectory
 from ctpo.training.saving import full_disk_in_one_line
@@ -33,6 +37,7 @@ from ctpo.training.settings import build, resolved
 from ctpo.training.start import (
     MAY_CHANGE,
     Start,
+    check_enough,
     check_unfinished,
     heldout_problems,
     prepare,
@@ -68,7 +73,12 @@ def train(
     processes, index = config.world_size, config.process_index
     listener = listener if listener is not None and index == 0 else Silent()
     task = get_task(recipe.task)
-    problems = train_problems(recipe, task, config)
+    check_void_turns(task, recipe.mask_void_turns)
+    check_ready(task)
+    everything = train_problems(recipe, task, config)
+    tokenizer, context = load_tokenizer(_model(recipe), **_loading(config, "revision", "trust_remote_code"))
+    problems = leave_out_long(everything, recipe, config, task, tokenizer, context)
+    check_enough(problems, config)
     settle_length(config, len(problems))
     heldout = heldout_problems(recipe, task)
     written = resolved(recipe, config, prepared.keys)
@@ -91,7 +101,8 @@ def train(
             if start.resumes:
                 set_aside_newer(start.run.path, start.checkpoint)
         held_out = HeldOut(trainer, task, heldout, tools, start.run, recipe)
-        return _run(trainer, held_out, start, recipe, listener)
+        left_out = len(everything) - len(problems)
+        return _run(trainer, held_out, start, recipe, listener, left_out)
 
 
 def _check_model(trainer: CTPOTrainer, start: Start) -> None:
@@ -117,7 +128,17 @@ def _location(recipe: Recipe, config: CTPOConfig, start: Start) -> str:
     """Where the weights come from; those of a run that only lacks its ending are its last checkpoint's."""
     if start.checkpoint is not None and start.step >= config.max_steps:
         return str(start.checkpoint)
+    return _model(recipe)
+
+
+def _model(recipe: Recipe) -> str:
     return str(model_path()) if recipe.model == EMBEDDED_MODEL else recipe.model
+
+
+def _loading(config: CTPOConfig, *names: str) -> dict[str, Any]:
+    options = config.model_init_kwargs or {}
+    assert isinstance(options, dict)  # TRL's own post-init parses a JSON string
+    return {name: options[name] for name in names or options if name in options}
 
 
 def _trainer(
@@ -129,15 +150,24 @@ def _trainer(
     location: str,
 ) -> CTPOTrainer:
     # TRL's own default is float32 too; model_init_kwargs may say otherwise.
-    model, tokenizer = load_model(location, **(config.model_init_kwargs or {}))
+    model, tokenizer = load_model(location, **_loading(config))
+
+    def tell(verdicts: Verdicts) -> None:
+        trainer.rollout_account.verdicts = dict(verdicts)
+
     try:
         trainer = CTPOTrainer(
             model=model,
-            reward_funcs=reward_function(task),
+            reward_funcs=reward_functions(task, recipe, config, tell),
             args=config,
             train_dataset=Dataset.from_list([vars(problem) for problem in problems]),
             processing_class=tokenizer,
-            rollout_func=make_rollout_func(tools, batch_size=recipe.rollout_batch_size, task=task),
+            rollout_func=make_rollout_func(
+                tools,
+                batch_size=recipe.rollout_batch_size,
+                task=task,
+                void_turns=recipe.mask_void_turns,
+            ),
         )
     except (ValueError, ImportError, OSError) as error:  # settings that TRL or transformers refuse
         raise UserError(" ".join(str(error).split())) from None
@@ -147,7 +177,7 @@ def _trainer(
 
 
 def _run(
-    trainer: CTPOTrainer, held_out: HeldOut, start: Start, recipe: Recipe, listener: Listener
+    trainer: CTPOTrainer, held_out: HeldOut, start: Start, recipe: Recipe, listener: Listener, left_out: int
 ) -> Outcome:
     config: CTPOConfig = trainer.args
     run, updates = start.run, config.updates_per_rollout_batch
@@ -158,7 +188,7 @@ def _run(
         records = [{"batch": 0, "step": 0, "seconds": 0.0, **heldout_metrics(held_out(0))}]
         if is_main:
             run.append(records[0])
-    listener.started(_plan(trainer, run, recipe, start.step // updates))
+    listener.started(_plan(trainer, run, recipe, start.step // updates, left_out))
     for record in records:
         listener.recorded(record)
     recorder = RunRecorder(
@@ -184,12 +214,14 @@ def _run(
         trainer.save_model(str(run.model))
         if not is_main:
             return Outcome(run=run, finished=True, summary=None)
-        summary = _summary(config, run)
+        summary = {**_summary(config, run), "prompts_left_out": left_out}
         run.write_summary(summary)
     return Outcome(run=run, finished=True, summary=summary)
 
 
-def _plan(trainer: CTPOTrainer, run: RunDirectory, recipe: Recipe, start_batch: int) -> RunPlan:
+def _plan(
+    trainer: CTPOTrainer, run: RunDirectory, recipe: Recipe, start_batch: int, left_out: int
+) -> RunPlan:
     config: CTPOConfig = trainer.args
     return RunPlan(
         output=run.path,
@@ -202,6 +234,7 @@ def _plan(trainer: CTPOTrainer, run: RunDirectory, recipe: Recipe, start_batch: 
         responses_per_batch=config.generation_batch_size,
         parameters=trainer.model.num_parameters(),
         start_batch=start_batch,
+        left_out=left_out,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 from ctpo.errors import UserError
 from ctpo.evaluation.model import HELDOUT_SEED
 from ctpo.tasks import Problem, Task
-from ctpo.tasks.jsonl import read_problems
+from ctpo.tasks.jsonl import ANY_COLUMNS, Columns, read_problems
+from ctpo.tasks.sources import DatasetSource
+from ctpo.tasks.task import ProblemSource
 from ctpo.training.checkpoints import Choice, choose, is_checkpoint, step_of
 from ctpo.training.config import CTPOConfig
 from ctpo.training.recipe import DEFAULT_TRAIN_PROBLEMS, Recipe, merge
@@ -111,9 +113,20 @@ def train_problems(recipe: Recipe, task: Task, config: CTPOConfig) -> list[Probl
         UserError: if the dataset cannot be read, or there are too few.
     """
     if recipe.dataset is None:
-        problems = task.problems("train", recipe.train_problems or DEFAULT_TRAIN_PROBLEMS, config.seed)
+        source = _source(recipe, task)
+        problems = source("train", recipe.train_problems or DEFAULT_TRAIN_PROBLEMS, config.seed)
     else:
-        problems = read_problems(recipe.dataset)
+        problems = _read(recipe.dataset, recipe, task)
+    check_enough(problems, config)
+    return problems
+
+
+def check_enough(problems: Sequence[Problem], config: CTPOConfig) -> None:
+    """Refuse where there are not enough problems for one rollout batch.
+
+    Raises:
+        UserError: if so.
+    """
     needed = config.generation_batch_size // config.num_generations
     if len(problems) < needed:
         raise UserError(
@@ -121,7 +134,6 @@ def train_problems(recipe: Recipe, task: Task, config: CTPOConfig) -> list[Probl
             f"(generation_batch_size={config.generation_batch_size} / num_generations={config.num_generations}); "
             "give more problems or lower generation_batch_size"
         )
-    return problems
 
 
 def settle_length(config: CTPOConfig, problems: int) -> None:
@@ -144,5 +156,26 @@ def settle_length(config: CTPOConfig, problems: int) -> None:
 def heldout_problems(recipe: Recipe, task: Task) -> list[Problem]:
     """The problems every evaluation of the run samples."""
     if recipe.eval_dataset is not None:
-        return read_problems(recipe.eval_dataset)[: recipe.eval_problems]
-    return task.problems("test", recipe.eval_problems, HELDOUT_SEED)
+        return _read(recipe.eval_dataset, recipe, task)[: recipe.eval_problems]
+    return _source(recipe, task)("test", recipe.eval_problems, HELDOUT_SEED)
+
+
+def _read(path: Path, recipe: Recipe, task: Task) -> list[Problem]:
+    """A file's problems, read as the task reads its own: by the same usual columns, answers in the same form."""
+    own = task.problems
+    usual = (ANY_COLUMNS, own.answer) if isinstance(own, DatasetSource) else (Columns(), str)
+    return read_problems(path, replace(usual[0], **(recipe.columns or {})), usual[1])
+
+
+def _source(recipe: Recipe, task: Task) -> ProblemSource:
+    """The task's own problems, their columns named as the recipe says."""
+    own = task.problems
+    if not recipe.columns:
+        return own
+    if not isinstance(own, DatasetSource):
+        if recipe.dataset is not None:
+            return own  # the columns are those of the dataset
+        raise UserError(
+            f"columns={recipe.columns} has no effect: task {task.name!r} makes its problems itself; give dataset=FILE"
+        )
+    return replace(own, columns=replace(own.columns, **recipe.columns))
