@@ -19,6 +19,7 @@ from ctpo.errors import UserError
 from ctpo.rollout.batch import Batch
 from ctpo.rollout.chat import encode_result
 from ctpo.rollout.decoders import Decoder, decoder_for
+from ctpo.rollout.products import fast_products
 from ctpo.rollout.records import Rollout
 from ctpo.rollout.sampling import sample_tokens
 from ctpo.rollout.tools import ToolRunner
@@ -84,9 +85,10 @@ class TransformersEngine:
         try:
             rows = self.batch_size or max(len(prompts), 1)
             chunks = [list(prompts[i : i + rows]) for i in range(0, len(prompts), rows)]
-            return [
-                rollout for chunk in chunks for rollout in self._decode(chunk, sampling, tools, generator)
-            ]
+            with fast_products(self.model):
+                return [
+                    rollout for chunk in chunks for rollout in self._decode(chunk, sampling, tools, generator)
+                ]
         finally:
             self.model.train(was_training)
 
