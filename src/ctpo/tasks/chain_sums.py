@@ -39,7 +39,7 @@ def _example(chain: str, total: int) -> tuple[Mapping[str, str], ...]:
 
 EXAMPLES = (*_example("48+17-25", 40), *_example("31-64+90", 57))
 
-_ANSWER = re.compile(r"answer is (-?[0-9]+)\b")
+_ANSWER = re.compile(r"answer is (-?[0-9]+)(?![0-9]|[.,][0-9])")
 
 
 def problems(split: str, count: int, seed: int) -> list[Problem]:
