@@ -61,7 +61,11 @@ def register(subparsers: Any) -> None:
     add("--max-tokens", type=int, metavar="N", help="length of a response, tool output included")
     add("--seed", type=int, help="draws problems and samples; unset uses that of every run")
     add("--batch-size", type=int, metavar="N", help="responses decoded at once")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="float32 on a CPU, bfloat16 on a GPU")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="bfloat16 where the hardware computes in it, else float32",
+    )
     add("--show", type=int, default=2, metavar="N", help="transcripts to print (default 2)")
     add(
         "--output",

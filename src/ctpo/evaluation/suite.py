@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.errors import UserError
-from ctpo.evaluation.model import HELDOUT_SEED, choose_device, load_model
+from ctpo.evaluation.model import HELDOUT_SEED, SMALL, choose_device, in_fastest_dtype, load_model
 from ctpo.evaluation.sampled import Row, sample_task, summarise
 from ctpo.rollout import TransformersEngine
 from ctpo.rollout.engine import Sampling
@@ -22,7 +22,6 @@ from ctpo.tasks.sources import DatasetSource
 
 DRAWN = 1024
 """Problems of a task that makes its own, where no limit is given."""
-_SMALL = 10_000_000  # parameters; a model below decodes a thousand rows as fast as thirty
 _DEFAULT_TOKENS = {True: 1024, False: 96}  # of a conversation; of a bare prompt
 
 
@@ -87,8 +86,10 @@ def run_suite(
     problems = {name: suite.problems(task) for name, task in suite.tasks.items()}
     device, dtype = choose_device()
     model, tokenizer = load_model(suite.model, dtype=suite.dtype or dtype, device=device)
+    if suite.dtype is None:
+        model = in_fastest_dtype(model)
     engine = TransformersEngine(model, tokenizer)
-    at_once = suite.rows_at_once or (1024 if model.num_parameters() < _SMALL else 32)
+    at_once = suite.rows_at_once or (1024 if model.num_parameters() < SMALL else 32)
     results: dict[str, Any] = {}
     rows: dict[str, list[Row]] = {}
     for name, task in suite.tasks.items():

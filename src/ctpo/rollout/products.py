@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_X86 = ("x86_64", "AMD64")
 _FEW, _MANY = 8, 128
 """Rows between which W @ x.T is worth it in float32."""
 _WORTH_UPCASTING = 12
@@ -38,13 +39,12 @@ def fast_products(model: nn.Module) -> Iterator[None]:
     Only layers of exactly `nn.Linear` whose `forward` nobody has exchanged are touched; quantised layers and
     adapters around a layer keep theirs. Weights are read at each call, never copied for longer.
     """
-    # At few rows MKL is what is slow; other libraries have not been measured.
     layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
     chosen = [layer for layer in layers if _is_slow(layer.weight)]
     scratch: dict[str, Tensor] = {}
     try:
         for layer in chosen:
-            layer.forward = _product(layer, scratch)  # type: ignore[method-assign]
+            layer.forward = _product(layer, scratch)  # type: ignore[method-assign, assignment]
         yield
     finally:
         for layer in chosen:
@@ -54,18 +54,23 @@ def fast_products(model: nn.Module) -> Iterator[None]:
 def _is_slow(weight: Tensor) -> bool:
     if weight.device.type != "cpu" or weight.layout != torch.strided or type(weight) is not nn.Parameter:
         return False
-    if weight.dtype == torch.float32:
-        return torch.backends.mkl.is_available()
+    if weight.dtype == torch.float32:  # other libraries have not been measured
+        return bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
     return weight.dtype == torch.bfloat16 and emulates_bfloat16()
 
 
 @cache
-def emulates_bfloat16() -> bool:
-    """Whether this machine's CPU is an x86 without bfloat16 arithmetic."""
-    if platform.machine() not in ("x86_64", "AMD64"):
+def has_bfloat16() -> bool:
+    """Whether this machine's CPU is an x86 with bfloat16 arithmetic (AVX-512 BF16 or AMX)."""
+    if platform.machine() not in _X86:
         return False
-    native = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch's own names, still private
-    return not any(getattr(torch.cpu, name, bool)() for name in native)
+    flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch's own names, still private
+    return any(getattr(torch.cpu, name, bool)() for name in flags)
+
+
+def emulates_bfloat16() -> bool:
+    """Whether this machine's CPU is an x86 without it; of other processors nothing is claimed."""
+    return platform.machine() in _X86 and not has_bfloat16()
 
 
 def _product(layer: nn.Linear, scratch: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:

@@ -71,7 +71,7 @@ def _inverse_cdf(weights_BV: Tensor, generator: torch.Generator | None) -> Tenso
         return _search(weights_BV, uniform_B1 * weights_BV.sum(dim=-1, keepdim=True))[0].squeeze(-1)
     if vocabulary % _BLOCK:
         weights_BV = torch.nn.functional.pad(weights_BV, (0, -vocabulary % _BLOCK))
-    blocks_BNM = weights_BV.unflatten(-1, (-1, _BLOCK))
+    blocks_BNM = weights_BV.unflatten(-1, (-1, _BLOCK))  # type: ignore[no-untyped-call]
     mass_BN = blocks_BNM.sum(dim=-1)
     block_B1, rest_B1 = _search(mass_BN, uniform_B1 * mass_BN.sum(dim=-1, keepdim=True))
     chosen_BM = blocks_BNM.gather(1, block_B1[..., None].expand(-1, -1, _BLOCK)).squeeze(1)
