@@ -43,6 +43,13 @@ def test_is_in_use_and_leaves_the_model_as_it_was() -> None:
         assert "forward" not in vars(model[0])
 
 
+def test_gradients_flow_as_ever() -> None:
+    layer = nn.Linear(16, 16, dtype=torch.bfloat16)
+    with fast_products(layer):
+        layer(torch.randn(16, 16, dtype=torch.bfloat16)).sum().backward()
+    assert layer.weight.grad is not None
+
+
 def test_a_weight_updated_in_between_is_read_anew() -> None:
     layer = nn.Linear(16, 16)
     x = torch.randn(16, 16)

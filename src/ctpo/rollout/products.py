@@ -76,7 +76,7 @@ def emulates_bfloat16() -> bool:
 def _product(layer: nn.Linear, scratch: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        if x.dtype != layer.weight.dtype:
+        if x.dtype != layer.weight.dtype or torch.is_grad_enabled():
             return F.linear(x, layer.weight, layer.bias)
         if x.dtype == torch.float32 and _FEW <= rows <= _MANY:
             return _transposed(layer, x)
