@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.objectives import preset
-from ctpo.training.microbatch import loss_mask, make_scorer, parts
+from ctpo.training.microbatch import loss_mask, make_scorer, parts, rows_of
 
 PLAIN: dict[str, Any] = {
     "pack_rows": False,
@@ -181,6 +181,16 @@ def test_old_log_probs_come_the_same_way(use: Callable[..., Any]) -> None:
     response = inputs["completion_mask"].bool()
     assert not torch.equal(plain[response], fast[response])  # another pass did compute them
     torch.testing.assert_close(fast[response], plain[response], atol=2e-5, rtol=1e-5)
+
+
+def test_groups_stay_together_unless_told_otherwise(fit: Callable[..., Any]) -> None:
+    """Two mini-batches of 8 rows from 4 prompts x 4 samples: two whole groups each, or two samples of each prompt."""
+    settings = {"generation_batch_size": 16, "max_steps": 1}
+    for whole, sizes in ((True, [4, 4]), (False, [2, 2, 2, 2])):
+        trainer = fit(CTPOTrainer, CTPOConfig, whole_groups=whole, **settings)
+        for part in trainer._buffered_inputs:
+            groups = rows_of(part, loss_mask(part)).groups()
+            assert sorted(groups.bincount().tolist()) == sizes
 
 
 def test_denominators_take_one_collective_a_rollout_batch(

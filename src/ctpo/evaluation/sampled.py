@@ -8,12 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ctpo.evaluation.metrics import majority, mean_and_error, pass_at_k, reported_ks
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.engine import Sampling
+from ctpo.rollout.noise import row_uniforms
 from ctpo.tasks import Problem, Task
 
 Row = dict[str, Any]
@@ -34,8 +33,8 @@ def sample_task(
 ) -> list[Row]:
     """Sample and judge every problem `samples` times.
 
-    Problems go through in blocks, each with a random generator of its own and written to `saved` when it is
-    whole: an evaluation that was interrupted and continued gives what an undisturbed one gives.
+    Problems go through in blocks, written to `saved` when they are whole, and each sample draws from random
+    numbers of its own: an evaluation that was interrupted and continued gives what an undisturbed one gives.
 
     Args:
         saved: JSONL file of rows; blocks that it holds already are not sampled again.
@@ -50,7 +49,7 @@ def sample_task(
     done = -(-len(rows) // (size * samples))  # rounded up: the last block may be smaller
     for index in range(done, len(blocks)):
         progress(index * size)
-        block = _sample_block(engine, task, blocks[index], sampling, samples, tools, seed + index)
+        block = _sample_block(engine, task, blocks[index], sampling, samples, tools, seed, index * size)
         if saved is not None:
             with saved.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in block))
@@ -104,14 +103,17 @@ def _sample_block(
     samples: int,
     tools: ToolRunner | None,
     seed: int,
+    first: int,
 ) -> list[Row]:
+    """Sample these problems, of which the first is number `first` of the set."""
     prompts = [encode_prompt(engine.tokenizer, task, problem.prompt) for problem in problems]
     fitting = [engine.fits(prompt, sampling) for prompt in prompts]
     if not any(fitting):
         fitting = [True] * len(prompts)  # the engine's own message says what is wrong
     asked = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits for _ in range(samples)]
-    generator = torch.Generator(device=engine.model.device).manual_seed(seed)
-    rollouts = iter(engine.generate(asked, sampling, tools=tools, generator=generator))
+    numbers = [(first + i) * samples + j for i, fits in enumerate(fitting) if fits for j in range(samples)]
+    uniforms = row_uniforms(numbers, sampling.max_new_tokens, seed=seed)
+    rollouts = iter(engine.generate(asked, sampling, tools=tools, uniforms=uniforms))
     return [
         _row(engine, task, problem, sample, next(rollouts) if fits else None)
         for problem, fits in zip(problems, fitting, strict=True)

@@ -3,5 +3,6 @@
 from ctpo.rollout.engine import TransformersEngine
 from ctpo.rollout.records import Rollout, ToolCall
 from ctpo.rollout.tools import ToolRunner
+from ctpo.rollout.vllm import VLLMEngine
 
-__all__ = ["Rollout", "ToolCall", "ToolRunner", "TransformersEngine"]
+__all__ = ["Rollout", "ToolCall", "ToolRunner", "TransformersEngine", "VLLMEngine"]

@@ -19,6 +19,7 @@ def sample_tokens(
     top_k: int = 0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    uniforms_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw one token a row; with temperature 0, take the most probable one.
 
@@ -28,6 +29,7 @@ def sample_tokens(
         top_k: keep only the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set of most probable tokens whose probability reaches this.
         generator: source of randomness; torch's global one if None.
+        uniforms_B: the random numbers themselves, [B] in [0, 1), instead of a generator.
 
     Returns:
         tokens [B] and their log-probabilities [B] in nats, under softmax(logits / temperature) *before*
@@ -42,7 +44,9 @@ def sample_tokens(
     # Numbers proportional to the probabilities: one exponential an entry, and no division.
     weights_BV = (scaled_BV - peak_B1).exp_()
     total_B = weights_BV.sum(dim=-1)
-    tokens_B = _inverse_cdf(_truncate(weights_BV, top_k, top_p), generator)
+    if uniforms_B is None:
+        uniforms_B = torch.rand(len(weights_BV), generator=generator, device=weights_BV.device)
+    tokens_B = _inverse_cdf(_truncate(weights_BV, top_k, top_p), uniforms_B)
     return tokens_B, _gathered(scaled_BV, tokens_B) - peak_B1.squeeze(-1) - total_B.log()
 
 
@@ -63,9 +67,9 @@ def _truncate(weights_BV: Tensor, top_k: int, top_p: float) -> Tensor:
     return weights_BV
 
 
-def _inverse_cdf(weights_BV: Tensor, generator: torch.Generator | None) -> Tensor:
+def _inverse_cdf(weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """One uniform number a row instead of one a vocabulary entry (multinomial, Gumbel): cheap for large V."""
-    uniform_B1 = torch.rand(weights_BV.shape[0], 1, generator=generator, device=weights_BV.device)
+    uniform_B1 = uniforms_B[:, None]
     vocabulary = weights_BV.shape[-1]
     if vocabulary < 2 * _BLOCK:
         return _search(weights_BV, uniform_B1 * weights_BV.sum(dim=-1, keepdim=True))[0].squeeze(-1)

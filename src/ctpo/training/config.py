@@ -72,6 +72,13 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         default=True,
         metadata={"help": "With pack_rows: run a prompt once for all its samples of a micro-batch."},
     )
+    whole_groups: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep the samples of a prompt in one mini-batch, where it is large enough; off: spread them, so "
+            "that a mini-batch holds as many prompts as can be, and share_prompts finds little to share."
+        },
+    )
     completion_head: bool = field(
         default=True,
         metadata={
@@ -98,6 +105,13 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         metadata={
             "help": "Of forward and backward on a CPU; weights and optimizer stay as they are. `auto`: bfloat16 where "
             "it was measured to be faster and anchor is not `rollout`; `float32`; `bfloat16`."
+        },
+    )
+    max_nonfinite_updates: int = field(
+        default=3,
+        metadata={
+            "help": "Updates in a row that may be skipped because a loss, gradient or log-prob is not finite; at this "
+            "many the run ends with a diagnosis."
         },
     )
 
