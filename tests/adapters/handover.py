@@ -190,11 +190,13 @@ def capture(module: Any, monkeypatch: Any) -> list[list[Tensor]]:
     original = module.get_log_probs_and_entropy
 
     def scorer(*args: Any, **kwargs: Any) -> Any:
-        empty, found = original(*args, **kwargs)
+        returned = original(*args, **kwargs)
+        # slime returns a pair, miles the mapping alone.
+        found = returned[1] if isinstance(returned, tuple) else returned
         for each in found["log_probs"]:
             each.retain_grad()
         seen.append(found["log_probs"])
-        return empty, found
+        return returned
 
     monkeypatch.setattr(module, "get_log_probs_and_entropy", scorer)
     return seen

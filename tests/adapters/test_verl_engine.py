@@ -66,7 +66,7 @@ def test_train_batch(tmp_path: Path) -> None:
         for rank in range(WORLD)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=240)[0] for process in processes]
+        said = [process.communicate(timeout=600)[0] for process in processes]
     finally:  # a rank that fails leaves the other waiting for it
         for process in processes:
             process.kill()

@@ -69,7 +69,10 @@ def test_the_same_parameters(one: Path, two: Path) -> None:
 def test_the_same_records(one: Path, two: Path) -> None:
     """Counts of tools and tokens, rewards and held-out accuracy, over all processes."""
     exact = "batch step tool_calls tool_calls_per_response tool_failures response_tokens truncated reward reward_std "
-    exact += "tokens sequences heldout_pass@1 heldout_tokens heldout_tool_calls heldout_problems skipped_updates epoch learning_rate"
+    exact += (
+        "tokens sequences heldout_pass@1 heldout_tokens heldout_tool_calls heldout_problems skipped_updates "
+    )
+    exact += "epoch learning_rate"
     for got, expected in zip(records_of(two), records_of(one), strict=True):
         assert got.keys() == expected.keys()
         for name in set(exact.split()) & expected.keys():

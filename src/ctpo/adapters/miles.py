@@ -27,7 +27,7 @@ def host(args: Any) -> Host:
         ),
         score=lambda logits, batch, **lengths: scoring.get_log_probs_and_entropy(
             logits, args=args, max_seq_lens=batch.get("max_seq_lens"), **lengths
-        )[1]["log_probs"],
+        )["log_probs"],
     )
 
 
