@@ -41,7 +41,8 @@ class Decoder(Protocol):
 
 def _common(texts: Sequence[Sequence[int]]) -> int:
     """How many tokens all of these begin with."""
-    first, last = min(texts), max(texts)  # in the order of dictionaries nothing lies further apart
+    ordered = sorted(map(tuple, texts))
+    first, last = ordered[0], ordered[-1]  # in the order of dictionaries nothing lies further apart
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
