@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ctpo.objectives import Objective, preset, preset_names, stream
+from ctpo.objectives import Objective, fused, preset, preset_names, stream
 from ctpo.objectives.plan import plan_for
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.ratios import CumulativeRatio, PrefixMeanRatio, SequenceRatio, TokenRatio
@@ -177,7 +177,7 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("name", preset_names())
 def test_the_device_path_reads_nothing_and_agrees(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path other devices take, run on the CPU's tensors."""
-    monkeypatch.setattr(stream, "reads_are_free", lambda device: False)
+    monkeypatch.setattr(fused, "reads_are_free", lambda device: False)
     for drift in (0.1, 3.0):
         batch = make(drift=drift)
         batch.old[0, 3] = float("nan")
