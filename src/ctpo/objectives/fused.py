@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ctpo.objectives.stream import Stream as CompiledStream
 from ctpo.objectives.compose import Output
 from ctpo.objectives.device_stream import DeviceStream
 from ctpo.objectives.layouts import Layout, Padded
+from ctpo.objectives.native import NativeStream
 from ctpo.objectives.numerics import prefix_dtype
 from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import MinPrefixRatio
@@ -62,7 +62,7 @@ def run(
         advantages: [B, 1], [B, T] or [N] in the compute dtype, with weights applied; anything outside the mask.
         factor: of the token losses, 0-d, [B, 1] or [N], in the compute dtype.
         layout: one that `runs` accepts.
-        compiled: generate the arithmetic with torch.compile.
+        compiled: on the CPU, run the pass as compiled C.
     """
     sums = Sums()
     loss, token_loss = _Fused.apply(  # type: ignore[no-untyped-call]
@@ -104,7 +104,7 @@ class _Fused(torch.autograd.Function):
         if token_loss.numel() > 0:
             if reads_are_free(logps.device):
                 starts = layout.starts.tolist() if isinstance(layout, Packed) else None
-                stream = (CompiledStream if compiled else Stream)(plan, *inputs, sums, starts)
+                stream = (NativeStream if compiled else Stream)(plan, *inputs, sums, starts)
                 loss = stream.fill(*outputs)
             else:
                 loss = DeviceStream(plan, *inputs, sums).fill(*outputs)
