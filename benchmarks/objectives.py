@@ -2,7 +2,8 @@
 
     python benchmarks/objectives.py            # a table
     python benchmarks/objectives.py --json     # for machines
-    python benchmarks/objectives.py --compile  # also torch.compile (first call: tens of seconds)
+    python benchmarks/objectives.py --compile  # also the pass in C (first call: a second)
+    python benchmarks/objectives.py --published core_algos.py  # also the published CTPO loss, from your copy
 
 Each row is forward and backward on the same tensors, contenders interleaved, medians over the rounds; ratios
 are their time over ours. Peers run their own code on log-probs they did not have to compute:
@@ -11,6 +12,8 @@ are their time over ours. Peers run their own code on log-probs they did not hav
   the published implementation reports (moments and quantiles of the ratio, clip counts, read to the host);
 - eager-bare: the same without statistics;
 - trl: `GRPOTrainer._compute_loss` itself on a stand-in trainer that hands over the log-probs, with metrics;
+- published: `_compute_policy_loss_cum_token_la_impl` of github horizon-llm/CTPO (the file of verl's core
+  algorithms, with its `masked_sum`, `masked_mean` and `agg_loss`) from a file you supply, with its metrics;
 - liger: `LigerFusedLinearGRPOFunction.ppo_loss_fn`, the loss of its fused GRPO (no metrics).
 
 TRL's and Liger's losses are GRPO's; ours of the same family (`grpo`) stands beside them.
@@ -19,14 +22,16 @@ TRL's and Liger's losses are GRPO's; ours of the same family (`grpo`) stands bes
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import statistics
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -36,6 +41,12 @@ from ctpo.objectives import Objective, preset
 
 SHAPES = ((64, 1024), (64, 8192), (8, 65536), (1, 524288))
 Step = Callable[[], None]
+
+
+def clock() -> float:
+    """CPU time of one thread, which others' load moves less; wall time of several or of a GPU."""
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return time.process_time() if alone else time.perf_counter()
 
 
 def batch(rows: int, length: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -133,12 +144,32 @@ def liger_loss() -> Callable[..., Tensor] | str:
     return loss
 
 
+def published_loss(file: Path) -> Callable[..., Tensor]:
+    """The published loss from a user's copy, of which only the definitions it needs are run."""
+    names = ("masked_sum", "masked_mean", "agg_loss", "_compute_policy_loss_cum_token_la_impl")
+    found = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.FunctionDef) and n.name in names]
+    if "_compute_policy_loss_cum_token_la_impl" not in {node.name for node in found}:
+        raise SystemExit(f"--published: {file} has no _compute_policy_loss_cum_token_la_impl.")
+    for node in found:
+        node.decorator_list = []
+    config = type("ActorConfig", (dict,), {"global_batch_info": {}})
+    space: dict[str, Any] = {"torch": torch, "Any": Any, "Optional": Optional, "ActorConfig": config}
+    exec(compile(ast.Module(found, []), str(file), "exec"), space)
+    space["verl_F"] = SimpleNamespace(**{name: space.get(name) for name in names[:2]})
+    run = space[names[-1]]
+
+    def loss(logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        return run(old, logps, advantages[:, None].expand_as(logps), mask, config=config())[0]
+
+    return loss
+
+
 def loss_of(objective: Objective) -> Callable[..., Tensor]:
     """The loss alone."""
     return lambda *inputs: objective(*inputs).loss
 
 
-def contenders(compile_too: bool) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
+def contenders(compile_too: bool, published: Path | None) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
     """Losses by name, and peers that cannot run with the reason."""
     ours = {
         "ctpo": preset("ctpo"),
@@ -150,6 +181,8 @@ def contenders(compile_too: bool) -> tuple[dict[str, Callable[..., Tensor]], dic
     runs = {name: loss_of(objective) for name, objective in ours.items()}
     runs["eager"] = lambda *x: eager_ctpo(*x, True)
     runs["eager-bare"] = lambda *x: eager_ctpo(*x, False)
+    if published is not None:
+        runs["published"] = published_loss(published)
     missing = {}
     for name, found in (("trl", trl_loss()), ("liger", liger_loss())):
         if isinstance(found, str):
@@ -178,9 +211,9 @@ def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
         run()
     for _ in range(rounds):
         for name, run in steps.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return times
 
 
@@ -237,10 +270,10 @@ def prefix_errors() -> dict[int, dict[str, float]]:
 
 
 def measure(
-    shapes: tuple[tuple[int, int], ...], rounds: int, device: str, compile_too: bool
+    shapes: tuple[tuple[int, int], ...], rounds: int, device: str, compile_too: bool, published: Path | None
 ) -> dict[str, Any]:
     """All figures."""
-    runs, missing = contenders(compile_too)
+    runs, missing = contenders(compile_too, published)
     table = []
     for rows, length in shapes:
         inputs = batch(rows, length, device)
@@ -295,12 +328,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--compile", action="store_true", help="also measure backend='compile'")
+    parser.add_argument("--published", type=Path, help="also the published loss, from this file")
     parser.add_argument("--small", action="store_true", help="only the first shape, three rounds")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     shapes, rounds = (SHAPES[:1], 3) if options.small else (SHAPES, options.rounds)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    results = measure(shapes, rounds, device, options.compile)
+    results = measure(shapes, rounds, device, options.compile, options.published)
     if options.json:
         json.dump(results, sys.stdout, indent=1)
         print()

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from ctpo.objectives.compose import Output
 from ctpo.objectives.device_stream import DeviceStream
 from ctpo.objectives.layouts import Layout, Padded
-from ctpo.objectives.native import NativeStream
+from ctpo.objectives.native import NativeStream, pull
 from ctpo.objectives.numerics import prefix_dtype
 from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import MinPrefixRatio
@@ -110,6 +110,7 @@ class _Fused(torch.autograd.Function):
                 loss = DeviceStream(plan, *inputs, sums).fill(*outputs)
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.layout, ctx.input_dtype = plan, layout, logps.dtype
+        ctx.compiled = compiled and reads_are_free(logps.device)
         ctx.save_for_backward(token_loss if slope is None else slope, active, factor, kept, mask)
         if not isinstance(loss, Tensor):
             loss = torch.full((), loss, dtype=factor.dtype, device=logps.device)
@@ -122,9 +123,13 @@ class _Fused(torch.autograd.Function):
         if grad_loss is None and grad_token is None:
             return (None,) * 9
         scale = torch.zeros_like(factor) if grad_loss is None else factor * grad_loss
-        grad = torch.mul(slope, scale if grad_token is None else scale + grad_token)
-        if active is not None:
-            _keep_active(grad, active)
+        simple = grad_token is None and (scale.ndim == 0 or (scale.ndim == 2 and scale.shape[-1] == 1))
+        if ctx.compiled and active is not None and simple:
+            grad = pull(slope, active, scale)
+        else:
+            grad = torch.mul(slope, scale if grad_token is None else scale + grad_token)
+            if active is not None:
+                _keep_active(grad, active)
         if kept is not None:
             tokens = Tokens(grad, grad, mask, kept, mask, mask, ctx.layout)
             pulled = ctx.plan.ratio.pullback(tokens, grad.to(prefix_dtype(grad.device)))

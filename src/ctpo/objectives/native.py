@@ -107,7 +107,7 @@ class NativeStream:
 
     def fill(self, loss: Tensor, active: Tensor | None, slope: Tensor | None, kept: Tensor | None) -> float:
         """See `stream.Stream.fill`."""
-        run = library()[f"run_{str(self.dtype).removeprefix('torch.').replace('32', '').replace('float64', 'double')}"]
+        run = _function("run", self.dtype)
         sums = (ctypes.c_double * (len(SUMS) + 1))()
         sums[SUMS.index("lowest")], sums[SUMS.index("highest")] = FAR, -FAR
         logps, old, mask, advantages, factor = (_address(x) for x in self.inputs)
@@ -119,6 +119,24 @@ class NativeStream:
         for name, value in zip(SUMS, sums, strict=False):
             setattr(self.sums, name, value)
         return float(sums[len(SUMS)])
+
+
+def pull(slope: Tensor, active: Tensor, scale: Tensor) -> Tensor:
+    """slope · scale of active tokens, 0 of others: contiguous [B, T] times a 0-d or [B, 1] scale."""
+    grad = torch.empty_like(slope)
+    rows, length = (1, slope.numel()) if scale.ndim == 0 else (slope.shape[0], slope.shape[-1])
+    shape = (ctypes.c_int64(rows), ctypes.c_int64(length))
+    step = ctypes.c_int64(scale.ndim > 0)
+    _function("pull", slope.dtype)(
+        *shape, _address(slope), _address(active), _address(scale.contiguous()), step, _address(grad)
+    )
+    return grad
+
+
+def _function(name: str, dtype: torch.dtype) -> ctypes._NamedFuncPointer:
+    function = library()[f"{name}_{'double' if dtype == torch.float64 else 'float'}"]
+    function.restype = None
+    return function
 
 
 def _plan(plan: Plan, length: int, per_token: bool) -> _Plan:

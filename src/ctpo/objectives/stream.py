@@ -188,7 +188,7 @@ class Stream:
         ratio, pieces, place, scale = self.plan.ratio, self.pieces, piece.place, piece.loss
         positions = isinstance(ratio, PrefixMeanRatio)
         if self.plan.scaled or positions:
-            pieces.prefix_sum(marked, scale, place, "t")
+            pieces.prefix_sum(piece.mask, scale, place, "t")
             if positions or self.plan.bases.power < 0:
                 scale.clamp_(min=1)
         if isinstance(ratio, (CumulativeRatio, PrefixMeanRatio)):
