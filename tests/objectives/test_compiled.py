@@ -40,7 +40,9 @@ def hostile(length: int, drift: float, seed: int, per_token: bool) -> Batch:
 def test_equals_composition(name: str) -> None:
     """Rows shorter and longer than a chunk of the C loops."""
     fast, definition = pair(name)
-    for seed, (drift, per_token, length) in enumerate(((0.02, False, 40), (0.2, True, 1200), (3.0, False, 1100))):
+    for seed, (drift, per_token, length) in enumerate(
+        ((0.02, False, 40), (0.2, True, 1200), (3.0, False, 1100))
+    ):
         batch = hostile(length, drift, seed, per_token)
         (out, grad), (expected, expected_grad) = run(fast, batch), run(definition, batch)
         same(out, expected, 1e-11)
@@ -99,8 +101,12 @@ def test_gradient_of_token_losses_and_half_precision() -> None:
         for objective in pair("grpo"):
             logps = batch.logps.to(dtype).requires_grad_()
             out = objective(logps, batch.old.to(dtype), batch.advantages.to(dtype), batch.mask)
-            grads += torch.autograd.grad(out.loss + (out.token_loss * weights.to(out.loss.dtype)).sum(), logps)
-        torch.testing.assert_close(grads[0], grads[1], rtol=1e-2 if dtype == torch.bfloat16 else 1e-11, atol=1e-12)
+            grads += torch.autograd.grad(
+                out.loss + (out.token_loss * weights.to(out.loss.dtype)).sum(), logps
+            )
+        torch.testing.assert_close(
+            grads[0], grads[1], rtol=1e-2 if dtype == torch.bfloat16 else 1e-11, atol=1e-12
+        )
 
 
 def test_a_weight_far_out_has_finite_squares() -> None:
@@ -124,7 +130,7 @@ def test_a_missing_or_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch)
     native.library.cache_clear()
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
-    with pytest.raises(ValueError, match='found no C compiler; install gcc or clang, .* backend="auto"'):
+    with pytest.raises(ValueError, match=r'found no C compiler; install gcc or clang, .* backend="auto"'):
         run(preset("ctpo", backend="compile"), make())
     monkeypatch.setenv("CC", "false")
     with pytest.raises(ValueError, match="false failed"):

@@ -100,7 +100,7 @@ def _clamp(
     elif isinstance(low, Tensor) and isinstance(high, Tensor):
         torch.maximum(torch.minimum(x, high, out=out), low, out=out)
     else:
-        torch.clamp(x, low, high, out=out)
+        torch.clamp(x, float(low), float(high), out=out)
 
 
 def _count(sums: Sums, high: float, balance: float, total: float) -> None:

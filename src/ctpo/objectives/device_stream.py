@@ -39,9 +39,7 @@ class DeviceStream:
         self.zero = torch.zeros((), dtype=self.dtype, device=self.device)
         self.ceiling = plan.ceiling(logps.shape[-1])
 
-    def fill(
-        self, loss: Tensor, active: Tensor | None, slope: Tensor | None, kept: Tensor | None
-    ) -> Tensor:
+    def fill(self, loss: Tensor, active: Tensor | None, slope: Tensor | None, kept: Tensor | None) -> Tensor:
         """See `stream.Stream.fill`."""
         x, marked, a, b = torch.empty((4, *loss.shape), dtype=self.dtype, device=self.device)
         keep, lengths = self._load(x, marked, a)

@@ -40,7 +40,9 @@ def runs(plan: Plan, layout: Layout, device: torch.device) -> bool:
     """Whether the fused path takes a layout on a device."""
     if isinstance(layout, Padded):
         return True
-    return isinstance(layout, Packed) and reads_are_free(device) and not isinstance(plan.ratio, MinPrefixRatio)
+    return (
+        isinstance(layout, Packed) and reads_are_free(device) and not isinstance(plan.ratio, MinPrefixRatio)
+    )
 
 
 def run(
@@ -98,16 +100,16 @@ class _Fused(torch.autograd.Function):
         flags = torch.empty(logps.shape, dtype=torch.bool, device=logps.device)
         active = flags if slope is None else None
         kept = torch.empty_like(flags) if plan.through else None
-        inputs = [_rows(x) for x in (logps, old_logps, mask, advantages, factor)]
+        rows = (_rows(logps), _rows(old_logps), _rows(mask), _rows(advantages), _rows(factor))
         outputs = [_rows(x) for x in (token_loss, active, slope, kept)]
         loss: float | Tensor = 0.0
         if token_loss.numel() > 0:
             if reads_are_free(logps.device):
                 starts = layout.starts.tolist() if isinstance(layout, Packed) else None
-                stream = (NativeStream if compiled else Stream)(plan, *inputs, sums, starts)
+                stream = (NativeStream if compiled else Stream)(plan, *rows, sums, starts)
                 loss = stream.fill(*outputs)
             else:
-                loss = DeviceStream(plan, *inputs, sums).fill(*outputs)
+                loss = DeviceStream(plan, *rows, sums).fill(*outputs)
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.layout, ctx.input_dtype = plan, layout, logps.dtype
         ctx.compiled = compiled and reads_are_free(logps.device)
@@ -144,5 +146,6 @@ def _keep_active(grad: Tensor, active: Tensor) -> None:
         grad.mul_(bits)
         return
     # A product of mixed dtypes would first copy all the bits to floats.
-    for part, some in zip(grad.view(-1).split(BLOCK), bits.view(-1).split(BLOCK), strict=True):
+    parts: list[list[Tensor]] = [list(x.reshape(-1).split(BLOCK)) for x in (grad, bits)]  # type: ignore[no-untyped-call]
+    for part, some in zip(*parts, strict=True):
         part.mul_(some.to(part.dtype))

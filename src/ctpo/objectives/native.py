@@ -51,7 +51,9 @@ SUMS: Final = (
 )  # fmt: skip
 """In the order of the C enumeration; the loss follows."""
 
-FLAGS: Final = "-O3 -march=native -fopenmp-simd -fno-math-errno -fno-trapping-math -ffp-contract=off -shared -fPIC"
+FLAGS: Final = (
+    "-O3 -march=native -fopenmp-simd -fno-math-errno -fno-trapping-math -ffp-contract=off -shared -fPIC"
+)
 """Nothing that reassociates or assumes away NaN: sums are reduced by declared loops alone."""
 
 
@@ -84,7 +86,9 @@ def library() -> ctypes.CDLL:
         command = [*compiler.split(), *FLAGS.split(), "-o", str(target), str(source), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ValueError(f'backend: "compile": {command[0]} failed ({done.stderr[-300:].strip()}); {mend}.')
+            raise ValueError(
+                f'backend: "compile": {command[0]} failed ({done.stderr[-300:].strip()}); {mend}.'
+            )
         return ctypes.CDLL(str(target))  # stays mapped after the folder is gone
 
 
@@ -145,7 +149,7 @@ def _plan(plan: Plan, length: int, per_token: bool) -> _Plan:
     ceiling = plan.ceiling(length)
     return _Plan(
         ratio=RATIOS[type(plan.ratio)],
-        surrogate=SURROGATES[type(plan.surrogate)],  # type: ignore[index]
+        surrogate=SURROGATES[type(plan.surrogate)],
         advantage_per_token=per_token,
         low=-FAR if linear else max(bases.lower, -FAR),
         high=FAR if linear else min(bases.upper, FAR),

@@ -47,8 +47,8 @@ class Objective:
         kl_coef: factor of the penalty KL(π_θ ‖ π_ref); needs `ref_logps` when not 0.
         kl_estimator: "k1", "k2" or "k3".
         entropy_coef: factor of the entropy bonus; needs `entropies` when not 0.
-        backend: "auto" takes the fused path where one applies, "compile" the same with generated arithmetic
-            (torch.compile; on the CPU no faster), "compose" always the definition.
+        backend: "auto" takes the fused path where one applies, "compile" the same as compiled C (on the CPU; needs
+            a C compiler), "compose" always the definition.
     """
 
     ratio: Ratio

@@ -33,7 +33,7 @@ class WholeRows:
 
     def cut(self, x: Tensor) -> list[Tensor]:
         """Views of the pieces of a [B, T] or [B, 1] tensor."""
-        return list(x.split(self.height))
+        return list(x.split(self.height))  # type: ignore[no-untyped-call]
 
     def prefix_sum(self, x: Tensor, out: Tensor, place: Place, what: str) -> None:
         """Inclusive sum along each row; torch's float32 CPU kernel accumulates in double by itself.
@@ -79,8 +79,8 @@ class CutRows:
     def cut(self, x: Tensor) -> list[Tensor]:
         """Views of the pieces of a [B, T] or [B, 1] tensor."""
         if x.shape[-1] == self.length:
-            return [part for row in x.split(1) for part in row.split(self.width, -1)]
-        return [row for row in x.split(1) for _ in range(self.count)]
+            return [x[row, columns] for row, columns in self]
+        return [x[row] for row, _ in self]
 
     def _inner(self, columns: slice) -> tuple[list[int], int]:
         """Columns of the piece where a sequence begins, and the number of the first of them."""

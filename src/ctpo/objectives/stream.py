@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ctpo.objectives.clipping import FAR, RowBounds, clip_rows, clip_tokens, clip_weights
 from ctpo.objectives.numerics import EXP_CAP, SATURATION
+from ctpo.objectives.piece_reads import NO_TOKEN, all_usable, extremes, finite, square
 from ctpo.objectives.pieces import CutRows, Place, WholeRows
 from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import (
@@ -33,9 +34,6 @@ from ctpo.objectives.surrogates import MinClip
 BLOCK: Final = 1 << 16
 """Most tokens a piece: enough to amortise some fifty calls, few enough for four float32 buffers to fit in a
 megabyte of cache."""
-
-NO_TOKEN: Final = FAR / 2
-"""Beyond it a minimum or maximum has seen no usable token."""
 
 
 @dataclass(slots=True)
@@ -77,7 +75,9 @@ class Stream:
         self.logps, self.old, self.mask = logps, old_logps, mask
         (self.rows, self.length), whole = logps.shape, starts is None and logps.shape[1] <= BLOCK
         self.pieces: WholeRows | CutRows = (
-            WholeRows(self.rows, self.length, BLOCK) if whole else CutRows(self.rows, self.length, BLOCK, starts)
+            WholeRows(self.rows, self.length, BLOCK)
+            if whole
+            else CutRows(self.rows, self.length, BLOCK, starts)
         )
         self.row_level = advantages.shape[-1] == 1 and starts is None
         if self.row_level and not math.isfinite(float(advantages.sum())):
@@ -95,7 +95,9 @@ class Stream:
         """
         buffers = torch.empty((4, self.pieces.height, self.pieces.width), dtype=self.dtype)
         row_sums, pieces = self._cut(loss)
-        if isinstance(self.pieces, CutRows) and isinstance(self.plan.ratio, (SequenceRatio, SequenceMeanRatio)):
+        if isinstance(self.pieces, CutRows) and isinstance(
+            self.plan.ratio, (SequenceRatio, SequenceMeanRatio)
+        ):
             self._gather_totals(self.pieces, pieces, buffers)
         for piece in pieces:
             height, width = piece.loss.shape
@@ -130,7 +132,11 @@ class Stream:
         if self.row_level and isinstance(self.plan.surrogate, MinClip):
             self.row_bounds.count(moved, self.sums)
         factor = self.factor.double()
-        return float(losses.sum() * factor if factor.ndim == 0 else losses.dot(factor[:, 0]) if factor.shape[-1] == 1 else losses.sum())
+        if factor.ndim == 0:
+            losses = losses * factor
+        elif factor.shape[-1] == 1:
+            losses = losses * factor[:, 0]
+        return float(losses.sum())
 
     def _gather_totals(self, cut: CutRows, pieces: list[Piece], buffers: Tensor) -> None:
         """First pass over cut rows: sums of whole sequences, nothing else."""
@@ -152,13 +158,13 @@ class Stream:
         torch.sum(marked, -1, out=piece.lengths)
         self._difference(piece, x).mul_(marked)
         # At most SATURATION² in all: then no token is beyond it, and none is NaN.
-        square = _square(x)
-        if not square <= SATURATION**2:
-            if not _all_usable(x):  # perhaps only of something infinite outside of the mask
+        squares = square(x)
+        if not squares <= SATURATION**2:
+            if not all_usable(x):  # perhaps only of something infinite outside of the mask
                 self._difference(piece, x).nan_to_num_(FAR, FAR, -FAR).mul_(marked)
-                keep = marked if _all_usable(x) else self._neutralise(piece, x)
-            square = _square(x)
-        self.sums.dd += square
+                keep = marked if all_usable(x) else self._neutralise(piece, x)
+            squares = square(x)
+        self.sums.dd += squares
         return keep
 
     def _difference(self, piece: Piece, x: Tensor) -> Tensor:
@@ -221,16 +227,16 @@ class Stream:
         """Token losses of one piece; the loss enters as the scale of the bounds."""
         # 0 lies within every trust region: a token that does not count can meet no bound.
         x.mul_(keep)
-        advantages = piece.advantages if self.row_level else _finite(piece.advantages, keep)
+        advantages = piece.advantages if self.row_level else finite(piece.advantages, keep)
         self._clip(piece, x, advantages, a, b)
         if active is not None:
             active[piece.place].copy_(b).logical_not_()
-        lowest, highest = _extremes(x, keep, b)
+        lowest, highest = extremes(x, keep, b)
         if highest > self.least_ceiling:
             ceiling = self._ceiling_at(piece.loss) if self.ceiling is None else self.ceiling
             torch.clamp(a, max=ceiling, out=a)
             x.clamp_(max=ceiling)
-            lowest, highest = _extremes(x, keep, b)
+            lowest, highest = extremes(x, keep, b)
         self._add_weights(x, torch.exp(x, out=b).mul_(keep), lowest, highest)
         a.exp_().mul_(-advantages)
         if slope is None:
@@ -260,35 +266,9 @@ class Stream:
         """Add the sums of the truncated log weights, and of the weights, over the usable tokens."""
         sums = self.sums
         sums.x += float(x.sum())
-        sums.xx += _square(x)
+        sums.xx += square(x)
         sums.lowest, sums.highest = min(sums.lowest, lowest), max(sums.highest, highest)
         if 2 * highest > EXP_CAP:
             weight = weight.double()  # the square would overflow float32
         sums.weight += float(weight.sum())
-        sums.weight_squared += _square(weight)
-
-
-def _square(x: Tensor) -> float:
-    flat = x.reshape(-1)
-    return float(flat.dot(flat))
-
-
-def _finite(advantages: Tensor, keep: Tensor) -> Tensor:
-    """Advantages, 0 where their token does not count if something there may be NaN."""
-    return advantages if math.isfinite(float(advantages.sum())) else torch.where(keep != 0, advantages, 0.0)
-
-
-def _all_usable(x: Tensor) -> bool:
-    low, high = torch.aminmax(x)
-    return float(low) >= -SATURATION and float(high) <= SATURATION  # false for NaN
-
-
-def _extremes(x: Tensor, keep: Tensor, spare: Tensor) -> tuple[float, float]:
-    """Least and greatest statistic of the usable tokens; ±inf when there is none."""
-    low, high = (float(value) for value in torch.aminmax(x))
-    if low < 0 < high:  # then the zeros of the other tokens are not the extremes
-        return low, high
-    torch.mul(keep, -FAR, out=spare).add_(FAR)  # 0 at usable tokens, FAR at others
-    low = float(torch.add(x, spare).amin())
-    high = float(torch.sub(x, spare).amax())
-    return (low, high) if low < NO_TOKEN else (math.inf, -math.inf)
+        sums.weight_squared += square(weight)
