@@ -13,6 +13,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.objectives import preset
+from ctpo.training.minibatches import dealt_order
 from ctpo.training.trainer import SEAMS, InertObjectiveWarning
 
 
@@ -33,9 +34,17 @@ def test_overrides_are_exactly_the_named_seams() -> None:
 
 @pytest.fixture(scope="module")
 def stock(fit: Callable[..., Any]) -> Any:
-    return fit(
-        GRPOTrainer, GRPOConfig, loss_type="grpo", epsilon=0.2, bf16=False, gradient_checkpointing=False
-    )
+    """TRL's own trainer, its shuffle exchanged for our dealing so that both take the same mini-batches."""
+
+    def dealt(batch: dict[str, Any]) -> dict[str, Any]:
+        order = dealt_order(len(batch["prompt_ids"]), minibatches=4, group=4)
+        return {name: value[order] if value.ndim else value for name, value in batch.items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trl.trainer.grpo_trainer.shuffle_sequence_dict", dealt)
+        return fit(
+            GRPOTrainer, GRPOConfig, loss_type="grpo", epsilon=0.2, bf16=False, gradient_checkpointing=False
+        )
 
 
 GRPO_AS_IN_TRL = {"low": 0.2, "high": 0.2, "dual": None, "reduction": "seq-mean-token-mean"}

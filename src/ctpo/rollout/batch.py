@@ -39,10 +39,13 @@ class Batch:
         rows = self._alive
         return ~self._ended_B[rows] & (self._length_B[rows] < self._limit)
 
+    def cursor(self) -> tuple[Tensor, Tensor]:
+        """The response of each decoding row, and the position it writes next."""
+        return self._alive, self._length_B[self._alive].clamp(max=self._limit - 1)
+
     def write(self, tokens: Tensor, logps: Tensor) -> tuple[Tensor, Tensor]:
         """Append a token to each active row; return what the model is fed next and which tokens were its own."""
-        rows, active = self._alive, self.active()
-        columns = self._length_B[rows].clamp(max=self._limit - 1)
+        (rows, columns), active = self.cursor(), self.active()
         forced = self._forced_BN[rows, columns]
         sampled = (forced == _NOT_FORCED) & active
         tokens = torch.where(forced == _NOT_FORCED, tokens, forced)

@@ -16,6 +16,7 @@ def sample_tokens(
     top_k: int = 0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    uniforms_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw one token a row; with temperature 0, take the most probable one.
 
@@ -25,6 +26,7 @@ def sample_tokens(
         top_k: keep only the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set of most probable tokens whose probability reaches this.
         generator: source of randomness; torch's global one if None.
+        uniforms_B: the random numbers themselves, [B] in [0, 1), instead of a generator.
 
     Returns:
         tokens [B] and their log-probabilities [B] in nats, under softmax(logits / temperature) *before*
@@ -37,7 +39,10 @@ def sample_tokens(
         tokens_B = logps_BV.argmax(dim=-1)
     else:
         probs_BV = _truncate(logps_BV.exp(), top_k, top_p)
-        tokens_B = _inverse_cdf(probs_BV, generator)
+        if uniforms_B is None:
+            shape = (len(probs_BV),)
+            uniforms_B = torch.rand(shape, generator=generator, device=probs_BV.device, dtype=probs_BV.dtype)
+        tokens_B = _inverse_cdf(probs_BV, uniforms_B)
     return tokens_B, logps_BV.gather(-1, tokens_B[:, None]).squeeze(-1)
 
 
@@ -54,13 +59,10 @@ def _truncate(probs_BV: Tensor, top_k: int, top_p: float) -> Tensor:
     return probs_BV
 
 
-def _inverse_cdf(probs_BV: Tensor, generator: torch.Generator | None) -> Tensor:
+def _inverse_cdf(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """One uniform number a row instead of one a vocabulary entry (multinomial, Gumbel): cheap for large V."""
     cdf_BV = probs_BV.cumsum(dim=-1)
-    uniform_B1 = torch.rand(
-        probs_BV.shape[0], 1, generator=generator, device=probs_BV.device, dtype=cdf_BV.dtype
-    )
-    target_B1 = uniform_B1 * cdf_BV[:, -1:]
+    target_B1 = uniforms_B[:, None] * cdf_BV[:, -1:]
     # right=True: the first entry whose cdf exceeds the target, so an entry of probability 0 is never drawn.
     tokens_B = torch.searchsorted(cdf_BV, target_B1, right=True).squeeze(-1)
     # uniform * total may round up to the total itself; the last entry that raises the cdf is the one meant.

@@ -63,6 +63,13 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
             "help": "Recompute activations in the backward pass. Unset: on for accelerators, off on CPU."
         },
     )
+    max_nonfinite_updates: int = field(
+        default=3,
+        metadata={
+            "help": "Updates in a row that may be skipped because a loss, gradient or log-prob is not finite; at this "
+            "many the run ends with a diagnosis."
+        },
+    )
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "objective_kwargs"]
 

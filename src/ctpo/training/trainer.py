@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import textwrap
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,11 @@ from trl import GRPOTrainer
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.training.buffer import load_rollout_buffer, save_rollout_buffer
 from ctpo.training.config import CTPOConfig
+from ctpo.training.guards import UpdateGuard, refuse_nonfinite_weights
+from ctpo.training.identity import describe_model
+from ctpo.training.minibatches import deal
 from ctpo.training.rollout import RolloutAccount
+from ctpo.training.saving import staged
 from ctpo.training.stats import StatsAccumulator
 
 # The multimodal inputs, passed on untouched.
@@ -32,8 +38,11 @@ SEAMS: dict[str, tuple[str, ...]] = {
         *("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
         *("compute_aux_loss", *_FORWARD_EXTRAS),
     ),
+    "_get_grad_norm": ("self", "model", "grad_norm"),
+    "_get_train_sampler": ("self", "dataset"),
     "log": ("self", "logs", "start_time"),
     "_save_checkpoint": ("self", "model", "trial"),
+    "_get_output_dir": ("self", "trial"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
 }
 """The GRPOTrainer methods overridden here, with the parameters they had in TRL 1.16. A test compares them with
@@ -94,8 +103,15 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.objective = args.build_objective()
         self.objective_stats = {"train": StatsAccumulator(), "eval": StatsAccumulator()}
         self.rollout_account = RolloutAccount()
+        self.guard = UpdateGuard(args.max_nonfinite_updates)
+        self.run_identity: dict[str, Any] = {}
+        """What the run is, for its checkpoints to say; `ctpo train` puts its recipe here."""
+        self.checkpoint_writers: list[Callable[[Path], None]] = []
+        """Called in the main process with the folder of each checkpoint being written."""
+        self._staging: Path | None = None
         warn_if_inert(args)
         super().__init__(model, reward_funcs, args, *more, **kwargs)
+        self._model_facts = describe_model(self.model)
 
     # -- the loss ------------------------------------------------------------------------------------------
 
@@ -120,6 +136,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * aux_loss / self._accumulation()
             stats["aux_loss"] = aux_loss
+        if training:
+            self.guard.observe(loss, logps_BT, mask_BT)
         self.objective_stats["train" if training else "eval"].add(stats)
         return loss
 
@@ -172,10 +190,25 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
-        if self.model.training:
-            inputs.update(self._minibatch_totals())
-        return inputs
+        if not self.model.training:
+            evaluated: dict[str, Any] = super()._prepare_inputs(generation_batch)
+            return evaluated
+        parts = self.args.steps_per_generation
+        if self._step % (parts * self.num_iterations) == 0 or self._buffered_inputs is None:
+            rollouts = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs: list[dict[str, Any]] = deal(
+                rollouts, parts, max(1, parts // self.args.gradient_accumulation_steps), self.num_generations
+            )
+        return {**self._buffered_inputs[self._step % parts], **self._minibatch_totals()}
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.guard.judge(model, norm, self.accelerator)
+        return norm
 
     def _minibatch_totals(self) -> dict[str, Tensor]:
         """Tokens and responses of this optimizer step: all its micro-batches, all processes.
@@ -199,13 +232,28 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         mode = "train" if self.model.training else "eval"
         for name, value in self.objective_stats[mode].flush(self.accelerator).items():
             self._metrics[mode][name] = [value]
+        if mode == "train":
+            self._metrics[mode]["skipped_updates"] = [self.guard.flush()]
         super().log(logs, start_time)
 
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must be of for this trainer to go on from it."""
+        return {**self.run_identity, "world_size": self.args.world_size, "model": self._model_facts}
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        save_rollout_buffer(
-            self
-        )  # first: transformers writes trainer_state.json last, which marks it complete
-        super()._save_checkpoint(model, trial)
+        refuse_nonfinite_weights(self)
+        with staged(self) as folder:
+            save_rollout_buffer(self, folder)
+            for write in self.checkpoint_writers if self.is_world_process_zero() else ():
+                write(folder)
+            self._staging = folder.parent
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
