@@ -80,7 +80,11 @@ def register(subparsers: Any) -> None:
     )
     add("--concurrency", type=int, default=32, metavar="N", help="requests to it at a time (default 32)")
     add("--request-timeout", type=float, default=1200.0, metavar="S", help="seconds for one (default 1200)")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="float32 on a CPU, bfloat16 on a GPU")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="bfloat16 where the hardware computes in it, else float32",
+    )
     add("--show", type=int, default=2, metavar="N", help="transcripts to print (default 2)")
     add(
         "--output",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.errors import UserError
-from ctpo.evaluation.model import HELDOUT_SEED, choose_device, load_model
+from ctpo.evaluation.model import HELDOUT_SEED, SMALL, choose_device, in_fastest_dtype, load_model
 from ctpo.evaluation.sampled import Row, sample_task, summarise
 from ctpo.rollout import Endpoint, EndpointEngine, TransformersEngine
 from ctpo.rollout.engine import Sampling
@@ -23,7 +23,6 @@ from ctpo.tasks.task import check_ready
 
 DRAWN = 1024
 """Problems of a task that makes its own, where no limit is given."""
-_SMALL = 10_000_000  # parameters; a model below decodes a thousand rows as fast as thirty
 _DEFAULT_TOKENS = {True: 1024, False: 96}  # of a conversation; of a bare prompt
 
 
@@ -143,7 +142,9 @@ def _engine(suite: Suite) -> tuple[TransformersEngine | EndpointEngine, int]:
         return EndpointEngine(endpoint), suite.rows_at_once or 8 * suite.concurrency
     device, dtype = choose_device()
     model, tokenizer = load_model(suite.model, dtype=suite.dtype or dtype, device=device)
-    at_once = 1024 if model.num_parameters() < _SMALL else 32
+    if suite.dtype is None:
+        model = in_fastest_dtype(model)
+    at_once = 1024 if model.num_parameters() < SMALL else 32
     return TransformersEngine(model, tokenizer), suite.rows_at_once or at_once
 
 
