@@ -11,7 +11,7 @@ enum { TOKENS, SEQUENCES, USABLE, NONFINITE, SATURATED, HIGH, LOW, DUAL, X, XX, 
        LOSS, N_SUMS };
 
 typedef struct {
-  int64_t ratio, surrogate, advantage_per_token, factor_per_token;
+  int64_t ratio, surrogate, advantage_per_token;
   double low, high, dual, power, ceiling, widest, log_cap, exp_cap, saturation, far;
 } Plan;
 

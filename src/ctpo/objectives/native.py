@@ -59,7 +59,7 @@ FLAGS: Final = (
 
 class _Plan(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("ratio", "surrogate", "advantage_per_token", "factor_per_token")),
+        *((name, ctypes.c_int64) for name in ("ratio", "surrogate", "advantage_per_token")),
         *(
             (name, ctypes.c_double)
             for name in (
