@@ -194,7 +194,8 @@ def capture(module: Any, monkeypatch: Any) -> list[list[Tensor]]:
         # slime returns a pair, miles the mapping alone.
         found = returned[1] if isinstance(returned, tuple) else returned
         for each in found["log_probs"]:
-            each.retain_grad()
+            if each.requires_grad:  # a shard without a token of the response may stand outside of the graph
+                each.retain_grad()
         seen.append(found["log_probs"])
         return returned
 
