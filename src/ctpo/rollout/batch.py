@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctpo.rollout.records import Rollout, ToolCall
 
-_SHRINK_BELOW = 0.75
+SHRINK_BELOW = 0.75
 """Rows are dropped once this share is left: each drop copies the cache, so not at every row."""
 _NOT_FORCED = -1
 
@@ -65,7 +65,7 @@ class Batch:
     def shrink(self) -> Tensor | None:
         """Which decoding rows to keep, once enough are done; None to keep all."""
         active = self.active()
-        if active.float().mean() > _SHRINK_BELOW:
+        if active.float().mean() > SHRINK_BELOW:
             return None
         keep = active.nonzero().squeeze(-1)
         self._alive = self._alive[keep]

@@ -19,6 +19,7 @@ from ctpo.errors import UserError
 from ctpo.rollout.batch import Batch
 from ctpo.rollout.chat import encode_result
 from ctpo.rollout.decoders import Decoder, decoder_for
+from ctpo.rollout.products import fast_products
 from ctpo.rollout.records import Rollout
 from ctpo.rollout.sampling import sample_tokens
 from ctpo.rollout.tools import ToolRunner
@@ -99,17 +100,18 @@ class TransformersEngine:
         try:
             rows = self.batch_size or max(len(prompts), 1)
             noise = None if uniforms is None else uniforms.to(self.model.device)
-            return [
-                rollout
-                for i in range(0, len(prompts), rows)
-                for rollout in self._decode(
-                    list(prompts[i : i + rows]),
-                    sampling,
-                    tools,
-                    generator,
-                    None if noise is None else noise[i : i + rows],
-                )
-            ]
+            with fast_products(self.model):
+                return [
+                    rollout
+                    for i in range(0, len(prompts), rows)
+                    for rollout in self._decode(
+                        list(prompts[i : i + rows]),
+                        sampling,
+                        tools,
+                        generator,
+                        None if noise is None else noise[i : i + rows],
+                    )
+                ]
         finally:
             self.model.train(was_training)
 

@@ -49,9 +49,9 @@ def load_rollout_buffer(trainer: CTPOTrainer, checkpoint: str) -> None:
     if not (Path(checkpoint) / _FILE.format(rank=0)).is_file():
         return
     path = Path(checkpoint) / _FILE.format(rank=trainer.args.process_index)
-    held = (
-        torch.load(path, map_location=trainer.accelerator.device, weights_only=True) if path.is_file() else {}
-    )
+    device = trainer.accelerator.device
+    place = "cpu" if device.type == "cpu" else device  # of several processes on CPUs it is cpu:0, cpu:1
+    held = torch.load(path, map_location=place, weights_only=True) if path.is_file() else {}
     if held.get("world_size") != trainer.args.world_size:
         raise UserError(
             f"{checkpoint} was saved by {held.get('world_size', 'fewer')} processes and this is "

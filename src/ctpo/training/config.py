@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from trl import GRPOConfig
 
 from ctpo.objectives import Objective, preset, preset_defaults
+from ctpo.training.batches import check_batches
 from ctpo.training.scoring.precision import COMPUTE_DTYPES
 
 ANCHORS = ("old", "rollout")
@@ -119,9 +120,16 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         _resolve_device_defaults(self)
+        check_batches(self)
+        if getattr(self, "ddp_find_unused_parameters", None) is None:  # every weight has a part in every loss
+            self.ddp_find_unused_parameters = False
         super().__post_init__()
         if self.anchor not in ANCHORS:
             raise ValueError(f"anchor={self.anchor!r} is not one of {', '.join(ANCHORS)}")
+        if self.max_nonfinite_updates < 1:
+            raise ValueError(
+                f"max_nonfinite_updates={self.max_nonfinite_updates} is too small; use at least 1"
+            )
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise ValueError(
                 f"compute_dtype={self.compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}"

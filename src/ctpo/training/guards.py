@@ -56,6 +56,8 @@ class UpdateGuard:
             NonFiniteUpdates: when it is one too many in a row.
         """
         device = accelerator.device
+        whole = getattr(grad_norm, "full_tensor", None)
+        grad_norm = whole() if whole else grad_norm  # FSDP2's is a DTensor
         norm = torch.as_tensor(float("nan") if grad_norm is None else grad_norm, device=device).detach()
         seen = (
             torch.stack([bad.to(device) for bad in self._bad]).any(0)
@@ -111,9 +113,10 @@ class UpdateGuard:
 
 
 def nonfinite_weight(model: torch.nn.Module) -> str | None:
-    """The name of the first weight with a value that is not finite."""
+    """The name of the first weight with a value that is not finite, of this process's shard where it is sharded."""
     for name, parameter in model.named_parameters():
-        if not bool(parameter.detach().isfinite().all()):
+        held = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # FSDP2's shard
+        if not bool(held.detach().isfinite().all()):
             return name
     return None
 

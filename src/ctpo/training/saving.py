@@ -93,10 +93,9 @@ def reason(error: BaseException) -> str:
     """The cause in a few words."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error)
-    return next(
-        (os.strerror(n) for n in _DISK if os.strerror(n).lower() in text.lower()), text.splitlines()[0]
-    )
+    text = str(error).lower()
+    cut_short = "a file was cut short, as on a full disk"  # all that torch.save says
+    return next((os.strerror(number) for number in _DISK if os.strerror(number).lower() in text), cut_short)
 
 
 def advice(run: Path, *, room: bool = True) -> str:

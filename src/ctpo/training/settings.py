@@ -26,6 +26,7 @@ _DECIDED = {
     "disable_tqdm": "the display is ctpo's own",
     "logging_first_step": "a run logs once a rollout batch",
     "eval_on_start": "every run evaluates before training",
+    "ignore_data_skip": "a resumed run would train on the same problems again",
     "save_only_model": "a checkpoint that cannot be resumed is none",
     "generation_kwargs": "the engines have temperature, top_p and top_k",
     "min_p": "the engines have temperature, top_p and top_k",
@@ -59,6 +60,10 @@ def build(keys: Mapping[str, Any]) -> tuple[Recipe, CTPOConfig]:
     _check_ranges(trainers)
     recipe = Recipe(**ours)
     try:
+        trainers = {
+            "log_level_replica": "error",
+            **trainers,
+        }  # transformers' own notices are the main process's
         config = CTPOConfig(**trainers, logging_strategy="steps", disable_tqdm=True)
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from None

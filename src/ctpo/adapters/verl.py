@@ -1,0 +1,99 @@
+"""verl 0.9: `actor.policy_loss.loss_mode=ctpo`, or `ctpo/<preset>` for any other preset.
+
+Importing this module registers the losses. verl does that by itself, in every process, through the entry point
+group `verl.plugins`; a failure there reaches nobody, so success and failure are both said on stderr.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ctpo.adapters.guards import guards
+from ctpo.adapters.shared import floats, framework, objective_for, token_losses
+from ctpo.errors import UserError
+from ctpo.objectives import preset_names
+
+_INSTALL = "verl>=0.9.1 (pip install --no-deps verl where torch is already there)"
+core_algos = framework("verl.trainer.ppo.core_algos", _INSTALL)
+_correction = framework("verl.trainer.ppo.rollout_corr_helper", _INSTALL)
+_config = framework("verl.workers.config", _INSTALL)
+
+
+@dataclass
+class CTPOPolicyLossConfig(_config.PolicyLossConfig):  # type: ignore[misc, name-defined]
+    """`policy_loss` with a preset's knobs; switched on by `policy_loss._target_=ctpo.adapters.verl.…`."""
+
+    loss_mode: str = "ctpo"
+    preset: str = "ctpo"
+    """Preset of `loss_mode=ctpo`."""
+    knobs: dict[str, Any] = field(default_factory=dict)
+    """Of the preset; the reduction is verl's `loss_agg_mode`, penalties are verl's too."""
+
+    def __post_init__(self) -> None:
+        objective_for(self.preset, self.knobs)
+
+
+def policy_loss(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+    *,
+    preset: str | None = None,
+    **_: Any,
+) -> tuple[Tensor, dict[str, float]]:
+    """verl's policy loss: token losses [B, T], reduced by verl's `agg_loss` with the totals of the mini-batch.
+
+    Further keyword arguments are ignored: verl has added some before.
+    """
+    settings = config.policy_loss
+    objective = objective_for(preset or settings.get("preset", "ctpo"), settings.get("knobs", {}))
+    out = objective(log_prob, old_log_prob, advantages, response_mask, weights=rollout_is_weights)
+    guards.look(out, log_prob, old_log_prob, response_mask)
+    losses = token_losses(objective, out, response_mask)
+    loss = core_algos.agg_loss(losses, response_mask, loss_agg_mode, **config.global_batch_info)
+    metrics = floats(out.stats, "actor/ctpo/")
+    named = {"pg_clipfrac": "clip_fraction", "pg_clipfrac_lower": "clip_fraction_dual", "ppo_kl": "kl_k1"}
+    return loss, metrics | {
+        f"actor/{theirs}": metrics[f"actor/ctpo/{ours}"] for theirs, ours in named.items()
+    }
+
+
+def _keep_loss_mode(original: Any) -> Any:
+    """The legacy trainer's bypass mode replaces `loss_mode`; the run would train PPO under our name."""
+
+    @functools.wraps(original)
+    def apply(batch: Any, rollout_corr_config: Any = None, policy_loss_config: Any = None) -> Any:
+        mode = str(policy_loss_config.get("loss_mode"))
+        if mode.split("/")[0] == "ctpo":
+            raise UserError(
+                f"rollout_correction.bypass_mode=True under trainer.use_v1=False replaces policy_loss.loss_mode="
+                f"{mode!r} by 'bypass_mode'; set trainer.use_v1=True, which keeps it, or bypass_mode=False"
+            )
+        return original(batch, rollout_corr_config, policy_loss_config)
+
+    return apply
+
+
+def _register() -> None:
+    core_algos.register_policy_loss("ctpo")(policy_loss)
+    for name in preset_names():
+        core_algos.register_policy_loss(f"ctpo/{name}")(functools.partial(policy_loss, preset=name))
+    if not hasattr(_correction.apply_bypass_mode, "__wrapped__"):
+        setattr(_correction, "apply_bypass_mode", _keep_loss_mode(_correction.apply_bypass_mode))  # noqa: B010
+
+
+try:
+    _register()
+except Exception as error:
+    print(f"ctpo: NOT registered with verl, loss_mode=ctpo will be unknown: {error!r}", file=sys.stderr)
+    raise
+print(f"ctpo: registered with verl, loss_mode=ctpo or ctpo/<{'|'.join(preset_names())}>", file=sys.stderr)

@@ -1,0 +1,30 @@
+"""Megatron-core: the context-parallel group of this process; `use` sets it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+
+_GROUP: Any = None
+
+
+def use(group: Any) -> None:
+    global _GROUP
+    _GROUP = group
+
+
+def get_context_parallel_world_size() -> int:
+    return 1 if _GROUP is None else dist.get_world_size(_GROUP)
+
+
+def get_context_parallel_rank() -> int:
+    return 0 if _GROUP is None else dist.get_rank(_GROUP)
+
+
+def get_context_parallel_group() -> Any:
+    return _GROUP
+
+
+def get_tensor_model_parallel_group() -> Any:
+    return None

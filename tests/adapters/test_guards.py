@@ -1,0 +1,103 @@
+"""Each guard speaks once when it should, and never where a hand-over is in order."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from ctpo.adapters.guards import INERT_CALLS, AdapterWarning, Guards
+from ctpo.objectives import preset
+
+from . import handover
+
+Hand = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def told(hands: list[Hand]) -> list[str]:
+    """What the guards of a fresh process say to these calls."""
+    guards = Guards()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for logps, old, mask in hands:
+            out = preset("ctpo")(logps, old, torch.ones(len(logps)), mask)
+            guards.look(out, logps, old, mask)
+    return [str(each.message) for each in caught if each.category is AdapterWarning]
+
+
+def hand(seed: int = 0, drift: float = 0.05) -> Hand:
+    batch = handover.make(seed, drift)
+    return batch.logps, batch.old, batch.mask
+
+
+def test_silent_when_all_is_well() -> None:
+    logps, _, mask = hand()
+    first_update = [(logps, logps.clone(), mask)] * (INERT_CALLS - 1)
+    assert (
+        told([*first_update, *(hand(seed) for seed in range(8)), *[(logps, logps.clone(), mask)] * 400]) == []
+    )
+
+
+def test_inert() -> None:
+    logps, _, mask = hand()
+    (message,) = told([(logps, logps.clone(), mask)] * (3 * INERT_CALLS))
+    assert "every ratio was 1" in message
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_inert_does_not_count_calls_without_tokens(empty: bool) -> None:
+    logps, _, mask = hand()
+    hands = [(logps, logps.clone(), mask & (torch.zeros_like(mask) if empty else mask))] * (2 * INERT_CALLS)
+    assert len(told(hands)) == (0 if empty else 1)
+
+
+def test_anchor_of_another_policy() -> None:
+    logps, old, mask = hand(drift=1.5)
+    (message,) = told([(logps, old, mask)] * 3)
+    drift = (logps - old)[mask].square().mean().sqrt()
+    assert f"by {drift:.2f} nats a token" in message
+
+
+@pytest.mark.parametrize("who", ["policy", "anchor"])
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+@pytest.mark.filterwarnings("ignore:log-probs arrived:RuntimeWarning")
+def test_bf16(who: str, stored: torch.dtype) -> None:
+    """Also when they were rounded before, and arrive in float32."""
+    logps, old, mask = hand()
+    rounded = {"policy": logps, "anchor": old}
+    rounded[who] = rounded[who].bfloat16().to(stored)
+    (message,) = told([(rounded["policy"], rounded["anchor"], mask)] * 3)
+    assert f"{who}'s" in message
+    assert "bfloat16" in message
+
+
+def placed(shift: int, prompt: int = 4) -> Hand:
+    """Whole rows with a prompt before the response; the mask moved by `shift`."""
+    logps, old, mask = (torch.nn.functional.pad(each, (prompt, 2)) for each in hand())
+    return logps, old, mask.roll(shift, -1)
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_mask_beside_the_tokens(shift: int) -> None:
+    (message,) = told([placed(shift)] * 3)
+    assert "one token beside" in message
+
+
+def test_mask_in_place() -> None:
+    assert told([placed(0)] * 3) == []
+
+
+def test_a_response_cut_short_is_no_shift() -> None:
+    """Only one end differs: a truncated response, not a mask off by one."""
+    logps, old, mask = placed(0)
+    cut = mask.clone()
+    last = mask.shape[-1] - 1 - mask.byte().flip(-1).argmax(-1)
+    cut[torch.arange(len(cut)), last] = False
+    assert told([(logps, old, cut)] * 3) == []
+
+
+def test_one_row_in_place_clears_the_mask() -> None:
+    shifted, fine = placed(1), placed(0)
+    both = tuple(torch.cat([a[:3], b[:1]]) for a, b in zip(shifted, fine, strict=True))
+    assert told([both] * 3) == []  # type: ignore[list-item]

@@ -1,0 +1,29 @@
+"""slime and miles on 1, 2 and 4 gloo processes: zig-zag shards give the gradient of whole responses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from . import shard_worker
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    folder: Path = tmp_path_factory.mktemp("gloo")
+    torch.multiprocessing.spawn(shard_worker.work, args=(4, str(folder)), nprocs=4)  # type: ignore[attr-defined]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(4)]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("trainer", ["slime", "miles"])
+def test_every_rank_has_the_gradient_of_the_whole(
+    results: list[dict[str, float]], trainer: str, world: int
+) -> None:
+    prefix = f"{trainer}/{world}/"
+    found = [value for ranks in results for case, value in ranks.items() if case.startswith(prefix)]
+    assert len(found) == world * len(shard_worker.PRESETS)
+    assert max(found) < 1e-6
