@@ -112,6 +112,15 @@ def test_rows_without_advantage_are_left_out_only_where_nothing_else_needs_them(
     assert len(parts(trainer, trainer.model, inputs, loss_mask(inputs))) == 1
 
 
+@pytest.mark.parametrize("name", ["skip", "bounded", "all"])
+def test_denominators_are_those_given(use: Callable[..., Any], name: str) -> None:
+    """Twice the tokens of this micro-batch: half the loss it has by itself, whatever rows are left out."""
+    trainer = use(**LEVERS[name])
+    inputs = micro_batch(trainer)
+    alone = {key: value for key, value in inputs.items() if not key.startswith("minibatch_")}
+    assert step(trainer, inputs)[0] == pytest.approx(step(trainer, alone)[0] / 2, rel=1e-5)
+
+
 def test_nothing_to_learn_still_gives_gradients_of_zero(use: Callable[..., Any]) -> None:
     """Without any the optimizer would pass the step over: no decay of its moments, no weight decay."""
     trainer = use(**LEVERS["all"])
