@@ -2,15 +2,19 @@
 
     python benchmarks/objectives.py            # a table
     python benchmarks/objectives.py --json     # for machines
-    python benchmarks/objectives.py --compile  # also torch.compile (first call: tens of seconds)
+    python benchmarks/objectives.py --compile  # also the pass in C (first call: a second)
+    python benchmarks/objectives.py --published core_algos.py  # also the published CTPO loss, from your copy
 
-Each row is forward and backward on the same tensors, contenders interleaved, medians over the rounds; ratios
-are their time over ours. Peers run their own code on log-probs they did not have to compute:
+Each row is forward and backward on the same tensors, contenders interleaved, medians over the rounds (CPU time
+of one thread, else wall time); ratios are their time over ours. Peers run their own code on log-probs they did
+not have to compute:
 
 - eager: CTPO as its paper describes it, written straightforwardly in torch, with the kinds of statistics that
   the published implementation reports (moments and quantiles of the ratio, clip counts, read to the host);
 - eager-bare: the same without statistics;
 - trl: `GRPOTrainer._compute_loss` itself on a stand-in trainer that hands over the log-probs, with metrics;
+- published: `_compute_policy_loss_cum_token_la_impl` of github horizon-llm/CTPO (the file of verl's core
+  algorithms, with its `masked_sum`, `masked_mean` and `agg_loss`) from a file you supply, with its metrics;
 - liger: `LigerFusedLinearGRPOFunction.ppo_loss_fn`, the loss of its fused GRPO (no metrics).
 
 TRL's and Liger's losses are GRPO's; ours of the same family (`grpo`) stands beside them.
@@ -23,12 +27,12 @@ import json
 import statistics
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import torch
+from objective_peers import eager_ctpo, liger_loss, published_loss, trl_loss
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -36,6 +40,12 @@ from ctpo.objectives import Objective, preset
 
 SHAPES = ((64, 1024), (64, 8192), (8, 65536), (1, 524288))
 Step = Callable[[], None]
+
+
+def clock() -> float:
+    """CPU time of one thread, which others' load moves less; wall time of several or of a GPU."""
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    return time.process_time() if alone else time.perf_counter()
 
 
 def batch(rows: int, length: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -50,95 +60,14 @@ def batch(rows: int, length: int, device: str) -> tuple[Tensor, Tensor, Tensor, 
     return logps.to(device), old.to(device), advantages.to(device), mask.to(device)
 
 
-def eager_ctpo(logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, statistics: bool) -> Tensor:
-    """CTPO from the paper's description, one operation a line."""
-    m = mask.to(logps.dtype)
-    d = (logps - old).clamp(-20, 20)
-    c = (d * m).cumsum(-1)
-    log_ratio = (c.detach() + logps - logps.detach()).clamp(max=10)
-    scale = m.cumsum(-1).clamp(min=1).sqrt()
-    a = advantages.unsqueeze(-1)
-    ratio = log_ratio.exp() * m
-    clipped = torch.maximum(torch.minimum(log_ratio, 0.05 * scale), -0.025 * scale).exp() * m
-    dual = (0.05 * scale).exp()
-    worst = torch.maximum(-a * ratio, -a * clipped)
-    token_loss = torch.where(a < 0, torch.minimum(worst, -a * dual), worst)
-    loss = (token_loss * m).sum() / m.sum()
-    if statistics:
-        report(ratio.detach(), log_ratio.detach(), scale, a, mask, d)
-    return loss
-
-
-def report(
-    ratio: Tensor, log_ratio: Tensor, scale: Tensor, a: Tensor, mask: Tensor, d: Tensor
-) -> dict[str, float]:
-    """The kinds of figures the published implementation reports, each read to the host."""
-    values, x, s = ratio[mask], log_ratio[mask], scale[mask]
-    adv = a.expand_as(ratio)[mask]
-    figures = {"kl": (-d)[mask].mean().item(), "mean": values.mean().item()}
-    figures |= {"min": values.min().item(), "max": values.max().item()}
-    figures |= {f"p{q}": torch.quantile(values[: 1 << 24], q / 100).item() for q in (25, 50, 75, 90, 95, 99)}
-    figures["high"] = ((x > 0.05 * s) & (adv > 0)).sum().item()
-    figures["low"] = ((x < -0.025 * s) & (adv < 0)).sum().item()
-    figures["dual"] = ((x > 0.05 * s) & (adv < 0)).sum().item()
-    figures |= {"scale": s.mean().item(), "scale_p50": torch.quantile(s[: 1 << 24], 0.5).item()}
-    return figures
-
-
-def trl_loss() -> Callable[..., Tensor] | str:
-    """TRL's own loss on a stand-in trainer, or why it cannot run."""
-    try:
-        from trl import GRPOTrainer
-    except ImportError as error:
-        return f"not installed ({error})"
-    accelerator = SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x, num_processes=1)
-    args = SimpleNamespace(delta=3.0, use_bias_correction_kl=False, steps_per_generation=1)
-    trainer = SimpleNamespace(
-        top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token", beta=0.0,
-        loss_type="grpo", epsilon_low=0.2, epsilon_high=0.28, args=args, aux_loss_enabled=False,
-        use_vllm=False,
-        model=SimpleNamespace(training=True), current_gradient_accumulation_steps=1, accelerator=accelerator,
-        _entropy_bonus_enabled=False, _metrics={"train": defaultdict(list)},
-    )  # fmt: skip
-
-    def loss(logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        empty = torch.zeros(len(logps), 0, dtype=torch.long, device=logps.device)
-        ids = torch.zeros(logps.shape, dtype=torch.long, device=logps.device)
-        entropies = torch.zeros_like(old)
-        trainer._get_per_token_logps_and_entropies = lambda *_, **__: (logps, entropies, None)
-        inputs = {
-            "prompt_ids": empty, "prompt_mask": empty, "completion_ids": ids, "completion_mask": mask.long(),
-            "advantages": advantages, "old_per_token_logps": old,
-        }  # fmt: skip
-        return GRPOTrainer._compute_loss(trainer, None, inputs)
-
-    return loss
-
-
-def liger_loss() -> Callable[..., Tensor] | str:
-    """Liger's loss on given log-probs, or why it cannot run."""
-    try:
-        from liger_kernel.chunked_loss.grpo_loss import LigerFusedLinearGRPOFunction
-    except ImportError as error:
-        return f"not installed ({error})"
-
-    def loss(logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
-        m = mask.to(logps.dtype)
-        result = LigerFusedLinearGRPOFunction.ppo_loss_fn(
-            logps, m, advantages, m, old_per_token_logps=old, epsilon_low=0.2, epsilon_high=0.28, beta=0.0,
-            loss_type="grpo", delta=3.0,
-        )  # fmt: skip
-        return result[0] if isinstance(result, tuple) else result
-
-    return loss
-
-
 def loss_of(objective: Objective) -> Callable[..., Tensor]:
     """The loss alone."""
     return lambda *inputs: objective(*inputs).loss
 
 
-def contenders(compile_too: bool) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
+def contenders(
+    compile_too: bool, published: Path | None
+) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
     """Losses by name, and peers that cannot run with the reason."""
     ours = {
         "ctpo": preset("ctpo"),
@@ -150,6 +79,8 @@ def contenders(compile_too: bool) -> tuple[dict[str, Callable[..., Tensor]], dic
     runs = {name: loss_of(objective) for name, objective in ours.items()}
     runs["eager"] = lambda *x: eager_ctpo(*x, True)
     runs["eager-bare"] = lambda *x: eager_ctpo(*x, False)
+    if published is not None:
+        runs["published"] = published_loss(published)
     missing = {}
     for name, found in (("trl", trl_loss()), ("liger", liger_loss())):
         if isinstance(found, str):
@@ -178,9 +109,9 @@ def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
         run()
     for _ in range(rounds):
         for name, run in steps.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return times
 
 
@@ -237,10 +168,10 @@ def prefix_errors() -> dict[int, dict[str, float]]:
 
 
 def measure(
-    shapes: tuple[tuple[int, int], ...], rounds: int, device: str, compile_too: bool
+    shapes: tuple[tuple[int, int], ...], rounds: int, device: str, compile_too: bool, published: Path | None
 ) -> dict[str, Any]:
     """All figures."""
-    runs, missing = contenders(compile_too)
+    runs, missing = contenders(compile_too, published)
     table = []
     for rows, length in shapes:
         inputs = batch(rows, length, device)
@@ -295,12 +226,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--compile", action="store_true", help="also measure backend='compile'")
+    parser.add_argument("--published", type=Path, help="also the published loss, from this file")
     parser.add_argument("--small", action="store_true", help="only the first shape, three rounds")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     shapes, rounds = (SHAPES[:1], 3) if options.small else (SHAPES, options.rounds)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    results = measure(shapes, rounds, device, options.compile)
+    results = measure(shapes, rounds, device, options.compile, options.published)
     if options.json:
         json.dump(results, sys.stdout, indent=1)
         print()

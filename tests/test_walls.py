@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "ctpo"
 # From the ground up; docs/architecture.md says why.
 ROOMS = (
     *("errors", "objectives", "theory", "sandbox", "tasks", "rollout"),
-    *("evaluation", "training", "report", "adapters", "cli"),
+    *("evaluation", "training", "comparison", "report", "adapters", "cli", "__main__"),
 )
 FRAMEWORKS = {"trl", "verl", "skyrl", "nemo_rl", "tinker", "accelerate"}
 

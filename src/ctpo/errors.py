@@ -6,3 +6,6 @@ class UserError(ValueError):
 
     The command line prints it and exits with code 2. Any other exception is a defect and keeps its traceback.
     """
+
+    of_one_process = False
+    """Whether, of several processes, only this one may have met it; else the main one alone tells."""

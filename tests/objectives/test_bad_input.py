@@ -13,7 +13,7 @@ from ctpo.objectives.details import position_profile
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.objectives.ratios import TokenRatio
 from ctpo.objectives.reductions import Reduction
-from ctpo.objectives.segments import segment_ids_from
+from ctpo.objectives.segments import packed_from
 from ctpo.objectives.surrogates import MinClip
 from ctpo.objectives.trust_regions import RatioBand
 
@@ -130,7 +130,7 @@ def test_defaults_list_every_knob() -> None:
             "positions: 2 of them for 3",
         ),
         (lambda: SequenceShard(chunk_ids=torch.arange(2)).token_positions(3), "2 chunks do not divide 3"),
-        (lambda: segment_ids_from(torch.tensor([1, 2]), 2), "cu_seqlens: runs from 1"),
+        (lambda: packed_from(torch.tensor([1, 2]), 2, None), "cu_seqlens: runs from 1"),
         (lambda: group_normalised(torch.zeros(4), 3), "group: 3 does not divide 4"),
         (lambda: group_normalised(torch.zeros(4), torch.zeros(3).long()), r"group: torch.int64 \(3,\)"),
         (lambda: rloo(torch.zeros(4, 2), 2), r"rewards: shape \(4, 2\)"),

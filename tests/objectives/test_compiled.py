@@ -1,35 +1,138 @@
-"""The compiled path equals the composition. CTPO_TEST_COMPILE=1 switches it on: it takes minutes."""
+"""The pass in C equals the composition, wherever a C compiler is at hand."""
 
 from __future__ import annotations
 
-import os
+import shutil
+from typing import Any
 
 import pytest
 import torch
 
-from ctpo.objectives import preset, stream
+from ctpo.objectives import Objective, native, preset
+from ctpo.objectives.surrogates import StopGradientWeight
 
-from .batches import make, run, same
+from .batches import Batch, make, run, same
+from .test_fused import COMPOSED, FUSED
 
-pytestmark = pytest.mark.skipif(not os.environ.get("CTPO_TEST_COMPILE"), reason="set CTPO_TEST_COMPILE=1")
-
-
-@pytest.mark.parametrize("name", ["ctpo", "ctpo-geomean", "ctpo-prefix-gradient", "gspo", "dapo", "cispo"])
-def test_equals_composition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for block in (1 << 18, 80):
-        monkeypatch.setattr(stream, "BLOCK", block)
-        for seed, per_token in enumerate((False, True)):
-            batch = make(rows=9, length=40, drift=0.2, seed=seed, per_token=per_token)
-            batch.old[0, 3] = float("-inf")
-            batch.logps[1, ~batch.mask[1]] = float("nan")
-            batch.old[1, 4] = -9999.0
-            out, grad = run(preset(name, backend="compile"), batch)
-            expected, expected_grad = run(preset(name, backend="compose"), batch)
-            same(out, expected, 1e-11)
-            torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler"
+)
 
 
-def test_empty() -> None:
+def pair(name: str, **knobs: Any) -> tuple[Objective, Objective]:
+    return preset(name, backend="compile", **knobs), preset(name, backend="compose", **knobs)
+
+
+def hostile(length: int, drift: float, seed: int, per_token: bool) -> Batch:
+    """Unusable tokens of each kind; NaN where nothing counts."""
+    batch = make(rows=6, length=length, drift=drift, seed=seed, per_token=per_token)
+    batch.old[0, 3], batch.old[1, 4] = float("-inf"), -9999.0
+    batch.mask[0, 3] = batch.mask[1, 4] = True
+    batch.logps[1, ~batch.mask[1]] = float("nan")
+    if per_token:
+        batch.advantages[~batch.mask] = float("nan")
+    else:
+        batch.advantages[2] = float("nan")
+    return batch
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_equals_composition(name: str) -> None:
+    """Rows shorter and longer than a chunk of the C loops."""
+    fast, definition = pair(name)
+    for seed, (drift, per_token, length) in enumerate(
+        ((0.02, False, 40), (0.2, True, 1200), (3.0, False, 1100))
+    ):
+        batch = hostile(length, drift, seed, per_token)
+        (out, grad), (expected, expected_grad) = run(fast, batch), run(definition, batch)
+        same(out, expected, 1e-11)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_float32(name: str) -> None:
+    fast, definition = pair(name)
+    batch = hostile(1100, 0.05, 0, False).to(torch.float32)
+    (out, grad), (expected, expected_grad) = run(fast, batch), run(definition, batch)
+    for part in ("clip_fraction_high", "clip_fraction_low", "clip_fraction_dual"):
+        assert out.stats[part].item() == expected.stats[part].item()
+    same(out, expected, 1e-5, 2e-6)
+    torch.testing.assert_close(grad, expected_grad, rtol=2e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(COMPOSED))
+def test_other_compositions(name: str) -> None:
+    ratio, region, surrogate = COMPOSED[name]
+    parts: dict[str, Any] = {"ratio": ratio, "trust_region": region, "surrogate": surrogate}
+    for drift in (0.05, 1.5, 6.0):
+        batch = make(drift=drift, length=600)
+        out, grad = run(Objective(**parts, backend="compile"), batch)
+        expected, expected_grad = run(Objective(**parts, backend="compose"), batch)
+        same(out, expected, 1e-11)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
+
+
+@pytest.mark.parametrize("name", [name for name in FUSED if name != "minpro"])
+def test_packed(name: str) -> None:
+    fast, definition = pair(name)
+    rows = make(rows=1, length=3000, drift=0.1)
+    cu = torch.tensor([0, 5, 5, 700, 701, 3000])
+    batch = Batch(rows.logps[0], rows.old[0], torch.randn(5, dtype=torch.float64), rows.mask[0])
+    (out, grad), (expected, expected_grad) = (run(o, batch, cu_seqlens=cu) for o in (fast, definition))
+    same(out, expected, 1e-10)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-14)
+
+
+def test_the_exponential() -> None:
+    """Read off token losses of one-token rows: within two units in the last place, 0 where float32 ends."""
+    x = torch.cat([torch.linspace(-19.9, 19.9, 40_001), torch.tensor([0.0, 1e-8, -1e-8])])
+    objective = preset("ppo", low=2.0, high=float("inf"), reduction="sum", backend="compile")
+    zeros = torch.zeros(len(x), 1)
+    out = objective(x[:, None], zeros, torch.ones(len(x)), torch.ones(len(x), 1))
+    exact = x.double().exp()
+    assert ((-out.token_loss[:, 0].double() - exact).abs() / exact).max() < 2.4e-7
+
+
+def test_gradient_of_token_losses_and_half_precision() -> None:
+    batch = make(rows=4, length=700)
+    weights = torch.linspace(0.5, 2, batch.logps.numel(), dtype=torch.float64).reshape(batch.logps.shape)
+    for dtype in (torch.float64, torch.bfloat16):
+        grads = []
+        for objective in pair("grpo"):
+            logps = batch.logps.to(dtype).requires_grad_()
+            out = objective(logps, batch.old.to(dtype), batch.advantages.to(dtype), batch.mask)
+            grads += torch.autograd.grad(
+                out.loss + (out.token_loss * weights.to(out.loss.dtype)).sum(), logps
+            )
+        torch.testing.assert_close(
+            grads[0], grads[1], rtol=1e-2 if dtype == torch.bfloat16 else 1e-11, atol=1e-12
+        )
+
+
+def test_a_weight_far_out_has_finite_squares() -> None:
+    logps = torch.zeros(2, 10)
+    batch = Batch(logps, logps - 9.0, torch.tensor([1.0, -0.5]), torch.ones(2, 10, dtype=torch.bool))
+    fast, definition = pair("ctpo", low=200.0, high=200.0, dual=None, power=0.0)
+    same(run(fast, batch)[0], run(definition, batch)[0], 1e-5)
+
+
+def test_empty_and_strided() -> None:
     nothing = torch.zeros(2, 0)
-    out = preset("ctpo", backend="compile")(nothing, nothing, torch.zeros(2), nothing)
-    assert out.loss.item() == 0
+    assert preset("ctpo", backend="compile")(nothing, nothing, torch.zeros(2), nothing).loss.item() == 0
+    batch = make(drift=0.1)
+    strided = Batch(batch.logps.T.contiguous().T, batch.old, batch.advantages, batch.mask.T.contiguous().T)
+    fast = preset("cispo", backend="compile")
+    assert isinstance(fast.surrogate, StopGradientWeight)
+    assert torch.equal(run(fast, strided)[1], run(fast, batch)[1])
+
+
+def test_a_missing_or_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    native.library.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ValueError, match=r'found no C compiler; install gcc or clang, .* backend="auto"'):
+        run(preset("ctpo", backend="compile"), make())
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(ValueError, match="false failed"):
+        run(preset("ctpo", backend="compile"), make())
+    native.library.cache_clear()

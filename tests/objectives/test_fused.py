@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ctpo.objectives import Objective, preset, preset_names, stream
+from ctpo.objectives import Objective, fused, preset, preset_names, stream
 from ctpo.objectives.plan import plan_for
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.ratios import CumulativeRatio, PrefixMeanRatio, SequenceRatio, TokenRatio
 from ctpo.objectives.surrogates import Gated, Linear, MinClip, StopGradientWeight
 from ctpo.objectives.trust_regions import LogBand, RatioBand, Unbounded
 
-from .batches import make, run, same
+from .batches import Batch, make, run, same
 
 FUSED = [name for name in preset_names() if not name.endswith("quantile")]
 
@@ -36,6 +36,25 @@ def test_equals_composition(name: str, block: int, monkeypatch: pytest.MonkeyPat
         (out, grad), (expected, expected_grad) = run(fast, batch), run(definition, batch)
         same(out, expected, 1e-11)
         torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
+
+
+@pytest.mark.parametrize("block", [1 << 17, 16, 7])
+@pytest.mark.parametrize("name", FUSED)
+def test_packed_streams(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments shorter and longer than a piece, empty ones, ones that begin where a piece does."""
+    monkeypatch.setattr(stream, "BLOCK", block)
+    fast, definition = pair(name)
+    row = make(rows=1, length=97, drift=0.2)
+    row.old[0, 11], row.old[0, 40] = float("nan"), -9999.0
+    batch = Batch(row.logps[0], row.old[0], torch.tensor([1.0, 9.0, -2.0, 0.5, -1.0]).double(), row.mask[0])
+    lengths = torch.tensor([14, 0, 1, 33, 49])
+    cu = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    ids = torch.arange(5).repeat_interleave(lengths)
+    for packing in ({"cu_seqlens": cu}, {"segment_ids": ids}):
+        (out, grad), (expected, expected_grad) = (run(o, batch, **packing) for o in (fast, definition))
+        assert ("Fused" in type(out.token_loss.grad_fn).__name__) is (name != "minpro")
+        same(out, expected, 1e-11)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -177,7 +196,7 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("name", preset_names())
 def test_the_device_path_reads_nothing_and_agrees(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path other devices take, run on the CPU's tensors."""
-    monkeypatch.setattr(stream, "reads_are_free", lambda device: False)
+    monkeypatch.setattr(fused, "reads_are_free", lambda device: False)
     for drift in (0.1, 3.0):
         batch = make(drift=drift)
         batch.old[0, 3] = float("nan")

@@ -26,6 +26,8 @@ SPECS: dict[str, dict[str, Any]] = {
         "dual": 0.05 * 2 / 3 * 8000**0.5,
         "power": 0.0,
     },
+    # 1.2815515655446004 is the 0.9 quantile of the standard normal distribution.
+    "ctpo-calibrated": {**CTPO, **dict.fromkeys(("low", "high", "dual"), 0.28 * 1.2815515655446004)},
     "ctpo-geomean": {**CTPO, "family": "prefix-mean", "power": -0.5},
     "ctpo-prefix-gradient": {**CTPO, "gradient": "through"},
     "sequence": {"family": "sequence", "low": 0.5, "high": 4.0, "dual": 5.0},

@@ -89,6 +89,29 @@ def test_batches_and_padding_do_not_change_a_response(embedded: Any, prompts: li
     assert [r.completion_ids for r in together] == [r.completion_ids for r in in_fives]
 
 
+def test_what_all_prompts_begin_with_is_read_once(embedded: Any) -> None:
+    """Logits are those of each prompt read alone, and the common tokens go through the model one time."""
+    from ctpo.rollout.decoders import RaggedDecoder
+
+    model, tokenizer = embedded
+    [beginning] = encode(tokenizer, ["3+67+77-29+5-41=31+22-10+9"])
+    ends = encode(tokenizer, ["+5-4", "7", "-88+12+3", "7"])
+    prompts = [beginning + end for end in ends] + [beginning]
+    read: list[int] = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda _, inputs, __: read.append(inputs[0].numel())
+    )
+    try:
+        with torch.no_grad():
+            logits = RaggedDecoder(model, 0).start(prompts)
+    finally:
+        hook.remove()
+    assert sum(read) < 2 * len(beginning) + 5 * max(map(len, ends))
+    for prompt, got in zip(prompts, logits, strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(got, model(torch.tensor([prompt])).logits[0, -1], atol=1e-4, rtol=0)
+
+
 def test_a_generator_makes_it_repeatable_and_leaves_global_randomness_alone(
     embedded: Any, prompts: list[list[int]]
 ) -> None:

@@ -25,6 +25,22 @@ def test_frequencies_are_the_softmax(temperature: float) -> None:
     assert frequencies(logits, temperature=temperature)[4] == 0  # impossible stays impossible
 
 
+@pytest.mark.parametrize("vocabulary", [1024, 1300])
+def test_a_large_vocabulary_is_searched_block_by_block(vocabulary: int) -> None:
+    """Token i is drawn where the uniform number falls into its part of the running sum, in every block."""
+    weights = torch.rand(vocabulary, generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** 4
+    weights[[0, 255, 256, vocabulary - 1]] = 0.0
+    rows = 4096
+    logits = weights.log().float().expand(rows, -1)
+    tokens, _ = sample_tokens(logits, generator=torch.Generator().manual_seed(5))
+    uniform = torch.rand(rows, 1, generator=torch.Generator().manual_seed(5)).squeeze(-1).double()
+    cdf = weights.cumsum(0) / weights.sum()
+    low, high = (cdf - weights / weights.sum())[tokens], cdf[tokens]
+    assert (low - 1e-5 <= uniform).all()
+    assert (uniform <= high + 1e-5).all()
+    assert (weights[tokens] > 0).all()
+
+
 def test_top_k_and_top_p_cut_and_renormalise() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     assert frequencies(logits, top_k=2)[2:].sum() == 0
@@ -55,3 +71,6 @@ def test_rounding_at_the_end_of_the_cdf_draws_a_possible_token(monkeypatch: pyte
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.ones(*shape))
     tokens, _ = sample_tokens(torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf]]))
     assert tokens.tolist() == [1]
+    long = torch.full((1, 1300), -torch.inf)
+    long[0, 700] = 0.0
+    assert sample_tokens(long)[0].tolist() == [700]

@@ -62,6 +62,9 @@ class Display:
         else:
             self._live(f"{what} …")
 
+    def notice(self, what: str) -> None:
+        self._console.print(f"[yellow]{escape(what)}[/yellow]", highlight=False)
+
     def started(self, plan: RunPlan) -> None:
         self._plan = plan
         self._started = time.perf_counter()
@@ -72,6 +75,10 @@ class Display:
             highlight=False,
         )
         self._console.print(f"[dim]records in {escape(str(plan.output))}[/dim]", highlight=False)
+        if plan.left_out:
+            self._console.print(
+                f"{plan.left_out} training prompts are too long and left out", highlight=False
+            )
         self._console.print(
             "[bold]" + "  ".join(f"{name:>{width}}" for name, width, _ in _COLUMNS) + "[/bold]"
         )
@@ -82,6 +89,8 @@ class Display:
             self._live(f"batch {batch}: update {updates}/{self._plan.updates_per_batch}", done)
 
     def recorded(self, record: dict[str, Any]) -> None:
+        if record.get("skipped_updates"):
+            self.notice(f"batch {record['batch']}: {record['skipped_updates']} updates skipped as not finite")
         left = self._left(record["batch"])
         row = {**record, **({} if left is None else {"left": left})}
         cells = "  ".join(f"{cell(row):>{width}}" for _, width, cell in _COLUMNS)
@@ -125,10 +134,10 @@ class Display:
 
 
 @contextmanager
-def open_display() -> Iterator[Display]:
-    """A display on standard output."""
-    console = _Console(soft_wrap=True)
-    if not console.is_terminal:
+def open_display(*, shown: bool = True) -> Iterator[Display]:
+    """A display on standard output; nothing is shown in a process that is not the main one."""
+    console = _Console(soft_wrap=True, quiet=not shown)
+    if not console.is_terminal or not shown:
         yield Display(console, None)
         return
     progress = Progress(

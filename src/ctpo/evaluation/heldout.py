@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
-from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
+from ctpo.rollout import Rollout, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.engine import Sampling
+from ctpo.rollout.noise import row_uniforms
 from ctpo.tasks import Problem, Task
 
 
@@ -77,28 +76,43 @@ def pass_at_1(correct: Sequence[bool]) -> tuple[float, float]:
 
 
 def evaluate(
-    engine: TransformersEngine,
+    engine: TransformersEngine | VLLMEngine,
     task: Task,
     problems: Sequence[Problem],
     sampling: Sampling,
     *,
     tools: ToolRunner | None = None,
     seed: int = 0,
+    first: int = 0,
 ) -> Evaluation:
-    """Sample one response a problem and check it.
+    """Sample one response a problem and check it; a prompt too long for the model's context is not solved.
 
-    Draws from a random generator of its own, so that an evaluation in the middle of training changes nothing
-    about the training, and two evaluations of the same weights agree.
+    Each problem has random numbers of its own, so that an evaluation in the middle of training changes nothing
+    about the training, two evaluations of the same weights agree, and parts of a set may be evaluated apart:
+    `first` is where in the whole set these problems begin.
     """
     tokenizer = engine.tokenizer
     if tools is not None:
         tools.reset_account()
-    rollouts = engine.generate(
-        [encode_prompt(tokenizer, task, problem.prompt) for problem in problems],
-        sampling,
-        tools=tools,
-        generator=torch.Generator(device=engine.model.device).manual_seed(seed),
+    prompts = [encode_prompt(tokenizer, task, problem.prompt) for problem in problems]
+    fits = [engine.fits(prompt, sampling) for prompt in prompts]
+    # Where none fits, the engine's own message says what is wrong.
+    asked = [i for i, fit in enumerate(fits) if fit] or list(range(len(prompts)))
+    sampled = iter(
+        engine.generate(
+            [prompts[i] for i in asked],
+            sampling,
+            tools=tools,
+            uniforms=row_uniforms([first + i for i in asked], sampling.max_new_tokens, seed=seed),
+        )
     )
+    rollouts = [
+        next(sampled) if fit else Rollout(prompt_ids=prompt)
+        for prompt, fit in zip(prompts, fits, strict=True)
+    ]
     texts = [tokenizer.decode(rollout.completion_ids, skip_special_tokens=True) for rollout in rollouts]
-    correct = [task.check(text, problem.answer) for text, problem in zip(texts, problems, strict=True)]
+    correct = [
+        bool(rollout.completion_ids) and task.check(text, problem.answer)
+        for rollout, text, problem in zip(rollouts, texts, problems, strict=True)
+    ]
     return Evaluation(problems=list(problems), rollouts=rollouts, texts=texts, correct=correct)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ctpo.errors import UserError
 from ctpo.evaluation.metrics import majority, mean_and_error, pass_at_k, reported_ks
-from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
-from ctpo.rollout.chat import encode_prompt
+from ctpo.evaluation.samplers import Response, endpoint_responses, local_responses
+from ctpo.rollout import EndpointEngine, ToolRunner, TransformersEngine
 from ctpo.rollout.engine import Sampling
 from ctpo.tasks import Problem, Task
+from ctpo.tasks.task import verdict
 
 Row = dict[str, Any]
 
 
 def sample_task(
-    engine: TransformersEngine,
+    engine: TransformersEngine | EndpointEngine,
     task: Task,
     problems: Sequence[Problem],
     sampling: Sampling,
@@ -34,27 +36,30 @@ def sample_task(
 ) -> list[Row]:
     """Sample and judge every problem `samples` times.
 
-    Problems go through in blocks, each with a random generator of its own and written to `saved` when it is
-    whole: an evaluation that was interrupted and continued gives what an undisturbed one gives.
+    Problems go through in blocks, written to `saved` when they are whole, and each sample draws from random
+    numbers of its own: an evaluation that was interrupted and continued gives what an undisturbed one gives.
 
     Args:
-        saved: JSONL file of rows; blocks that it holds already are not sampled again.
+        saved: JSONL file of rows; blocks that it holds already are not sampled again, save those with a request
+            that failed.
         progress: told the number of problems done.
     Returns:
-        One row a sample, problem by problem: id, sample, prompt, answer, completion, found, correct, finished,
-        tokens (the model's own), calls.
+        One row a sample, problem by problem: id, sample, prompt, answer, completion, found, correct, verdict,
+        finished, tokens (the model's own), calls, too_long, error (None where every request was answered).
+    Raises:
+        UserError: if an endpoint has stopped answering at all.
     """
     size = max(1, rows_at_once // samples)
     blocks = [problems[i : i + size] for i in range(0, len(problems), size)]
-    rows = _whole_blocks(saved, blocks, samples)
-    done = -(-len(rows) // (size * samples))  # rounded up: the last block may be smaller
-    for index in range(done, len(blocks)):
-        progress(index * size)
-        block = _sample_block(engine, task, blocks[index], sampling, samples, tools, seed + index)
-        if saved is not None:
-            with saved.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in block))
-        rows += block
+    held = _whole_blocks(saved, blocks, samples)
+    rows: list[Row] = []
+    for index, block in enumerate(blocks):
+        kept = held[index] if index < len(held) else None
+        if kept is None or any(row.get("error") for row in kept):
+            progress(index * size)
+            kept = _sample_block(engine, task, block, sampling, samples, tools, seed, index * size)
+            _save(saved, rows, kept, held[index:])
+        rows += kept
     progress(len(problems))
     return rows
 
@@ -89,6 +94,8 @@ def summarise(rows: Sequence[Row], samples: int) -> dict[str, Any]:
         "finished": _share(rows, lambda row: row["finished"]),
         "answered": _share(rows, lambda row: row["found"] is not None),
         "too_long": len({row["id"] for row in rows if row["too_long"]}),
+        "failed_requests": sum(bool(row.get("error")) for row in rows),
+        "verdicts": dict(Counter(row["verdict"] for row in rows if row.get("verdict")).most_common()),
     }
 
 
@@ -97,63 +104,94 @@ def _share(rows: Sequence[Row], what: Callable[[Row], bool]) -> float:
 
 
 def _sample_block(
-    engine: TransformersEngine,
+    engine: TransformersEngine | EndpointEngine,
     task: Task,
     problems: Sequence[Problem],
     sampling: Sampling,
     samples: int,
     tools: ToolRunner | None,
     seed: int,
+    first: int,
 ) -> list[Row]:
-    prompts = [encode_prompt(engine.tokenizer, task, problem.prompt) for problem in problems]
-    fitting = [engine.fits(prompt, sampling) for prompt in prompts]
-    if not any(fitting):
-        fitting = [True] * len(prompts)  # the engine's own message says what is wrong
-    asked = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits for _ in range(samples)]
-    generator = torch.Generator(device=engine.model.device).manual_seed(seed)
-    rollouts = iter(engine.generate(asked, sampling, tools=tools, generator=generator))
+    """The rows of these problems, of which the first is the task's number `first`."""
+    if isinstance(engine, EndpointEngine):
+        responses = endpoint_responses(
+            engine, task, problems, sampling, samples=samples, tools=tools, seed=seed + first * samples
+        )
+        if all(response.error for response in responses):
+            raise UserError(
+                f"endpoint {engine.endpoint.url} has stopped answering at problem {first + 1} of task {task.name!r} "
+                f"({responses[0].error}); the same command with --output continues once it answers"
+            )
+    else:
+        responses = local_responses(
+            engine, task, problems, sampling, samples=samples, tools=tools, seed=seed, first=first
+        )
+    asked = [(problem, sample) for problem in problems for sample in range(samples)]
     return [
-        _row(engine, task, problem, sample, next(rollouts) if fits else None)
-        for problem, fits in zip(problems, fitting, strict=True)
-        for sample in range(samples)
+        _row(task, problem, sample, response)
+        for (problem, sample), response in zip(asked, responses, strict=True)
     ]
 
 
-def _row(
-    engine: TransformersEngine, task: Task, problem: Problem, sample: int, rollout: Rollout | None
-) -> Row:
-    """One judged response; a problem too long for the model's context counts as not solved."""
-    ids = rollout.completion_ids if rollout else []
-    text: str = engine.tokenizer.decode(ids, skip_special_tokens=True)
+def _row(task: Task, problem: Problem, sample: int, response: Response) -> Row:
+    """One judged response; one that could not be had counts as not solved."""
+    had = not response.too_long and response.error is None
+    judged = verdict(task, response.text, problem.answer) if had else None
     return {
         "id": problem.id,
         "sample": sample,
         "prompt": problem.prompt,
         "answer": problem.answer,
-        "completion": text,
-        "found": task.extract(text) if task.extract is not None and rollout else None,
-        "correct": bool(rollout) and bool(task.check(text, problem.answer)),
-        "finished": bool(rollout and rollout.finished),
-        "tokens": sum(rollout.model_mask) if rollout else 0,
-        "calls": [asdict(call) for call in rollout.calls] if rollout else [],
-        "too_long": rollout is None,
+        "completion": response.text,
+        "found": task.extract(response.text) if task.extract is not None and had else None,
+        "correct": judged == "right",
+        "verdict": judged,
+        "finished": response.finished,
+        "tokens": response.tokens,
+        "calls": [asdict(call) for call in response.calls],
+        "too_long": response.too_long,
+        "error": response.error,
     }
 
 
-def _whole_blocks(saved: Path | None, blocks: Sequence[Sequence[Problem]], samples: int) -> list[Row]:
+def _whole_blocks(saved: Path | None, blocks: Sequence[Sequence[Problem]], samples: int) -> list[list[Row]]:
     """The rows of the blocks that an earlier evaluation completed; the file is cut back to these."""
     if saved is None or not saved.is_file():
         return []
     rows = list(_readable(saved))
-    whole: list[Row] = []
+    whole: list[list[Row]] = []
+    start = 0
     for block in blocks:
-        part = rows[len(whole) : len(whole) + len(block) * samples]
+        part = rows[start : start + len(block) * samples]
         expected = [(problem.id, sample) for problem in block for sample in range(samples)]
         if [(row.get("id"), row.get("sample")) for row in part] != expected:
             break
-        whole += part
-    saved.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in whole), encoding="utf-8")
+        whole.append(part)
+        start += len(part)
+    _replace(saved, rows[:start])
     return whole
+
+
+def _save(saved: Path | None, before: list[Row], new: list[Row], held: list[list[Row]]) -> None:
+    """Append a block, or put it in the place of the first of the blocks that are `held` from there on."""
+    if saved is None:
+        return
+    if held:
+        _replace(saved, [*before, *new, *(row for block in held[1:] for row in block)])
+        return
+    with saved.open("a", encoding="utf-8") as file:
+        file.write(_text(new))
+
+
+def _replace(path: Path, rows: Sequence[Row]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(_text(rows), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _text(rows: Sequence[Row]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _readable(path: Path) -> Iterator[Row]:

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.errors import UserError
-from ctpo.evaluation.model import HELDOUT_SEED, choose_device, load_model
+from ctpo.evaluation.model import HELDOUT_SEED, SMALL, choose_device, in_fastest_dtype, load_model
 from ctpo.evaluation.sampled import Row, sample_task, summarise
-from ctpo.rollout import TransformersEngine
+from ctpo.rollout import Endpoint, EndpointEngine, TransformersEngine
 from ctpo.rollout.engine import Sampling
 from ctpo.rollout.tools import open_tools
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.sources import DatasetSource
+from ctpo.tasks.task import check_ready
 
 DRAWN = 1024
 """Problems of a task that makes its own, where no limit is given."""
-_SMALL = 10_000_000  # parameters; a model below decodes a thousand rows as fast as thirty
 _DEFAULT_TOKENS = {True: 1024, False: 96}  # of a conversation; of a bare prompt
 
 
@@ -33,7 +33,13 @@ class Suite:
     tasks: Mapping[str, Task]
     """By the name they were asked for."""
     model: str
-    """Directory, hub id, or `smollm2`."""
+    """Directory, hub id, or `smollm2`; with an endpoint, the name it is served under."""
+    endpoint: str | None = None
+    """Base URL of an OpenAI-compatible server that has the model; None loads it here."""
+    api_key: str | None = None
+    concurrency: int = 32
+    """Requests to the endpoint at a time."""
+    request_timeout_s: float = 1200.0
     samples: int = 1
     limit: int | None = None
     max_tokens: int | None = None
@@ -61,10 +67,12 @@ class Suite:
 
     def settings(self) -> dict[str, Any]:
         """What decides the figures, for the record and to recognise an evaluation that can be continued."""
-        left_out = ("tasks", "unsafe_no_isolation")
+        # A server may come back elsewhere, or be asked at another pace, and is the same model all the same.
+        left_out = ("tasks", "unsafe_no_isolation", "endpoint", "api_key", "concurrency", "request_timeout_s")
         return {
             "tasks": list(self.tasks),
             **{name: value for name, value in vars(self).items() if name not in left_out},
+            **({} if self.endpoint is None else {"served": True}),
         }
 
 
@@ -85,10 +93,9 @@ def run_suite(
     if output is not None:
         _claim(output, suite.settings())
     problems = {name: suite.problems(task) for name, task in suite.tasks.items()}
-    device, dtype = choose_device()
-    model, tokenizer = load_model(suite.model, dtype=suite.dtype or dtype, device=device)
-    engine = TransformersEngine(model, tokenizer)
-    at_once = suite.rows_at_once or (1024 if model.num_parameters() < _SMALL else 32)
+    for task in suite.tasks.values():
+        check_ready(task)
+    engine, at_once = _engine(suite)
     results: dict[str, Any] = {}
     rows: dict[str, list[Row]] = {}
     for name, task in suite.tasks.items():
@@ -108,10 +115,37 @@ def run_suite(
             )
         seconds = round(time.perf_counter() - started, 1)
         results[name] = {**summarise(rows[name], suite.samples), "seconds": seconds}
-    figures = {**suite.settings(), "results": results, **_average(results, suite.samples)}
+    if isinstance(engine, EndpointEngine):
+        engine.endpoint.close()
+    figures = {
+        **suite.settings(),
+        "endpoint": suite.endpoint,
+        "results": results,
+        **_average(results, suite.samples),
+    }
     if output is not None:
         _replace(output / "eval.json", json.dumps(figures, indent=2) + "\n")
     return figures, rows
+
+
+def _engine(suite: Suite) -> tuple[TransformersEngine | EndpointEngine, int]:
+    """What samples, and how many responses make one block."""
+    if suite.endpoint is not None:
+        endpoint = Endpoint(
+            suite.endpoint,
+            suite.model,
+            api_key=suite.api_key,
+            timeout_s=suite.request_timeout_s,
+            concurrency=suite.concurrency,
+        )
+        endpoint.check()
+        return EndpointEngine(endpoint), suite.rows_at_once or 8 * suite.concurrency
+    device, dtype = choose_device()
+    model, tokenizer = load_model(suite.model, dtype=suite.dtype or dtype, device=device)
+    if suite.dtype is None:
+        model = in_fastest_dtype(model)
+    at_once = 1024 if model.num_parameters() < SMALL else 32
+    return TransformersEngine(model, tokenizer), suite.rows_at_once or at_once
 
 
 def transcripts(output: Path, task: str, tasks: int) -> Path:
@@ -142,7 +176,7 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
         raise UserError(f"--output {output} cannot be made ({error.strerror}); choose another") from None
     except json.JSONDecodeError:
         raise UserError(f"--output {output}: {path.name} is damaged; choose another") from None
-    for name, value in settings.items():
+    for name, value in {"served": None, **settings}.items():
         if held.get(name) != value:
             raise UserError(
                 f"--output {output} holds an evaluation with {name}={held.get(name)}, not {value}; choose another"

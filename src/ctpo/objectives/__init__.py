@@ -1,5 +1,6 @@
 """Policy objectives: tensors in, tensors out. Takes log-probs, never logits or models; needs only torch."""
 
+from ctpo.objectives.calibration import Calibration, calibrate
 from ctpo.objectives.compose import Output
 from ctpo.objectives.details import Details, position_profile
 from ctpo.objectives.objective import Objective
@@ -8,12 +9,14 @@ from ctpo.objectives.rollout_correction import Correction, anchor_logps, correct
 from ctpo.objectives.sharding import SequenceShard, contiguous, striped, zigzag
 
 __all__ = [
+    "Calibration",
     "Correction",
     "Details",
     "Objective",
     "Output",
     "SequenceShard",
     "anchor_logps",
+    "calibrate",
     "contiguous",
     "correct_rollout",
     "position_profile",

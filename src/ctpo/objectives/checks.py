@@ -105,13 +105,22 @@ def segment_ids(ids: Tensor, length: int, segments: int | None, whole: bool) -> 
     if ids.device.type != "cpu" or length == 0:
         return
     low, high = int(ids.min()), int(ids.max())
-    if low < 0 or (segments is not None and high >= segments):
-        most = "" if segments is None else f" to {segments - 1}, as there are {segments} advantages"
-        raise ValueError(f"segment_ids: values from {low} to {high}; expected 0{most}.")
+    segment_numbers(low, high, segments)
     if whole and bool((ids.diff() < 0).any()):
         raise ValueError(
             "segment_ids: they fall somewhere; each segment's tokens must lie together, in order."
         )
+
+
+def segment_numbers(low: int, high: int, segments: int | None) -> None:
+    """Refuse numbers of segments outside of 0..segments − 1.
+
+    Raises:
+        ValueError: with the extremes.
+    """
+    if low < 0 or (segments is not None and high >= segments):
+        most = "" if segments is None else f" to {segments - 1}, as there are {segments} advantages"
+        raise ValueError(f"segment_ids: values from {low} to {high}; expected 0{most}.")
 
 
 def mask_values(name: str, mask: Tensor) -> None:

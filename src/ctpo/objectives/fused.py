@@ -1,11 +1,12 @@
-"""The fast path: loss, statistics and gradient of padded rows from one streaming pass, in place.
+"""The fast path: loss, statistics and gradient from one streaming pass.
 
 With the stop-gradient decomposition d L_t / d log π_t needs token t only, and is L_t itself wherever the
 token is not clipped. So the forward pass keeps the token losses and one bit a token, and the backward pass is
-a product. A gradient "through" the statistic adds the statistic's transpose, a sum along the row.
+a product. A gradient "through" the statistic adds the statistic's transpose, a sum along the sequence.
 
-On the CPU, rows are taken in blocks, and 0-d results are read as Python floats, which costs nothing there. On
-other devices there is one block and nothing is read. Tests hold it equal to `compose` for every preset.
+On the CPU the pass goes piece by piece (`stream`) and reads 0-d results as Python floats, which costs nothing
+there; padded rows and packed streams take it. On other devices padded rows do, as one piece of which nothing
+is read (`device_stream`). Tests hold both equal to `compose` for every preset.
 """
 
 from __future__ import annotations
@@ -16,19 +17,32 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ctpo.objectives.compiled import CompiledStream
 from ctpo.objectives.compose import Output
+from ctpo.objectives.device_stream import DeviceStream
+from ctpo.objectives.layouts import Layout, Padded
+from ctpo.objectives.native import NativeStream, pull
 from ctpo.objectives.numerics import prefix_dtype
 from ctpo.objectives.plan import Plan
-from ctpo.objectives.ratios import (
-    CumulativeRatio,
-    PrefixMeanRatio,
-    Ratio,
-    SequenceMeanRatio,
-)
+from ctpo.objectives.ratios import MinPrefixRatio
+from ctpo.objectives.segments import Packed
 from ctpo.objectives.stats import Sums, finalise
-from ctpo.objectives.stream import Stream
+from ctpo.objectives.stream import BLOCK, Stream
 from ctpo.objectives.surrogates import StopGradientWeight
+from ctpo.objectives.tokens import Tokens
+
+
+def reads_are_free(device: torch.device) -> bool:
+    """Whether reading a value costs no synchronisation."""
+    return device.type == "cpu"
+
+
+def runs(plan: Plan, layout: Layout, device: torch.device) -> bool:
+    """Whether the fused path takes a layout on a device."""
+    if isinstance(layout, Padded):
+        return True
+    return (
+        isinstance(layout, Packed) and reads_are_free(device) and not isinstance(plan.ratio, MinPrefixRatio)
+    )
 
 
 def run(
@@ -38,23 +52,32 @@ def run(
     mask: Tensor,
     advantages: Tensor,
     factor: Tensor,
+    layout: Layout,
     compiled: bool = False,
 ) -> Output:
-    """Output of a padded call, equal to `compose`.
+    """Output of a call, equal to `compose`.
 
     Args:
         plan: from `plan_for`.
-        logps, old_logps: [B, T], any floating dtype.
-        mask: [B, T] boolean.
-        advantages: [B, 1] or [B, T] in the compute dtype, with weights applied; anything outside the mask.
-        factor: of the token losses, 0-d or [B, 1], in the compute dtype.
-        compiled: generate the block arithmetic with torch.compile.
+        logps, old_logps: [B, T] or [N], any floating dtype.
+        mask: the shape of logps, boolean.
+        advantages: [B, 1], [B, T] or [N] in the compute dtype, with weights applied; anything outside the mask.
+        factor: of the token losses, 0-d, [B, 1] or [N], in the compute dtype.
+        layout: one that `runs` accepts.
+        compiled: on the CPU, run the pass as compiled C.
     """
     sums = Sums()
     loss, token_loss = _Fused.apply(  # type: ignore[no-untyped-call]
-        logps, old_logps, mask, advantages, factor, plan, sums, compiled
+        logps, old_logps, mask, advantages, factor, plan, sums, layout, compiled
     )
+    if isinstance(layout, Packed):
+        sums.sequences = layout.count_sequences(mask)
     return Output(loss, token_loss, finalise(sums, factor.dtype, logps.device))
+
+
+def _rows(x: Tensor | None) -> Any:
+    """A packed stream as one row."""
+    return x.unsqueeze(0) if x is not None and x.ndim == 1 else x
 
 
 class _Fused(torch.autograd.Function):
@@ -68,44 +91,61 @@ class _Fused(torch.autograd.Function):
         factor: Tensor,
         plan: Plan,
         sums: Sums,
+        layout: Layout,
         compiled: bool,
     ) -> tuple[Tensor, Tensor]:
         token_loss = torch.empty(logps.shape, dtype=factor.dtype, device=logps.device)
-        active = torch.empty(logps.shape, dtype=torch.bool, device=logps.device)
         # A stop-gradient weight is the slope itself; elsewhere the slope is the loss of an active token.
         slope = torch.empty_like(token_loss) if isinstance(plan.surrogate, StopGradientWeight) else None
-        kept = torch.empty_like(active) if plan.through else None
-        stream = (CompiledStream if compiled else Stream)(plan, logps, old_logps, mask, advantages, sums)
-        per_row = stream.fill(token_loss, active, slope, kept)
+        flags = torch.empty(logps.shape, dtype=torch.bool, device=logps.device)
+        active = flags if slope is None else None
+        kept = torch.empty_like(flags) if plan.through else None
+        rows = (_rows(logps), _rows(old_logps), _rows(mask), _rows(advantages), _rows(factor))
+        outputs = [_rows(x) for x in (token_loss, active, slope, kept)]
+        loss: float | Tensor = 0.0
+        if token_loss.numel() > 0:
+            if reads_are_free(logps.device):
+                starts = layout.starts.tolist() if isinstance(layout, Packed) else None
+                stream = (NativeStream if compiled else Stream)(plan, *rows, sums, starts)
+                loss = stream.fill(*outputs)
+            else:
+                loss = DeviceStream(plan, *rows, sums).fill(*outputs)
         ctx.set_materialize_grads(False)
-        ctx.plan, ctx.input_dtype = plan, logps.dtype
+        ctx.plan, ctx.layout, ctx.input_dtype = plan, layout, logps.dtype
+        ctx.compiled = compiled and reads_are_free(logps.device)
         ctx.save_for_backward(token_loss if slope is None else slope, active, factor, kept, mask)
-        return (per_row * factor).sum().to(factor.dtype), token_loss
+        if not isinstance(loss, Tensor):
+            loss = torch.full((), loss, dtype=factor.dtype, device=logps.device)
+        return loss.to(factor.dtype), token_loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor | None, grad_token: Tensor | None) -> tuple[Tensor | None, ...]:
         slope, active, factor, kept, mask = ctx.saved_tensors
         if grad_loss is None and grad_token is None:
-            return (None,) * 8
+            return (None,) * 9
         scale = torch.zeros_like(factor) if grad_loss is None else factor * grad_loss
-        grad = torch.mul(slope, scale if grad_token is None else scale + grad_token)
-        if not isinstance(ctx.plan.surrogate, StopGradientWeight):
-            grad.mul_(active.view(torch.uint8))  # finite, so a product may drop the clipped tokens
+        simple = grad_token is None and (scale.ndim == 0 or (scale.ndim == 2 and scale.shape[-1] == 1))
+        if ctx.compiled and active is not None and simple:
+            grad = pull(slope, active, scale)
+        else:
+            grad = torch.mul(slope, scale if grad_token is None else scale + grad_token)
+            if active is not None:
+                _keep_active(grad, active)
         if kept is not None:
-            grad = _pull_back(ctx.plan.ratio, grad, kept, mask)
-        return (grad.to(ctx.input_dtype), *(None,) * 7)
+            tokens = Tokens(grad, grad, mask, kept, mask, mask, ctx.layout)
+            pulled = ctx.plan.ratio.pullback(tokens, grad.to(prefix_dtype(grad.device)))
+            grad = torch.where(kept, pulled.to(grad.dtype), torch.zeros_like(grad))
+        return (grad.to(ctx.input_dtype), *(None,) * 8)
 
 
-def _pull_back(ratio: Ratio, slopes: Tensor, kept: Tensor, mask: Tensor) -> Tensor:
-    """Transpose of the statistic: slopes of log weights to slopes of log-probs."""
-    wide = slopes.to(prefix_dtype(slopes.device))
-    if isinstance(ratio, PrefixMeanRatio):
-        wide = wide / mask.cumsum(-1).clamp(min=1)
-    if isinstance(ratio, (CumulativeRatio, PrefixMeanRatio)):
-        wide = wide.flip(-1).cumsum(-1).flip(-1)
-    else:
-        wide = wide.sum(-1, keepdim=True)
-        if isinstance(ratio, SequenceMeanRatio):
-            wide = wide / mask.sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(kept, wide.to(slopes.dtype), torch.zeros_like(slopes))
+def _keep_active(grad: Tensor, active: Tensor) -> None:
+    """Zero the gradients of clipped tokens; they are finite, so a product may."""
+    bits = active.view(torch.uint8)
+    if not reads_are_free(grad.device):
+        grad.mul_(bits)
+        return
+    # A product of mixed dtypes would first copy all the bits to floats.
+    parts: list[list[Tensor]] = [list(x.reshape(-1).split(BLOCK)) for x in (grad, bits)]  # type: ignore[no-untyped-call]
+    for part, some in zip(*parts, strict=True):
+        part.mul_(some.to(part.dtype))

@@ -12,22 +12,22 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ctpo.objectives import checks
+from ctpo.objectives import checks, triton_path
 from ctpo.objectives.compose import Output, compose
-from ctpo.objectives.fused import run
+from ctpo.objectives.fused import run, runs
 from ctpo.objectives.layouts import Layout, Padded
 from ctpo.objectives.numerics import compute_dtype
 from ctpo.objectives.penalties import KL_ESTIMATORS, entropy_penalty, kl_penalty
 from ctpo.objectives.plan import plan_for
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Count, Reduction
-from ctpo.objectives.segments import Packed, segment_ids_from
+from ctpo.objectives.segments import Packed, packed_from
 from ctpo.objectives.sharding import SequenceShard, Sharded
 from ctpo.objectives.surrogates import Surrogate
 from ctpo.objectives.tokens import Tokens, as_bool, sanitise
 from ctpo.objectives.trust_regions import TrustRegion
 
-BACKENDS: Final = ("auto", "compile", "compose")
+BACKENDS: Final = ("auto", "compile", "compose", "triton")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,9 @@ class Objective:
         kl_coef: factor of the penalty KL(π_θ ‖ π_ref); needs `ref_logps` when not 0.
         kl_estimator: "k1", "k2" or "k3".
         entropy_coef: factor of the entropy bonus; needs `entropies` when not 0.
-        backend: "auto" takes the fused path where one applies, "compile" the same with generated arithmetic
-            (torch.compile; on the CPU no faster), "compose" always the definition.
+        backend: "auto" takes the fused path where one applies (on a GPU with Triton installed, its kernels),
+            "compile" the same as compiled C (on the CPU; needs a C compiler), "triton" the kernels wherever the
+            tensors are, "compose" always the definition.
     """
 
     ratio: Ratio
@@ -121,6 +122,14 @@ class Objective:
         layout = _layout(logps, advantages, segment_ids, cu_seqlens, shard)
         per_sequence = logps.shape[:1] if logps.ndim == 2 else advantages.shape[:1]
         checks.batch(logps, old_logps, advantages, mask, tuple(per_sequence), weights, loss_mask)
+        plan = plan_for(self.ratio, self.trust_region, self.surrogate)
+        plain = self.kl_coef == 0.0 and self.entropy_coef == 0.0 and not details
+        if plan and plain and isinstance(layout, Padded) and triton_path.applies(self.backend, logps):
+            batch = (logps, old_logps, advantages, mask, weights, loss_mask, num_tokens, num_sequences)
+            out = triton_path.run(plan, self.reduction, triton_path.Batch(*batch))
+            if self.on_bad == "raise":
+                checks.unusable_tokens(out.stats["neutralised"])
+            return out
         mask = as_bool(mask)
         counted = mask if loss_mask is None else mask & as_bool(loss_mask)
         dtype = compute_dtype(logps, old_logps)
@@ -130,10 +139,8 @@ class Objective:
             signal = signal * layout.expand(weights.detach()).to(dtype)
         if loss_mask is not None:
             signal = torch.where(counted, signal, torch.zeros_like(signal))
-        plan = plan_for(self.ratio, self.trust_region, self.surrogate)
-        plain = self.kl_coef == 0.0 and self.entropy_coef == 0.0
-        if self.backend != "compose" and plan and plain and not details and isinstance(layout, Padded):
-            out = run(plan, logps, old_logps, mask, signal, factor, self.backend == "compile")
+        if self.backend != "compose" and plan and plain and runs(plan, layout, logps.device):
+            out = run(plan, logps, old_logps, mask, signal, factor, layout, self.backend == "compile")
             if self.on_bad == "raise":
                 checks.unusable_tokens(out.stats["neutralised"])
             return out
@@ -220,15 +227,13 @@ def _layout(
     length = logps.shape[-1]
     if logps.ndim == 2:
         return Padded() if shard is None else Sharded(shard, length, logps.device)
-    ids = segment_ids
+    segments = None if advantages.shape == logps.shape else advantages.shape[0]
     if cu_seqlens is not None:
         if shard is not None:
             raise ValueError(
                 "cu_seqlens: a shard of a packed stream needs segment_ids, one for each local token."
             )
-        ids = segment_ids_from(cu_seqlens, length)
-    assert ids is not None
-    checks.segment_ids(
-        ids, length, None if advantages.shape == logps.shape else advantages.shape[0], shard is None
-    )
-    return Packed(ids) if shard is None else Sharded(shard, length, logps.device, ids)
+        return packed_from(cu_seqlens, length, segments)
+    assert segment_ids is not None
+    checks.segment_ids(segment_ids, length, segments, shard is None)
+    return Packed(segment_ids) if shard is None else Sharded(shard, length, logps.device, segment_ids)

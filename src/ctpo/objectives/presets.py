@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from ctpo.objectives.calibration import band_bases
 from ctpo.objectives.objective import Objective
 from ctpo.objectives.quantile_gate import QuantileGate, Smoothing
 from ctpo.objectives.ratios import (
@@ -67,6 +68,24 @@ def ctpo_fixed_matched(
         raise ValueError(f"length: {length!r} must be a whole number of tokens, at least 1.")
     scale = 2 / 3 * math.sqrt(length)
     return ctpo(low * scale, high * scale, None if dual is None else dual * scale, 0.0, reduction)
+
+
+def ctpo_calibrated(
+    scale: float = 0.28,
+    power: float = 0.5,
+    share: float = 0.1,
+    centre: float = 0.0,
+    dual: bool = True,
+    reduction: str = "token-mean",
+) -> Objective:
+    """CTPO in the band that `calibrate` proposes for log ρ_t ~ N(centre·t^power, (scale·t^power)²).
+
+    Each bound is passed by a share of the tokens at every t; `dual` puts the dual bound at the upper one. Measure
+    scale, power and centre with `calibrate`: the default scale is that of one small prototype (a spread of about 2
+    after 50 tokens).
+    """
+    low, high = band_bases(scale, share, centre)
+    return ctpo(low, high, high if dual else None, power, reduction)
 
 
 def ctpo_geomean(

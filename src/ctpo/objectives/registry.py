@@ -14,6 +14,7 @@ _PRESETS: Final[dict[str, Callable[..., Objective]]] = {
     "ctpo": presets.ctpo,
     "ctpo-fixed": presets.ctpo_fixed,
     "ctpo-fixed-matched": presets.ctpo_fixed_matched,
+    "ctpo-calibrated": presets.ctpo_calibrated,
     "ctpo-geomean": presets.ctpo_geomean,
     "ctpo-prefix-gradient": presets.ctpo_prefix_gradient,
     "sequence": presets.sequence,

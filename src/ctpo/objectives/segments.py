@@ -7,37 +7,13 @@ one segment's NaN cannot reach the next.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
+from ctpo.objectives import checks
 from ctpo.objectives.numerics import prefix_dtype
-
-
-def segment_ids_from(cu_seqlens: Tensor, length: int) -> Tensor:
-    """Segment of each token.
-
-    Args:
-        cu_seqlens: [S + 1] cumulative lengths, from 0 to N, as varlen attention takes them.
-        length: N, tokens in the stream.
-
-    Returns:
-        [N] int64, non-decreasing from 0 to S − 1.
-
-    Raises:
-        ValueError: not 1-D, or (looked at on the CPU only) not running from 0 to N without falling.
-    """
-    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
-        raise ValueError(f"cu_seqlens: shape {tuple(cu_seqlens.shape)}; expected [S + 1].")
-    if cu_seqlens.device.type == "cpu":
-        first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
-        if first != 0 or last != length or bool((cu_seqlens.diff() < 0).any()):
-            raise ValueError(
-                f"cu_seqlens: runs from {first} to {last}; expected to rise from 0 to {length} (tokens)."
-            )
-    positions = torch.arange(length, device=cu_seqlens.device)
-    # Counting the boundaries at or before a position also skips empty segments, and reads no value on the
-    # host.
-    return torch.searchsorted(cu_seqlens[1:].contiguous(), positions, right=True)
 
 
 class Packed:
@@ -45,22 +21,61 @@ class Packed:
 
     Args:
         segment_ids: [N] integers, non-decreasing; numbers without tokens (empty segments) are fine.
+        cu_seqlens: [S + 1] cumulative lengths on the CPU, instead; already checked.
     """
 
     differentiable = True
 
-    def __init__(self, segment_ids: Tensor) -> None:
-        self.ids = segment_ids.to(torch.int64)
-        index = torch.arange(self.ids.shape[0], device=self.ids.device)
-        starts = torch.ones_like(self.ids, dtype=torch.bool)
-        starts[1:] = self.ids[1:] != self.ids[:-1]
-        # Numbers of the segments that hold tokens: below N, so that buckets need no count from the device.
-        self.dense = starts.cumsum(0) - 1
-        # Position of the first token of each token's segment.
-        self.start = torch.where(starts, index, torch.zeros_like(index))
-        if len(index):
-            self.start = self.start.cummax(0).values
-        self.index = index
+    def __init__(self, segment_ids: Tensor | None = None, cu_seqlens: Tensor | None = None) -> None:
+        assert (segment_ids is None) != (cu_seqlens is None)
+        self._ids, self._cu = segment_ids, cu_seqlens
+        self.length = int(cu_seqlens[-1]) if cu_seqlens is not None else len(segment_ids)  # type: ignore[arg-type]
+
+    @cached_property
+    def ids(self) -> Tensor:
+        """[N] segment of each token."""
+        if self._ids is not None:
+            return self._ids.to(torch.int64)
+        return self.numbers.repeat_interleave(self.lengths, output_size=self.length)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """[G] positions of the first tokens of the segments that hold any (reads values: on the CPU only)."""
+        if self._cu is not None:
+            return self._cu[:-1][self._cu.diff() > 0].to(torch.int64)
+        return self._firsts.nonzero()[:, 0]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """[G] tokens of those segments."""
+        return torch.cat([self.starts, self.starts.new_tensor([self.length])]).diff()
+
+    @cached_property
+    def numbers(self) -> Tensor:
+        """[G] numbers of those segments."""
+        return self.ids[self.starts] if self._cu is None else self._cu.diff().nonzero()[:, 0]
+
+    @cached_property
+    def _firsts(self) -> Tensor:
+        firsts = torch.ones_like(self.ids, dtype=torch.bool)
+        torch.ne(self.ids[1:], self.ids[:-1], out=firsts[1:])
+        return firsts
+
+    @cached_property
+    def index(self) -> Tensor:
+        """[N] position of each token in the stream."""
+        return torch.arange(self.length, device=self.ids.device)
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """[N] numbers of the segments that hold tokens: below N, so that buckets need no count from the device."""
+        return self._firsts.cumsum(0) - 1
+
+    @cached_property
+    def start(self) -> Tensor:
+        """[N] position of the first token of each token's segment."""
+        start = torch.where(self._firsts, self.index, torch.zeros_like(self.index))
+        return start.cummax(0).values if self.length else start
 
     def prefix_sum(self, values: Tensor) -> Tensor:
         """See `Layout.prefix_sum`."""
@@ -77,8 +92,16 @@ class Packed:
         wide = values.to(prefix_dtype(values.device))
         return torch.zeros_like(wide).index_add(0, self.dense, wide)
 
+    def _counts(self, mask: Tensor) -> Tensor:
+        """[G] tokens under the mask of each segment that holds tokens, on the CPU."""
+        running = torch.cumsum(mask.view(torch.uint8), 0)
+        return running[self.starts + self.lengths - 1].diff(prepend=running.new_zeros(1))
+
     def sequence_sum(self, values: Tensor) -> Tensor:
         """See `Layout.sequence_sum`; [N]."""
+        if values.dtype == torch.bool and values.device.type == "cpu":
+            counts = self._counts(values).to(prefix_dtype(values.device))
+            return counts.repeat_interleave(self.lengths, output_size=self.length)
         return self._totals(values)[self.dense]
 
     def prefix_min_before(self, values: Tensor) -> Tensor:
@@ -93,6 +116,8 @@ class Packed:
 
     def count_sequences(self, mask: Tensor) -> Tensor:
         """See `Layout.count_sequences`."""
+        if mask.device.type == "cpu":
+            return self._counts(mask).count_nonzero()
         return (self._totals(mask) > 0).sum()
 
     def sum_shards(self, values: Tensor) -> Tensor:
@@ -113,4 +138,38 @@ class Packed:
 
     def expand(self, values: Tensor) -> Tensor:
         """See `Layout.expand`; [S] becomes [N]."""
-        return values if values.shape == self.ids.shape else values[self.ids]
+        if values.shape == (self.length,):
+            return values
+        if values.device.type == "cpu":
+            return values[self.numbers].repeat_interleave(self.lengths, output_size=self.length)
+        return values[self.ids]
+
+
+def packed_from(cu_seqlens: Tensor, length: int, segments: int | None) -> Packed:
+    """Layout of a stream of given cumulative lengths.
+
+    Args:
+        cu_seqlens: [S + 1] cumulative lengths, from 0 to N, as varlen attention takes them.
+        length: N, tokens in the stream.
+        segments: number of per-sequence values that must cover the segments, None when there are none.
+
+    Raises:
+        ValueError: not 1-D, or (looked at on the CPU only) not running from 0 to N without falling, or with
+            tokens in segments that have no value.
+    """
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
+        raise ValueError(f"cu_seqlens: shape {tuple(cu_seqlens.shape)}; expected [S + 1].")
+    if cu_seqlens.device.type != "cpu":
+        positions = torch.arange(length, device=cu_seqlens.device)
+        # Counting the boundaries at or before a position also skips empty segments, and reads no value on the
+        # host.
+        return Packed(torch.searchsorted(cu_seqlens[1:].contiguous(), positions, right=True))
+    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+    if first != 0 or last != length or bool((cu_seqlens.diff() < 0).any()):
+        raise ValueError(
+            f"cu_seqlens: runs from {first} to {last}; expected to rise from 0 to {length} (tokens)."
+        )
+    packed = Packed(cu_seqlens=cu_seqlens)
+    if segments is not None and length:
+        checks.segment_numbers(0, int(packed.numbers[-1]), segments)
+    return packed

@@ -72,38 +72,55 @@ def finalise(sums: Sums, dtype: torch.dtype, device: torch.device) -> dict[str, 
     """
     wide = prefix_dtype(device)
 
+    if not any(isinstance(getattr(sums, f.name), Tensor) for f in fields(Sums)):
+        figures = _figures(sums)  # Python numbers, stored at once
+        values = torch.tensor(list(figures.values()), dtype=dtype, device=device).unbind()
+        return dict(zip(figures, values, strict=True))
+    wide = prefix_dtype(device)
+
     def scalar(value: Number) -> Tensor:
         # A fill, not a copy from the host, where the figure is a number.
         return (
             value.to(wide) if isinstance(value, Tensor) else torch.full((), value, dtype=wide, device=device)
         )
 
-    tokens, usable = scalar(sums.tokens), scalar(sums.usable)
-    some = usable > 0
-    n_tokens, n = tokens.clamp(min=1), usable.clamp(min=1)
-    mean = scalar(sums.x) / n
-    nonfinite, saturated = scalar(sums.nonfinite), scalar(sums.saturated)
-    zero, squares = torch.zeros_like(n), scalar(sums.weight_squared)
-    figures = {
-        "clip_fraction": (scalar(sums.high) + scalar(sums.low)) / n_tokens,
-        "clip_fraction_high": scalar(sums.high) / n_tokens,
-        "clip_fraction_low": scalar(sums.low) / n_tokens,
-        "clip_fraction_dual": scalar(sums.dual) / n_tokens,
+    figures = _figures(Sums(**{f.name: scalar(getattr(sums, f.name)) for f in fields(Sums)}))
+    return {name: torch.as_tensor(value).to(dtype) for name, value in figures.items()}
+
+
+def _figures(s: Sums) -> dict[str, Number]:
+    """The figures, numbers or tensors as the sums are."""
+    n_tokens, n = _at_least(s.tokens, 1.0), _at_least(s.usable, 1.0)
+    mean = s.x / n
+    return {
+        "clip_fraction": (s.high + s.low) / n_tokens,
+        "clip_fraction_high": s.high / n_tokens,
+        "clip_fraction_low": s.low / n_tokens,
+        "clip_fraction_dual": s.dual / n_tokens,
         "log_ratio_mean": mean,
-        "log_ratio_std": (scalar(sums.xx) / n - mean * mean).clamp(min=0).sqrt(),
-        "log_ratio_min": torch.where(some, scalar(sums.lowest), zero),
-        "log_ratio_max": torch.where(some, scalar(sums.highest), zero),
-        "ess": torch.where(squares > 0, scalar(sums.weight) ** 2 / (n * squares), zero),
-        "kl_k1": -scalar(sums.d) / n,
-        "kl_k2": scalar(sums.dd) / (2 * n),
-        "kl_k3": scalar(sums.k3) / n,
-        "nonfinite": nonfinite,
-        "saturated": saturated,
-        "neutralised": nonfinite + saturated,
-        "tokens": tokens,
-        "sequences": scalar(sums.sequences),
+        "log_ratio_std": _at_least(s.xx / n - mean * mean, 0.0) ** 0.5,
+        "log_ratio_min": _if_any(s.usable, s.lowest),
+        "log_ratio_max": _if_any(s.usable, s.highest),
+        "ess": s.weight**2 / (n * (s.weight_squared + (s.weight_squared == 0))),
+        "kl_k1": -s.d / n,
+        "kl_k2": s.dd / (2 * n),
+        "kl_k3": s.k3 / n,
+        "nonfinite": s.nonfinite,
+        "saturated": s.saturated,
+        "neutralised": s.nonfinite + s.saturated,
+        "tokens": s.tokens,
+        "sequences": s.sequences,
     }
-    return {name: value.to(dtype) for name, value in figures.items()}
+
+
+def _at_least(value: Number, least: float) -> Number:
+    return value.clamp(min=least) if isinstance(value, Tensor) else max(value, least)
+
+
+def _if_any(count: Number, value: Number) -> Number:
+    if isinstance(count, Tensor) and isinstance(value, Tensor):
+        return torch.where(count > 0, value, torch.zeros_like(value))
+    return value if count > 0 else 0.0
 
 
 @torch.no_grad()

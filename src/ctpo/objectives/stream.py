@@ -1,18 +1,24 @@
-"""The streaming pass of the fused path: blocks of rows through reused buffers, every operation in place.
+"""The streaming pass of the fused path on the CPU: pieces of a batch through buffers that stay in cache.
 
-The output of the token losses first holds the scale of the bounds. Operations and dtypes follow `compose`
-step by step, so decisions fall the same way.
+Every operation is in place and vectorised: torch's CPU comparisons, `where` and products of mixed dtypes cost
+ten times a float product. So masks and decisions are 0/1 and ±1 floats, bounds are met by minimum and maximum,
+and values are made finite before a product may drop them. Where a cheap sum shows that a piece holds something
+unusable, it takes the slow operations. Decisions are `compose`'s, value for value.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from ctpo.objectives.numerics import EXP_CAP, SATURATION, prefix_dtype
+from ctpo.objectives.clipping import FAR, RowBounds, clip_rows, clip_tokens, clip_weights
+from ctpo.objectives.numerics import EXP_CAP, SATURATION
+from ctpo.objectives.piece_reads import NO_TOKEN, all_usable, extremes, finite, square
+from ctpo.objectives.pieces import CutRows, Place, WholeRows
 from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import (
     CumulativeRatio,
@@ -22,256 +28,247 @@ from ctpo.objectives.ratios import (
     SequenceRatio,
     UnitRatio,
 )
-from ctpo.objectives.stats import Number, Sums
-from ctpo.objectives.surrogates import MinClip, StopGradientWeight
+from ctpo.objectives.stats import Sums
+from ctpo.objectives.surrogates import MinClip
 
-BLOCK: Final = 1 << 18
-"""Tokens a CPU block: enough to amortise some sixty calls, few enough for the buffers to stay in cache."""
-
-FAR: Final = 1e30
-"""Stands for an absent bound: an infinite one would make 0·inf = NaN at t = 0."""
+BLOCK: Final = 1 << 16
+"""Most tokens a piece: enough to amortise some fifty calls, few enough for four float32 buffers to fit in a
+megabyte of cache."""
 
 
-def reads_are_free(device: torch.device) -> bool:
-    """Whether reading a value costs no synchronisation."""
-    return device.type == "cpu"
+@dataclass(slots=True)
+class Piece:
+    """Views of one piece of the batch."""
+
+    place: Place
+    logps: Tensor
+    old: Tensor
+    mask: Tensor
+    advantages: Tensor
+    low: Tensor
+    high: Tensor
+    """Bounds at t = 1 of rows with one advantage."""
+    loss: Tensor
+    lengths: Tensor
+    moved: Tensor
+    sums: Tensor
+    """Receive row sums: of the mask, of the signs of what was clipped, of the loss."""
 
 
 class Stream:
     """One forward pass. `fill` writes the outputs and adds to `sums`.
 
-    Values are made finite first (by `torch.where` wherever a block holds anything unusable); only then may a
-    product with the 0/1 `keep` drop tokens, which costs a fifth of a `where`.
+    Args:
+        plan: what to compute.
+        logps, old_logps, mask: [B, T] with at least one token; [1, N] for a packed stream.
+        advantages: [B, 1], [B, T] or [1, N] in the compute dtype.
+        factor: of the token losses, 0-d, [B, 1] or [1, N].
+        sums: to add to.
+        starts: positions of the first tokens of a packed stream's sequences.
     """
 
     def __init__(
-        self, plan: Plan, logps: Tensor, old_logps: Tensor, mask: Tensor, advantages: Tensor, sums: Sums
-    ) -> None:
-        self.plan, self.sums = plan, sums
-        self.logps, self.old, self.mask, self.advantages = logps, old_logps, mask, advantages
-        self.rows, self.length = logps.shape
-        self.dtype, self.device = advantages.dtype, logps.device
-        self.on_cpu = reads_are_free(self.device)
-        self.wide = prefix_dtype(self.device)
-        self.zero = torch.zeros((), dtype=self.dtype, device=self.device)
+        self, plan: Plan, logps: Tensor, old_logps: Tensor, mask: Tensor, advantages: Tensor, factor: Tensor,
+        sums: Sums, starts: list[int] | None = None,
+    ) -> None:  # fmt: skip
+        self.plan, self.sums, self.factor, self.dtype = plan, sums, factor, advantages.dtype
+        self.logps, self.old, self.mask = logps, old_logps, mask
+        (self.rows, self.length), whole = logps.shape, starts is None and logps.shape[1] <= BLOCK
+        self.pieces: WholeRows | CutRows = (
+            WholeRows(self.rows, self.length, BLOCK)
+            if whole
+            else CutRows(self.rows, self.length, BLOCK, starts)
+        )
+        self.row_level = advantages.shape[-1] == 1 and starts is None
+        if self.row_level and not math.isfinite(float(advantages.sum())):
+            # A row without tokens may hold a NaN, which must not meet its zeros.
+            advantages = torch.where(mask.any(-1, keepdim=True), advantages, 0.0)
+        self.advantages, self.row_bounds = advantages, RowBounds.of(plan, advantages)
         self.ceiling = plan.ceiling(self.length)
         self.least_ceiling = plan.ratio.log_cap if self.ceiling is None else self.ceiling
-        self.block_rows = max(1, min(self.rows, BLOCK // max(self.length, 1) if self.on_cpu else self.rows))
-        # Only single rows are cut across: pieces of several rows would not be contiguous.
-        cut = self.on_cpu and self.block_rows == 1
-        self.block_columns = min(self.length, max(BLOCK // 4, 1)) if cut else self.length
 
-    def fill(self, loss: Tensor, active: Tensor, slope: Tensor | None, kept: Tensor | None) -> Tensor:
+    def fill(self, loss: Tensor, active: Tensor | None, slope: Tensor | None, kept: Tensor | None) -> float:
         """Token losses, activity bits, slopes and usable tokens, as far as asked for.
 
         Returns:
-            [B, 1] row sums of the loss.
+            Sum of the token losses times their factors.
         """
-        per_row = torch.zeros(self.rows, 1, dtype=self.wide, device=self.device)
-        if loss.numel() == 0:
-            return per_row
-        shape = (self.block_rows, self.length)
-        x_buffer, mask_buffer = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        shape = (self.block_rows, self.block_columns)
-        a, b = (torch.empty(shape, dtype=self.dtype, device=self.device) for _ in range(2))
-        for top in range(0, self.rows, self.block_rows):
-            r = slice(top, min(top + self.block_rows, self.rows))
-            n = r.stop - r.start
-            keep, lengths = self._load(r, x_buffer[:n], loss[r], mask_buffer[:n])
-            self._accumulate(r, x_buffer[:n], loss[r], mask_buffer[:n], lengths)
+        buffers = torch.empty((4, self.pieces.height, self.pieces.width), dtype=self.dtype)
+        row_sums, pieces = self._cut(loss)
+        if isinstance(self.pieces, CutRows) and isinstance(
+            self.plan.ratio, (SequenceRatio, SequenceMeanRatio)
+        ):
+            self._gather_totals(self.pieces, pieces, buffers)
+        for piece in pieces:
+            height, width = piece.loss.shape
+            x, marked, a, b = buffers[:, :height, :width]
+            keep = self._load(piece, x, marked)
+            self._add_divergences(x, a)
+            self._accumulate(piece, x, marked)
             if kept is not None:
-                kept[r].copy_(keep)
-            for left in range(0, self.length, self.block_columns):
-                c = slice(left, min(left + self.block_columns, self.length))
-                out = (loss[r, c], active[r, c], None if slope is None else slope[r, c])
-                width = c.stop - c.start
-                self._terms(r, c, x_buffer[:n, c], keep[:, c], *out, a[:n, :width], b[:n, :width])
-                per_row[r] += self._row_sum(loss[r, c])
-        return per_row
+                kept[piece.place].copy_(keep)
+            self._terms(piece, x, keep, a, b, active, slope)
+            if self.factor.ndim == 0 or self.factor.shape[-1] == 1:
+                torch.sum(piece.loss, -1, out=piece.sums)
+            else:
+                piece.sums.fill_(piece.loss.reshape(-1).dot(self.factor[piece.place].reshape(-1)))
+        return self._finish(row_sums)
 
-    def _sum(self, x: Tensor) -> Number:
-        """Sum of a block; in float32 on the CPU, where blocks are small and a cast would copy them."""
-        return float(x.sum()) if self.on_cpu else x.sum(dtype=self.wide)
+    def _cut(self, loss: Tensor) -> tuple[Tensor, list[Piece]]:
+        """Room for the row sums of lengths, signs and losses, and the pieces that fill it."""
+        cut, height, places = self.pieces.cut, self.pieces.height, list(self.pieces)
+        room = torch.zeros(3, sum(r.stop - r.start for r, _ in places), dtype=self.dtype)
+        inputs = (self.logps, self.old, self.mask.view(torch.uint8), self.advantages)
+        views = [cut(x) for x in (*inputs, self.row_bounds.low, self.row_bounds.high, loss)]
+        sums = [x.split(height) for x in room]
+        return room, [Piece(*parts) for parts in zip(places, *views, *sums, strict=True)]
 
-    def _row_sum(self, x: Tensor) -> Tensor:
-        return x.sum(-1, keepdim=True) if self.on_cpu else x.sum(-1, keepdim=True, dtype=self.wide)
+    def _finish(self, room: Tensor) -> float:
+        """Add what follows from the row sums; the loss."""
+        lengths, moved, losses = room.double().view(3, self.rows, -1).sum(-1)
+        self.sums.tokens = float(lengths.sum())
+        self.sums.usable += self.sums.tokens
+        self.sums.sequences = float(lengths.count_nonzero())
+        if self.row_level and isinstance(self.plan.surrogate, MinClip):
+            self.row_bounds.count(moved, self.sums)
+        factor = self.factor.double()
+        if factor.ndim == 0:
+            losses = losses * factor
+        elif factor.shape[-1] == 1:
+            losses = losses * factor[:, 0]
+        return float(losses.sum())
 
-    def _read(self, value: Tensor) -> Number:
-        return float(value) if self.on_cpu else value.to(self.wide)
+    def _gather_totals(self, cut: CutRows, pieces: list[Piece], buffers: Tensor) -> None:
+        """First pass over cut rows: sums of whole sequences, nothing else."""
+        sums, self.sums = self.sums, Sums()
+        for piece in pieces:
+            x, marked = buffers[:2, :, : piece.loss.shape[1]]
+            self._load(piece, x, marked)
+            cut.add_to_totals(x, piece.place, "d")
+            cut.add_to_totals(marked, piece.place, "t")
+        self.sums = sums
 
-    def _load(self, r: slice, x: Tensor, scale: Tensor, marked: Tensor) -> tuple[Tensor, Tensor]:
-        """Token log ratios into `x` and the mask as 0/1 into `marked`.
+    def _load(self, piece: Piece, x: Tensor, marked: Tensor) -> Tensor:
+        """Token log ratios into `x`, 0 where not usable, and the mask as 0/1 into `marked`.
 
         Returns:
-            Usable tokens as 0/1 of the compute dtype (`marked` where all under the mask are usable), and the
-            number of tokens under the mask in each row.
+            Usable tokens as 0/1: `marked` where all under the mask are.
         """
-        sums = self.sums
-        marked.copy_(self.mask[r].view(torch.uint8))
-        lengths = self._row_sum(marked)
-        sums.tokens = sums.tokens + self._read(lengths.sum())
-        sums.sequences = sums.sequences + self._read((lengths > 0).sum())
-        torch.sub(self.logps[r].to(self.dtype), self.old[r].to(self.dtype), out=x)
-        keep = self._drop(r, x, marked)
-        self._add_divergences(x, torch.exp(x, out=scale).sub_(1))
-        return keep, lengths
+        keep = marked.copy_(piece.mask)
+        torch.sum(marked, -1, out=piece.lengths)
+        self._difference(piece, x).mul_(marked)
+        # At most SATURATION² in all: then no token is beyond it, and none is NaN.
+        squares = square(x)
+        if not squares <= SATURATION**2:
+            if not all_usable(x):  # perhaps only of something infinite outside of the mask
+                self._difference(piece, x).nan_to_num_(FAR, FAR, -FAR).mul_(marked)
+                keep = marked if all_usable(x) else self._neutralise(piece, x)
+            squares = square(x)
+        self.sums.dd += squares
+        return keep
 
-    def _accumulate(self, r: slice, x: Tensor, scale: Tensor, marked: Tensor, lengths: Tensor) -> None:
-        """Token log ratios to the ratio's statistic, in place; positions into `scale` where they matter."""
-        ratio = self.plan.ratio
-        if self.plan.scaled or isinstance(ratio, PrefixMeanRatio):
-            self._cumulate(marked, scale)
-        if isinstance(ratio, (CumulativeRatio, PrefixMeanRatio)):
-            self._cumulate(x, x)
-        if isinstance(ratio, PrefixMeanRatio):
-            x.div_(scale.clamp_(min=1))
-        elif isinstance(ratio, SequenceRatio):
-            x.copy_(x.sum(-1, keepdim=True, dtype=self.wide))
-        elif isinstance(ratio, SequenceMeanRatio):
-            x.copy_(x.sum(-1, keepdim=True, dtype=self.wide) / lengths.clamp(min=1))
-        elif isinstance(ratio, MinPrefixRatio):
-            self._add_smallest_before(x, self.mask[r])
-        elif isinstance(ratio, UnitRatio):
-            x.zero_()
+    def _difference(self, piece: Piece, x: Tensor) -> Tensor:
+        return torch.sub(piece.logps.to(self.dtype), piece.old.to(self.dtype), out=x)
 
-    def _drop(self, r: slice, x: Tensor, marked: Tensor) -> Tensor:
-        """Zero the token log ratios that do not count, and count the unusable ones."""
-        sums = self.sums
-        if self.on_cpu:
-            low, high = torch.aminmax(x)
-            if float(low) >= -SATURATION and float(high) <= SATURATION:  # false for NaN
-                x.mul_(marked)
-                sums.usable = sums.usable + self._sum(marked)
-                return marked
-        mask = self.mask[r]
+    def _neutralise(self, piece: Piece, x: Tensor) -> Tensor:
+        """Zero and count what cannot be used, by `where`; usable tokens as 0/1."""
+        mask = piece.mask.view(torch.bool)
+        self._difference(piece, x)
         usable = mask & (x.abs() <= SATURATION)
-        finite = self.logps[r].isfinite() & self.old[r].isfinite()
-        sums.usable = sums.usable + self._read(usable.sum())
-        sums.nonfinite = sums.nonfinite + self._read((mask & ~finite).sum())
-        sums.saturated = sums.saturated + self._read((mask & finite & ~usable).sum())
-        torch.where(usable, x, self.zero, out=x)
+        finite = piece.logps.isfinite() & piece.old.isfinite()
+        nonfinite, saturated = float((mask & ~finite).sum()), float((mask & finite & ~usable).sum())
+        self.sums.nonfinite += nonfinite
+        self.sums.saturated += saturated
+        self.sums.usable -= nonfinite + saturated
+        x.copy_(torch.where(usable, x, 0.0))
         return usable.to(self.dtype)
 
-    def _cumulate(self, x: Tensor, out: Tensor) -> None:
-        """Prefix sum in double precision, which torch's float32 CPU kernel accumulates in by itself."""
-        if self.on_cpu:
-            torch.cumsum(x, -1, out=out)
-        else:
-            out.copy_(x.cumsum(-1, dtype=self.wide))
+    def _add_divergences(self, d: Tensor, spare: Tensor) -> None:
+        """Add Σd and Σ(e^d − 1 − d), the latter to 1e-7 a token in float32: far below any KL of note."""
+        linear = float(d.sum())
+        self.sums.d += linear
+        self.sums.k3 += float(torch.exp(d, out=spare).sub_(1).sum()) - linear
 
-    def _add_smallest_before(self, x: Tensor, mask: Tensor) -> None:
-        smallest = torch.where(mask, x, self.zero + torch.inf).cummin(-1).values[:, :-1]
-        x[:, 1:] += torch.where(smallest.isinf(), self.zero, smallest)
+    def _accumulate(self, piece: Piece, x: Tensor, marked: Tensor) -> None:
+        """Token log ratios to the ratio's statistic, in place; scale of the bounds into the loss if they have one."""
+        ratio, pieces, place, scale = self.plan.ratio, self.pieces, piece.place, piece.loss
+        positions = isinstance(ratio, PrefixMeanRatio)
+        if self.plan.scaled or positions:
+            pieces.prefix_sum(piece.mask, scale, place, "t")
+            if positions or self.plan.bases.power < 0:
+                scale.clamp_(min=1)
+        if isinstance(ratio, (CumulativeRatio, PrefixMeanRatio)):
+            pieces.prefix_sum(x, x, place, "d")
+        if positions:
+            x.div_(scale)
+        elif isinstance(ratio, SequenceRatio):
+            x.copy_(pieces.sequence_sum(x, place, "d"))
+        elif isinstance(ratio, SequenceMeanRatio):
+            whole = isinstance(pieces, WholeRows)
+            counts = piece.lengths.unsqueeze(-1) if whole else pieces.sequence_sum(marked, place, "t")
+            x.copy_(pieces.sequence_sum(x, place, "d") / counts.clamp(min=1))
+        elif isinstance(ratio, MinPrefixRatio):
+            self._add_smallest_before(place, x, marked)
+        elif isinstance(ratio, UnitRatio):
+            x.zero_()
+        if self.plan.scaled:
+            torch.pow(scale, self.plan.bases.power, out=scale)
 
-    def _add_divergences(self, d: Tensor, growth: Tensor) -> None:
-        """Add Σd, Σd² and Σ(e^d − 1 − d), the last to 1e-7 a token in float32: far below any KL of note.
-
-        `growth` is e^d − 1.
-        """
-        sums, flat, linear = self.sums, d.reshape(-1), self._sum(d)
-        sums.d = sums.d + linear
-        sums.dd = sums.dd + self._read(flat.dot(flat))
-        sums.k3 = sums.k3 + (self._sum(growth) - linear)
+    def _add_smallest_before(self, place: Place, x: Tensor, marked: Tensor) -> None:
+        """Add the least log ratio strictly before each token, 0 where there is none."""
+        unmarked = torch.mul(marked, -FAR).add_(FAR)
+        least = self.pieces.least_before(unmarked.add_(x), place, FAR)
+        x.sub_(torch.nn.functional.threshold(least.neg_(), -NO_TOKEN, 0.0))
 
     def _terms(
-        self, r: slice, c: slice, x: Tensor, keep: Tensor, loss: Tensor, active: Tensor, slope: Tensor | None,
-        clipped: Tensor, spare: Tensor,
+        self, piece: Piece, x: Tensor, keep: Tensor, a: Tensor, b: Tensor, active: Tensor | None,
+        slope: Tensor | None,
     ) -> None:  # fmt: skip
-        """Token losses of one block; `loss` enters as the positions of its tokens."""
+        """Token losses of one piece; the loss enters as the scale of the bounds."""
         # 0 lies within every trust region: a token that does not count can meet no bound.
         x.mul_(keep)
-        if self.plan.scaled:
-            torch.pow(loss, self.plan.bases.power, out=loss)
-        advantages = self._finite_advantages(r, c, keep)
-        self._clip(x, loss, advantages, clipped, spare)
-        self._mark_clipped(x, advantages, clipped, keep, active, spare)
-        lowest, highest = self._extremes(x, keep)
-        if not self.on_cpu or highest > self.least_ceiling:
-            ceiling = self._ceiling_at(loss) if self.ceiling is None else self.ceiling
-            torch.clamp(clipped, max=ceiling, out=clipped)
+        advantages = piece.advantages if self.row_level else finite(piece.advantages, keep)
+        self._clip(piece, x, advantages, a, b)
+        if active is not None:
+            active[piece.place].copy_(b).logical_not_()
+        lowest, highest = extremes(x, keep, b)
+        if highest > self.least_ceiling:
+            ceiling = self._ceiling_at(piece.loss) if self.ceiling is None else self.ceiling
+            torch.clamp(a, max=ceiling, out=a)
             x.clamp_(max=ceiling)
-            lowest, highest = self._extremes(x, keep)
-        self._add_weights(x, torch.exp(x, out=spare).mul_(keep), lowest, highest)
-        clipped.exp_().mul_(-advantages)
+            lowest, highest = extremes(x, keep, b)
+        self._add_weights(x, torch.exp(x, out=b).mul_(keep), lowest, highest)
+        a.exp_().mul_(-advantages)
         if slope is None:
-            torch.mul(clipped, keep, out=loss)
+            torch.mul(a, keep, out=piece.loss)
+            return
+        torch.mul(a, keep, out=slope[piece.place])
+        logps = piece.logps.to(self.dtype)
+        if not math.isfinite(float(torch.mul(slope[piece.place], logps, out=piece.loss).sum())):
+            piece.loss.copy_(torch.where(keep != 0, slope[piece.place] * logps, 0.0))
+
+    def _clip(self, piece: Piece, x: Tensor, advantages: Tensor, clipped: Tensor, moved: Tensor) -> None:
+        scale = piece.loss if self.plan.scaled else None
+        if not isinstance(self.plan.surrogate, MinClip):
+            clip_weights(self.plan, x, scale, clipped, moved, self.sums)
+        elif not self.row_level:
+            clip_tokens(self.plan, x, scale, advantages.sign(), clipped, moved, self.sums)
         else:
-            torch.mul(clipped, keep, out=slope)
-            logps = self.logps[r, c].to(self.dtype)
-            torch.where(keep != 0, slope * logps, self.zero, out=loss)
-
-    def _finite_advantages(self, r: slice, c: slice, keep: Tensor) -> Tensor:
-        """Advantages of a block, 0 where none of their tokens counts: there they may be NaN."""
-        if self.advantages.shape[-1] == 1:
-            return torch.where(self._row_sum(keep) > 0, self.advantages[r], self.zero)
-        return torch.where(keep != 0, self.advantages[r, c], self.zero)
-
-    def _clip(self, x: Tensor, scale: Tensor, advantages: Tensor, lower: Tensor, upper: Tensor) -> None:
-        """Log weights clamped to the bounds that bind for the sign of the advantage, into `lower`."""
-        bases, far = self.plan.bases, self.zero + FAR
-        low, high = self.zero + max(bases.lower, -FAR), self.zero + min(bases.upper, FAR)
-        if isinstance(self.plan.surrogate, MinClip):
-            gain, harm = advantages > 0, advantages < 0
-            dual = far if bases.dual is None else self.zero + bases.dual
-            low, high = torch.where(harm, low, -far), torch.where(gain, high, torch.where(harm, dual, far))
-        elif not isinstance(self.plan.surrogate, StopGradientWeight):
-            low, high = -far, far
-        if self.plan.scaled:
-            torch.mul(scale, low, out=lower)
-            torch.mul(scale, high, out=upper)
-        else:
-            lower.copy_(low)
-            upper.copy_(high)
-        torch.clamp(x, lower, upper, out=lower)
-
-    def _mark_clipped(
-        self, x: Tensor, advantages: Tensor, clipped: Tensor, keep: Tensor, active: Tensor, spare: Tensor
-    ) -> None:
-        """Write which usable tokens met no bound, and count the others by the bound they met."""
-        torch.sub(clipped, x, out=spare).sign_()
-        self._count_clipped(spare, advantages)
-        active.copy_(torch.sub(keep, spare, out=spare))
-
-    def _count_clipped(self, spare: Tensor, advantages: Tensor) -> None:
-        """Count signs: +1 raised to the lower bound, −1 lowered to upper or dual. Leaves their moduli."""
-        sums, balance = self.sums, self._sum(spare)
-        spare.abs_()
-        if isinstance(self.plan.surrogate, MinClip) and self.plan.bases.dual is not None:
-            rows = spare if advantages.shape[-1] > 1 else self._row_sum(spare)
-            total, high = self._sum(rows), self._sum(rows * (advantages > 0))
-            low = (total + balance) / 2
-            sums.dual = sums.dual + (total - low - high)
-        else:
-            total = self._sum(spare)
-            low, high = (total + balance) / 2, (total - balance) / 2
-        sums.low, sums.high = sums.low + low, sums.high + high
+            self.row_bounds.met += clip_rows(x, scale, piece.low, piece.high, clipped, moved)
+            torch.sum(moved, -1, out=piece.moved)
 
     def _ceiling_at(self, scale: Tensor) -> Tensor:
         bounds = (self.plan.bases.upper, self.plan.bases.dual)
         widest = max(b for b in bounds if b is not None and not math.isinf(b))
         return scale.mul(widest).clamp_(min=self.plan.ratio.log_cap, max=EXP_CAP)
 
-    def _extremes(self, x: Tensor, keep: Tensor) -> tuple[Number, Number]:
-        """Least and greatest statistic of the usable tokens; ±inf when there is none."""
-        if self.on_cpu:
-            low, high = (float(v) for v in torch.aminmax(x))
-            if low < 0 < high:  # then the zeros of the other tokens are not the extremes
-                return low, high
-        inf, usable = self.zero + torch.inf, keep != 0
-        lowest, highest = torch.where(usable, x, inf).amin(), torch.where(usable, x, -inf).amax()
-        return self._read(lowest), self._read(highest)
-
-    def _add_weights(self, x: Tensor, weight: Tensor, lowest: Number, highest: Number) -> None:
+    def _add_weights(self, x: Tensor, weight: Tensor, lowest: float, highest: float) -> None:
         """Add the sums of the truncated log weights, and of the weights, over the usable tokens."""
-        sums, flat = self.sums, x.reshape(-1)
-        sums.x, sums.xx = sums.x + self._sum(flat), sums.xx + self._read(flat.dot(flat))
-        if self.on_cpu:
-            sums.lowest = min(float(sums.lowest), float(lowest))
-            sums.highest = max(float(sums.highest), float(highest))
-        else:
-            sums.lowest, sums.highest = lowest, highest
-        rho = weight.reshape(-1)
-        if not self.on_cpu or 2 * float(highest) > EXP_CAP:
-            rho = rho.to(self.wide)  # the square would overflow float32
-        sums.weight = sums.weight + self._read(rho.sum())
-        sums.weight_squared = sums.weight_squared + self._read(rho.dot(rho))
+        sums = self.sums
+        sums.x += float(x.sum())
+        sums.xx += square(x)
+        sums.lowest, sums.highest = min(sums.lowest, lowest), max(sums.highest, highest)
+        if 2 * highest > EXP_CAP:
+            weight = weight.double()  # the square would overflow float32
+        sums.weight += float(weight.sum())
+        sums.weight_squared += square(weight)

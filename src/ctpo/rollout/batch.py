@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ctpo.rollout.records import Rollout, ToolCall
 
-_SHRINK_BELOW = 0.75
+SHRINK_BELOW = 0.75
 """Rows are dropped once this share is left: each drop copies the cache, so not at every row."""
 _NOT_FORCED = -1
 
@@ -39,10 +39,13 @@ class Batch:
         rows = self._alive
         return ~self._ended_B[rows] & (self._length_B[rows] < self._limit)
 
+    def cursor(self) -> tuple[Tensor, Tensor]:
+        """The response of each decoding row, and the position it writes next."""
+        return self._alive, self._length_B[self._alive].clamp(max=self._limit - 1)
+
     def write(self, tokens: Tensor, logps: Tensor) -> tuple[Tensor, Tensor]:
         """Append a token to each active row; return what the model is fed next and which tokens were its own."""
-        rows, active = self._alive, self.active()
-        columns = self._length_B[rows].clamp(max=self._limit - 1)
+        (rows, columns), active = self.cursor(), self.active()
         forced = self._forced_BN[rows, columns]
         sampled = (forced == _NOT_FORCED) & active
         tokens = torch.where(forced == _NOT_FORCED, tokens, forced)
@@ -62,7 +65,7 @@ class Batch:
     def shrink(self) -> Tensor | None:
         """Which decoding rows to keep, once enough are done; None to keep all."""
         active = self.active()
-        if active.float().mean() > _SHRINK_BELOW:
+        if active.float().mean() > SHRINK_BELOW:
             return None
         keep = active.nonzero().squeeze(-1)
         self._alive = self._alive[keep]

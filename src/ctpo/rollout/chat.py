@@ -135,7 +135,7 @@ def _render_task(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str) ->
     if task.tool is not None and _calls_natively(task.tool, tokenizer):
         tools = [SCHEMA]
     if task.tool is not None and (task.tool.style == "tags" or _result_tags(tokenizer) is None):
-        messages = _fold_results(messages, task.tool)
+        messages = fold_results(messages, task.tool)
     text = _try_render(tokenizer, messages, tools=tools)
     if text is None:  # some templates know no system role
         text = _try_render(tokenizer, _fold_system(messages), tools=tools)
@@ -159,7 +159,7 @@ def _try_render(
     return text
 
 
-def _fold_results(messages: list[dict[str, str]], tool: PythonTool) -> list[dict[str, str]]:
+def fold_results(messages: list[dict[str, str]], tool: PythonTool) -> list[dict[str, str]]:
     """Put a tool's words into the assistant's message, between the result tags, as they would come at run time."""
     folded: list[dict[str, str]] = []
     resuming = False

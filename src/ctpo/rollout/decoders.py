@@ -16,6 +16,9 @@ from transformers import PreTrainedModel
 
 from ctpo.rollout.cache import RaggedLayer, Slots, growing_cache, ragged_cache, select_rows
 
+_WORTH_SHARING = 16
+"""Tokens of a beginning common to all prompts from which it is read in a pass of its own."""
+
 
 class Decoder(Protocol):
     """A batch of sequences inside a model."""
@@ -34,6 +37,13 @@ class Decoder(Protocol):
 
     def keep(self, rows_B: Tensor) -> None:
         """Go on with these rows, in this order."""
+
+
+def _common(texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of these begin with."""
+    ordered = sorted(map(tuple, texts))
+    first, last = ordered[0], ordered[-1]  # in the order of dictionaries nothing lies further apart
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 def decoder_for(model: PreTrainedModel, pad: int) -> Decoder:
@@ -60,20 +70,31 @@ class RaggedDecoder:
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         distinct = list(dict.fromkeys(map(tuple, prompts)))
         index = {prompt: i for i, prompt in enumerate(distinct)}
-        rows = torch.arange(len(distinct), device=self._device)
-        self._length_B = torch.zeros_like(rows)
-        self._width = max(map(len, distinct)) - 1
-        if self._width:
-            # All but the last token; rows are padded at the end, where nothing that counts looks.
-            ids = self._padded([prompt[:-1] for prompt in distinct])
-            self._forward(ids, torch.arange(self._width, device=self._device).expand_as(ids), None)
-        self._length_B += torch.tensor([len(prompt) - 1 for prompt in distinct], device=self._device)
+        # All but the last token. What all prompts begin with (system message, worked examples) is read once.
+        texts = [prompt[:-1] for prompt in distinct]
+        shared = _common(texts) if len(texts) > 1 else 0
+        if shared < _WORTH_SHARING:
+            self._read(texts)
+        else:
+            self._read([texts[0][:shared]])
+            self.keep(torch.zeros(len(texts), dtype=torch.long, device=self._device))
+            rest = {row: text[shared:] for row, text in enumerate(texts) if len(text) > shared}
+            if rest:
+                self.feed(list(rest), list(rest.values()))
         logits = self.step(
-            torch.tensor([p[-1] for p in distinct], device=self._device), torch.ones_like(rows)
+            torch.tensor([p[-1] for p in distinct], device=self._device), torch.ones_like(self._length_B)
         )
         expand = torch.tensor([index[tuple(prompt)] for prompt in prompts], device=self._device)
         self.keep(expand)
         return logits[expand]
+
+    def _read(self, texts: Sequence[Sequence[int]]) -> None:
+        """Fill the empty cache."""
+        self._length_B = torch.tensor([len(text) for text in texts], device=self._device)
+        self._width = max(map(len, texts))
+        if self._width:
+            ids = self._padded(texts)  # at the end, where nothing that counts looks
+            self._forward(ids, torch.arange(self._width, device=self._device).expand_as(ids), None)
 
     def step(self, tokens_B: Tensor, active_B: Tensor) -> Tensor:
         logits = self._forward(tokens_B[:, None], self._length_B[:, None], self._length_B + 1)

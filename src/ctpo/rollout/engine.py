@@ -19,6 +19,7 @@ from ctpo.errors import UserError
 from ctpo.rollout.batch import Batch
 from ctpo.rollout.chat import encode_result
 from ctpo.rollout.decoders import Decoder, decoder_for
+from ctpo.rollout.products import fast_products
 from ctpo.rollout.records import Rollout
 from ctpo.rollout.sampling import sample_tokens
 from ctpo.rollout.tools import ToolRunner
@@ -62,6 +63,12 @@ class TransformersEngine:
         self._eos = torch.tensor(sorted(ids), device=model.device)
         self._may_close: dict[str, Tensor] = {}
 
+    @property
+    def device(self) -> torch.device:
+        """Where a random generator for `generate` lives."""
+        device: torch.device = self.model.device
+        return device
+
     @torch.no_grad()
     def generate(
         self,
@@ -70,8 +77,17 @@ class TransformersEngine:
         *,
         tools: ToolRunner | None = None,
         generator: torch.Generator | None = None,
+        uniforms: Tensor | None = None,
     ) -> list[Rollout]:
         """One response a prompt, in order; equal prompts share one prefill.
+
+        Args:
+            prompts: token ids of each.
+            sampling: how tokens are drawn.
+            tools: runs the programs that the model writes; None for a task without a tool.
+            generator: source of randomness shared by the rows; torch's global one if None.
+            uniforms: [prompts, max_new_tokens], each row's own random numbers (`row_uniforms`), instead of a
+                generator: a response is then the same whatever is decoded beside it.
 
         Raises:
             UserError: if a prompt is empty or leaves no room in the model's context.
@@ -83,10 +99,19 @@ class TransformersEngine:
         self.model.eval()
         try:
             rows = self.batch_size or max(len(prompts), 1)
-            chunks = [list(prompts[i : i + rows]) for i in range(0, len(prompts), rows)]
-            return [
-                rollout for chunk in chunks for rollout in self._decode(chunk, sampling, tools, generator)
-            ]
+            noise = None if uniforms is None else uniforms.to(self.model.device)
+            with fast_products(self.model):
+                return [
+                    rollout
+                    for i in range(0, len(prompts), rows)
+                    for rollout in self._decode(
+                        list(prompts[i : i + rows]),
+                        sampling,
+                        tools,
+                        generator,
+                        None if noise is None else noise[i : i + rows],
+                    )
+                ]
         finally:
             self.model.train(was_training)
 
@@ -116,6 +141,7 @@ class TransformersEngine:
         sampling: Sampling,
         tools: ToolRunner | None,
         generator: torch.Generator | None,
+        uniforms_BN: Tensor | None,
     ) -> list[Rollout]:
         batch = Batch(prompts, sampling.max_new_tokens, self.model.device)
         decoder = decoder_for(self.model, self.tokenizer.pad_token_id or 0)
@@ -127,6 +153,7 @@ class TransformersEngine:
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
                 generator=generator,
+                uniforms_B=None if uniforms_BN is None else uniforms_BN[batch.cursor()],
             )
             tokens, sampled = batch.write(tokens, logps)
             batch.end(sampled & torch.isin(tokens, self._eos))

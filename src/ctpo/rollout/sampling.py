@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_BLOCK = 256
+"""Entries summed at once in a large vocabulary: a running sum over all of it would cost as much as the softmax."""
+
 
 def sample_tokens(
     logits_BV: Tensor,
@@ -16,6 +19,7 @@ def sample_tokens(
     top_k: int = 0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    uniforms_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw one token a row; with temperature 0, take the most probable one.
 
@@ -25,6 +29,7 @@ def sample_tokens(
         top_k: keep only the k most probable tokens; 0 keeps all.
         top_p: keep the smallest set of most probable tokens whose probability reaches this.
         generator: source of randomness; torch's global one if None.
+        uniforms_B: the random numbers themselves, [B] in [0, 1), instead of a generator.
 
     Returns:
         tokens [B] and their log-probabilities [B] in nats, under softmax(logits / temperature) *before*
@@ -32,37 +37,58 @@ def sample_tokens(
         the log-probabilities are those at temperature 1.
     """
     scaled_BV = logits_BV.float() if temperature in (0.0, 1.0) else logits_BV.float() / temperature
-    logps_BV = scaled_BV.log_softmax(dim=-1)
     if temperature == 0.0:
-        tokens_B = logps_BV.argmax(dim=-1)
-    else:
-        probs_BV = _truncate(logps_BV.exp(), top_k, top_p)
-        tokens_B = _inverse_cdf(probs_BV, generator)
-    return tokens_B, logps_BV.gather(-1, tokens_B[:, None]).squeeze(-1)
+        tokens_B = scaled_BV.argmax(dim=-1)
+        return tokens_B, _gathered(scaled_BV, tokens_B) - scaled_BV.logsumexp(dim=-1)
+    peak_B1 = scaled_BV.amax(dim=-1, keepdim=True)
+    # Numbers proportional to the probabilities: one exponential an entry, and no division.
+    weights_BV = (scaled_BV - peak_B1).exp_()
+    total_B = weights_BV.sum(dim=-1)
+    if uniforms_B is None:
+        uniforms_B = torch.rand(len(weights_BV), generator=generator, device=weights_BV.device)
+    tokens_B = _inverse_cdf(_truncate(weights_BV, top_k, top_p), uniforms_B)
+    return tokens_B, _gathered(scaled_BV, tokens_B) - peak_B1.squeeze(-1) - total_B.log()
 
 
-def _truncate(probs_BV: Tensor, top_k: int, top_p: float) -> Tensor:
-    if 0 < top_k < probs_BV.shape[-1]:
-        threshold_B1 = probs_BV.topk(top_k, dim=-1).values[:, -1:]
-        probs_BV = torch.where(probs_BV < threshold_B1, 0.0, probs_BV)
+def _gathered(values_BV: Tensor, tokens_B: Tensor) -> Tensor:
+    return values_BV.gather(-1, tokens_B[:, None]).squeeze(-1)
+
+
+def _truncate(weights_BV: Tensor, top_k: int, top_p: float) -> Tensor:
+    if 0 < top_k < weights_BV.shape[-1]:
+        threshold_B1 = weights_BV.topk(top_k, dim=-1).values[:, -1:]
+        weights_BV = torch.where(weights_BV < threshold_B1, 0.0, weights_BV)
     if top_p < 1.0:
-        sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True)
+        sorted_BV, order_BV = weights_BV.sort(dim=-1, descending=True)
         # A token is cut when the mass of those before it already reaches top_p of what is left.
         before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
         cut_BV = before_BV >= top_p * sorted_BV.sum(dim=-1, keepdim=True)
-        probs_BV = probs_BV.scatter(-1, order_BV, torch.where(cut_BV, 0.0, sorted_BV))
-    return probs_BV
+        weights_BV = weights_BV.scatter(-1, order_BV, torch.where(cut_BV, 0.0, sorted_BV))
+    return weights_BV
 
 
-def _inverse_cdf(probs_BV: Tensor, generator: torch.Generator | None) -> Tensor:
+def _inverse_cdf(weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """One uniform number a row instead of one a vocabulary entry (multinomial, Gumbel): cheap for large V."""
-    cdf_BV = probs_BV.cumsum(dim=-1)
-    uniform_B1 = torch.rand(
-        probs_BV.shape[0], 1, generator=generator, device=probs_BV.device, dtype=cdf_BV.dtype
-    )
-    target_B1 = uniform_B1 * cdf_BV[:, -1:]
-    # right=True: the first entry whose cdf exceeds the target, so an entry of probability 0 is never drawn.
-    tokens_B = torch.searchsorted(cdf_BV, target_B1, right=True).squeeze(-1)
-    # uniform * total may round up to the total itself; the last entry that raises the cdf is the one meant.
-    last_B = (cdf_BV < cdf_BV[:, -1:]).sum(dim=-1)
-    return torch.minimum(tokens_B, last_B)
+    uniform_B1 = uniforms_B[:, None]
+    vocabulary = weights_BV.shape[-1]
+    if vocabulary < 2 * _BLOCK:
+        return _search(weights_BV, uniform_B1 * weights_BV.sum(dim=-1, keepdim=True))[0].squeeze(-1)
+    if vocabulary % _BLOCK:
+        weights_BV = torch.nn.functional.pad(weights_BV, (0, -vocabulary % _BLOCK))
+    blocks_BNM = weights_BV.unflatten(-1, (-1, _BLOCK))  # type: ignore[no-untyped-call]
+    mass_BN = blocks_BNM.sum(dim=-1)
+    block_B1, rest_B1 = _search(mass_BN, uniform_B1 * mass_BN.sum(dim=-1, keepdim=True))
+    chosen_BM = blocks_BNM.gather(1, block_B1[..., None].expand(-1, -1, _BLOCK)).squeeze(1)
+    return (block_B1 * _BLOCK + _search(chosen_BM, rest_B1)[0]).squeeze(-1)
+
+
+def _search(weights_BN: Tensor, target_B1: Tensor) -> tuple[Tensor, Tensor]:
+    """The first entry at which the running sum exceeds the target, and what of the target is left within it."""
+    cdf_BN = weights_BN.contiguous().cumsum(dim=-1)
+    # right=True: the first entry whose cdf exceeds the target, so an entry of weight 0 is never drawn.
+    found_B1 = torch.searchsorted(cdf_BN, target_B1, right=True)
+    # The target may round up to the total itself; the last entry that raises the cdf is the one meant.
+    last_B1 = (cdf_BN < cdf_BN[:, -1:]).sum(dim=-1, keepdim=True)
+    found_B1 = torch.minimum(found_B1, last_B1)
+    before_B1 = cdf_BN.gather(-1, found_B1) - weights_BN.gather(-1, found_B1)
+    return found_B1, (target_B1 - before_B1).clamp(min=0.0)

@@ -79,7 +79,10 @@ def _text(row: Mapping[str, Any], names: str | Sequence[str], place: str) -> str
     if column is None:
         have = ", ".join(map(str, row)) or "none"
         wanted = repr(names) if isinstance(names, str) else " or ".join(map(repr, names))
-        raise UserError(f"{place} has no column {wanted} (it has: {have}); add it")
+        raise UserError(
+            f"{place} has no column {wanted} (it has: {have}); add it, or name another: columns in a recipe, "
+            "?prompt=NAME&answer=NAME in --task"
+        )
     value = row[column]
     if not isinstance(value, (str, int, float)) or isinstance(value, bool) or not str(value).strip():
         raise UserError(f"{place}: {column} is {value!r}; give a non-empty string or number")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ctpo.errors import UserError
 from ctpo.tasks.arithmetic.task import ARITHMETIC
+from ctpo.tasks.chain_sums import CHAIN_SUMS
 from ctpo.tasks.generated import generated_task
 from ctpo.tasks.jsonl import ANY_COLUMNS, SUFFIXES, Columns
 from ctpo.tasks.math import reference_answer
@@ -27,7 +28,7 @@ from ctpo.tasks.sources import DatasetSource, HubDataset
 from ctpo.tasks.task import Task
 from ctpo.tasks.tool import Style
 
-_TASKS = {task.name: task for task in (ARITHMETIC, *MATHEMATICS)}
+_TASKS = {task.name: task for task in (ARITHMETIC, CHAIN_SUMS, *MATHEMATICS)}
 _COLUMN_OPTIONS = ("prompt", "answer", "id")
 _HUB_OPTIONS = ("config", "split")
 _TOOLS: dict[str, Style | None] = {"none": None, "auto": "auto", "fenced": "fenced", "native": "native"}

@@ -91,6 +91,25 @@ class Task:
         return [*system, *examples, {"role": "user", "content": prompt}]
 
 
+def check_ready(task: Task) -> None:
+    """Let a task's judge refuse now what it would only notice at the first answer that needs it.
+
+    Raises:
+        UserError: if a package it judges with is missing.
+    """
+    ready = getattr(task.check, "require", None)
+    if ready is not None:
+        ready()
+
+
+def verdict(task: Task, completion: str, answer: str) -> str:
+    """How a completion is judged: "right", or the judge's own word for why not, or "wrong"."""
+    own = getattr(task.check, "verdict", None)
+    if own is not None:
+        return str(own(completion, answer))
+    return "right" if task.check(completion, answer) else "wrong"
+
+
 def validate_request(split: str, count: int) -> None:
     """Check what a problem source was asked for.
 

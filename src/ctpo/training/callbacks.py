@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ctpo.evaluation import Evaluation
 from ctpo.training.events import Listener
-from ctpo.training.rollout import RolloutAccount
+from ctpo.training.reward import OVERLONG
+from ctpo.training.rollout import RolloutAccount, rollout_figures
 from ctpo.training.rundir import RunDirectory
 
 # TRL's and transformers' names on the left, the record's on the right; objective statistics keep their own.
@@ -29,6 +29,7 @@ _RENAMED = {
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
     "epoch": "epoch",
+    f"rewards/{OVERLONG}/mean": "overlong_penalty",
 }
 _CLOCK = "clock.json"  # beside each checkpoint
 _NOT_RECORDED = ("loss", "num_tokens", "step_time", "num_input_tokens_seen", "total_flos")
@@ -36,6 +37,8 @@ _NOT_RECORDED = ("loss", "num_tokens", "step_time", "num_input_tokens_seen", "to
 
 class RunRecorder(TrainerCallback):  # type: ignore[misc]
     """Writes one line of metrics a rollout batch, with a held-out evaluation where one is due.
+
+    Every process takes part in gathering and evaluating; the main one writes.
 
     Expects `logging_steps` to be the number of optimizer steps a rollout batch.
     """
@@ -87,27 +90,25 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         at_boundary = state.global_step > 0 and state.global_step % self._updates == 0
-        if not state.is_world_process_zero or logs is None or "train_runtime" in logs or not at_boundary:
+        if logs is None or "train_runtime" in logs or not at_boundary:
             return
         batch = state.global_step // self._updates
-        record = {"batch": batch, "step": state.global_step, **self._costs(), **_metrics(logs)}
+        record = {"batch": batch, "step": state.global_step, **_metrics(logs), **self._costs()}
         if batch == self._last or (self._eval_every and batch % self._eval_every == 0):
             self.evaluation = self._evaluate(batch)
             record |= heldout_metrics(self.evaluation)
         record["seconds"] = round(self.seconds, 3)
-        self._run.append(record)
-        self._listener.recorded(record)
+        if state.is_world_process_zero:
+            self._run.append(record)
+            self._listener.recorded(record)
         self._batch_before, self._batch_started = 0.0, time.perf_counter()
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            folder = self._run.path / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            clock = {"seconds": self.seconds, "batch_seconds": self._batch_seconds}
-            (folder / _CLOCK).write_text(json.dumps(clock), encoding="utf-8")
+    def write_clock(self, folder: Path) -> None:
+        """Put the clocks into a checkpoint being written."""
+        clock = {"seconds": self.seconds, "batch_seconds": self._batch_seconds}
+        (folder / _CLOCK).write_text(json.dumps(clock), encoding="utf-8")
 
-    def _costs(self) -> dict[str, float]:
+    def _costs(self) -> dict[str, Any]:
         account, wall = self._account(), self._batch_seconds
         return {
             "batch_s": round(wall, 3),
@@ -119,40 +120,49 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             "tool_calls_per_response": account.tool_calls / max(account.responses, 1),
             "tool_failures": account.tool_failures,
             "tool_executed": account.tool_executed,
+            **rollout_figures(account),
         }
 
 
 def _read_clock(checkpoint: Path | None) -> tuple[float, float]:
     """Seconds of the run, and of the rollout batch under way, when the checkpoint was saved."""
     path = checkpoint / _CLOCK if checkpoint else None
-    if path is None or not path.is_file():  # killed between the checkpoint and its clock: times start again
+    if path is None or not path.is_file():  # a trainer's in Python: it has no clock
         return 0.0, 0.0
     clock = json.loads(path.read_text(encoding="utf-8"))
     return clock["seconds"], clock["batch_seconds"]
 
 
 class StopCleanly(TrainerCallback):  # type: ignore[misc]
-    """On the first interrupt, finish the optimizer step under way, save a checkpoint and stop."""
+    """On the first interrupt, finish the optimizer step under way, save a checkpoint and stop.
 
-    def __init__(self) -> None:
+    Args:
+        agree: makes of this process's wish that of all: a signal may reach one process only, or each at another
+            step, and one that stops alone leaves the others waiting.
+    """
+
+    def __init__(self, agree: Callable[[bool], bool] = bool) -> None:
         self.asked = False
+        self._agree = agree
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self.asked and state.global_step < state.max_steps:
+        if self._agree(self.asked) and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into `asked`; a second signal interrupts at once."""
+        """Turn SIGINT and SIGTERM into `asked`; a second signal of the same kind interrupts at once.
+
+        A launcher passes a Ctrl-C on as SIGTERM, to processes that have got it from the terminal already.
+        """
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def ask(number: int, frame: Any) -> None:
             self.asked = True
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            signal.signal(number, before[signal.Signals(number)])
 
         try:
             for number in before:

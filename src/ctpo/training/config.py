@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from trl import GRPOConfig
 
 from ctpo.objectives import Objective, preset, preset_defaults
+from ctpo.training.batches import check_batches
+from ctpo.training.scoring.precision import COMPUTE_DTYPES
 
 ANCHORS = ("old", "rollout")
 
@@ -32,8 +34,9 @@ _UNSUPPORTED = {
 class CTPOConfig(GRPOConfig):  # type: ignore[misc]
     """Settings of [`CTPOTrainer`]: every field of `trl.GRPOConfig`, and those below.
 
-    Where the defaults differ from GRPOConfig's: `gradient_checkpointing` and `bf16`, when left unset, are off on
-    a CPU (there they cost time and precision and save nothing) and TRL's defaults elsewhere.
+    Where the defaults differ from GRPOConfig's: `gradient_checkpointing` is off (it recomputes every activation;
+    `max_tokens_per_micro_batch` bounds memory without), and `bf16`, when left unset, is off on a CPU, where
+    `compute_dtype` decides.
 
     Raises:
         ValueError: for an unknown preset or override, or a TRL loss setting that the objective replaces.
@@ -59,8 +62,57 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
     )
     gradient_checkpointing: bool | None = field(
         default=None,
+        metadata={"help": "Recompute activations in the backward pass. Unset: off; it excludes pack_rows."},
+    )
+
+    pack_rows: bool = field(
+        default=True,
+        metadata={"help": "Score rows as one stream without padding, where the model allows it."},
+    )
+    share_prompts: bool = field(
+        default=True,
+        metadata={"help": "With pack_rows: run a prompt once for all its samples of a micro-batch."},
+    )
+    whole_groups: bool = field(
+        default=True,
         metadata={
-            "help": "Recompute activations in the backward pass. Unset: on for accelerators, off on CPU."
+            "help": "Keep the samples of a prompt in one mini-batch, where it is large enough; off: spread them, so "
+            "that a mini-batch holds as many prompts as can be, and share_prompts finds little to share."
+        },
+    )
+    completion_head: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute logits of the model's own tokens only, in chunks; off also turns pack_rows off."
+        },
+    )
+    skip_zero_advantage: bool = field(
+        default=True,
+        metadata={
+            "help": "Leave rows whose advantage is 0 out of forward and backward; they stay in the denominators. "
+            "The objective's statistics then cover the other rows. Without effect with beta, or with an objective "
+            "whose limits depend on all rows."
+        },
+    )
+    max_tokens_per_micro_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens that go through the model at once; a micro-batch of more is cut, which changes nothing but "
+            "rounding and memory. Unset: as many as keep activations below twice the weights; 0: no limit."
+        },
+    )
+    compute_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Of forward and backward on a CPU; weights and optimizer stay as they are. `auto`: bfloat16 where "
+            "it was measured to be faster and anchor is not `rollout`; `float32`; `bfloat16`."
+        },
+    )
+    max_nonfinite_updates: int = field(
+        default=3,
+        metadata={
+            "help": "Updates in a row that may be skipped because a loss, gradient or log-prob is not finite; at this "
+            "many the run ends with a diagnosis."
         },
     )
 
@@ -68,9 +120,24 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         _resolve_device_defaults(self)
+        check_batches(self)
+        if getattr(self, "ddp_find_unused_parameters", None) is None:  # every weight has a part in every loss
+            self.ddp_find_unused_parameters = False
         super().__post_init__()
         if self.anchor not in ANCHORS:
             raise ValueError(f"anchor={self.anchor!r} is not one of {', '.join(ANCHORS)}")
+        if self.max_nonfinite_updates < 1:
+            raise ValueError(
+                f"max_nonfinite_updates={self.max_nonfinite_updates} is too small; use at least 1"
+            )
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(
+                f"compute_dtype={self.compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}"
+            )
+        if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 0:
+            raise ValueError(
+                f"max_tokens_per_micro_batch={self.max_tokens_per_micro_batch} is negative; use 0 for no limit"
+            )
         _refuse_replaced(self)
         _check_windows(self)
         self.build_objective()
@@ -96,11 +163,7 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
 
 def _resolve_device_defaults(config: CTPOConfig) -> None:
     if _will_run_on_cpu(config):
-        config.bf16 = bool(config.bf16)  # unset checkpointing is off in transformers
-        return
-    new_name = "activation_checkpointing"  # transformers' name from 5.2x on; it mirrors the old one
-    if config.gradient_checkpointing is None and getattr(config, new_name, None) is None:
-        setattr(config, new_name if hasattr(config, new_name) else "gradient_checkpointing", True)
+        config.bf16 = bool(config.bf16)
 
 
 def _will_run_on_cpu(config: CTPOConfig) -> bool:

@@ -15,14 +15,15 @@ import ctpo
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions of what computes, the machine in words, and the command line."""
+def describe_environment(processes: int = 1) -> dict[str, Any]:
+    """Versions of what computes, the machine in words, the number of processes, and the command line."""
     return {
         "ctpo": ctpo.__version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "cores": os.cpu_count(),
+        "processes": processes,
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
     }

@@ -22,6 +22,8 @@ class RunPlan:
     parameters: int
     start_batch: int
     """Rollout batches already done, when a run is resumed."""
+    left_out: int = 0
+    """Training prompts that are too long."""
 
 
 class Listener(Protocol):
@@ -29,6 +31,9 @@ class Listener(Protocol):
 
     def stage(self, what: str) -> None:
         """A step of the set-up or wrap-up has begun."""
+
+    def notice(self, what: str) -> None:
+        """Something that the user should know and need not mend now."""
 
     def started(self, plan: RunPlan) -> None:
         """Training is about to begin."""
@@ -44,6 +49,8 @@ class Silent:
     """Watches nothing."""
 
     def stage(self, what: str) -> None: ...
+
+    def notice(self, what: str) -> None: ...
 
     def started(self, plan: RunPlan) -> None: ...
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from accelerate.utils import gather_object
+
 from ctpo.evaluation import Evaluation, evaluate
 from ctpo.evaluation.model import HELDOUT_SEED
-from ctpo.rollout import ToolRunner, TransformersEngine
+from ctpo.rollout import ToolRunner
 from ctpo.tasks import Problem, Task
+from ctpo.training.processes import share
 from ctpo.training.recipe import Recipe
-from ctpo.training.rollout import sampling_of
+from ctpo.training.rollout import open_engine, sampling_of
 from ctpo.training.rundir import RunDirectory
 from ctpo.training.trainer import CTPOTrainer
 
@@ -28,16 +31,29 @@ class HeldOut:
         self._run, self._recipe = run, recipe
 
     def __call__(self, batch: int) -> Evaluation:
-        """Evaluate after this many rollout batches."""
+        """Evaluate after this many rollout batches. Every process must call it, and takes its share of the problems;
+        all get the whole evaluation, the same as one process alone would find."""
         trainer = self._trainer
-        engine = TransformersEngine(
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processing_class,
-            eos_token_ids=trainer.eos_token_ids,
-            batch_size=self._recipe.rollout_batch_size,
-        )
-        evaluation = evaluate(
-            engine, self._task, self._problems, sampling_of(trainer), tools=self._tools, seed=HELDOUT_SEED
-        )
-        self._run.write_transcripts(batch, evaluation.transcripts(self._recipe.transcripts))
+        processes, index = trainer.accelerator.num_processes, trainer.accelerator.process_index
+        mine = share(len(self._problems), processes, index)
+        with open_engine(trainer, self._recipe.rollout_batch_size) as engine:
+            part = evaluate(
+                engine,
+                self._task,
+                self._problems[mine.start : mine.stop],
+                sampling_of(trainer),
+                tools=self._tools,
+                seed=HELDOUT_SEED,
+                first=mine.start,
+            )
+        evaluation = _joined(part, self._problems) if processes > 1 else part
+        if index == 0:
+            self._run.write_transcripts(batch, evaluation.transcripts(self._recipe.transcripts))
         return evaluation
+
+
+def _joined(part: Evaluation, problems: list[Problem]) -> Evaluation:
+    """The parts of all processes, in the order of the problems."""
+    rows = gather_object(list(zip(part.rollouts, part.texts, part.correct, strict=True)))
+    rollouts, texts, correct = (list(column) for column in zip(*rows, strict=True))
+    return Evaluation(problems=problems, rollouts=rollouts, texts=texts, correct=correct)

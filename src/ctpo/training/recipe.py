@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -39,6 +39,13 @@ DEFAULT_TRAIN_PROBLEMS = 16_384
 _FOREVER = 1e6  # of seconds or megabytes: beyond what any program is worth
 
 
+_COUNTS = (
+    *("train_problems", "eval_problems", "rollout_batches", "rollout_batch_size", "threads"),
+    *("max_prompt_length", "overlong_buffer"),
+)
+COLUMNS = ("prompt", "answer", "id")
+
+
 def _key(default: Any, about: str) -> Any:
     return field(default=default, metadata={"help": about})
 
@@ -52,11 +59,24 @@ class Recipe:
     )
     model: str = _key(EMBEDDED_MODEL, "'embedded' (ships with the task), a model directory, or a hub id")
     dataset: Path | None = _key(
-        None, "JSONL file of training problems (columns prompt, answer), not the task's own"
+        None, "JSONL or parquet file of training problems (see columns), not the task's own"
     )
-    eval_dataset: Path | None = _key(None, "JSONL file of held-out problems, not the task's own")
+    eval_dataset: Path | None = _key(None, "JSONL or parquet file of held-out problems, not the task's own")
+    columns: dict[str, str] | None = _key(
+        None, "names of the prompt, answer and id columns, e.g. {prompt: question}; unset for the usual ones"
+    )
     train_problems: int | None = _key(
         None, f"training problems drawn from the task; unset for {DEFAULT_TRAIN_PROBLEMS}"
+    )
+    max_prompt_length: int | None = _key(
+        None, "training prompts of more tokens are left out; unset for what the model's context has room for"
+    )
+    mask_void_turns: Literal["none", "response", "turn"] = _key(
+        "none",
+        "keep out of the loss: responses without call and answer (response), or whose last turn has neither (turn)",
+    )
+    overlong_buffer: int | None = _key(
+        None, "tokens before max_completion_length over which the reward falls by 1 (DAPO's soft punishment)"
     )
     eval_problems: int = _key(1_024, "held-out problems an evaluation samples, one response each")
     eval_every: int = _key(4, "rollout batches between held-out evaluations; 0 for only before and after")
@@ -73,8 +93,9 @@ class Recipe:
     def __post_init__(self) -> None:
         get_task(self.task)
         _check_model(self.model)
-        for name in ("train_problems", "eval_problems", "rollout_batches", "rollout_batch_size", "threads"):
+        for name in _COUNTS:
             _at_least(name, getattr(self, name), 1)
+        _check_columns(self.columns)
         for name in ("eval_every", "transcripts"):
             _at_least(name, getattr(self, name), 0)
         for name in ("tool_timeout_s", "tool_memory_mb"):
@@ -167,6 +188,12 @@ def _check_model(model: str) -> None:
         raise UserError(
             f"model={model} does not exist; give a directory, a hub id (owner/name) or {EMBEDDED_MODEL!r}"
         )
+
+
+def _check_columns(columns: Mapping[str, str] | None) -> None:
+    for name, column in (columns or {}).items():
+        if name not in COLUMNS:
+            raise UserError(f"columns.{name}={column} is unknown; name columns of {', '.join(COLUMNS)}")
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:

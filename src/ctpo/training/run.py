@@ -13,24 +13,35 @@ from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback
 
 from ctpo.errors import UserError
-from ctpo.evaluation.model import load_model
+from ctpo.evaluation.model import load_model, load_tokenizer
 from ctpo.rollout.tools import ToolRunner, open_tools
-from ctpo.tasks import Problem, Task, get_task, reward_function
+from ctpo.tasks import Problem, Task, get_task
 from ctpo.tasks.arithmetic import model_path
+from ctpo.tasks.task import check_ready
 from ctpo.training.callbacks import RunRecorder, StopCleanly, heldout_metrics
+from ctpo.training.checkpoints import Unusable, compare, sealed_identity, set_aside_newer
 from ctpo.training.config import CTPOConfig
 from ctpo.training.environment import describe_environment
 from ctpo.training.events import Listener, RunPlan, Silent
 from ctpo.training.heldout import HeldOut
+from ctpo.training.identity import describe_recipe
+from ctpo.training.masking import check_void_turns
+from ctpo.training.processes import any_of, on_main
+from ctpo.training.prompts import leave_out_long
 from ctpo.training.recipe import EMBEDDED_MODEL, Recipe
+from ctpo.training.reward import Verdicts, reward_functions
 from ctpo.training.rollout import make_rollout_func
 from ctpo.training.rundir import RunDirectory
+from ctpo.training.saving import full_disk_in_one_line
 from ctpo.training.settings import build, resolved
 from ctpo.training.start import (
+    MAY_CHANGE,
     Start,
+    check_enough,
     check_unfinished,
     heldout_problems,
     prepare,
+    settle,
     settle_length,
     train_problems,
 )
@@ -57,25 +68,51 @@ def train(
         UserError: for anything wrong with the keys, the files or the output directory; before a model loads,
             except where the model itself or the sandbox is what is wrong.
     """
-    start = prepare(keys, resume)
-    recipe, config = build(start.keys)
-    is_main = config.process_index == 0
-    listener = listener if listener is not None and is_main else Silent()
+    prepared = prepare(keys, resume)
+    recipe, config = build(prepared.keys)
+    processes, index = config.world_size, config.process_index
+    listener = listener if listener is not None and index == 0 else Silent()
     task = get_task(recipe.task)
-    problems = train_problems(recipe, task, config)
+    check_void_turns(task, recipe.mask_void_turns)
+    check_ready(task)
+    everything = train_problems(recipe, task, config)
+    tokenizer, context = load_tokenizer(_model(recipe), **_loading(config, "revision", "trust_remote_code"))
+    problems = leave_out_long(everything, recipe, config, task, tokenizer, context)
+    check_enough(problems, config)
     settle_length(config, len(problems))
     heldout = heldout_problems(recipe, task)
+    written = resolved(recipe, config, prepared.keys)
+    identity = {"world_size": processes, "recipe": describe_recipe(written, MAY_CHANGE)}
+    start = on_main(lambda: settle(prepared, identity), processes, index)
+    config.output_dir = str(start.run.path)  # the main process's, where its clock named it
     check_unfinished(start, config)
+    for notice in start.notices:
+        listener.notice(notice)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     listener.stage("starting the sandbox")
-    with _open_tools(recipe, task) as tools:
+    with full_disk_in_one_line(start.run.path), _open_tools(recipe, task) as tools:
         listener.stage("loading the model")
         trainer = _trainer(recipe, config, task, problems, tools, _location(recipe, config, start))
-        if is_main:  # only now: what cannot start leaves no run behind
-            start.run.open(resolved(recipe, config, start.keys), describe_environment())
+        trainer.run_identity = identity
+        _check_model(trainer, start)
+        if index == 0:  # only now: what cannot start leaves no run behind
+            start.run.open(written, describe_environment(processes))
+            if start.resumes:
+                set_aside_newer(start.run.path, start.checkpoint)
         held_out = HeldOut(trainer, task, heldout, tools, start.run, recipe)
-        return _run(trainer, held_out, start, recipe, listener)
+        left_out = len(everything) - len(problems)
+        return _run(trainer, held_out, start, recipe, listener, left_out)
+
+
+def _check_model(trainer: CTPOTrainer, start: Start) -> None:
+    """Refuse a checkpoint of a model of other shapes, before transformers trips over it."""
+    if start.checkpoint is None:
+        return
+    try:
+        compare(sealed_identity(start.checkpoint), {"model": trainer.identity()["model"]})
+    except Unusable as reason:
+        raise UserError(f"{start.checkpoint} cannot be resumed: {reason}; start a new run") from None
 
 
 def _open_tools(recipe: Recipe, task: Task) -> AbstractContextManager[ToolRunner | None]:
@@ -91,7 +128,17 @@ def _location(recipe: Recipe, config: CTPOConfig, start: Start) -> str:
     """Where the weights come from; those of a run that only lacks its ending are its last checkpoint's."""
     if start.checkpoint is not None and start.step >= config.max_steps:
         return str(start.checkpoint)
+    return _model(recipe)
+
+
+def _model(recipe: Recipe) -> str:
     return str(model_path()) if recipe.model == EMBEDDED_MODEL else recipe.model
+
+
+def _loading(config: CTPOConfig, *names: str) -> dict[str, Any]:
+    options = config.model_init_kwargs or {}
+    assert isinstance(options, dict)  # TRL's own post-init parses a JSON string
+    return {name: options[name] for name in names or options if name in options}
 
 
 def _trainer(
@@ -103,15 +150,24 @@ def _trainer(
     location: str,
 ) -> CTPOTrainer:
     # TRL's own default is float32 too; model_init_kwargs may say otherwise.
-    model, tokenizer = load_model(location, **(config.model_init_kwargs or {}))
+    model, tokenizer = load_model(location, **_loading(config))
+
+    def tell(verdicts: Verdicts) -> None:
+        trainer.rollout_account.verdicts = dict(verdicts)
+
     try:
         trainer = CTPOTrainer(
             model=model,
-            reward_funcs=reward_function(task),
+            reward_funcs=reward_functions(task, recipe, config, tell),
             args=config,
             train_dataset=Dataset.from_list([vars(problem) for problem in problems]),
             processing_class=tokenizer,
-            rollout_func=make_rollout_func(tools, batch_size=recipe.rollout_batch_size, task=task),
+            rollout_func=make_rollout_func(
+                tools,
+                batch_size=recipe.rollout_batch_size,
+                task=task,
+                void_turns=recipe.mask_void_turns,
+            ),
         )
     except (ValueError, ImportError, OSError) as error:  # settings that TRL or transformers refuse
         raise UserError(" ".join(str(error).split())) from None
@@ -121,22 +177,23 @@ def _trainer(
 
 
 def _run(
-    trainer: CTPOTrainer, held_out: HeldOut, start: Start, recipe: Recipe, listener: Listener
+    trainer: CTPOTrainer, held_out: HeldOut, start: Start, recipe: Recipe, listener: Listener, left_out: int
 ) -> Outcome:
     config: CTPOConfig = trainer.args
     run, updates = start.run, config.updates_per_rollout_batch
     is_main = config.process_index == 0
-    records = run.rewind(start.step) if is_main else []
-    if not records and is_main:
+    records = on_main(lambda: run.rewind(start.step, updates), config.world_size, config.process_index)
+    if not records:
         listener.stage("evaluating before training")
         records = [{"batch": 0, "step": 0, "seconds": 0.0, **heldout_metrics(held_out(0))}]
-        run.append(records[0])
-    listener.started(_plan(trainer, run, recipe, start.step // updates))
+        if is_main:
+            run.append(records[0])
+    listener.started(_plan(trainer, run, recipe, start.step // updates, left_out))
     for record in records:
         listener.recorded(record)
     recorder = RunRecorder(
         run,
-        lambda: trainer.rollout_account,
+        lambda: trainer.rollout_account.over_processes(trainer.accelerator),
         held_out,
         listener,
         updates_per_batch=updates,
@@ -144,7 +201,8 @@ def _run(
         last_batch=config.max_steps // updates,
         checkpoint=start.checkpoint,
     )
-    stop = StopCleanly()
+    trainer.checkpoint_writers.append(recorder.write_clock)
+    stop = StopCleanly(lambda asked: any_of(asked, trainer.accelerator))
     trainer.add_callback(recorder)
     trainer.add_callback(stop)
     with stop.listening():  # also while saving: an interrupt there waits until everything is written
@@ -156,12 +214,14 @@ def _run(
         trainer.save_model(str(run.model))
         if not is_main:
             return Outcome(run=run, finished=True, summary=None)
-        summary = _summary(config, run)
+        summary = {**_summary(config, run), "prompts_left_out": left_out}
         run.write_summary(summary)
     return Outcome(run=run, finished=True, summary=summary)
 
 
-def _plan(trainer: CTPOTrainer, run: RunDirectory, recipe: Recipe, start_batch: int) -> RunPlan:
+def _plan(
+    trainer: CTPOTrainer, run: RunDirectory, recipe: Recipe, start_batch: int, left_out: int
+) -> RunPlan:
     config: CTPOConfig = trainer.args
     return RunPlan(
         output=run.path,
@@ -174,6 +234,7 @@ def _plan(trainer: CTPOTrainer, run: RunDirectory, recipe: Recipe, start_batch: 
         responses_per_batch=config.generation_batch_size,
         parameters=trainer.model.num_parameters(),
         start_batch=start_batch,
+        left_out=left_out,
     )
 
 

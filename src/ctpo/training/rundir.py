@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from typing import Any
 import yaml
 
 from ctpo.errors import UserError
+from ctpo.training.checkpoints import last_good
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ class RunDirectory:
                 )
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"output_dir={self.path} is a file; choose a directory")
-            if self.path.is_dir() and any(self.path.iterdir()):  # checkpoints are rotated: others' would go
+            if self.path.is_dir() and any(
+                p.suffix != _PARTIAL for p in self.path.iterdir()
+            ):  # checkpoints are rotated: others' would go
                 raise UserError(f"output_dir={self.path} is not empty; choose a directory of the run's own")
         except OSError as error:
             raise UserError(
@@ -121,18 +123,15 @@ class RunDirectory:
         return keys
 
     def last_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint, or None."""
-        found = []
-        for entry in self.path.glob("checkpoint-*"):
-            match = _CHECKPOINT.fullmatch(entry.name)
-            if match and (entry / "trainer_state.json").is_file():
-                found.append((int(match.group(1)), entry))
-        return max(found)[1] if found else None
+        """The newest whole checkpoint, or None."""
+        return last_good(self.path)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one line to the metrics."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_plain(record)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint must not outlive the records before it
 
     def records(self) -> list[dict[str, Any]]:
         """The metrics so far; a last line cut short by a kill is left out.
@@ -154,9 +153,22 @@ class RunDirectory:
             pass
         raise UserError(f"{self.metrics} line {number} is damaged; mend it, or start the run afresh")
 
-    def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Drop the records after this optimizer step, which a resumed run will write again."""
+    def rewind(self, step: int, updates: int) -> list[dict[str, Any]]:
+        """Drop the records after this optimizer step, which a resumed run will write again.
+
+        Args:
+            step: optimizer steps done.
+            updates: optimizer steps a rollout batch.
+
+        Raises:
+            UserError: if a record before it is missing.
+        """
         kept = [record for record in self.records() if record["step"] <= step]
+        expected = [*range(0, step + 1, updates)] if kept or step else []
+        missing = sorted(set(expected) - {record["step"] for record in kept})
+        if missing or len(kept) != len(expected):
+            which = f"lacks the record of update {missing[0]}" if missing else "holds a record twice"
+            raise UserError(f"{self.metrics} {which}; put it back as it was, or start the run afresh")
         _write(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
         return kept
 
@@ -197,6 +209,9 @@ def _plain(record: dict[str, Any]) -> dict[str, Any]:
 
 def _write(path: Path, text: str) -> None:
     """Replace a file whole, so that a kill leaves the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial = path.with_name(path.name + _PARTIAL)
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)

@@ -7,6 +7,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -25,11 +26,12 @@ _DECIDED = {
     "disable_tqdm": "the display is ctpo's own",
     "logging_first_step": "a run logs once a rollout batch",
     "eval_on_start": "every run evaluates before training",
+    "ignore_data_skip": "a resumed run would train on the same problems again",
     "save_only_model": "a checkpoint that cannot be resumed is none",
-    "use_vllm": "`ctpo train` samples in process; CTPOTrainer in Python takes vLLM",
-    "generation_kwargs": "the in-process engine has temperature, top_p and top_k",
-    "min_p": "the in-process engine has temperature, top_p and top_k",
-    "repetition_penalty": "the in-process engine has temperature, top_p and top_k",
+    "generation_kwargs": "the engines have temperature, top_p and top_k",
+    "min_p": "the engines have temperature, top_p and top_k",
+    "repetition_penalty": "the engines have temperature, top_p and top_k",
+    "vllm_structured_outputs_regex": "the engines have temperature, top_p and top_k",
 }
 _AT_LEAST_ONE = (lambda value: value >= 1, "at least 1")
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -58,13 +60,32 @@ def build(keys: Mapping[str, Any]) -> tuple[Recipe, CTPOConfig]:
     _check_ranges(trainers)
     recipe = Recipe(**ours)
     try:
+        trainers = {
+            "log_level_replica": "error",
+            **trainers,
+        }  # transformers' own notices are the main process's
         config = CTPOConfig(**trainers, logging_strategy="steps", disable_tqdm=True)
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from None
+    _check_together(recipe, config)
     config.logging_steps = config.updates_per_rollout_batch
     if recipe.rollout_batches is not None:
         config.max_steps = recipe.rollout_batches * config.updates_per_rollout_batch
     return recipe, config
+
+
+def _check_together(recipe: Recipe, config: CTPOConfig) -> None:
+    if config.use_vllm and recipe.rollout_batch_size is not None:
+        raise UserError(
+            f"rollout_batch_size={recipe.rollout_batch_size} has no effect with use_vllm, which decides itself; drop it"
+        )
+    if config.use_vllm and find_spec("vllm") is None:
+        raise UserError("use_vllm=True needs vLLM, which is not installed; pip install 'trl[vllm]'")
+    if recipe.overlong_buffer is not None and recipe.overlong_buffer > config.max_completion_length:
+        raise UserError(
+            f"overlong_buffer={recipe.overlong_buffer} exceeds max_completion_length="
+            f"{config.max_completion_length}; use a part of it"
+        )
 
 
 def _check_ranges(trainers: Mapping[str, Any]) -> None:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ctpo.errors import UserError
 from ctpo.evaluation.model import HELDOUT_SEED
 from ctpo.tasks import Problem, Task
-from ctpo.tasks.jsonl import read_problems
+from ctpo.tasks.jsonl import ANY_COLUMNS, Columns, read_problems
+from ctpo.tasks.sources import DatasetSource
+from ctpo.tasks.task import ProblemSource
+from ctpo.training.checkpoints import Choice, choose, is_checkpoint, step_of
 from ctpo.training.config import CTPOConfig
 from ctpo.training.recipe import DEFAULT_TRAIN_PROBLEMS, Recipe, merge
 from ctpo.training.rundir import RunDirectory, default_run_path
 
 # What may change when a run is resumed: how long and how watched it is, not what it is.
-_MAY_CHANGE = {
+MAY_CHANGE = {
     *("rollout_batches", "max_steps", "num_train_epochs", "eval_every", "transcripts", "threads"),
     *("save_steps", "save_total_limit", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb"),
-    "unsafe_no_isolation",
+    *("unsafe_no_isolation", "max_nonfinite_updates"),
 }
 
 
@@ -29,34 +32,63 @@ class Start:
 
     run: RunDirectory
     keys: dict[str, Any]
-    checkpoint: Path | None
+    resumes: bool
+    named: Path | None = None
+    """The checkpoint the user asked for."""
+    checkpoint: Path | None = None
+    notices: tuple[str, ...] = ()
+    """What was decided in the user's place."""
 
     @property
     def step(self) -> int:
         """Optimizer steps already done."""
-        return int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
+        return step_of(self.checkpoint) if self.checkpoint else 0
 
 
 def prepare(keys: Mapping[str, Any], resume: Path | None) -> Start:
-    """Settle where a new run goes, or what a resumed one goes on from; one without a checkpoint starts again.
+    """Settle a run's keys: a new one's, or those of the run (or the checkpoint in it) to resume.
 
     Raises:
-        UserError: if the directory is taken, is no run, or a key would make the resumed run another one.
+        UserError: if it is no run, or a key would make the resumed run another one.
     """
     if resume is None:
         named = keys.get("output_dir")
         run = RunDirectory(Path(str(named)) if named else default_run_path(keys))
-        run.check_free()
-        return Start(run=run, keys={**keys, "output_dir": str(run.path)}, checkpoint=None)
-    run = RunDirectory(resume)
+        return Start(run=run, keys={**keys, "output_dir": str(run.path)}, resumes=False)
+    checkpoint = resume if is_checkpoint(resume) else None
+    run = RunDirectory(resume if checkpoint is None else resume.parent)
     recipe = run.read_recipe()
     for name, value in keys.items():
-        if name not in _MAY_CHANGE and recipe.get(name) != value:
+        if name not in MAY_CHANGE and recipe.get(name) != value:
             raise UserError(
-                f"{name}={value} cannot change when {resume} is resumed (it is {recipe.get(name)}); start a new run"
+                f"{name}={value} cannot change when {run.path} is resumed (it is {recipe.get(name)}); start a new run"
             )
-    merged = {**merge(recipe, keys), "output_dir": str(resume)}
-    return Start(run=run, keys=merged, checkpoint=run.last_checkpoint())
+    merged = {**merge(recipe, keys), "output_dir": str(run.path)}
+    return Start(run=run, keys=merged, resumes=True, named=checkpoint)
+
+
+def settle(start: Start, identity: Mapping[str, Any]) -> Start:
+    """Claim a new run's directory, or find what a resumed one goes on from; without a checkpoint it starts again.
+
+    For the main process alone: what it finds, the others must be told.
+
+    Raises:
+        UserError: if the directory is taken, or no checkpoint can be used.
+    """
+    if not start.resumes:
+        start.run.check_free()
+        return start
+    choice = choose(start.run.path, identity, start.named)
+    return replace(start, checkpoint=choice.checkpoint, notices=tuple(_notices(start, choice)))
+
+
+def _notices(start: Start, choice: Choice) -> Iterator[str]:
+    for name, reason in choice.refused:
+        yield f"{name} is refused: {reason}"
+    if choice.checkpoint is None:
+        yield f"{start.run.path} has no checkpoint yet; starting again from the beginning"
+    else:
+        yield f"continuing from {choice.checkpoint.name}"
 
 
 def check_unfinished(start: Start, config: CTPOConfig) -> None:
@@ -81,9 +113,20 @@ def train_problems(recipe: Recipe, task: Task, config: CTPOConfig) -> list[Probl
         UserError: if the dataset cannot be read, or there are too few.
     """
     if recipe.dataset is None:
-        problems = task.problems("train", recipe.train_problems or DEFAULT_TRAIN_PROBLEMS, config.seed)
+        source = _source(recipe, task)
+        problems = source("train", recipe.train_problems or DEFAULT_TRAIN_PROBLEMS, config.seed)
     else:
-        problems = read_problems(recipe.dataset)
+        problems = _read(recipe.dataset, recipe, task)
+    check_enough(problems, config)
+    return problems
+
+
+def check_enough(problems: Sequence[Problem], config: CTPOConfig) -> None:
+    """Refuse where there are not enough problems for one rollout batch.
+
+    Raises:
+        UserError: if so.
+    """
     needed = config.generation_batch_size // config.num_generations
     if len(problems) < needed:
         raise UserError(
@@ -91,7 +134,6 @@ def train_problems(recipe: Recipe, task: Task, config: CTPOConfig) -> list[Probl
             f"(generation_batch_size={config.generation_batch_size} / num_generations={config.num_generations}); "
             "give more problems or lower generation_batch_size"
         )
-    return problems
 
 
 def settle_length(config: CTPOConfig, problems: int) -> None:
@@ -114,5 +156,26 @@ def settle_length(config: CTPOConfig, problems: int) -> None:
 def heldout_problems(recipe: Recipe, task: Task) -> list[Problem]:
     """The problems every evaluation of the run samples."""
     if recipe.eval_dataset is not None:
-        return read_problems(recipe.eval_dataset)[: recipe.eval_problems]
-    return task.problems("test", recipe.eval_problems, HELDOUT_SEED)
+        return _read(recipe.eval_dataset, recipe, task)[: recipe.eval_problems]
+    return _source(recipe, task)("test", recipe.eval_problems, HELDOUT_SEED)
+
+
+def _read(path: Path, recipe: Recipe, task: Task) -> list[Problem]:
+    """A file's problems, read as the task reads its own: by the same usual columns, answers in the same form."""
+    own = task.problems
+    usual = (ANY_COLUMNS, own.answer) if isinstance(own, DatasetSource) else (Columns(), str)
+    return read_problems(path, replace(usual[0], **(recipe.columns or {})), usual[1])
+
+
+def _source(recipe: Recipe, task: Task) -> ProblemSource:
+    """The task's own problems, their columns named as the recipe says."""
+    own = task.problems
+    if not recipe.columns:
+        return own
+    if not isinstance(own, DatasetSource):
+        if recipe.dataset is not None:
+            return own  # the columns are those of the dataset
+        raise UserError(
+            f"columns={recipe.columns} has no effect: task {task.name!r} makes its problems itself; give dataset=FILE"
+        )
+    return replace(own, columns=replace(own.columns, **recipe.columns))

@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctpo.objectives.numerics import prefix_dtype
+
 _COUNTS = ("tokens", "sequences", "nonfinite", "saturated", "neutralised")
+_ADDED_UP = ("minibatch_loss", "aux_loss")
+"""Each micro-batch's is its share of the whole, times their number."""
 
 
 class StatsAccumulator:
@@ -31,23 +35,38 @@ class StatsAccumulator:
         self._values = defaultdict(list, state)
 
     def flush(self, accelerator: Any) -> dict[str, float]:
-        """Each statistic over the micro-batches and processes since the last call: counts summed, minima and
-        maxima as such, everything else averaged."""
+        """Each statistic over the micro-batches and processes since the last call: counts summed, minima and maxima
+        as such, everything else averaged by tokens, as in one process; what is not finite (a skipped update) is left
+        out of averages."""
         if not self._values:
             return {}
         names = sorted(self._values)
-        mine = torch.stack([_combine(name, self._values[name]) for name in names])
+        mine = torch.stack([self._share(name) for name in names])
         everyone = accelerator.gather(mine[None])
         self._values.clear()
-        return {name: float(_combine(name, list(everyone[:, i]))) for i, name in enumerate(names)}
+        return {name: _together(name, everyone[:, i]) for i, name in enumerate(names)}
+
+    def _share(self, name: str) -> Tensor:
+        """This process's [figure, weight]."""
+        values = torch.stack([value.to(prefix_dtype(value.device)) for value in self._values[name]])
+        tokens = self._values.get("tokens")
+        if tokens is None or name in _ADDED_UP or len(tokens) != len(values):
+            weights = torch.ones_like(values)
+        else:
+            weights = torch.stack(tokens).to(values)
+        if name in _COUNTS or name.endswith(("_max", "_min")):
+            return torch.stack([_combine(name, values), weights.sum()])
+        weights = torch.where(values.isfinite(), weights, 0.0)
+        return torch.stack([(torch.where(values.isfinite(), values, 0.0) * weights).sum(), weights.sum()])
 
 
-def _combine(name: str, values: list[Tensor]) -> Tensor:
-    stacked = torch.stack([value.float() for value in values])
+def _together(name: str, shares: Tensor) -> float:
+    if name in _COUNTS or name.endswith(("_max", "_min")):
+        return float(_combine(name, shares[:, 0]))
+    return float(shares[:, 0].sum() / shares[:, 1].sum())
+
+
+def _combine(name: str, values: Tensor) -> Tensor:
     if name in _COUNTS:
-        return stacked.sum()
-    if name.endswith("_max"):
-        return stacked.max()
-    if name.endswith("_min"):
-        return stacked.min()
-    return stacked.mean()
+        return values.sum()
+    return values.max() if name.endswith("_max") else values.min()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import textwrap
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,23 +19,40 @@ from trl import GRPOTrainer
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.training.buffer import load_rollout_buffer, save_rollout_buffer
 from ctpo.training.config import CTPOConfig
+from ctpo.training.guards import UpdateGuard, refuse_nonfinite_weights
+from ctpo.training.identity import describe_model
+from ctpo.training.microbatch import (
+    FORWARD_EXTRAS,
+    Part,
+    Scored,
+    count_rows,
+    loss_mask,
+    make_scorer,
+    masked_mean,
+    parts,
+    rows_of,
+    score_padded,
+    transformers_model,
+    weighted_advantages,
+    whole_stats,
+)
+from ctpo.training.minibatches import deal
 from ctpo.training.rollout import RolloutAccount
+from ctpo.training.saving import staged
 from ctpo.training.stats import StatsAccumulator
 
-# The multimodal inputs, passed on untouched.
-_FORWARD_EXTRAS = (
-    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles"),
-    *("image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
-)
 SEAMS: dict[str, tuple[str, ...]] = {
     "_compute_loss": ("self", "model", "inputs"),
     "_prepare_inputs": ("self", "generation_batch"),
     "_get_per_token_logps_and_entropies": (
         *("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
-        *("compute_aux_loss", *_FORWARD_EXTRAS),
+        *("compute_aux_loss", *FORWARD_EXTRAS),
     ),
+    "_get_grad_norm": ("self", "model", "grad_norm"),
+    "_get_train_sampler": ("self", "dataset"),
     "log": ("self", "logs", "start_time"),
     "_save_checkpoint": ("self", "model", "trial"),
+    "_get_output_dir": ("self", "trial"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
 }
 """The GRPOTrainer methods overridden here, with the parameters they had in TRL 1.16. A test compares them with
@@ -94,45 +113,82 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.objective = args.build_objective()
         self.objective_stats = {"train": StatsAccumulator(), "eval": StatsAccumulator()}
         self.rollout_account = RolloutAccount()
+        self.guard = UpdateGuard(args.max_nonfinite_updates)
+        self.run_identity: dict[str, Any] = {}
+        """What the run is, for its checkpoints to say; `ctpo train` puts its recipe here."""
+        self.checkpoint_writers: list[Callable[[Path], None]] = []
+        """Called in the main process with the folder of each checkpoint being written."""
+        self._staging: Path | None = None
+        self._totals_of: Any = None
+        self._totals = torch.zeros(0, 2)
         warn_if_inert(args)
         super().__init__(model, reward_funcs, args, *more, **kwargs)
+        self.scorer = make_scorer(self)
+        self._model_facts = describe_model(self.model)
 
     # -- the loss ------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        mask_BT = _loss_mask(inputs)
-        logps_BT, entropies_BT, aux_loss = self._score(model, inputs)
+        """The micro-batch's share of the loss; all of its parts but the last have been through the backward pass."""
+        mask_BT, training = loss_mask(inputs), self.model.training
+        totals = {"num_tokens": mask_BT.sum(), "num_sequences": mask_BT.any(dim=1).sum()}
+        inputs = {**{f"minibatch_{name}": total for name, total in totals.items()}, **inputs}
+        todo = parts(self, model, inputs, mask_BT)
+        done: list[Scored] = []
+        for part in todo[:-1]:
+            with self.accelerator.no_sync(model):
+                scored = self._loss_of(model, part)
+                if training:
+                    self.accelerator.backward(scored.loss)
+            done.append(scored.detached())
+        scored = self._loss_of(model, todo[-1])
+        done.append(scored.detached())
+        stats = whole_stats(self, done, mask_BT)
+        stats["minibatch_loss"] = (
+            torch.stack([part.policy_loss for part in done]).sum() * self._accumulation()
+        )
+        self.objective_stats["train" if training else "eval"].add(stats)
+        return scored.loss + sum(part.loss for part in done[:-1])
+
+    def _loss_of(self, model: Any, part: Part) -> Scored:
+        inputs = part.inputs
+        mask_BT = loss_mask(inputs)
+        logps_BT, entropies_BT, aux_loss = self._score(model, part)
         anchor_BT = self._anchor(inputs, logps_BT)
-        totals: dict[str, Any] = {
-            name: inputs.get(f"minibatch_{name}") for name in ("num_tokens", "num_sequences")
-        }
-        output = self.objective(logps_BT, anchor_BT, _weighted_advantages(inputs), mask_BT, **totals)
-        stats = {**output.stats, "entropy": _masked_mean(entropies_BT, mask_BT)}
+        totals = {name: inputs[f"minibatch_{name}"] for name in ("num_tokens", "num_sequences")}
+        output = self.objective(logps_BT, anchor_BT, weighted_advantages(inputs), mask_BT, **totals)
+        stats = {**output.stats, "entropy": masked_mean(entropies_BT, mask_BT)}
         loss = output.loss
         if self.beta != 0.0:
             kl_BT = kl_penalty(logps_BT, inputs["ref_per_token_logps"])
             loss = loss + self.beta * self.objective.reduce(kl_BT, mask_BT, **totals)
-            stats["kl"] = _masked_mean(kl_BT, mask_BT)
-        training = self.model.training
-        if training:  # the totals count all processes, so DDP's averaging of gradients must be undone
+            stats["kl"] = masked_mean(kl_BT, mask_BT)
+        if (
+            self.model.training
+        ):  # the totals count all processes, so DDP's averaging of gradients must be undone
             loss = loss * self.accelerator.num_processes
-        stats["minibatch_loss"] = loss * self._accumulation()
+        policy_loss = loss
         if aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * aux_loss / self._accumulation()
             stats["aux_loss"] = aux_loss
-        self.objective_stats["train" if training else "eval"].add(stats)
-        return loss
+        if self.model.training:
+            self.guard.observe(loss, logps_BT, mask_BT)
+        return Scored(loss, policy_loss, inputs, logps_BT, anchor_BT, entropies_BT, stats)
 
-    def _score(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _score(self, model: Any, part: Part) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probs [B, T] and entropies [B, T] of the response tokens under the model being trained."""
-        scored: tuple[Tensor, Tensor, Tensor | None] = self._get_per_token_logps_and_entropies(
+        inputs = part.inputs
+        if part.way != "plain":
+            rows = rows_of(inputs, loss_mask(inputs))
+            return *self.scorer.score(model, transformers_model(self, model), rows, part.way), None
+        scored: tuple[Tensor, Tensor, Tensor | None] = super()._get_per_token_logps_and_entropies(
             model,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
             torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
             inputs["completion_ids"].size(1),
             compute_entropy=True,
             compute_aux_loss=self.aux_loss_enabled,
-            **{name: inputs.get(name) for name in _FORWARD_EXTRAS},
+            **{name: inputs.get(name) for name in FORWARD_EXTRAS},
         )
         return scored
 
@@ -142,7 +198,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if name in inputs:
             anchor: Tensor = inputs[name]
             if self.args.anchor == "rollout" and self._step == 0 and self.model.training:
-                _warn_if_engines_differ(logps_BT, anchor, _loss_mask(inputs))
+                _warn_if_engines_differ(logps_BT, anchor, loss_mask(inputs))
             return anchor
         if self.args.anchor == "rollout":
             raise ValueError(_NO_ROLLOUT_LOGPS)
@@ -156,6 +212,9 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         if self._anchor_pass_is_idle():
             return None, None, None
+        scored = score_padded(self, model, *args, **kwargs)
+        if scored is not None:
+            return scored
         return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _anchor_pass_is_idle(self) -> bool:
@@ -172,10 +231,26 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
-        if self.model.training:
-            inputs.update(self._minibatch_totals())
-        return inputs
+        if not self.model.training:
+            evaluated: dict[str, Any] = super()._prepare_inputs(generation_batch)
+            return evaluated
+        parts = self.args.steps_per_generation
+        if self._step % (parts * self.num_iterations) == 0 or self._buffered_inputs is None:
+            rollouts = self._generate_and_score_completions(generation_batch)
+            group = self.num_generations if self.args.whole_groups else 1
+            self._buffered_inputs: list[dict[str, Any]] = deal(
+                rollouts, parts, max(1, parts // self.args.gradient_accumulation_steps), group
+            )
+        return {**self._buffered_inputs[self._step % parts], **self._minibatch_totals()}
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.guard.judge(model, norm, self.accelerator)
+        return norm
 
     def _minibatch_totals(self) -> dict[str, Tensor]:
         """Tokens and responses of this optimizer step: all its micro-batches, all processes.
@@ -184,13 +259,11 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """
         accumulation, in_batch = self.current_gradient_accumulation_steps, self.args.steps_per_generation
         width = min(accumulation, in_batch)
+        if self._totals_of is not self._buffered_inputs:  # one collective a rollout batch
+            self._totals_of, counts = self._buffered_inputs, count_rows(self._buffered_inputs)
+            self._totals = self.accelerator.reduce(counts, reduction="sum")
         first = self._step % in_batch // width * width
-        masks = [_loss_mask(part) for part in self._buffered_inputs[first : first + width]]
-        tokens = sum((mask.sum() for mask in masks), start=masks[0].new_zeros((), dtype=torch.long))
-        rows = sum((mask.any(dim=1).sum() for mask in masks), start=torch.zeros_like(tokens))
-        totals = self.accelerator.reduce(torch.stack([tokens, rows]), reduction="sum") * (
-            accumulation / width
-        )
+        totals = self._totals[first : first + width].sum(dim=0) * (accumulation / width)
         return {"minibatch_num_tokens": totals[0], "minibatch_num_sequences": totals[1]}
 
     # -- logging and checkpoints ---------------------------------------------------------------------------
@@ -199,13 +272,28 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         mode = "train" if self.model.training else "eval"
         for name, value in self.objective_stats[mode].flush(self.accelerator).items():
             self._metrics[mode][name] = [value]
+        if mode == "train":
+            self._metrics[mode]["skipped_updates"] = [self.guard.flush()]
         super().log(logs, start_time)
 
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must be of for this trainer to go on from it."""
+        return {**self.run_identity, "world_size": self.args.world_size, "model": self._model_facts}
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        save_rollout_buffer(
-            self
-        )  # first: transformers writes trainer_state.json last, which marks it complete
-        super()._save_checkpoint(model, trial)
+        refuse_nonfinite_weights(self)
+        with staged(self) as folder:
+            save_rollout_buffer(self, folder)
+            for write in self.checkpoint_writers if self.is_world_process_zero() else ():
+                write(folder)
+            self._staging = folder.parent
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -238,25 +326,3 @@ def _warn_if_engines_differ(logps_BT: Tensor, anchor_BT: Tensor, mask_BT: Tensor
             AnchorMismatchWarning,
             stacklevel=4,
         )
-
-
-def _loss_mask(inputs: dict[str, Any]) -> Tensor:
-    mask: Tensor = inputs["completion_mask"].bool()
-    return mask & inputs["tool_mask"].bool() if "tool_mask" in inputs else mask
-
-
-def _weighted_advantages(inputs: dict[str, Any]) -> Tensor:
-    """Advantages, times TRL's vLLM rollout correction where there is one.
-
-    The loss is positively homogeneous in the advantage, so weighing the one is weighing the other.
-    """
-    advantages: Tensor = inputs["advantages"]
-    ratio: Tensor | None = inputs.get("importance_sampling_ratio")
-    if ratio is None:
-        return advantages
-    return (advantages[:, None] if advantages.dim() == 1 else advantages) * ratio
-
-
-def _masked_mean(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    mean: Tensor = torch.where(mask_BT, values_BT.detach(), 0.0).sum() / mask_BT.sum().clamp(min=1)
-    return mean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ctpo.tasks.extras import require
 from ctpo.tasks.math.answers import as_number, canonical, final_answer
 from ctpo.tasks.math.verifier import Verifier, shared_verifier
 
@@ -21,12 +22,24 @@ class MathCheck:
         self.account: Counter[str] = Counter()
 
     def __call__(self, completion: str, answer: str) -> bool:
-        verdict = self.verdict(completion, answer)
-        self.account[verdict] += 1
-        return verdict == "right"
+        return self.verdict(completion, answer) == "right"
+
+    def require(self) -> None:
+        """Refuse where math-verify is not installed.
+
+        Raises:
+            UserError: if so.
+        """
+        if self._verifier is None:
+            require("math_verify", "math", "checking mathematical answers")
 
     def verdict(self, completion: str, answer: str) -> str:
         """Return "right", "wrong", "no answer", "unparsable" or "timeout"."""
+        verdict = self._judge(completion, answer)
+        self.account[verdict] += 1
+        return verdict
+
+    def _judge(self, completion: str, answer: str) -> str:
         found = final_answer(completion)
         if found is None:
             return "no answer"

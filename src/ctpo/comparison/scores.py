@@ -1,0 +1,64 @@
+"""The figures a comparison takes from a run's files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctpo.errors import UserError
+
+COLLAPSE: float = 0.5
+"""A run has collapsed when its final held-out accuracy is below this share of the best it had."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One finished run."""
+
+    final: float
+    """Held-out pass@1 after training."""
+    auc: float
+    """Mean over rollout batches of the training reward, the area under the learning curve on a unit of time."""
+    collapsed: bool
+    seconds: float
+
+    def named(self, name: str) -> float:
+        """`final` or `auc`."""
+        value: float = getattr(self, name)
+        return value
+
+
+def read_score(run: Path) -> Score | None:
+    """The figures of a run, or None where it is not finished.
+
+    Raises:
+        UserError: if a file of a finished run is damaged.
+    """
+    summary_path = run / "summary.json"
+    if not summary_path.is_file():
+        return None
+    try:
+        summary = json.loads(summary_path.read_text(encoding="utf-8"))
+        records = [
+            json.loads(line)
+            for line in (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
+            if line
+        ]
+        return _score(summary, records)
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{run} is damaged ({error}); delete it, and the comparison runs it again") from None
+
+
+def _score(summary: dict[str, Any], records: list[dict[str, Any]]) -> Score:
+    # A reward lost to a non-finite batch counts as no right answer, not as a batch that was not there.
+    rewards = [record.get("reward") or 0.0 for record in records if record["batch"] > 0]
+    heldout = [record["heldout_pass@1"] for record in records if record.get("heldout_pass@1") is not None]
+    final = float(summary["after"]["pass@1"])
+    return Score(
+        final=final,
+        auc=sum(rewards) / len(rewards),
+        collapsed=final < COLLAPSE * max([final, *heldout]),
+        seconds=float(summary["wall_clock_s"]),
+    )

@@ -1,0 +1,85 @@
+"""Responses to problems, from a model in this process or from one behind an endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ctpo.rollout import EndpointEngine, Rollout, ToolCall, ToolRunner, TransformersEngine
+from ctpo.rollout.chat import encode_prompt
+from ctpo.rollout.engine import Sampling
+from ctpo.rollout.noise import row_uniforms
+from ctpo.tasks import Problem, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """One response, as evaluations look at it."""
+
+    text: str = ""
+    finished: bool = False
+    tokens: int = 0
+    """The model's own."""
+    calls: list[ToolCall] = field(default_factory=list)
+    too_long: bool = False
+    """Whether the problem left no room in the model's context, so that nothing was sampled."""
+    error: str | None = None
+    """Why a request failed."""
+
+
+def local_responses(
+    engine: TransformersEngine,
+    task: Task,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    *,
+    samples: int,
+    tools: ToolRunner | None,
+    seed: int,
+    first: int,
+) -> list[Response]:
+    """`samples` responses a problem, problem by problem; the first problem is number `first` of the task's."""
+    prompts = [encode_prompt(engine.tokenizer, task, problem.prompt) for problem in problems]
+    fitting = [engine.fits(prompt, sampling) for prompt in prompts]
+    if not any(fitting):
+        fitting = [True] * len(prompts)  # the engine's own message says what is wrong
+    asked = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits for _ in range(samples)]
+    numbers = [(first + i) * samples + j for i, fits in enumerate(fitting) if fits for j in range(samples)]
+    uniforms = row_uniforms(numbers, sampling.max_new_tokens, seed=seed)
+    rollouts = iter(engine.generate(asked, sampling, tools=tools, uniforms=uniforms))
+    return [
+        _response(engine, next(rollouts)) if fits else Response(too_long=True)
+        for fits in fitting
+        for _ in range(samples)
+    ]
+
+
+def endpoint_responses(
+    engine: EndpointEngine,
+    task: Task,
+    problems: Sequence[Problem],
+    sampling: Sampling,
+    *,
+    samples: int,
+    tools: ToolRunner | None,
+    seed: int,
+) -> list[Response]:
+    """The same from an endpoint, each response with a seed of its own, counted up from `seed`."""
+    prompts = [problem.prompt for problem in problems for _ in range(samples)]
+    seeds = [(seed + i) % 2**31 for i in range(len(prompts))]
+    replies = engine.respond(task, prompts, sampling, tools=tools, seeds=seeds)
+    return [
+        Response(
+            text=reply.text,
+            finished=reply.finished,
+            tokens=reply.tokens,
+            calls=reply.calls,
+            error=reply.error,
+        )
+        for reply in replies
+    ]
+
+
+def _response(engine: TransformersEngine, rollout: Rollout) -> Response:
+    text: str = engine.tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)
+    return Response(text=text, finished=rollout.finished, tokens=sum(rollout.model_mask), calls=rollout.calls)

@@ -1,0 +1,157 @@
+"""A trust region from the measured spread of the accumulated log ratio.
+
+The spread at position t is taken as scale·t^power; the band that follows it lets the same share of tokens out at every
+position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from torch import Tensor
+
+from ctpo.objectives import checks
+
+_NORMAL = NormalDist()
+_EDGE_ROUNDING = 1e-6  # edges come as float32, and a whole one must not become the next whole number
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted spread, and the band proposed for it.
+
+    Attributes:
+        scale: standard deviation of log ρ_t at t = 1, nats.
+        power: exponent of its growth in t.
+        centre: of log ρ_t in units of t^power, nats.
+        scale_stderr: standard error of `scale` (delta method); NaN where the bins leave no degree of freedom.
+        power_stderr: likewise; 0 for a given power.
+        low, high: bases of the band [−low·t^power, high·t^power], as the preset `ctpo` takes them.
+        positions: mean position of every bin used.
+        clip_fraction: share of each bin's tokens the band would clip (high + low), as the stats count, for normal log
+            ratios of the bin's own mean and standard deviation, and as many positive advantages as negative.
+    """
+
+    scale: float
+    power: float
+    centre: float
+    scale_stderr: float
+    power_stderr: float
+    low: float
+    high: float
+    positions: tuple[float, ...]
+    clip_fraction: tuple[float, ...]
+
+
+def band_bases(scale: float, share: float, centre: float = 0.0) -> tuple[float, float]:
+    """(low, high) such that N(centre, scale²) has the mass `share` above high, and again below −low; at least 0.
+
+    A token is clipped above only for A > 0 and below only for A < 0, so with either sign of any frequency the
+    expected clip fraction is `share` (the dual clip stands apart).
+
+    Raises:
+        ValueError: scale ≤ 0, share outside (0, 0.5), or a centre that is not finite.
+    """
+    checks.number("scale", scale, 0.0, strict=True)
+    checks.finite("scale", scale)
+    checks.finite("centre", centre)
+    checks.number("share", share, 0.0, strict=True)
+    if share >= 0.5:
+        raise ValueError(f"share: {share!r} must be < 0.5; half the tokens lie beyond a band of no width.")
+    reach = scale * -_NORMAL.inv_cdf(share)
+    return max(reach - centre, 0.0), max(reach + centre, 0.0)
+
+
+def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | None = None) -> Calibration:
+    """Fit scale and exponent to a profile, and propose the band that clips `share` of the tokens everywhere.
+
+    log std_i = log scale + power · log t_i + e_i, weighted least squares with weights 2(n_i − 1): the variance of the
+    log of a standard deviation from n normal values is 1/(2(n − 1)). Tokens of one response are correlated, so the
+    standard errors are scaled by the residuals' mean square where that is above 1.
+
+    Args:
+        profile: of `position_profile`, of calls whose ratio is cumulative (any of the ctpo family); `edge`, `count`,
+            `log_ratio_mean` and `log_ratio_std` are read. To pool calls, see there.
+            Its `length` should be one no token exceeds: what lies past it is counted in the last bin.
+        share: of the tokens to clip, in (0, 0.5).
+        power: fixes the exponent (0.5 for √t) and fits the scale alone.
+
+    Returns:
+        The fit, the band and what it would clip.
+
+    Raises:
+        ValueError: too few bins with two tokens and a spread, or a value out of range.
+    """
+    bins = _usable_bins(profile)
+    needed = 2 if power is None else 1
+    if len(bins) < needed:
+        raise ValueError(
+            f"profile: {len(bins)} bins hold a spread; the fit needs {needed}. Use more bins, longer responses, or "
+            "a policy that has moved."
+        )
+    x = [math.log(t) for t, _, _, _ in bins]
+    y = [math.log(std) for _, _, _, std in bins]
+    weights = [2 * (n - 1) for _, n, _, _ in bins]
+    intercept, slope, intercept_stderr, slope_stderr = _line(x, y, weights, power)
+    scale = math.exp(intercept)
+    # The centre grows as t under independent steps; what one exponent can hold of it is its mean over tokens.
+    total = math.fsum(n for _, n, _, _ in bins)
+    centre = math.fsum(n * mean / t**slope for t, n, mean, _ in bins) / total
+    low, high = band_bases(scale, share, centre)
+    return Calibration(
+        scale=scale,
+        power=slope,
+        centre=centre,
+        scale_stderr=scale * intercept_stderr,
+        power_stderr=slope_stderr,
+        low=low,
+        high=high,
+        positions=tuple(t for t, _, _, _ in bins),
+        clip_fraction=tuple(_clipped(low, high, t**slope, mean, std) for t, _, mean, std in bins),
+    )
+
+
+def _usable_bins(profile: Mapping[str, Tensor]) -> list[tuple[float, float, float, float]]:
+    """(mean position, count, mean, std) of the bins with two tokens and a spread.
+
+    The mean position is the right one for a variance that grows as t.
+    """
+    columns = [profile[key].double().tolist() for key in ("edge", "count", "log_ratio_mean", "log_ratio_std")]
+    bins, first = [], 1
+    for edge, count, mean, std in zip(*columns, strict=True):
+        last = math.ceil(edge * (1 - _EDGE_ROUNDING))
+        if last >= first and count >= 2 and std > 0 and math.isfinite(mean) and math.isfinite(std):
+            bins.append(((first + last) / 2, count, mean, std))
+        first = last + 1
+    return bins
+
+
+def _line(
+    x: list[float], y: list[float], weights: list[float], slope: float | None
+) -> tuple[float, float, float, float]:
+    """Intercept, slope and their standard errors of a weighted line, the slope given or fitted."""
+    total = math.fsum(weights)
+    x_mean = math.fsum(w * a for w, a in zip(weights, x, strict=True)) / total
+    y_mean = math.fsum(w * b for w, b in zip(weights, y, strict=True)) / total
+    across = math.fsum(w * (a - x_mean) ** 2 for w, a in zip(weights, x, strict=True))
+    fitted = slope is None
+    if slope is None:
+        slope = (
+            math.fsum(w * (a - x_mean) * (b - y_mean) for w, a, b in zip(weights, x, y, strict=True)) / across
+        )
+    intercept = y_mean - slope * x_mean
+    residual = math.fsum(w * (b - intercept - slope * a) ** 2 for w, a, b in zip(weights, x, y, strict=True))
+    free = len(x) - 1 - fitted
+    inflation = max(1.0, residual / free) if free > 0 else math.nan
+    slope_variance = inflation / across if fitted else 0.0
+    intercept_variance = inflation / total + slope_variance * x_mean**2
+    return intercept, slope, math.sqrt(intercept_variance), math.sqrt(slope_variance)
+
+
+def _clipped(low: float, high: float, growth: float, mean: float, std: float) -> float:
+    above = _NORMAL.cdf((mean - high * growth) / std)
+    below = _NORMAL.cdf((-low * growth - mean) / std)
+    return (above + below) / 2

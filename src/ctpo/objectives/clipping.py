@@ -1,0 +1,115 @@
+"""Trust regions of the streaming CPU pass: log weights clamped to the bounds that bind, and counts of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ctpo.objectives.plan import Plan
+from ctpo.objectives.stats import Sums
+from ctpo.objectives.surrogates import StopGradientWeight
+
+FAR: Final = 1e30
+"""Stands for an absent bound: an infinite one would make 0·inf = NaN at t = 0."""
+
+
+@dataclass(slots=True)
+class RowBounds:
+    """Bounds of rows with one advantage each, whose sign picks them, and counts of the tokens that met one."""
+
+    low: Tensor
+    high: Tensor
+    gain: Tensor
+    """[B, 1]: bounds at t = 1, and 1 where the advantage is positive."""
+    met: float = 0.0
+
+    @classmethod
+    def of(cls, plan: Plan, advantages: Tensor) -> RowBounds:
+        """From [B, 1] advantages; of [B, T] those of the first token, unused."""
+        first, bases = advantages[:, :1], plan.bases
+        gain, harm, far = first > 0, first < 0, torch.full_like(first, FAR)
+        dual = FAR if bases.dual is None else bases.dual
+        low = torch.where(harm, max(bases.lower, -FAR), -far)
+        high = torch.where(gain, min(bases.upper, FAR), torch.where(harm, dual, far))
+        return cls(low, high, gain)
+
+    def count(self, moved: Tensor, sums: Sums) -> None:
+        """Add counts from each row's sum of signs, [B] in float64."""
+        _count(sums, float(moved[self.gain[:, 0]].sum()), float(moved.sum()), self.met)
+
+
+def clip_rows(
+    x: Tensor, scale: Tensor | None, low: Tensor, high: Tensor, clipped: Tensor, moved: Tensor
+) -> float:
+    """Clamp log weights to their rows' bounds.
+
+    Args:
+        x: [n, T], 0 where a token does not count.
+        scale: [n, T] factors of the bounds, or None.
+        low, high: [n, 1] bounds.
+        clipped: receives the clamped log weights.
+        moved: receives +1 where one was lowered, −1 where one was raised, else 0.
+
+    Returns:
+        Number of tokens that met a bound.
+    """
+    _clamp(x, scale, low, high, clipped, moved)
+    torch.sub(x, clipped, out=moved).sign_()
+    return _dot(moved, moved)
+
+
+def clip_weights(
+    plan: Plan, x: Tensor, scale: Tensor | None, clipped: Tensor, moved: Tensor, sums: Sums
+) -> None:
+    """Clamp to bounds that hold whatever the advantage (none for a linear surrogate), and count."""
+    if isinstance(plan.surrogate, StopGradientWeight):
+        _clamp(x, scale, max(plan.bases.lower, -FAR), min(plan.bases.upper, FAR), clipped, moved)
+    else:
+        clipped.copy_(x)
+    torch.sub(x, clipped, out=moved).sign_()
+    balance, total = float(moved.sum()), _dot(moved, moved)
+    sums.high += (total + balance) / 2
+    sums.low += (total - balance) / 2
+
+
+def clip_tokens(
+    plan: Plan, x: Tensor, scale: Tensor | None, sign: Tensor, clipped: Tensor, moved: Tensor, sums: Sums
+) -> None:
+    """One advantage a token: both kinds of bounds for all, then a choice by 0/1 products."""
+    bases, gain = plan.bases, sign.clamp(min=0)
+    harm = gain - sign
+    lowest, dual = -FAR, FAR if bases.dual is None else bases.dual
+    _clamp(x, scale, max(bases.lower, lowest), dual, clipped, moved)
+    other = torch.empty_like(x)
+    _clamp(x, scale, lowest, min(bases.upper, FAR), other, moved)
+    clipped.mul_(harm).add_(other.mul_(gain))
+    torch.sub(x, clipped, out=moved).mul_(sign.abs_()).sign_()  # advantage 0: no bound, and no loss
+    _count(sums, _dot(moved, gain), float(moved.sum()), _dot(moved, moved))
+
+
+def _clamp(
+    x: Tensor, scale: Tensor | None, low: Tensor | float, high: Tensor | float, out: Tensor, spare: Tensor
+) -> None:
+    """min(max(x, scale·low), scale·high) into `out`; bounds broadcast (torch.clamp is slow where they do)."""
+    if scale is not None:
+        torch.minimum(x, torch.mul(scale, high, out=out), out=out)
+        torch.maximum(out, torch.mul(scale, low, out=spare), out=out)
+    elif isinstance(low, Tensor) and isinstance(high, Tensor):
+        torch.maximum(torch.minimum(x, high, out=out), low, out=out)
+    else:
+        torch.clamp(x, float(low), float(high), out=out)
+
+
+def _count(sums: Sums, high: float, balance: float, total: float) -> None:
+    """Add counts, given those met by upper bounds: balance = high + dual − low, total = high + dual + low."""
+    low = (total - balance) / 2
+    sums.high += high
+    sums.low += low
+    sums.dual += total - high - low
+
+
+def _dot(x: Tensor, y: Tensor) -> float:
+    return float(x.reshape(-1).dot(y.reshape(-1)))

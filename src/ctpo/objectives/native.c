@@ -1,0 +1,58 @@
+/* The streaming pass in C, for float and double; see native.py. The arithmetic is stream.py's, token by token:
+   chunks of one sequence go through vector loops, with a serial prefix sum in double between them. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { TOKEN, CUMULATIVE, PREFIX_MEAN, SEQUENCE, MIN_PREFIX, UNIT };
+enum { MIN_CLIP, WEIGHT, LINEAR };
+enum { TOKENS, SEQUENCES, USABLE, NONFINITE, SATURATED, HIGH, LOW, DUAL, X, XX, W, WW, D, DD, K3, LOWEST, HIGHEST,
+       LOSS, N_SUMS };
+
+typedef struct {
+  int64_t ratio, surrogate, advantage_per_token;
+  double low, high, dual, power, ceiling, widest, log_cap, exp_cap, saturation, far;
+} Plan;
+
+#define CHUNK 512
+#define VECTOR _Pragma("omp simd")
+
+/* e^x to an ulp, for x up to 88: 2^n times a polynomial on [-ln2/2, ln2/2] (Taylor's terms to the seventh). */
+static inline float exp_float(float x) {
+  float kept = x > -87.0f ? x : -87.0f;
+  float n = rintf(kept * 1.44269504088896341f);
+  float r = (kept - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9841270e-4f;
+  p = p * r + 1.3888889e-3f;
+  p = p * r + 8.3333333e-3f;
+  p = p * r + 4.1666667e-2f;
+  p = p * r + 1.6666667e-1f;
+  p = p * r + 0.5f;
+  p = p * r * r + r + 1.0f;
+  union { int32_t i; float f; } scale;
+  scale.i = ((int32_t)n + 127) << 23;
+  float value = p * scale.f;
+  return x > -87.0f ? value : 0.0f;
+}
+
+#define REAL float
+#define NAME(f) f##_float
+#define EXP exp_float
+#define SQRT sqrtf
+#define POW powf
+#define ABS fabsf
+#include "native_pass.c"
+#undef REAL
+#undef NAME
+#undef EXP
+#undef SQRT
+#undef POW
+#undef ABS
+#define REAL double
+#define NAME(f) f##_double
+#define EXP exp
+#define SQRT sqrt
+#define POW pow
+#define ABS fabs
+#include "native_pass.c"

@@ -1,0 +1,41 @@
+"""What the CPU pass reads off a piece to see that the cheap operations suffice, and how it sums."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from ctpo.objectives.clipping import FAR
+from ctpo.objectives.numerics import SATURATION
+
+NO_TOKEN: Final = FAR / 2
+"""Beyond it a minimum or maximum has seen no usable token."""
+
+
+def square(x: Tensor) -> float:
+    flat = x.reshape(-1)
+    return float(flat.dot(flat))
+
+
+def finite(advantages: Tensor, keep: Tensor) -> Tensor:
+    """Advantages, 0 where their token does not count if something there may be NaN."""
+    return advantages if math.isfinite(float(advantages.sum())) else torch.where(keep != 0, advantages, 0.0)
+
+
+def all_usable(x: Tensor) -> bool:
+    low, high = torch.aminmax(x)
+    return float(low) >= -SATURATION and float(high) <= SATURATION  # false for NaN
+
+
+def extremes(x: Tensor, keep: Tensor, spare: Tensor) -> tuple[float, float]:
+    """Least and greatest statistic of the usable tokens; ±inf when there is none."""
+    low, high = (float(value) for value in torch.aminmax(x))
+    if low < 0 < high:  # then the zeros of the other tokens are not the extremes
+        return low, high
+    torch.mul(keep, -FAR, out=spare).add_(FAR)  # 0 at usable tokens, FAR at others
+    low = float(torch.add(x, spare).amin())
+    high = float(torch.sub(x, spare).amax())
+    return (low, high) if low < NO_TOKEN else (math.inf, -math.inf)

@@ -1,0 +1,140 @@
+"""How the streaming pass cuts a batch into pieces that stay in cache, and sums along sequences across the cuts.
+
+A piece is a pair of slices (rows, columns). Short rows go several to a piece. A long row, or a packed stream
+taken as one row, is cut across, and what a prefix has gathered is carried over the cut in double precision.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+Place = tuple[slice, slice]
+
+
+class WholeRows:
+    """Pieces of complete rows; sums along a row need no carry.
+
+    Args:
+        rows, length: shape of the batch, both positive.
+        block: tokens a piece, about; a row is never cut.
+    """
+
+    def __init__(self, rows: int, length: int, block: int) -> None:
+        self.rows, self.length = rows, length
+        self.height, self.width = max(1, min(rows, block // length)), length
+
+    def __iter__(self) -> Iterator[Place]:
+        for top in range(0, self.rows, self.height):
+            yield slice(top, min(top + self.height, self.rows)), slice(0, self.length)
+
+    def cut(self, x: Tensor) -> list[Tensor]:
+        """Views of the pieces of a [B, T] or [B, 1] tensor."""
+        return list(x.split(self.height))  # type: ignore[no-untyped-call]
+
+    def prefix_sum(self, x: Tensor, out: Tensor, place: Place, what: str) -> None:
+        """Inclusive sum along each row; torch's float32 CPU kernel accumulates in double by itself.
+
+        Counts of bits run two to three times as fast in integers as in floats.
+        """
+        if x.dtype == torch.uint8:
+            out.copy_(torch.cumsum(x, -1, dtype=torch.int16 if self.length < 1 << 15 else torch.int32))
+            return
+        torch.cumsum(x, -1, out=out)
+
+    def least_before(self, x: Tensor, place: Place, none: float) -> Tensor:
+        """Minimum strictly before each token of a row, `none` at the first."""
+        running = torch.cummin(x, -1).values
+        return torch.cat([torch.full_like(x[:, :1], none), running[:, :-1]], dim=-1)
+
+    def sequence_sum(self, x: Tensor, place: Place, what: str) -> Tensor:
+        """Sum of each row in double precision, [rows, 1]."""
+        return x.sum(-1, keepdim=True, dtype=torch.float64)
+
+
+class CutRows:
+    """Pieces of one row each. With `starts` the only row is a packed stream.
+
+    Args:
+        rows, length: shape of the batch, both positive.
+        block: most tokens a piece.
+        starts: position of the first token of every sequence of the stream, rising from 0.
+    """
+
+    def __init__(self, rows: int, length: int, block: int, starts: list[int] | None = None) -> None:
+        self.rows, self.length, self.starts = rows, length, starts
+        self.height, self.width = 1, -(-length // -(-length // block))
+        self.count = -(-length // self.width)
+        self.carried: dict[str, float] = {}
+        self.totals: dict[str, Tensor] = {}
+
+    def __iter__(self) -> Iterator[Place]:
+        for row in range(self.rows):
+            for left in range(0, self.length, self.width):
+                yield slice(row, row + 1), slice(left, min(left + self.width, self.length))
+
+    def cut(self, x: Tensor) -> list[Tensor]:
+        """Views of the pieces of a [B, T] or [B, 1] tensor."""
+        if x.shape[-1] == self.length:
+            return [x[row, columns] for row, columns in self]
+        return [x[row] for row, _ in self]
+
+    def _inner(self, columns: slice) -> tuple[list[int], int]:
+        """Columns of the piece where a sequence begins, and the number of the first of them."""
+        if self.starts is None:
+            return ([0] if columns.start == 0 else []), 0
+        first, last = bisect_left(self.starts, columns.start), bisect_left(self.starts, columns.stop)
+        return [start - columns.start for start in self.starts[first:last]], first
+
+    def prefix_sum(self, x: Tensor, out: Tensor, place: Place, what: str) -> None:
+        """Inclusive sum along each sequence; `what` names the quantity whose sum is carried."""
+        wide = torch.cumsum(x[0], 0, dtype=torch.float64)
+        inner, _ = self._inner(place[1])
+        if inner in ([], [0]):
+            before = 0.0 if inner else -self.carried.get(what, 0.0)
+            torch.sub(wide, before, out=out[0])
+            self.carried[what] = float(wide[-1]) - before
+            return
+        edges = torch.tensor([0, *inner, len(wide)])
+        befores = wide.new_zeros(len(edges) - 1)  # what `wide` holds from before each run of tokens
+        befores[0] = -self.carried.get(what, 0.0)
+        late = edges[1:-1] > 0
+        befores[1:][late] = wide[edges[1:-1][late] - 1]
+        torch.sub(wide, befores.repeat_interleave(edges.diff()), out=out[0])
+        self.carried[what] = float(wide[-1] - befores[-1])
+
+    def least_before(self, x: Tensor, place: Place, none: float) -> Tensor:
+        """Minimum strictly before each token of a row, `none` at the first; not of a packed stream."""
+        assert self.starts is None
+        before = self.carried["min"] if place[1].start else none
+        running = torch.cummin(x, -1).values.clamp_(max=before)
+        self.carried["min"] = float(running[0, -1])
+        return torch.cat([torch.full_like(x[:, :1], before), running[:, :-1]], dim=-1)
+
+    def add_to_totals(self, x: Tensor, place: Place, what: str) -> None:
+        """Gather the sequences' sums over a first pass."""
+        count = self.rows if self.starts is None else len(self.starts)
+        totals = self.totals.setdefault(what, x.new_zeros(count, dtype=torch.float64))
+        if self.starts is None:
+            totals[place[0]] += x.sum(dtype=torch.float64)
+            return
+        inner, first = self._inner(place[1])
+        running = torch.cat([x.new_zeros(1, dtype=torch.float64), torch.cumsum(x[0], 0, dtype=torch.float64)])
+        sums = running[torch.tensor([0, *inner, x.shape[1]])].diff()
+        begins = first - 1  # the sequence that runs into the piece, if any
+        if begins < 0:
+            begins, sums = 0, sums[1:]
+        totals[begins : begins + len(sums)] += sums
+
+    def sequence_sum(self, x: Tensor, place: Place, what: str) -> Tensor:
+        """Sums of the first pass at the tokens of a piece, [1, 1] or [1, width]."""
+        if self.starts is None:
+            return self.totals[what][place[0]].unsqueeze(-1)
+        inner, first = self._inner(place[1])
+        lengths = torch.tensor([0, *inner, x.shape[1]]).diff()
+        if first == 0:
+            return self.totals[what][: len(inner)].repeat_interleave(lengths[1:]).unsqueeze(0)
+        return self.totals[what][first - 1 : first + len(inner)].repeat_interleave(lengths).unsqueeze(0)

@@ -1,0 +1,230 @@
+"""Checkpoints that can be trusted: sealed when whole, examined before use, the newest good one chosen.
+
+A checkpoint is written beside its place, sealed with a list of its files, their sizes and digests, and moved into
+place in one rename (`training/saving.py`). So what is called `checkpoint-8` is either whole or was damaged later,
+and the seal tells which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctpo.errors import UserError
+
+SEAL = "complete.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_ASIDE = "set-aside"
+
+
+class Unusable(ValueError):
+    """Why a checkpoint cannot be resumed from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a run goes on from, and which newer checkpoints were refused, each with the reason."""
+
+    checkpoint: Path | None
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps done when it was saved."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether this is a checkpoint's name, inside a run."""
+    return bool(_NAME.fullmatch(path.name)) and (path.parent / "config.yaml").is_file()
+
+
+def all_checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoints, newest first, good or not."""
+    return sorted((p for p in run.glob("checkpoint-*") if _NAME.fullmatch(p.name)), key=step_of, reverse=True)
+
+
+def seal(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Force every file to the disk, then write the seal: what the checkpoint is of, and what it consists of."""
+    files = {}
+    for path in _files(folder):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
+    with (folder / SEAL).open("w", encoding="utf-8") as file:
+        json.dump({"identity": plain(identity), "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    for each in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sync_folder(each)
+
+
+def examine(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Make sure that a checkpoint is whole and this run's.
+
+    Args:
+        folder: the checkpoint.
+        identity: of the run that would go on from it; only what is given here is compared.
+
+    Raises:
+        Unusable: with the reason.
+    """
+    sealed = _read_seal(folder)
+    for name, facts in sealed["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise Unusable(f"{name} is missing")
+        size = path.stat().st_size
+        if size != facts["bytes"]:
+            what = "truncated" if size < facts["bytes"] else "damaged"
+            raise Unusable(f"{name} is {what} ({size} bytes instead of {facts['bytes']})")
+    compare(sealed["identity"], identity)
+    for name, facts in sealed["files"].items():
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
+                raise Unusable(f"{name} is damaged (its content has changed since it was saved)")
+
+
+def sealed_identity(folder: Path) -> dict[str, Any]:
+    """What the checkpoint says it is of."""
+    identity: dict[str, Any] = _read_seal(folder)["identity"]
+    return identity
+
+
+def choose(run: Path, identity: Mapping[str, Any], named: Path | None = None) -> Choice:
+    """The checkpoint to go on from: the one named, else the newest good one; None where there is none at all.
+
+    Raises:
+        UserError: if the one named cannot be used, or if there are checkpoints and none can.
+    """
+    if named is not None:
+        try:
+            examine(named, identity)
+        except Unusable as reason:
+            raise UserError(
+                f"{named} cannot be resumed: {reason}; {_instead(run, identity, named)}"
+            ) from None
+        return Choice(checkpoint=named)
+    refused: list[tuple[str, str]] = []
+    for checkpoint in all_checkpoints(run):
+        try:
+            examine(checkpoint, identity)
+        except Unusable as reason:
+            refused.append((checkpoint.name, str(reason)))
+        else:
+            return Choice(checkpoint=checkpoint, refused=tuple(refused))
+    if refused:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused)
+        raise UserError(f"no checkpoint of {run} can be resumed ({reasons}); start a new run")
+    return Choice(checkpoint=None)
+
+
+def set_aside_newer(run: Path, checkpoint: Path | None) -> None:
+    """Move checkpoints after this one out of the way: the run writes those steps again.
+
+    Left where they are, a later resume could take one of them for this run's, with records missing between.
+    """
+    step = -1 if checkpoint is None else step_of(checkpoint)
+    for newer in all_checkpoints(run):
+        if step_of(newer) > step:
+            target = run / _ASIDE / newer.name
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(newer, target)
+
+
+def last_good(run: Path) -> Path | None:
+    """The newest whole checkpoint, whoever's it is."""
+    for checkpoint in all_checkpoints(run):
+        try:
+            examine(checkpoint, {})
+        except Unusable:
+            continue
+        return checkpoint
+    return None
+
+
+def compare(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Find what a checkpoint and the run disagree about.
+
+    Raises:
+        Unusable: naming the first difference.
+    """
+    wanted = plain(wanted)
+    if "world_size" in wanted and held.get("world_size") != wanted["world_size"]:
+        saved, now = held.get("world_size"), wanted["world_size"]
+        how = (
+            f"with `torchrun --nproc_per_node {saved}`"
+            if saved != 1
+            else "with one process, without torchrun"
+        )
+        raise Unusable(
+            f"it was saved by {saved} process{'es' if saved != 1 else ''} and this is {now}; resume {how}"
+        )
+    there, here = held.get("recipe", {}), wanted.get("recipe", {})
+    for name in sorted({*there, *here} if here else ()):
+        if there.get(name) != here.get(name):
+            raise Unusable(
+                f"it is another run's ({name} is {there.get(name)!r} there, {here.get(name)!r} here)"
+            )
+    model_there, model_here = held.get("model"), wanted.get("model")
+    if model_here and model_there != model_here:
+        raise Unusable(f"it is another model's ({_model(model_there)} there, {_model(model_here)} here)")
+
+
+def plain(value: Any) -> Any:
+    """A value as it comes back from JSON."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk, so that a rename survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _model(facts: Any) -> str:
+    return f"{facts['parameters']} parameters of shapes {facts['shapes'][:8]}" if facts else "none"
+
+
+def _instead(run: Path, identity: Mapping[str, Any], named: Path) -> str:
+    try:
+        other = choose(run, identity).checkpoint
+    except UserError:
+        other = None
+    if other is None:
+        return "there is no good one; start a new run"
+    return f"the last good one is {other}: give that, or {run} to have it chosen"
+
+
+def _read_seal(folder: Path) -> dict[str, Any]:
+    path = folder / SEAL
+    if not folder.is_dir():
+        raise Unusable("it does not exist")
+    if not path.is_file():
+        raise Unusable(f"it is incomplete (it has no {SEAL})")
+    try:
+        sealed = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(sealed, dict):
+            raise ValueError
+        sealed["identity"].items()
+        for facts in sealed["files"].values():
+            facts["bytes"], facts["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Unusable(f"{SEAL} is damaged") from None
+    return sealed
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / SEAL)

@@ -1,0 +1,94 @@
+"""Which rows go through the model together: whole prompt groups where they fit, bounded by tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Floats a layer of the Llama family keeps for the backward pass, a token: norms, projections, rotation, attention
+# and residual in units of the width; gate, up, activation and product in units of the inner width.
+_PER_WIDTH, _PER_INNER = 16, 4
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Prompts and completions as TRL pads them, and the tokens wanted of them.
+
+    B rows, P prompt positions (padded on the left), T completion positions (padded on the right).
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    wanted: Tensor
+    """[B, T] true on tokens to score."""
+
+    def __len__(self) -> int:
+        return int(self.prompt_ids.shape[0])
+
+    def take(self, index: Tensor) -> Rows:
+        """These rows, in this order."""
+        return Rows(**{name: value.index_select(0, index) for name, value in vars(self).items()})
+
+    def groups(self) -> Tensor:
+        """[B] the same number for rows of the same prompt."""
+        prompts = torch.where(self.prompt_mask.bool(), self.prompt_ids, -1)
+        groups: Tensor = torch.unique(prompts, dim=0, return_inverse=True)[1]
+        return groups
+
+    def prompt_lengths(self) -> Tensor:
+        """[B] tokens of each prompt."""
+        return self.prompt_mask.sum(dim=1)
+
+    def reach(self) -> Tensor:
+        """[B] completion tokens up to the last one wanted."""
+        place = torch.arange(1, self.wanted.shape[1] + 1, device=self.wanted.device)
+        return (self.wanted * place).amax(dim=1)
+
+
+def packs(rows: Rows, chosen: Tensor, limit: int | None, *, shared: bool) -> list[Tensor]:
+    """Split the chosen rows into as few packs as the token limit lets; one row alone may exceed it.
+
+    Rows of one prompt stay together and longest first; a group larger than the limit is cut, its prompt then
+    counted in each part. Deterministic.
+
+    Args:
+        rows: all rows.
+        chosen: [b] indices of rows to score.
+        limit: tokens a pack, None for no limit.
+        shared: whether a prompt counts once for its group.
+    """
+    if limit is None or len(chosen) == 0:
+        return [chosen]
+    prompts, reach = rows.prompt_lengths().tolist(), rows.reach().tolist()
+    groups = rows.groups().tolist()
+    order = sorted(chosen.tolist(), key=lambda row: (groups[row], -reach[row], row))
+    parts: list[list[int]] = [[]]
+    used, last = 0, None
+    for row in order:
+        fresh = not (shared and groups[row] == last)
+        cost = reach[row] + (prompts[row] if fresh else 0)
+        if parts[-1] and used + cost > limit:
+            parts.append([])
+            used, cost = 0, reach[row] + prompts[row]
+        parts[-1].append(row)
+        used, last = used + cost, groups[row]
+    return [torch.tensor(sorted(part), dtype=torch.long, device=chosen.device) for part in parts]
+
+
+def token_limit(model: Any) -> int:
+    """Tokens whose activations take about twice the memory of the model's weights in float32, or half a GiB.
+
+    Weights, gradients and Adam's moments are four times the weights, so activations add at most half of that.
+    """
+    config = model.config.get_text_config()
+    width = model.get_input_embeddings().embedding_dim
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    floats = config.num_hidden_layers * (_PER_WIDTH * width + _PER_INNER * inner)
+    floats += model.get_input_embeddings().num_embeddings
+    budget = max(2 * 4 * model.num_parameters(), 1 << 29)
+    return max(256, int(budget / (4 * floats)))

@@ -1,0 +1,224 @@
+"""Many rows as one stream of tokens without padding, a prompt once for all of its completions.
+
+The stream holds trunks (a prompt with several completions, or a whole row) and after them branches (a completion of
+such a prompt). A token attends to the tokens before it in its own branch and trunk; nothing else of the model looks
+at other tokens, so with explicit positions every hidden state is that of its row alone. The last token of a row
+predicts nothing that is scored and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from ctpo.training.scoring.head import Targets
+from ctpo.training.scoring.plan import Rows
+
+NAME = "ctpo_tree"
+
+
+@dataclass
+class Tree:
+    """The stream of N tokens and where everything lies in it. n trunks up to L long, b branches up to C long."""
+
+    ids: Tensor
+    """[1, N]"""
+    positions: Tensor
+    """[1, N] of each token in its row."""
+    trunk: Tensor
+    """[n, L] places of the trunks' tokens, 0 beyond their ends."""
+    trunk_lengths: Tensor
+    branch: Tensor
+    """[b, C] places of the branches' tokens, 0 beyond their ends."""
+    branch_lengths: Tensor
+    parent: Tensor
+    """[b] the trunk each branch grows from."""
+    order: Tensor
+    """[N] where each token of the stream is in the trunks' and branches' padded outputs."""
+    _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+
+    def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
+        """Who may see whom: [n, 1, L, L] or None for causal, and [b, 1, C, L' + C], L' the longest parent."""
+        if window not in self._masks:
+            self._masks[window] = (self._trunk_mask(window), self._branch_mask(window))
+        return self._masks[window]
+
+    @property
+    def prefix(self) -> Tensor:
+        """[b, L'] places of each branch's prompt."""
+        longest = int(self.trunk_lengths[self.parent].max()) if len(self.parent) else 0
+        return self.trunk[self.parent, :longest]
+
+    def _trunk_mask(self, window: int | None) -> Tensor | None:
+        length = self.trunk.shape[1]
+        if window is None or window >= length:
+            return None
+        place = torch.arange(length, device=self.trunk.device)
+        behind = place[:, None] - place[None]
+        return ((behind >= 0) & (behind < window))[None, None]
+
+    def _branch_mask(self, window: int | None) -> Tensor:
+        device = self.branch.device
+        own, before = (
+            torch.arange(width, device=device) for width in (self.branch.shape[1], self.prefix.shape[1])
+        )
+        start = self.trunk_lengths[self.parent][:, None, None]
+        query = start + own[None, :, None]
+        prompt = before[None, None].expand(len(start), len(own), -1)
+        seen_prompt = prompt < start
+        behind_prompt, behind_own = query - prompt, own[None, :, None] - own[None, None]
+        seen_own = (behind_own >= 0).expand(len(start), -1, -1)
+        if window is not None:
+            seen_prompt = seen_prompt & (behind_prompt < window)
+            seen_own = seen_own & (behind_own < window)
+        return torch.cat([seen_prompt, seen_own], dim=2)[:, None]
+
+
+def grow(rows: Rows, *, temperature: float, shared: bool) -> tuple[Tree, Targets]:
+    """Lay the rows out as a tree; every row must have a token wanted.
+
+    Args:
+        rows: of b rows, each with at least one prompt token.
+        temperature: handed on to the head.
+        shared: whether rows of the same prompt share it; otherwise every row is a trunk.
+
+    Returns:
+        The stream, and the wanted tokens in row-major order.
+    """
+    device = rows.prompt_ids.device
+    prompts, reach = rows.prompt_lengths(), rows.reach()
+    groups = rows.groups() if shared else torch.arange(len(rows), device=device)
+    sizes = torch.bincount(groups)  # groups are numbered without gaps: group g grows from trunk g
+    alone = sizes[groups] == 1
+    # A trunk is taken from its group's first row; a row alone brings its completion into the trunk.
+    first = torch.full_like(sizes, len(rows)).scatter_reduce(
+        0, groups, torch.arange(len(rows), device=device), "amin"
+    )
+    branch_rows = (~alone).nonzero()[:, 0]
+    tails = torch.where(alone, reach - 1, 0)[first]
+    trunk_lengths = prompts[first] + tails
+    branch_lengths = (reach - 1)[branch_rows]
+    parent = groups[branch_rows]
+
+    trunk_ids = torch.cat([rows.prompt_ids, rows.completion_ids], dim=1)[first]
+    width = rows.prompt_ids.shape[1]
+    place = torch.arange(trunk_ids.shape[1], device=device)[None]
+    start = (width - prompts[first])[:, None]
+    in_trunk = (place >= start) & (place < start + trunk_lengths[:, None])
+    in_branch = torch.arange(rows.completion_ids.shape[1], device=device)[None] < branch_lengths[:, None]
+    ids = torch.cat([trunk_ids[in_trunk], rows.completion_ids[branch_rows][in_branch]])
+    trunk, trunk_valid = _places(trunk_lengths, 0)
+    branch, branch_valid = _places(branch_lengths, int(trunk_lengths.sum()))
+    positions = torch.cat(
+        [
+            torch.arange(trunk.shape[1], device=device).expand_as(trunk)[trunk_valid],
+            (torch.arange(branch.shape[1], device=device)[None] + trunk_lengths[parent][:, None])[
+                branch_valid
+            ],
+        ]
+    )
+    order = torch.cat([trunk_valid.reshape(-1), branch_valid.reshape(-1)]).nonzero()[:, 0]
+    tree = Tree(ids[None], positions[None], trunk, trunk_lengths, branch, branch_lengths, parent, order)
+    return tree, _targets(rows, tree, groups, alone, branch_rows, temperature)
+
+
+def _places(lengths: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    """[k, longest] places in the stream of sequences laid one after another, and which of them exist."""
+    longest = int(lengths.max()) if len(lengths) else 0
+    within = torch.arange(longest, device=lengths.device)[None]
+    valid = within < lengths[:, None]
+    starts = offset + lengths.cumsum(0) - lengths
+    return torch.where(valid, starts[:, None] + within, 0), valid
+
+
+def _targets(
+    rows: Rows,
+    tree: Tree,
+    groups: Tensor,
+    alone: Tensor,
+    branch_rows: Tensor,
+    temperature: float,
+) -> Targets:
+    row, step = rows.wanted.nonzero(as_tuple=True)
+    trunk_start = tree.trunk_lengths.cumsum(0) - tree.trunk_lengths
+    branch_start = torch.zeros_like(groups)
+    begins = tree.trunk_lengths.sum() + tree.branch_lengths.cumsum(0) - tree.branch_lengths
+    branch_start[branch_rows] = begins
+    last_of_prompt = (trunk_start[groups] + rows.prompt_lengths() - 1)[row]
+    inside = torch.where(alone[row], last_of_prompt + step, branch_start[row] + step - 1)
+    source = torch.where(step == 0, last_of_prompt, inside)
+    return Targets(source, rows.completion_ids[row, step], temperature)
+
+
+def tree_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    *,
+    ctpo_tree: Tree,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a stream [1, heads, N, width] along its tree, in the form transformers calls it."""
+    tree = ctpo_tree
+    unsupported = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if unsupported:
+        raise ValueError(f"{unsupported[0]} is not part of the tree attention")
+    q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [N, heads, width]
+    trunk_mask, branch_mask = tree.masks(kwargs.get("sliding_window"))
+    trunk = scaled_dot_product_attention(
+        _gather(q, tree.trunk),
+        _gather(k, tree.trunk),
+        _gather(v, tree.trunk),
+        attn_mask=trunk_mask,
+        is_causal=trunk_mask is None,
+        enable_gqa=q.shape[1] != k.shape[1],
+        dropout_p=dropout,
+        scale=scaling,
+    )
+    out = trunk.transpose(1, 2).flatten(0, 1)
+    if tree.branch.numel():
+        seen = torch.cat([tree.prefix, tree.branch], dim=1)
+        heads, length = q.shape[1], tree.branch.shape[1]
+        # Query heads that share a key head become more queries of it, so that no key is copied.
+        queries = _gather(q, tree.branch).reshape(len(seen), k.shape[1], -1, q.shape[2])
+        branch = scaled_dot_product_attention(
+            queries,
+            _gather(k, seen),
+            _gather(v, seen),
+            attn_mask=branch_mask.repeat(1, 1, heads // k.shape[1], 1),
+            dropout_p=dropout,
+            scale=scaling,
+        )
+        branch = branch.reshape(len(seen), heads, length, -1)
+        out = torch.cat([out, branch.transpose(1, 2).flatten(0, 1)])
+    return out.index_select(0, tree.order)[None], None
+
+
+def _gather(stream: Tensor, places: Tensor) -> Tensor:
+    """[N, heads, width] at [k, L] as [k, heads, L, width]."""
+    return stream.index_select(0, places.reshape(-1)).view(*places.shape, *stream.shape[1:]).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, tree_attention)
+
+
+@contextmanager
+def tree_attention_in(config: Any) -> Iterator[None]:
+    """Within, the model of this configuration attends along the tree it is called with."""
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

@@ -1,0 +1,123 @@
+"""A real comparison, small: runs as processes, resumed, scored and tested."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ctpo.cli.main import main
+from ctpo.comparison.compare import choose, final_cells, results, tuning_cells
+from ctpo.comparison.plan import Plan, read_plan
+from ctpo.comparison.runner import Budget, Runner
+from ctpo.comparison.scores import read_score
+from ctpo.errors import UserError
+
+
+def write_plan(path: Path, **changes: Any) -> Path:
+    told = {
+        "common": {
+            "rollout_batches": 1, "generation_batch_size": 16, "per_device_train_batch_size": 8,
+            "num_generations": 4, "train_problems": 16, "eval_problems": 8, "max_completion_length": 24,
+            "save_steps": 2,
+        },
+        "objectives": {"ctpo": {}, "grpo": {}},
+        "seeds": {"test": [0]},
+        **changes,
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(told), encoding="utf-8")
+    return path
+
+
+def write_run(runner: Runner, which: Any, *, final: float, rewards: list[float], best: float = 0.0) -> None:
+    """The files of a finished run, with these figures."""
+    folder = runner.directory(which)
+    folder.mkdir(parents=True)
+    (folder.parent / "recipe.yaml").write_text(yaml.safe_dump(dict(which.keys)), encoding="utf-8")
+    records: list[Mapping[str, Any]] = [{"batch": 0, "step": 0, "heldout_pass@1": best}]
+    records += [{"batch": i, "step": i, "reward": reward} for i, reward in enumerate(rewards, start=1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    summary = {"after": {"pass@1": final}, "wall_clock_s": 1.0}
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> tuple[Plan, Runner]:
+    tune = {"learning_rate": [1e-4, 3e-4]}
+    plan = read_plan(write_plan(tmp_path / "c.yaml", tune=tune, seeds={"tune": [9, 8], "test": [0, 1, 2]}))
+    return plan, Runner(tmp_path / "c", Budget(cores=1, memory_mb=1000))
+
+
+def test_the_setting_with_the_best_mean_over_tuning_seeds_is_tested(planned: tuple[Plan, Runner]) -> None:
+    plan, runner = planned
+    for which in tuning_cells(plan):
+        better = which.setting["learning_rate"] == (3e-4 if which.arm == "ctpo" else 1e-4)
+        # seed 9 alone would choose the other setting
+        reward = (0.5 if which.seed == 9 else 0.9) if better else (0.6 if which.seed == 9 else 0.2)
+        write_run(runner, which, final=0.1, rewards=[reward])
+    chosen = {choice.arm: choice for choice in choose(plan, runner)}
+    assert chosen["ctpo"].setting == {"learning_rate": 3e-4}
+    assert chosen["grpo"].setting == {"learning_rate": 1e-4}
+    assert chosen["ctpo"].scores == pytest.approx((0.4, 0.7))
+
+
+def test_results_pair_the_seeds_that_both_have(planned: tuple[Plan, Runner]) -> None:
+    plan, runner = planned
+    choices = choose(plan, runner)
+    finals = {("ctpo", 0): 0.9, ("ctpo", 1): 0.8, ("grpo", 0): 0.7, ("grpo", 1): 0.7, ("grpo", 2): 0.1}
+    for which in final_cells(plan, choices):
+        if (which.arm, which.seed) in finals:
+            write_run(runner, which, final=finals[which.arm, which.seed], rewards=[0.2, 0.4], best=0.5)
+    found = results(plan, runner, choices, [])
+    rows = {row["arm"]: row for row in found["objectives"]}
+    assert (rows["ctpo"]["n"], rows["grpo"]["n"]) == (2, 3)
+    assert rows["ctpo"]["auc"]["mean"] == pytest.approx(0.3)
+    assert (rows["ctpo"]["collapsed"], rows["grpo"]["collapsed"]) == (0, 1)  # .1 is below half of .5
+    final = next(test for test in found["tests"] if test["score"] == "final")
+    assert (final["n"], final["difference"]) == (2, pytest.approx(0.15))
+    assert final["p_holm"] == final["p"]  # the areas do not differ, so only one test counts
+
+
+def test_a_comparison_runs_resumes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, output = write_plan(tmp_path / "c.yaml"), tmp_path / "out"
+    command = ["compare", str(path), "--output", str(output), "--cores", "2"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert [row["n"] for row in found["objectives"]] == [1, 1]
+    assert found["failures"] == []
+    runs = sorted(output.glob("runs/*/*/*/seed-0/run"))
+    assert [run.parents[2].name for run in runs] == ["ctpo", "grpo"]
+    before = [run.joinpath("summary.json").stat().st_mtime_ns for run in runs]
+    assert main(command) == 0  # nothing is left to do
+    assert [run.joinpath("summary.json").stat().st_mtime_ns for run in runs] == before
+    assert "one seed" in capsys.readouterr().out
+    changed = write_plan(tmp_path / "c.yaml", regimes={"all": {"learning_rate": 1e-5}})
+    assert main(["compare", str(changed), "--output", str(output)]) == 2
+    assert "holds a run of another recipe" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path / "c.yaml", objectives={"ctpo": {"model": "./absent"}}))
+    runner = Runner(tmp_path / "c", Budget(cores=1, memory_mb=1000))
+    failures = runner.run(final_cells(plan, choose(plan, runner)))
+    assert "model=./absent does not exist" in failures[0].reason
+    assert results(plan, runner, choose(plan, runner), failures)["objectives"][0]["final"] is None
+
+
+def test_what_could_not_start_is_found_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_plan(tmp_path / "c.yaml", objectives={"ctpo": {}, "gpro": {}})
+    assert main(["compare", str(path)]) == 2
+    assert "gpro" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_damaged_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"after"', encoding="utf-8")
+    with pytest.raises(UserError, match="is damaged"):
+        read_score(tmp_path)

@@ -1,0 +1,249 @@
+"""Conversations over HTTP: the requests that go out, what becomes of the answers, and of failures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ctpo.errors import UserError
+from ctpo.rollout import Endpoint, EndpointEngine, ToolRunner
+from ctpo.rollout.engine import Sampling
+from ctpo.tasks import CHAT_TOOL, Task
+
+from .served import Answer, choice, serving
+
+SAMPLING = Sampling(max_new_tokens=100, temperature=0.7, top_p=0.9, top_k=5)
+
+
+def respond(
+    task: Task,
+    sandbox: Any,
+    script: list[Answer] | Any,
+    *prompts: str,
+    sampling: Sampling = SAMPLING,
+    **options: Any,
+) -> tuple[list[Any], list[Any]]:
+    """Replies, and the payloads that were sent."""
+    answers = iter(script) if isinstance(script, list) else None
+    with serving(lambda path, payload: next(answers) if answers else script(path, payload)) as (
+        url,
+        requests,
+    ):
+        endpoint = Endpoint(url, "tiny", **{"retries": 0, **options})
+        tools = None if task.tool is None else ToolRunner(task.tool, sandbox)
+        replies = EndpointEngine(endpoint).respond(
+            task, prompts, sampling, tools=tools, seeds=range(7, 7 + len(prompts))
+        )
+    return replies, [payload for _, payload, _ in requests]
+
+
+def said(content: str | None, finish: str = "stop", tokens: tuple[int, int] = (10, 5), **rest: Any) -> Answer:
+    return choice(finish, tokens, message={"role": "assistant", "content": content, **rest})
+
+
+def call(name: str, code: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "type": "function",
+        "function": {"name": "python", "arguments": json.dumps({"code": code})},
+    }
+
+
+@pytest.fixture
+def fenced(chat_task: Task) -> Task:
+    return replace(chat_task, tool=replace(CHAT_TOOL, style="fenced"))
+
+
+def test_native_calls_run_and_come_back_as_tool_messages(chat_task: Task, sandbox: Any) -> None:
+    script = [
+        said(None, "tool_calls", (10, 5), tool_calls=[call("c1", "print(6*7)"), call("c2", "print(1)")]),
+        said("It is 42.", "stop", (40, 6)),
+    ]
+    (reply,), sent = respond(chat_task, sandbox, script, "6*7?")
+    assert [(c.program, c.status) for c in reply.calls] == [("print(6*7)", "ok"), ("print(1)", "ok")]
+    assert (reply.finished, reply.tokens, reply.error) == (True, 11, None)
+    assert reply.text.endswith("It is 42.")
+    first, second = sent
+    assert first["model"] == "tiny"
+    assert first["tools"][0]["function"]["name"] == "python"
+    assert "stop" not in first
+    assert (first["temperature"], first["top_p"], first["top_k"], first["seed"]) == (0.7, 0.9, 5, 7)
+    assert (first["max_tokens"], second["max_tokens"]) == (100, 95)
+    assert [m["role"] for m in second["messages"]] == ["system", "user", "assistant", "tool", "tool"]
+    assert [(m["tool_call_id"], m["content"]) for m in second["messages"][3:]] == [("c1", "42"), ("c2", "1")]
+
+
+def test_length_counts_the_tools_output_by_the_servers_own_numbers(chat_task: Task, sandbox: Any) -> None:
+    turn = {"tool_calls": [call("c", "print('x')")]}
+    script = [said(None, "tool_calls", (10, 30), **turn), said(None, "tool_calls", (90, 20), **turn)]
+    (reply,), sent = respond(chat_task, sandbox, script, "q")
+    assert [payload["max_tokens"] for payload in sent] == [100, 70]
+    assert len(reply.calls) == 1  # 80 of prompt growth and 20 new fill the room
+    assert reply.tokens == 50
+
+
+def test_a_fenced_block_is_stopped_completed_and_run(fenced: Task, sandbox: Any) -> None:
+    script = [
+        said("Let me see.\n```python\nprint(6*7)"),  # the stop text is cut off by the server
+        said("\\boxed{42}"),
+    ]
+    (reply,), sent = respond(fenced, sandbox, script, "6*7?")
+    assert [c.program.strip() for c in reply.calls] == ["print(6*7)"]
+    assert sent[0]["stop"] == ["\n```\n"]
+    assert "tools" not in sent[0]
+    assert sent[1]["messages"][-2:] == [
+        {"role": "assistant", "content": "Let me see.\n```python\nprint(6*7)\n```"},
+        {"role": "user", "content": "```output\n42\n```"},
+    ]
+    assert reply.text == "Let me see.\n```python\nprint(6*7)\n```\n```output\n42\n```\n\\boxed{42}"
+
+
+@pytest.mark.parametrize(
+    ("text", "rest", "ran"),
+    [
+        ("```python\nprint(1)\n```", {}, ["print(1)"]),  # ended by the model, the block whole
+        ("```python\nprint(1)\n```\nIt printed 9.", {}, ["print(1)"]),  # a server that ignores `stop`
+        ("```python\nprint(1)", {"finish_reason": "length"}, []),
+        (
+            "```python\nprint(1)",
+            {"stop_reason": None},
+            [],
+        ),  # vLLM: the model ended in the middle of the block
+        ("```python\nprint(1)", {"stop_reason": "\n```\n"}, ["print(1)"]),
+        ("no block at all", {}, []),
+    ],
+)
+def test_which_blocks_are_run(
+    fenced: Task, sandbox: Any, text: str, rest: dict[str, Any], ran: list[str]
+) -> None:
+    status, body = said(text)
+    body["choices"][0].update(rest)
+    (reply,), _ = respond(fenced, sandbox, [(status, body), said("done")], "q")
+    assert [c.program.strip() for c in reply.calls] == ran
+    assert "It printed 9" not in reply.text
+
+
+def test_a_block_of_another_language_is_not_the_end(fenced: Task, sandbox: Any) -> None:
+    script = [said("```text\na\n"), said("```text\na\n```\nso \\boxed{1}", tokens=(10, 9))]
+    (reply,), sent = respond(fenced, sandbox, script, "q")
+    assert reply.text.endswith("\\boxed{1}")
+    assert "stop" in sent[0]
+    assert "stop" not in sent[1]
+    assert reply.tokens == 9
+
+
+def test_a_server_without_tool_calls_gets_blocks(chat_task: Task, sandbox: Any) -> None:
+    def answer(path: str, payload: dict[str, Any]) -> Answer:
+        if "tools" in payload:
+            return 400, {"error": {"message": '"auto" tool choice requires --enable-auto-tool-choice'}}
+        return said("done" if len(payload["messages"]) > 2 else "```python\nprint(2)")
+
+    replies, sent = respond(chat_task, sandbox, answer, "q", "r", concurrency=1)
+    assert [len(reply.calls) for reply in replies] == [1, 1]
+    assert sum("tools" in payload for payload in sent) == 1  # asked once, then remembered
+    native = replace(chat_task, tool=replace(CHAT_TOOL, style="native"))
+    with pytest.raises(
+        UserError, match=r"tool=native: the endpoint takes no tool calls .*enable-auto-tool-choice"
+    ):
+        respond(native, sandbox, answer, "q")
+
+
+def test_calls_beyond_the_limit_are_not_offered(chat_task: Task, sandbox: Any) -> None:
+    once = replace(chat_task, tool=replace(CHAT_TOOL, style="fenced", max_calls=1))
+    script = [said("```python\nprint(1)"), said("```python\nprint(2)\n```")]
+    (reply,), sent = respond(once, sandbox, script, "q")
+    assert len(reply.calls) == 1
+    assert "stop" not in sent[1]
+
+
+def test_examples_go_out_as_blocks(fenced: Task, sandbox: Any) -> None:
+    examples = (
+        {"role": "user", "content": "2*2"},
+        {"role": "assistant", "content": "```python\nprint(2*2)\n```"},
+        {"role": "tool", "content": "4"},
+        {"role": "assistant", "content": "It is 4."},
+    )
+    _, sent = respond(replace(fenced, examples=examples), sandbox, [said("ok")], "q")
+    assert [m["role"] for m in sent[0]["messages"]] == ["system", "user", "assistant", "user"]
+    assert "```output\n4\n```\nIt is 4." in sent[0]["messages"][2]["content"]
+
+
+def test_an_unreadable_call_is_run_as_it_stands(chat_task: Task, sandbox: Any) -> None:
+    broken = {"id": "c", "function": {"name": "python", "arguments": '{"code": "print(1'}}
+    script = [said(None, "tool_calls", tool_calls=[broken]), said("oh")]
+    (reply,), sent = respond(chat_task, sandbox, script, "q")
+    assert reply.calls[0].status == "error"
+    assert "SyntaxError" in sent[1]["messages"][-1]["content"]
+
+
+def test_a_program_that_hangs_is_ended_and_the_conversation_goes_on(fenced: Task, sandbox: Any) -> None:
+    script = [said("```python\nwhile True: pass"), said("never mind")]
+    (reply,), _ = respond(fenced, sandbox, script, "q")
+    assert [c.status for c in reply.calls] == ["timeout"]
+    assert (reply.error, reply.finished) == (None, True)
+
+
+def test_one_failing_request_ends_its_own_conversation_only(fenced: Task, sandbox: Any) -> None:
+    def answer(path: str, payload: dict[str, Any]) -> Answer:
+        if payload["messages"][-1]["content"] == "bad":
+            return 400, {"error": {"message": "maximum context length is 8"}}
+        return said("fine")
+
+    replies, _ = respond(fenced, sandbox, answer, "good", "bad", "good")
+    assert [reply.error for reply in replies] == [None, "HTTP 400: maximum context length is 8", None]
+    assert [reply.text for reply in replies] == ["fine", "", "fine"]
+
+
+@pytest.mark.parametrize("trouble", [(503, {"error": "busy"}), (429, {}), (200, {"choices": []}), (200, {})])
+def test_what_may_pass_is_tried_again(
+    fenced: Task, sandbox: Any, monkeypatch: pytest.MonkeyPatch, trouble: Answer
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("ctpo.rollout.endpoint.time.sleep", waits.append)
+    script = [trouble, trouble, said("at last"), said("at last")]
+    (reply,), _ = respond(fenced, sandbox, script, "q", retries=3)
+    if trouble[0] == 200:
+        assert "no choice" in reply.error
+        return
+    assert reply.text == "at last"
+    assert len(waits) == 2
+    assert waits[0] < waits[1]
+
+
+def test_a_slow_server_is_given_up_and_counted(fenced: Task, sandbox: Any) -> None:
+    import threading
+
+    release = threading.Event()
+
+    def answer(path: str, payload: dict[str, Any]) -> Answer:
+        release.wait(5)
+        return said("late")
+
+    with serving(answer) as (url, _):
+        engine = EndpointEngine(Endpoint(url, "tiny", retries=0, timeout_s=0.2))
+        (reply,) = engine.respond(fenced, ["q"], SAMPLING, tools=ToolRunner(fenced.tool, sandbox), seeds=[1])
+        release.set()
+    assert "timed out" in reply.error or "Timeout" in reply.error
+
+
+def test_endpoints_are_checked_before_work() -> None:
+    served = {"data": [{"id": "one"}, {"id": "two"}]}
+    with serving(lambda path, _: (200, served) if path == "/v1/models" else (404, {})) as (url, requests):
+        Endpoint(url, "two").check()
+        below = Endpoint(url.removesuffix("/v1"), "one", api_key="secret")
+        below.check()
+        assert below.url == url
+        assert requests[-1][2]["Authorization"] == "Bearer secret"
+        with pytest.raises(UserError, match="does not serve 'three'; name one of: one, two"):
+            Endpoint(url, "three").check()
+        with pytest.raises(UserError, match="/models answers HTTP 404"):
+            Endpoint(url + "/elsewhere/v1", "one").check()
+    with pytest.raises(UserError, match=r"endpoint http://127.0.0.1:9/v1 cannot be reached"):
+        Endpoint("http://127.0.0.1:9/v1", "one").check()
+    with serving(lambda *_: (401, {})) as (url, _), pytest.raises(UserError, match="refuses the key"):
+        Endpoint(url, "one").check()
+    with pytest.raises(UserError, match="is not a URL"):
+        Endpoint("localhost:8000", "one")

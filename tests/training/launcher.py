@@ -1,0 +1,65 @@
+"""Runs of the real command line in processes of their own, forked from one that has the imports behind it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import socket
+import sys
+from collections.abc import Iterable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["ctpo.training.run", "ctpo.report.curve"])
+
+
+def launch(
+    argv: Iterable[str], log: Path, environ: dict[str, str] | None = None, *, largest_file: int | None = None
+) -> BaseProcess:
+    """`ctpo ARGV` in a process of its own; what it prints goes to `log`.
+
+    `largest_file`: bytes to which a file may grow, as on a disk that is full by then.
+    """
+    process = _CONTEXT.Process(target=_command, args=(list(argv), str(log), environ or {}, largest_file))
+    process.start()
+    return process
+
+
+def launch_many(count: int, argv: Iterable[str], log: Path) -> list[BaseProcess]:
+    """The same as torchrun would start it: one process a rank, told by the same variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    words = list(argv)
+    return [
+        launch(
+            words, log.with_name(f"{log.name}-{rank}"), {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
+        for rank in range(count)
+    ]
+
+
+def finish(process: BaseProcess, seconds: float = 240) -> int:
+    """Its exit code, killed if it takes too long."""
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _command(argv: list[str], log: str, environ: dict[str, str], largest_file: int | None) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ.update(environ)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    sys.argv = ["ctpo", *argv]
+    from ctpo.cli.main import main
+
+    sys.exit(main(argv))

@@ -1,0 +1,224 @@
+"""The levers of a step inside the trainer: each leaves loss, gradient and denominators as TRL's own pass has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctpo import CTPOConfig, CTPOTrainer
+from ctpo.objectives import preset
+from ctpo.training.microbatch import loss_mask, make_scorer, parts, rows_of
+
+PLAIN: dict[str, Any] = {
+    "pack_rows": False,
+    "share_prompts": False,
+    "completion_head": False,
+    "skip_zero_advantage": False,
+    "max_tokens_per_micro_batch": 0,
+}
+LEVERS: dict[str, dict[str, Any]] = {
+    "head": {"completion_head": True},
+    "packed": {"completion_head": True, "pack_rows": True},
+    "shared": {"completion_head": True, "pack_rows": True, "share_prompts": True},
+    "skip": {"skip_zero_advantage": True},
+    "skip and head": {"skip_zero_advantage": True, "completion_head": True},
+    "bounded": {"completion_head": True, "max_tokens_per_micro_batch": 100},
+    "all": {
+        "completion_head": True,
+        "pack_rows": True,
+        "share_prompts": True,
+        "skip_zero_advantage": True,
+        "max_tokens_per_micro_batch": 150,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def trained(fit: Callable[..., Any]) -> Any:
+    """Stopped in the middle of a rollout batch: ratios are not 1, and some advantages are 0."""
+    trainer = fit(CTPOTrainer, CTPOConfig, max_steps=3, anchor="rollout")
+    trainer.model.train()
+    return trainer
+
+
+@pytest.fixture
+def use(trained: Any) -> Iterator[Callable[..., Any]]:
+    """Set levers on the trainer, the rest plain; restored afterwards."""
+    before = {name: getattr(trained.args, name) for name in PLAIN}
+
+    def set_levers(**levers: Any) -> Any:
+        for name, value in {**PLAIN, **levers}.items():
+            setattr(trained.args, name, value)
+        trained.scorer = make_scorer(trained)
+        return trained
+
+    yield set_levers
+    set_levers(**before)
+
+
+def micro_batch(trainer: Any, **changes: Any) -> dict[str, Any]:
+    """Eight rows, three of them without advantage, with denominators of a mini-batch twice as large."""
+    inputs = dict(trainer._buffered_inputs[3])
+    advantages = torch.tensor([0.5, -1.0, 0.0, 1.0, 0.0, -0.7, 0.0, 2.0])
+    mask = loss_mask(inputs)
+    totals = {"minibatch_num_tokens": 2 * mask.sum(), "minibatch_num_sequences": torch.tensor(16)}
+    return {**inputs, "advantages": advantages, **totals, **changes}
+
+
+def step(trainer: Any, inputs: dict[str, Any]) -> tuple[float, Tensor]:
+    """Loss and gradient of one micro-batch, by the way the trainer goes."""
+    trainer.model.zero_grad()
+    loss = trainer._compute_loss(trainer.model, inputs)
+    trainer.accelerator.backward(loss)
+    return float(loss.detach()), torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+
+
+@pytest.mark.parametrize("name", LEVERS)
+@pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean"])
+def test_a_lever_changes_neither_loss_nor_gradient(
+    use: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str, reduction: str
+) -> None:
+    trainer = use()
+    monkeypatch.setattr(trainer, "objective", preset("ctpo", reduction=reduction))
+    loss, gradient = step(trainer, micro_batch(trainer))
+    assert gradient.norm() > 0
+    found_loss, found = step(use(**LEVERS[name]), micro_batch(trainer))
+    assert found_loss == pytest.approx(loss, rel=1e-5, abs=1e-8)
+    assert (found - gradient).norm() < 1e-5 * gradient.norm()
+
+
+def test_rows_without_advantage_are_left_out_only_where_nothing_else_needs_them(
+    use: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = use(**LEVERS["all"])
+    inputs = micro_batch(trainer)
+
+    def scored() -> int:
+        return sum(
+            len(part.inputs["advantages"])
+            for part in parts(trainer, trainer.model, inputs, loss_mask(inputs))
+        )
+
+    assert scored() == 5
+    monkeypatch.setattr(trainer, "beta", 0.1)
+    assert scored() == 8
+    monkeypatch.setattr(trainer, "beta", 0.0)
+    monkeypatch.setattr(trainer, "objective", preset("prefix-quantile"))  # its limits rank all rows
+    assert scored() == 8
+    assert len(parts(trainer, trainer.model, inputs, loss_mask(inputs))) == 1
+
+
+def test_nothing_to_learn_still_gives_gradients_of_zero(use: Callable[..., Any]) -> None:
+    """Without any the optimizer would pass the step over: no decay of its moments, no weight decay."""
+    trainer = use(**LEVERS["all"])
+    inputs = micro_batch(trainer, advantages=torch.zeros(8))
+    assert [
+        len(part.inputs["advantages"]) for part in parts(trainer, trainer.model, inputs, loss_mask(inputs))
+    ] == [1]
+    loss, gradient = step(trainer, inputs)
+    assert loss == 0.0
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+    loss, gradient = step(trainer, {**inputs, "tool_mask": torch.zeros_like(inputs["tool_mask"])})
+    assert loss == 0.0
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_statistics_are_those_of_one_call_over_the_rows_scored(use: Callable[..., Any]) -> None:
+    trainer = use(**LEVERS["all"])
+    inputs = micro_batch(trainer)
+
+    def statistics() -> dict[str, float]:
+        trainer.objective_stats["train"].flush(trainer.accelerator)
+        step(trainer, inputs)
+        found: dict[str, float] = trainer.objective_stats["train"].flush(trainer.accelerator)
+        return found
+
+    cut = statistics()
+    use(**{**LEVERS["all"], "max_tokens_per_micro_batch": 0})
+    whole = statistics()
+    assert cut == pytest.approx(whole, rel=1e-4, abs=1e-6)
+    assert cut["scored_rows"] == 5 / 8
+    use()
+    every = statistics()
+    for name in ("tokens", "sequences", "minibatch_loss"):
+        assert cut[name] == pytest.approx(every[name], rel=1e-5)
+    assert cut["entropy"] != pytest.approx(every["entropy"], rel=1e-3)  # of the rows scored
+
+
+def test_evaluation_goes_no_backward(use: Callable[..., Any]) -> None:
+    trainer = use(**LEVERS["all"])
+    inputs = micro_batch(trainer)
+    trainer.model.zero_grad()
+    trainer.model.eval()
+    try:
+        with torch.no_grad():
+            loss = trainer._compute_loss(trainer.model, inputs)
+    finally:
+        trainer.model.train()
+    assert all(p.grad is None for p in trainer.model.parameters())
+    assert float(loss) == pytest.approx(step(trainer, inputs)[0], rel=1e-5)
+
+
+def test_old_log_probs_come_the_same_way(use: Callable[..., Any]) -> None:
+    """TRL asks for them itself, of rows in order; the reference model's too."""
+    trainer = use()
+    inputs = trainer._buffered_inputs[3]
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    trainer.beta = 0.1  # else anchor="rollout" needs none
+    try:
+        with torch.no_grad():
+            ask = trainer._get_per_token_logps_and_entropies
+            plain, _, _ = ask(trainer.model, ids, mask, inputs["completion_ids"].shape[1], batch_size=4)
+            use(**LEVERS["all"])
+            fast, _, _ = ask(trainer.model, ids, mask, inputs["completion_ids"].shape[1], batch_size=4)
+    finally:
+        trainer.beta = 0.0
+    response = inputs["completion_mask"].bool()
+    assert not torch.equal(plain[response], fast[response])  # another pass did compute them
+    torch.testing.assert_close(fast[response], plain[response], atol=2e-5, rtol=1e-5)
+
+
+def test_groups_stay_together_unless_told_otherwise(fit: Callable[..., Any]) -> None:
+    """Two mini-batches of 8 rows from 4 prompts x 4 samples: two whole groups each, or two samples of each prompt."""
+    settings = {"generation_batch_size": 16, "max_steps": 1}
+    for whole, sizes in ((True, [4, 4]), (False, [2, 2, 2, 2])):
+        trainer = fit(CTPOTrainer, CTPOConfig, whole_groups=whole, **settings)
+        for part in trainer._buffered_inputs:
+            groups = rows_of(part, loss_mask(part)).groups()
+            assert sorted(groups.bincount().tolist()) == sizes
+
+
+def test_denominators_take_one_collective_a_rollout_batch(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    reduce = trained.accelerator.reduce
+    monkeypatch.setattr(trained.accelerator, "reduce", lambda *a, **k: calls.append(1) or reduce(*a, **k))
+    monkeypatch.setattr(trained, "_totals_of", None)
+    monkeypatch.setattr(trained, "current_gradient_accumulation_steps", 2, raising=False)
+    for at in range(4):
+        monkeypatch.setattr(trained, "_step", at)
+        totals = trained._minibatch_totals()
+        pair = trained._buffered_inputs[at // 2 * 2 : at // 2 * 2 + 2]
+        assert totals["minibatch_num_tokens"] == sum(int(loss_mask(part).sum()) for part in pair)
+        assert totals["minibatch_num_sequences"] == 16
+    assert len(calls) == 1
+
+
+def test_training_with_all_levers_ends_where_plain_training_does(fit: Callable[..., Any]) -> None:
+    """Eight updates. Rounding grows under Adam where a gradient is nearly 0, so the bound is that of a step, not of
+    rounding: a lever that changed the mathematics moves parameters by 1e-3."""
+
+    def parameters(**settings: Any) -> Tensor:
+        trainer = fit(CTPOTrainer, CTPOConfig, **settings)
+        return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+    plain = parameters(**PLAIN)
+    fast = parameters(**{**LEVERS["all"], "max_tokens_per_micro_batch": 200})
+    assert (fast - plain).norm() < 1e-4 * plain.norm()
+    torch.testing.assert_close(fast, plain, atol=5e-4, rtol=0)

@@ -1,0 +1,63 @@
+"""bfloat16 compute: where it is taken, and that weights, gradients and the optimizer stay float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ctpo import CTPOConfig, CTPOTrainer
+from ctpo.training.scoring.precision import bfloat16_context, bfloat16_speedup
+
+
+def product_dtype(model: Any, compute_dtype: str, *, exact_anchor: bool) -> torch.dtype:
+    with bfloat16_context(model, compute_dtype, exact_anchor=exact_anchor):
+        return (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+
+
+def test_auto_follows_the_measurement_and_never_an_exact_anchor(fit: Callable[..., Any]) -> None:
+    model = fit(CTPOTrainer, CTPOConfig, max_steps=1).model
+    assert product_dtype(model, "bfloat16", exact_anchor=True) is torch.bfloat16
+    assert product_dtype(model, "float32", exact_anchor=False) is torch.float32
+    assert product_dtype(model, "auto", exact_anchor=True) is torch.float32
+    speedup = bfloat16_speedup(48)
+    if not 0.8 < speedup / 1.2 < 1.25:  # too close to call twice
+        expected = torch.bfloat16 if speedup > 1.2 else torch.float32
+        assert product_dtype(model, "auto", exact_anchor=False) is expected
+
+
+def test_measuring_leaves_the_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    assert bfloat16_speedup(16) > 0
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_only_the_products_are_in_bfloat16(fit: Callable[..., Any]) -> None:
+    """A float32 step and a bfloat16 one differ by rounding, and both leave float32 behind."""
+    settings: dict[str, Any] = {"max_steps": 1, "learning_rate": 0.0}
+    found = {}
+    for name in ("float32", "bfloat16"):
+        trainer = fit(CTPOTrainer, CTPOConfig, compute_dtype=name, **settings)
+        trainer.model.train()
+        trainer.model.zero_grad()
+        inputs = dict(trainer._buffered_inputs[1], advantages=torch.linspace(-1, 1, 8))
+        trainer._compute_loss(trainer.model, inputs).backward()
+        parameters = list(trainer.model.parameters())
+        assert {p.dtype for p in parameters} | {p.grad.dtype for p in parameters} == {torch.float32}
+        moments = [state["exp_avg"].dtype for state in trainer.optimizer.state.values()]
+        assert set(moments) == {torch.float32}
+        found[name] = torch.cat([p.grad.flatten() for p in parameters])
+    difference = (found["bfloat16"] - found["float32"]).norm() / found["float32"].norm()
+    assert 1e-5 < difference < 0.1
+
+
+def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="compute_dtype='float16' is not one of auto, float32, bfloat16"):
+        CTPOConfig(str(tmp_path), use_cpu=True, compute_dtype="float16")
+    with pytest.raises(ValueError, match="max_tokens_per_micro_batch=-1 is negative; use 0 for no limit"):
+        CTPOConfig(str(tmp_path), use_cpu=True, max_tokens_per_micro_batch=-1)
+    assert isinstance(bfloat16_context(torch.nn.Linear(1, 1), "float32", exact_anchor=False), nullcontext)

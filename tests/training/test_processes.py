@@ -1,0 +1,134 @@
+"""Two processes are one run: the same responses, mini-batches, parameters and records as one process gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launcher import finish, launch, launch_many
+from safetensors.torch import load_file
+
+from ctpo.cli.main import main
+from ctpo.errors import UserError
+from ctpo.training.launch import check_launch
+from ctpo.training.minibatches import dealt_order
+from ctpo.training.processes import share
+
+SMALL = (
+    "rollout_batches=3 generation_batch_size=32 num_generations=4 train_problems=32 eval_problems=9 eval_every=1 "
+    "transcripts=9 max_completion_length=80 save_steps=2 learning_rate=1e-3"
+).split()
+TOLERANCE = 2e-5
+"""Of a weight, after 6 updates of up to 1e-3 each: gradients are added up in another order, and Adam divides small
+ones by their own size. Drawing other responses, or dealing them out otherwise, moves weights by 1e-3."""
+
+
+def records_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("processes") / "one"
+    words = ["train", *SMALL, "per_device_train_batch_size=16", f"output_dir={path}"]
+    log = path.with_suffix(".log")
+    assert finish(launch(words, log)) == 0, log.read_text()
+    return path
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in two processes, interrupted in the second and resumed."""
+    path = tmp_path_factory.mktemp("processes") / "two"
+    log = path.with_suffix(".log")
+    both = launch_many(2, ["train", *SMALL, "per_device_train_batch_size=8", f"output_dir={path}"], log)
+    while not (path / "checkpoint-2").exists():
+        assert both[0].is_alive(), log.with_name("two.log-0").read_text()
+        time.sleep(0.01)
+    assert both[1].pid is not None
+    os.kill(both[1].pid, signal.SIGINT)  # one of them only
+    assert [finish(process) for process in both] == [130, 130], log.with_name("two.log-1").read_text()
+    assert len(records_of(path)) < 4
+    both = launch_many(2, ["train", "--resume", str(path)], log)
+    assert [finish(process) for process in both] == [0, 0], log.with_name("two.log-1").read_text()
+    return path
+
+
+def test_the_same_parameters(one: Path, two: Path) -> None:
+    expected = load_file(one / "model" / "model.safetensors")
+    for name, value in load_file(two / "model" / "model.safetensors").items():
+        torch.testing.assert_close(value, expected[name], atol=TOLERANCE, rtol=0)
+
+
+def test_the_same_records(one: Path, two: Path) -> None:
+    """Counts of tools and tokens, rewards and held-out accuracy, over all processes."""
+    exact = "batch step tool_calls tool_calls_per_response tool_failures response_tokens truncated reward reward_std "
+    exact += (
+        "tokens sequences heldout_pass@1 heldout_tokens heldout_tool_calls heldout_problems skipped_updates "
+    )
+    exact += "epoch learning_rate"
+    for got, expected in zip(records_of(two), records_of(one), strict=True):
+        assert got.keys() == expected.keys()
+        for name in set(exact.split()) & expected.keys():
+            assert got[name] == pytest.approx(expected[name], rel=1e-6), name
+        for name in {"loss", "grad_norm", "log_ratio_mean"} & expected.keys():
+            assert got[name] == pytest.approx(expected[name], rel=1e-2, abs=1e-5), name
+
+
+def test_the_same_heldout_responses(one: Path, two: Path) -> None:
+    """Nine problems: the processes' shares differ in size."""
+    for batch in (0, 3):
+        name = f"transcripts/batch-{batch:04d}.jsonl"
+        assert (one / name).read_text() == (two / name).read_text()
+
+
+def test_only_the_first_process_speaks(two: Path) -> None:
+    assert "held-out" in two.with_name("two.log-0").read_text()
+    assert two.with_name("two.log-1").read_text() == ""
+
+
+def test_another_number_of_processes_is_refused(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--resume", str(two / "checkpoint-6"), "rollout_batches=4"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "saved by 2 processes and this is 1; resume with `torchrun --nproc_per_node 2`" in said
+
+
+@pytest.mark.parametrize(("per_process", "group"), [(4, 4), (8, 4), (2, 2)])
+def test_mini_batches_hold_the_same_rows_however_many_processes(per_process: int, group: int) -> None:
+    rows, updates = 32, 4
+    whole = dealt_order(rows, updates, group).reshape(updates, -1)
+    for processes in (2, 4):
+        if rows // processes // updates % group:
+            continue  # a process's mini-batch would hold part of a group
+        mine = dealt_order(rows // processes, updates, group).reshape(updates, -1)
+        parts = [mine + process * rows // processes for process in range(processes)]
+        together = torch.cat(parts, dim=1).sort(dim=1).values
+        assert torch.equal(together, whole.sort(dim=1).values)
+
+
+def test_shares_cover_everything_once() -> None:
+    for count in (0, 1, 9, 1024):
+        for processes in (1, 2, 7):
+            assert [i for index in range(processes) for i in share(count, processes, index)] == [
+                *range(count)
+            ]
+
+
+def test_accelerate_launch_that_starts_one_process_is_refused() -> None:
+    """The variables are those that accelerate 1.15 leaves with `--cpu --num_processes 2`."""
+    left = {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no"}
+    check_launch(left)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    with pytest.raises(
+        UserError, match=r"asked for several processes and started one.*torchrun --nproc_per_node"
+    ):
+        check_launch({**left, **meeting})
+    check_launch({**left, **meeting, "WORLD_SIZE": "2", "RANK": "0"})
+    check_launch({**left, **meeting, "PMI_SIZE": "2"})

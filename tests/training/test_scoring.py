@@ -1,0 +1,245 @@
+"""Scoring: every pass gives what the model gives row by row, in log-probs and in gradient."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from ctpo.tasks.arithmetic import model_path
+from ctpo.training.scoring import Levers, Rows, Scorer
+from ctpo.training.scoring.head import token_log_probs
+from ctpo.training.scoring.plan import packs, token_limit
+from ctpo.training.scoring.scorer import SlowPassNote
+from ctpo.training.scoring.tree import grow
+
+VOCABULARY = 23
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+}
+
+
+def ragged() -> Rows:
+    """Eight rows of four prompts: a group of three, one of two, and of one; tool tokens, and a row of one token."""
+    draw = torch.Generator().manual_seed(0)
+    parent = torch.tensor([2, 0, 0, 1, 3, 0, 1, 2])  # out of order, as after a shuffle
+    prompts = torch.tensor([7, 4, 5, 2])[parent]
+    lengths = torch.tensor([12, 5, 1, 9, 8, 12, 1, 3])
+    prompt_ids = torch.randint(VOCABULARY, (4, 7), generator=draw)[parent]
+    prompt_mask = (torch.arange(7)[None] >= 7 - prompts[:, None]).long()
+    completion_ids = torch.randint(VOCABULARY, (8, 12), generator=draw)
+    completion_mask = (torch.arange(12)[None] < lengths[:, None]).long()
+    tool = (torch.arange(12) >= 3) & (torch.arange(12) < 5)
+    return Rows(prompt_ids, prompt_mask, completion_ids, completion_mask, completion_mask.bool() & ~tool)
+
+
+def one_by_one(model: Any, rows: Rows, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The definition: every row alone, unpadded, all logits, a softmax."""
+    logps, entropies = [], []
+    for i in range(len(rows)):
+        prompt = rows.prompt_ids[i][rows.prompt_mask[i].bool()]
+        completion = rows.completion_ids[i][rows.completion_mask[i].bool()]
+        logits = model(torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1] / temperature
+        table = logits.log_softmax(-1)
+        pad = rows.wanted.shape[1] - len(completion)
+        logps.append(torch.nn.functional.pad(table.gather(1, completion[:, None])[:, 0], (0, pad)))
+        entropies.append(torch.nn.functional.pad(-(table.exp() * table).sum(-1), (0, pad)))
+    return torch.stack(logps) * rows.wanted, torch.stack(entropies) * rows.wanted
+
+
+def gradient(model: Any, logps: Tensor) -> Tensor:
+    weight = torch.randn(logps.shape, generator=torch.Generator().manual_seed(1))
+    model.zero_grad()
+    (logps * weight).sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Any:
+    return AutoModelForCausalLM.from_pretrained(model_path())
+
+
+def qwen3() -> Any:
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(Qwen3Config(**SMALL))
+
+
+def mistral() -> Any:
+    """Grouped query heads, and a window shorter than most rows."""
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**SMALL, sliding_window=6))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("way", ["packed", "padded"])
+def test_a_pass_equals_row_by_row(embedded: Any, way: str, shared: bool) -> None:
+    rows, scorer = ragged(), Scorer(Levers(share_prompts=shared), temperature=0.7)
+    expected, entropies = one_by_one(embedded, rows, 0.7)
+    wanted = gradient(embedded, expected)
+    found, found_entropies = scorer.score(embedded, embedded, rows, way)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(found_entropies, entropies, atol=2e-5, rtol=1e-4)
+    assert (gradient(embedded, found) - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("make", [qwen3, mistral])
+def test_other_models_are_packed_too(make: Any) -> None:
+    model, rows, scorer = make(), ragged(), Scorer(Levers())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SlowPassNote)
+        assert scorer.way(model, model) == "packed"
+    expected = one_by_one(model, rows)[0]
+    wanted = gradient(model, expected)
+    found = scorer.score(model, model, rows, "packed")[0]
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    assert (gradient(model, found) - wanted).norm() < 1e-5 * wanted.norm()
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_learned_positions_are_right_without_padding() -> None:
+    """TRL's left padding shifts them; the stream carries each row's own."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    model = GPT2LMHeadModel(config).eval()
+    model.transformer.wpe.weight.data.mul_(50)
+    scorer, rows = Scorer(Levers()), ragged()
+    assert scorer.way(model, model) == "packed"
+    with torch.no_grad():
+        found = scorer.score(model, model, rows, "packed")[0]
+        torch.testing.assert_close(found, one_by_one(model, rows)[0], atol=2e-5, rtol=1e-5)
+    with pytest.warns(SlowPassNote, match="plain pass, not the padded"):
+        assert Scorer(Levers(pack_rows=False)).way(model, model) == "plain"
+
+
+def test_a_model_that_scales_its_logits_falls_back_and_says_so() -> None:
+    from transformers import CohereConfig, CohereForCausalLM
+
+    settings = {name: value for name, value in SMALL.items() if name != "head_dim"}
+    torch.manual_seed(0)
+    model = CohereForCausalLM(CohereConfig(**settings, logit_scale=0.25))
+    with pytest.warns(SlowPassNote, match="CohereForCausalLM is scored by the plain pass.*differ by"):
+        assert Scorer(Levers()).way(model, model) == "plain"
+
+
+def test_a_state_that_crosses_rows_is_noticed(embedded: Any) -> None:
+    """An attention of the model's own, deaf to the tree: packed rows would see each other."""
+    scorer = Scorer(Levers())
+    real = scorer._packed
+
+    def deaf(model: Any, unwrapped: Any, rows: Rows) -> Tensor:
+        tree, targets = grow(rows, temperature=1.0, shared=True)
+        return scorer._forward(model, unwrapped, targets, input_ids=tree.ids, position_ids=tree.positions)
+
+    scorer._packed = deaf  # type: ignore[method-assign]
+    with pytest.warns(SlowPassNote, match="padded pass, not the packed"):
+        assert scorer.way(embedded, embedded) == "padded"
+    scorer._packed = real  # type: ignore[method-assign]
+
+
+def test_recomputed_layers_are_not_packed(embedded: Any) -> None:
+    scorer = Scorer(Levers())
+    assert scorer.way(embedded, embedded) == "packed"
+    embedded.activation_checkpointing_enable()
+    try:
+        assert scorer.way(embedded, embedded) == "padded"
+    finally:
+        embedded.activation_checkpointing_disable()
+
+
+def test_the_stream_holds_every_needed_token_once() -> None:
+    """A shared prompt once, a completion up to the token before its last wanted one, no padding."""
+    rows = ragged()
+    reach = rows.reach().tolist()
+    completions = sum(reach) - len(rows)
+    assert grow(rows, temperature=1.0, shared=True)[0].ids.shape[1] == 7 + 4 + 5 + 2 + completions
+    every = sum(rows.prompt_lengths().tolist()) + completions
+    assert grow(rows, temperature=1.0, shared=False)[0].ids.shape[1] == every
+
+
+def test_packs_keep_to_the_limit_and_groups_together() -> None:
+    rows, chosen = ragged(), torch.tensor([0, 1, 2, 3, 5, 6])
+    cost = {row: int(rows.reach()[row]) for row in range(8)}
+    prompts, groups = rows.prompt_lengths().tolist(), rows.groups().tolist()
+    for limit, shared in itertools.product((1, 13, 20, 30, 1000), (True, False)):
+        found = [part.tolist() for part in packs(rows, chosen, limit, shared=shared)]
+        assert sorted(itertools.chain.from_iterable(found)) == chosen.tolist()
+        for part in found:
+            once = {groups[row]: prompts[row] for row in part}
+            paid = sum(once.values()) if shared else sum(prompts[row] for row in part)
+            assert len(part) == 1 or paid + sum(cost[row] for row in part) <= limit
+    together = [part.tolist() for part in packs(rows, chosen, 25, shared=True)]
+    assert {1, 2, 5} in [set(part) & {1, 2, 5} for part in together]
+    assert [part.tolist() for part in packs(rows, chosen, None, shared=True)] == [chosen.tolist()]
+
+
+def test_limit_grows_with_the_weights_share(embedded: Any) -> None:
+    """Activations of a tiny model never matter; the count is in tokens, not rows."""
+    assert token_limit(embedded) > 10_000
+    assert 256 <= token_limit(qwen3()) > 10_000
+
+
+@pytest.mark.parametrize("kept", [0, 3 * 50 * 4, 10**6], ids=["recomputed", "partly", "kept"])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_head_equals_log_softmax(kept: int, with_bias: bool) -> None:
+    """In float64, chunk by chunk, against autograd through the whole table."""
+    torch.manual_seed(0)
+    hidden = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 6, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(50, dtype=torch.float64, requires_grad=True) if with_bias else None
+    ids, factor = torch.randint(50, (11,)), torch.randn(11, dtype=torch.float64)
+    inputs = [hidden, weight] + ([bias] if bias is not None else [])
+    table = (torch.nn.functional.linear(hidden, weight, bias) / 0.8).log_softmax(-1)
+    expected = table.gather(1, ids[:, None])[:, 0]
+    found, entropies = token_log_probs(
+        hidden, weight, bias, ids, temperature=0.8, kept_bytes=2 * kept, chunk_bytes=3 * 50 * 4
+    )
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(entropies, -(table.exp() * table).sum(-1), atol=1e-12, rtol=1e-12)
+    for ours, theirs in zip(
+        torch.autograd.grad((found * factor).sum(), inputs),
+        torch.autograd.grad((expected * factor).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
+def test_head_survives_extreme_logits() -> None:
+    """A certain token has log-prob 0 and no gradient; a hopeless one a finite log-prob."""
+    hidden = torch.tensor([[100.0, 0.0], [100.0, 0.0]], requires_grad=True)
+    weight = torch.tensor([[10.0, 0.0], [-10.0, 0.0]])
+    logps, entropies = token_log_probs(hidden, weight, None, torch.tensor([0, 1]))
+    assert logps.tolist() == [0.0, -2000.0]
+    assert entropies.tolist() == [0.0, 0.0]
+    logps[0].backward()
+    assert hidden.grad is not None
+    assert torch.equal(hidden.grad, torch.zeros(2, 2))
+
+
+def test_head_in_bfloat16_sums_in_float32() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(8, 16).bfloat16(), torch.randn(300, 16).bfloat16()
+    exact = (hidden.float() @ weight.float().t()).log_softmax(-1)[:, 7]
+    found, _ = token_log_probs(hidden, weight, None, torch.full((8,), 7))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, exact, atol=0.06, rtol=0)
