@@ -290,18 +290,23 @@ def _peak_flops() -> float:
 
 
 def _check(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Loss and gradient of a ragged micro-batch with levers on, against the plain pass; float32."""
+    """Relative differences on a ragged micro-batch in float32: loss and gradient with levers on against the plain
+    pass, and how far log-probs and their gradient under fixed weights are from float64 for each pass.
+
+    CTPO's ratio multiplies a row's tokens, so it gathers the log-probs' rounding; the second part is free of that.
+    """
     from ctpo.training.microbatch import make_scorer
 
     args.rows, args.zero_groups = PROMPTS * SAMPLES, 0
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(args, "ctpo-all", "ragged", folder)
+        trainer.current_gradient_accumulation_steps = 1
         inputs = _fake_batch(trainer)
         found = {}
         for name, off in {"plain": LEVERS["all"], "all on": {}, **LEVERS}.items():
             if name in ("all", "checkpointing"):
                 continue
-            default = {"max_tokens_per_micro_batch": 300}
+            default = {"max_tokens_per_micro_batch": 150}
             everything = {
                 key: True for levers in LEVERS.values() for key in levers if hasattr(trainer.args, key)
             }
@@ -320,26 +325,62 @@ def _check(args: argparse.Namespace) -> dict[str, dict[str, float]]:
                 "loss": abs(float(loss.detach()) / plain_loss - 1),
                 "gradient": float((gradient - plain).norm() / plain.norm()),
             }
-    return found
+        return {**found, **_against_float64(trainer, inputs)}
+
+
+def _against_float64(trainer: Any, inputs: dict[str, Any]) -> dict[str, dict[str, float]]:
+    from ctpo.training.microbatch import rows_of
+    from ctpo.training.scoring.trial import one_by_one
+
+    model, mask = trainer.model, inputs["completion_mask"].bool()
+    rows = rows_of(inputs, mask)
+    weight = torch.randn(mask.shape, generator=torch.Generator().manual_seed(3)) * mask
+    ids = torch.cat([rows.prompt_ids, rows.completion_ids], dim=1)
+    attention = torch.cat([rows.prompt_mask, rows.completion_mask], dim=1)
+
+    def measured(logps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        (logps * weight.to(logps)).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        return (logps.detach() * mask).double(), gradient.double()
+
+    passes = {
+        "plain": measured(
+            super(type(trainer), trainer)._get_per_token_logps_and_entropies(
+                model, ids, attention, mask.shape[1], compute_entropy=True
+            )[0]
+        ),
+        **{way: measured(trainer.scorer.score(model, model, rows, way)[0]) for way in ("padded", "packed")},
+    }
+    model.double()
+    true_logps, true_gradient = measured(one_by_one(model, rows, trainer.temperature))
+    return {
+        f"{way} from float64": {
+            "log-prob": float((logps - true_logps).abs().max()),
+            "sum over a row": float((logps - true_logps).sum(dim=1).abs().max()),
+            "gradient": float((gradient - true_gradient).norm() / true_gradient.norm()),
+        }
+        for way, (logps, gradient) in passes.items()
+    }
 
 
 def _fake_batch(trainer: Any) -> dict[str, Any]:
-    """Two prompts, four samples each, anchors off the policy's log-probs, one row without advantage."""
+    """Two prompts, two samples each, anchors off the policy's log-probs, one row without advantage."""
     draw = torch.Generator().manual_seed(2)
     tokens = [trainer.processing_class(text)["input_ids"] for text in _prompts()[:5:4]]
     width = max(map(len, tokens))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in tokens]).repeat_interleave(4, 0)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in tokens]).repeat_interleave(4, 0)
-    lengths = _lengths("ragged")[:8]
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in tokens]).repeat_interleave(2, 0)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in tokens]).repeat_interleave(2, 0)
+    lengths = _lengths("ragged")[:4]
     longest = int(lengths.max())
-    completions = torch.randint(1000, 40000, (8, longest), generator=draw)
+    completions = torch.randint(1000, 40000, (4, longest), generator=draw)
     completion_mask = (torch.arange(longest)[None] < lengths[:, None]).long()
     inputs: dict[str, Any] = {
         "prompt_ids": ids,
         "prompt_mask": mask,
         "completion_ids": completions,
         "completion_mask": completion_mask,
-        "advantages": torch.tensor([1.0, -1.0, 0.5, 0.0, 2.0, -0.3, -1.5, 0.7]),
+        "advantages": torch.tensor([1.0, -1.0, 0.0, 0.7]),
     }
     with torch.no_grad():
         trainer.model.eval()
