@@ -296,12 +296,13 @@ def _check(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     args.rows, args.zero_groups = PROMPTS * SAMPLES, 0
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(args, "ctpo-all", "ragged", folder)
+        trainer.current_gradient_accumulation_steps = 1
         inputs = _fake_batch(trainer)
         found = {}
         for name, off in {"plain": LEVERS["all"], "all on": {}, **LEVERS}.items():
             if name in ("all", "checkpointing"):
                 continue
-            default = {"max_tokens_per_micro_batch": 300}
+            default = {"max_tokens_per_micro_batch": 150}
             everything = {
                 key: True for levers in LEVERS.values() for key in levers if hasattr(trainer.args, key)
             }
@@ -324,22 +325,22 @@ def _check(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def _fake_batch(trainer: Any) -> dict[str, Any]:
-    """Two prompts, four samples each, anchors off the policy's log-probs, one row without advantage."""
+    """Two prompts, two samples each, anchors off the policy's log-probs, one row without advantage."""
     draw = torch.Generator().manual_seed(2)
     tokens = [trainer.processing_class(text)["input_ids"] for text in _prompts()[:5:4]]
     width = max(map(len, tokens))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in tokens]).repeat_interleave(4, 0)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in tokens]).repeat_interleave(4, 0)
-    lengths = _lengths("ragged")[:8]
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in tokens]).repeat_interleave(2, 0)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in tokens]).repeat_interleave(2, 0)
+    lengths = _lengths("ragged")[:4]
     longest = int(lengths.max())
-    completions = torch.randint(1000, 40000, (8, longest), generator=draw)
+    completions = torch.randint(1000, 40000, (4, longest), generator=draw)
     completion_mask = (torch.arange(longest)[None] < lengths[:, None]).long()
     inputs: dict[str, Any] = {
         "prompt_ids": ids,
         "prompt_mask": mask,
         "completion_ids": completions,
         "completion_mask": completion_mask,
-        "advantages": torch.tensor([1.0, -1.0, 0.5, 0.0, 2.0, -0.3, -1.5, 0.7]),
+        "advantages": torch.tensor([1.0, -1.0, 0.0, 0.7]),
     }
     with torch.no_grad():
         trainer.model.eval()

@@ -53,7 +53,7 @@ class Scorer:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.levers, self.temperature = levers, temperature
-        self._float32_head, self._autocast = float32_head, autocast
+        self._float32_head, self.autocast = float32_head, autocast
         self._allowed: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
     def way(self, model: nn.Module, unwrapped: nn.Module) -> str:
@@ -108,7 +108,7 @@ class Scorer:
     def _forward(self, model: Any, unwrapped: Any, targets: Targets, **inputs: Any) -> Tensor:
         """[M, 2] log-probs and entropies of the targets."""
         with ExitStack() as stack:
-            stack.enter_context(self._autocast())
+            stack.enter_context(self.autocast())
             head = unwrapped.get_output_embeddings()
             stack.enter_context(scoring_head(head, targets, float32=self._float32_head))
             out: Tensor = model(**inputs, use_cache=False).logits

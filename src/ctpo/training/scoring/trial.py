@@ -25,9 +25,10 @@ def disagreement(scorer: Scorer, model: Any, unwrapped: Any, way: str) -> str | 
     rows = _rows(unwrapped)
     try:
         with evaluating(unwrapped):
-            alone = _one_by_one(scorer, model, rows)
             found = scorer.score(model, unwrapped, rows, way)[0]
-            other = _one_by_one(scorer, model, _other_prompts(rows))
+            with scorer.autocast():
+                alone = one_by_one(model, rows, scorer.temperature)
+                other = one_by_one(model, _other_prompts(rows), scorer.temperature)
     except Exception as error:  # whatever a model does with inputs it was not made for
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     difference, context = (found - alone).abs().max(), (other - alone).abs().max()
@@ -56,14 +57,15 @@ def _other_prompts(rows: Rows) -> Rows:
     return Rows(**{**vars(rows), "prompt_ids": (rows.prompt_ids + vocabulary // 2) % vocabulary})
 
 
-def _one_by_one(scorer: Scorer, model: Any, rows: Rows) -> Tensor:
-    """[B, T] log-probs, each row alone and without padding, through the model's ordinary logits."""
-    scores = torch.zeros(rows.wanted.shape, device=rows.prompt_ids.device)
+def one_by_one(model: Any, rows: Rows, temperature: float) -> Tensor:
+    """[B, T] log-probs in float32 or wider, each row alone and without padding, through the model's own logits."""
+    scores = []
     for i in range(len(rows)):
         prompt = rows.prompt_ids[i][rows.prompt_mask[i].bool()]
         completion = rows.completion_ids[i][rows.completion_mask[i].bool()]
-        with scorer._autocast():
-            logits = model(input_ids=torch.cat([prompt, completion])[None], use_cache=False).logits
-        logps = (logits[0, len(prompt) - 1 : -1].float() / scorer.temperature).log_softmax(-1)
-        scores[i, : len(completion)] = logps.gather(1, completion[:, None])[:, 0]
-    return scores
+        logits = model(input_ids=torch.cat([prompt, completion])[None], use_cache=False).logits
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        logps = (logits[0, len(prompt) - 1 : -1].to(wide) / temperature).log_softmax(-1)
+        pad = rows.completion_ids.shape[1] - len(completion)
+        scores.append(torch.nn.functional.pad(logps.gather(1, completion[:, None])[:, 0], (0, pad)))
+    return torch.stack(scores)
