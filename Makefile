@@ -13,11 +13,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # torch goes first, and alone: a range in another package must not choose its build.
 TORCH := $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: train test lint types clean help
+.PHONY: train test test-verl lint types clean help
 
 help:
 	@echo "make train   set up, then train the embedded model with CTPO (ARGS='seed=1 objective=grpo' to change it)"
 	@echo "make test    set up, then lint, type check and run the tests"
+	@echo "make test-verl   the adapters under the real verl, on the CPU, in an environment beside"
 	@echo "make clean   remove the virtual environment and caches"
 
 train: $(VENV)/.installed
@@ -25,6 +26,17 @@ train: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint types
 	@$(BIN)/python -m pytest $(ARGS)
+
+# verl wants other pins than the package, so its tests have an environment of their own on top of the development one.
+test-verl: .venv-verl/.installed
+	@.venv-verl/bin/python -m pytest tests/adapters $(ARGS)
+
+.venv-verl/.installed: tests/adapters/requirements-verl.txt | $(VENV)/.installed-dev
+	@$(BIN)/python -m venv .venv-verl
+	@$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> $$(.venv-verl/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
+	@.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
 
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
@@ -49,4 +61,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-verl .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis

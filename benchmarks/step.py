@@ -290,7 +290,11 @@ def _peak_flops() -> float:
 
 
 def _check(args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Loss and gradient of a ragged micro-batch with levers on, against the plain pass; float32."""
+    """Relative differences on a ragged micro-batch in float32: loss and gradient with levers on against the plain
+    pass, and how far log-probs and their gradient under fixed weights are from float64 for each pass.
+
+    CTPO's ratio multiplies a row's tokens, so it gathers the log-probs' rounding; the second part is free of that.
+    """
     from ctpo.training.microbatch import make_scorer
 
     args.rows, args.zero_groups = PROMPTS * SAMPLES, 0
@@ -321,7 +325,43 @@ def _check(args: argparse.Namespace) -> dict[str, dict[str, float]]:
                 "loss": abs(float(loss.detach()) / plain_loss - 1),
                 "gradient": float((gradient - plain).norm() / plain.norm()),
             }
-    return found
+        return {**found, **_against_float64(trainer, inputs)}
+
+
+def _against_float64(trainer: Any, inputs: dict[str, Any]) -> dict[str, dict[str, float]]:
+    from ctpo.training.microbatch import rows_of
+    from ctpo.training.scoring.trial import one_by_one
+
+    model, mask = trainer.model, inputs["completion_mask"].bool()
+    rows = rows_of(inputs, mask)
+    weight = torch.randn(mask.shape, generator=torch.Generator().manual_seed(3)) * mask
+    ids = torch.cat([rows.prompt_ids, rows.completion_ids], dim=1)
+    attention = torch.cat([rows.prompt_mask, rows.completion_mask], dim=1)
+
+    def measured(logps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        (logps * weight.to(logps)).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        return (logps.detach() * mask).double(), gradient.double()
+
+    passes = {
+        "plain": measured(
+            super(type(trainer), trainer)._get_per_token_logps_and_entropies(
+                model, ids, attention, mask.shape[1], compute_entropy=True
+            )[0]
+        ),
+        **{way: measured(trainer.scorer.score(model, model, rows, way)[0]) for way in ("padded", "packed")},
+    }
+    model.double()
+    true_logps, true_gradient = measured(one_by_one(model, rows, trainer.temperature))
+    return {
+        f"{way} from float64": {
+            "log-prob": float((logps - true_logps).abs().max()),
+            "sum over a row": float((logps - true_logps).sum(dim=1).abs().max()),
+            "gradient": float((gradient - true_gradient).norm() / true_gradient.norm()),
+        }
+        for way, (logps, gradient) in passes.items()
+    }
 
 
 def _fake_batch(trainer: Any) -> dict[str, Any]:

@@ -238,9 +238,9 @@ def slime(name: str, batch: Batch, monkeypatch: Any, **knobs: Any) -> tuple[Tens
     return _zigzag(adapter, cp_utils, scorer, name, batch, knobs, monkeypatch)
 
 
-def alone(parallel: Any, shared: Any = None) -> None:
-    """Set miles' parallel state: one process, or `shared` as its context-parallel group."""
-    one = parallel.GroupInfo(0, 1, None)
+def alone(parallel: Any, shared: Any = None, group: Any = None) -> None:
+    """Set miles' parallel state: `shared` as its context-parallel group, `group` of this process alone elsewhere."""
+    one = parallel.GroupInfo(0, 1, group)
     groups = {name: one for name in parallel.ParallelState.__dataclass_fields__ if name in _GROUPS}
     parallel.set_parallel_state(parallel.ParallelState(**{**groups, "cp": shared or one}))
 

@@ -15,14 +15,14 @@ from .standins import provide
 PRESETS = ("ctpo", "gspo", "cispo", "minpro", "ctpo-prefix-gradient", "grpo")
 
 
-def use_group(trainer: str, group: Any) -> None:
+def use_group(trainer: str, group: Any, alone: Any) -> None:
     """Tell the trainer (or its stand-in) which group shares the sequences."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if trainer == "slime":
-        importlib.import_module("megatron.core.mpu").use(group)
+        importlib.import_module("megatron.core.mpu").use(group, alone)
         return
     parallel = importlib.import_module("miles.backends.training_utils.parallel")
-    handover.alone(parallel, parallel.GroupInfo(rank, size, group))
+    handover.alone(parallel, parallel.GroupInfo(rank, size, group), alone)
 
 
 def compare(trainer: str, name: str, group: Any, monkeypatch: pytest.MonkeyPatch) -> float:
@@ -95,6 +95,7 @@ def work(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     groups = {4: dist.group.WORLD, 2: dist.new_group([0, 1]), 1: dist.new_group([0])}
+    alone = [dist.new_group([each]) for each in range(world)][rank]
     results = {}
     monkeypatch = pytest.MonkeyPatch()
     for trainer in ("slime", "miles"):
@@ -102,7 +103,7 @@ def work(rank: int, world: int, folder: str) -> None:
         for size, group in groups.items():
             if rank >= size:
                 continue
-            use_group(trainer, group)
+            use_group(trainer, group, alone)
             for name in PRESETS:
                 results[f"{trainer}/{size}/{name}"] = compare(trainer, name, group, monkeypatch)
     torch.save(results, f"{folder}/{rank}.pt")

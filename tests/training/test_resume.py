@@ -15,7 +15,7 @@ import pytest
 from launcher import finish, launch
 
 from ctpo.cli.main import main
-from ctpo.training.checkpoints import Unusable, all_checkpoints, examine, last_good
+from ctpo.training.checkpoints import Unusable, all_checkpoints, examine, last_good, step_of
 from ctpo.training.saving import STAGING
 
 # Two rollout batches an epoch and two epochs, so that data order and a threshold's average have a past to forget.
@@ -70,31 +70,28 @@ def kill_when(process: BaseProcess, due: Callable[[], bool]) -> bool:
     return False
 
 
+def reached(path: Path) -> int:
+    return max((step_of(checkpoint) for checkpoint in all_checkpoints(path)), default=0)
+
+
 def test_killed_again_and_again_it_ends_the_same(whole: Path, tmp_path: Path) -> None:
+    """Five kills spread over the run, two of them while a checkpoint is being written (some 30 ms), or soon after."""
     path, draw, kills = tmp_path / "run", random.Random(), 0
-    for moment in ("anywhere", "saving", "anywhere", "saving", "anywhere"):
-        process, begun = start(path), time.monotonic()
-        if moment == "saving":
-            wait = draw.uniform(0, 0.02)  # a checkpoint takes some 30 ms: in it, or soon after
-            seen: list[float] = []
+    for step, saving in ((0, False), (1, True), (3, False), (4, True), (5, False)):
+        wait = draw.uniform(0, 0.02 if saving else 0.5)
+        since: list[float] = []
 
-            def due(wait: float = wait, seen: list[float] = seen) -> bool:
-                if not seen and (path / STAGING).exists():
-                    seen.append(time.monotonic())
-                return bool(seen) and time.monotonic() - seen[0] > wait
+        def due(
+            step: int = step, saving: bool = saving, wait: float = wait, since: list[float] = since
+        ) -> bool:
+            if not since and reached(path) >= step and (not saving or (path / STAGING).exists()):
+                since.append(time.monotonic())
+            return bool(since) and time.monotonic() - since[0] > wait
 
-        else:
-            wait = draw.uniform(0.5, 3.0)
-
-            def due(wait: float = wait, begun: float = begun) -> bool:
-                return time.monotonic() - begun > wait
-
-        kills += kill_when(process, due)
-        if (path / "summary.json").exists():
-            break
+        kills += kill_when(start(path), due)
     if not (path / "summary.json").exists():
         assert finish(start(path)) == 0, path.with_suffix(".log").read_text()
-    assert kills >= 2
+    assert kills >= 4
     assert result_of(path) == result_of(whole)
 
 

@@ -14,6 +14,7 @@ from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.training.scoring import Levers, Rows, Scorer
 from ctpo.training.scoring.plan import packs, token_limit
 from ctpo.training.scoring.precision import bfloat16_context
+from ctpo.training.stats import WEIGHT
 
 if TYPE_CHECKING:
     from ctpo.training.trainer import CTPOTrainer
@@ -130,7 +131,16 @@ def whole_stats(trainer: CTPOTrainer, done: list[Scored], mask: Tensor) -> dict[
     stats["tokens"] = mask.sum().to(stats["tokens"])
     stats["sequences"] = mask.any(dim=1).sum().to(stats["sequences"])
     stats["scored_rows"] = torch.full_like(stats["tokens"], scored / len(mask))
+    stats[WEIGHT] = _weight(done, scored < len(mask)).to(stats["tokens"])
     return stats
+
+
+def _weight(done: list[Scored], some_left_out: bool) -> Tensor:
+    """Tokens scored. Next to nothing where the one row was only scored because a pass must be made: its averages
+    count when there are no others, and otherwise are as if it had been left out like its equals."""
+    tokens = torch.stack([loss_mask(part.inputs).sum() for part in done]).sum().double()
+    idle = torch.stack([(part.inputs["advantages"] == 0).all() for part in done]).all()
+    return torch.where(idle, 1e-6, tokens) if some_left_out else tokens
 
 
 def loss_mask(inputs: dict[str, Any]) -> Tensor:

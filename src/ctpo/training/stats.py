@@ -11,8 +11,10 @@ from torch import Tensor
 from ctpo.objectives.numerics import prefix_dtype
 
 _COUNTS = ("tokens", "sequences", "nonfinite", "saturated", "neutralised")
-_ADDED_UP = ("minibatch_loss", "aux_loss")
-"""Each micro-batch's is its share of the whole, times their number."""
+_UNWEIGHTED = ("minibatch_loss", "aux_loss", "scored_rows")
+"""Of the micro-batch as a whole: its share of the loss times the number of shares, or a share of its rows."""
+WEIGHT = "scored_tokens"
+"""The tokens that a micro-batch's averages are of; not a figure itself."""
 
 
 class StatsAccumulator:
@@ -35,12 +37,14 @@ class StatsAccumulator:
         self._values = defaultdict(list, state)
 
     def flush(self, accelerator: Any) -> dict[str, float]:
-        """Each statistic over the micro-batches and processes since the last call: counts summed, minima and maxima
-        as such, everything else averaged by tokens, as in one process; what is not finite (a skipped update) is left
-        out of averages."""
+        """Each statistic over the micro-batches and processes since the last call.
+
+        Counts are summed, minima and maxima taken as such, everything else averaged by the tokens it is of, as in
+        one process; what is not finite (a skipped update) is left out of averages.
+        """
         if not self._values:
             return {}
-        names = sorted(self._values)
+        names = sorted(set(self._values) - {WEIGHT})
         mine = torch.stack([self._share(name) for name in names])
         everyone = accelerator.gather(mine[None])
         self._values.clear()
@@ -49,8 +53,8 @@ class StatsAccumulator:
     def _share(self, name: str) -> Tensor:
         """This process's [figure, weight]."""
         values = torch.stack([value.to(prefix_dtype(value.device)) for value in self._values[name]])
-        tokens = self._values.get("tokens")
-        if tokens is None or name in _ADDED_UP or len(tokens) != len(values):
+        tokens = self._values.get(WEIGHT)
+        if tokens is None or name in _UNWEIGHTED or len(tokens) != len(values):
             weights = torch.ones_like(values)
         else:
             weights = torch.stack(tokens).to(values)

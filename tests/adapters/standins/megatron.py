@@ -7,11 +7,13 @@ from typing import Any
 import torch.distributed as dist
 
 _GROUP: Any = None
+_ALONE: Any = None
 
 
-def use(group: Any) -> None:
-    global _GROUP
-    _GROUP = group
+def use(group: Any, alone: Any = None) -> None:
+    """Set the context-parallel group, and a group of this process alone for the tensor-parallel one."""
+    global _GROUP, _ALONE
+    _GROUP, _ALONE = group, alone
 
 
 def get_context_parallel_world_size() -> int:
@@ -27,4 +29,4 @@ def get_context_parallel_group() -> Any:
 
 
 def get_tensor_model_parallel_group() -> Any:
-    return None
+    return _ALONE
