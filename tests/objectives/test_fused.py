@@ -38,6 +38,17 @@ def test_equals_composition(name: str, block: int, monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
 
 
+@pytest.mark.parametrize("ratio", [CumulativeRatio("through"), SequenceRatio("through")])
+def test_a_stop_gradient_weight_is_a_constant_whatever_its_ratio(ratio: Any) -> None:
+    def objective(how: str) -> Objective:
+        parts = {"trust_region": LogBand(0.1, 0.3), "surrogate": StopGradientWeight()}
+        return Objective(ratio=ratio, backend=how, **parts)
+
+    batch = make(drift=0.1, seed=0, length=20)
+    (_, grad), (_, expected) = run(objective("auto"), batch), run(objective("compose"), batch)
+    torch.testing.assert_close(grad, expected, rtol=1e-11, atol=1e-16)
+
+
 @pytest.mark.parametrize("block", [1 << 17, 16, 7])
 @pytest.mark.parametrize("name", FUSED)
 def test_packed_streams(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,9 @@ class Plan:
 
     @property
     def through(self) -> bool:
-        """Whether the gradient runs through the statistic."""
-        return self.ratio.gradient == "through" and not isinstance(self.ratio, TokenRatio)
+        """Whether the gradient runs through the statistic; a stop-gradient weight is a constant, whatever its ratio."""
+        constant = isinstance(self.surrogate, StopGradientWeight)
+        return self.ratio.gradient == "through" and not constant and not isinstance(self.ratio, TokenRatio)
 
     @property
     def scaled(self) -> bool:

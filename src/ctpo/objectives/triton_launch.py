@@ -117,7 +117,7 @@ def strided(values: Tensor | None) -> tuple[Tensor | None, int, int]:
 def gradient_path(plan: Plan) -> str:
     """Name of the way the gradient runs."""
     # A stop-gradient weight is a constant, whichever way its ratio would be differentiated.
-    if not plan.through or isinstance(plan.surrogate, StopGradientWeight):
+    if not plan.through:
         return "OWN"
     return "SUFFIX" if isinstance(plan.ratio, (CumulativeRatio, PrefixMeanRatio)) else "WHOLE_ROW"
 
