@@ -181,3 +181,11 @@ def _fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
         return messages
     first = {**messages[1], "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}
     return [first, *messages[2:]]
+
+
+def called_program(tokenizer: PreTrainedTokenizerBase, tool: PythonTool, ids: list[int]) -> str | None:
+    """The program of the call that these tokens complete, if they do."""
+    text: str = tokenizer.decode(ids, skip_special_tokens=False)
+    _, opened, body = text.rpartition(tool.open)
+    # The closing tag's last token may bring a character more, a newline for example.
+    return tool.extract(body) if opened and tool.close in body else None

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctpo.errors import UserError
 from ctpo.rollout.batch import Batch
-from ctpo.rollout.chat import encode_result
+from ctpo.rollout.chat import called_program, encode_result
 from ctpo.rollout.decoders import Decoder, decoder_for
 from ctpo.rollout.products import fast_products
 from ctpo.rollout.records import Rollout
@@ -176,7 +176,7 @@ class TransformersEngine:
         programs: list[str] = []
         for row, response, ids in batch.since_last_output(closing.nonzero().squeeze(-1)):
             if len(batch.calls[response]) < tools.tool.max_calls:
-                program = self._program(ids, tools)
+                program = called_program(self.tokenizer, tools.tool, ids)
                 if program is not None:
                     asking[row] = response
                     programs.append(program)
@@ -204,13 +204,6 @@ class TransformersEngine:
                 tokens[row] = ids[-1]
         if chunks:
             decoder.feed([row for row, _ in chunks], [ids for _, ids in chunks])
-
-    def _program(self, ids: list[int], tools: ToolRunner) -> str | None:
-        """The program of the call that these tokens complete, if they do."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=False)
-        _, opened, body = text.rpartition(tools.tool.open)
-        # The closing tag's last token may bring a character more, a newline for example.
-        return tools.tool.extract(body) if opened and tools.tool.close in body else None
 
     def _closes(self, close: str) -> Tensor:
         """For each token id, whether it could be the last token of the closing tag: decode only those rows."""

@@ -17,11 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ctpo.errors import UserError
-from ctpo.rollout.chat import encode_result
+from ctpo.rollout.chat import called_program, encode_result
 from ctpo.rollout.engine import Sampling
 from ctpo.rollout.records import Rollout
 from ctpo.rollout.tools import ToolRunner
-from ctpo.tasks import PythonTool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +199,3 @@ class _Row:
         self.rollout.completion_ids += ids
         self.rollout.logps += logps
         self.rollout.model_mask += [own] * len(ids)
-
-
-def called_program(tokenizer: PreTrainedTokenizerBase, tool: PythonTool, ids: list[int]) -> str | None:
-    """The program of the call that these tokens complete, if they do."""
-    text: str = tokenizer.decode(ids, skip_special_tokens=False)
-    _, opened, body = text.rpartition(tool.open)
-    return tool.extract(body) if opened and tool.close in body else None
