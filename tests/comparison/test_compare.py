@@ -14,8 +14,8 @@ from ctpo.cli.main import main
 from ctpo.comparison.compare import choose, final_cells, results, tuning_cells
 from ctpo.comparison.plan import Plan, read_plan
 from ctpo.comparison.runner import Budget, Runner
-from ctpo.comparison.scores import read_score
 from ctpo.errors import UserError
+from ctpo.statistics.scores import read_score
 
 
 def write_plan(path: Path, **changes: Any) -> Path:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ctpo.comparison.plan import SCORES, Arm, Cell, Plan, cell
 from ctpo.comparison.runner import Failure, Runner
-from ctpo.comparison.scores import Score, read_score
-from ctpo.comparison.statistics import Paired, holm, mean, paired
+from ctpo.statistics.paired import Paired, holm, mean, paired
+from ctpo.statistics.scores import Score, read_score
 
 
 @dataclass(frozen=True, kw_only=True)

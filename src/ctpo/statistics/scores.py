@@ -1,8 +1,9 @@
-"""The figures a comparison takes from a run's files."""
+"""The figures that a comparison and a report take from a run's files."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,17 @@ def read_score(run: Path) -> Score | None:
             for line in (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
             if line
         ]
-        return _score(summary, records)
+        return score(summary, records)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{run} is damaged ({error}); delete it, and the comparison runs it again") from None
 
 
-def _score(summary: dict[str, Any], records: list[dict[str, Any]]) -> Score:
+def score(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Score:
+    """The figures of what the files hold.
+
+    Raises:
+        KeyError, TypeError, ZeroDivisionError: if something is not there.
+    """
     # A reward lost to a non-finite batch counts as no right answer, not as a batch that was not there.
     rewards = [record.get("reward") or 0.0 for record in records if record["batch"] > 0]
     heldout = [record["heldout_pass@1"] for record in records if record.get("heldout_pass@1") is not None]

@@ -1,0 +1,1 @@
+"""What finished runs scored, from their files, and statistics over seeds."""
