@@ -81,6 +81,22 @@ def test_the_same_records(one: Path, two: Path) -> None:
             assert got[name] == pytest.approx(expected[name], rel=1e-2, abs=1e-5), name
 
 
+def test_the_same_profiles(one: Path, two: Path) -> None:
+    """Sums over all processes: of the first batch, before rounding has moved anything much, and as many lines."""
+    mine, whole = (
+        [json.loads(line) for line in (run / "profile.jsonl").read_text().splitlines()] for run in (two, one)
+    )
+    assert [line["batch"] for line in mine] == [line["batch"] for line in whole] == [1, 2, 3]
+    assert sum(whole[0]["count"]) > 1000
+    assert mine[0].keys() == whole[0].keys()
+    for name in ("edge", "count", "position_mean"):
+        assert mine[0][name] == whole[0][name]
+    for name in ("log_ratio_mean", "log_ratio_std", "gradient_removed"):
+        assert mine[0][name] == pytest.approx(whole[0][name], abs=1e-5), name
+    for name in ("high", "low", "dual"):
+        assert mine[0][name] == pytest.approx(whole[0][name], abs=1), name
+
+
 def test_the_same_heldout_responses(one: Path, two: Path) -> None:
     """Nine problems: the processes' shares differ in size."""
     for batch in (0, 3):

@@ -27,11 +27,13 @@ SMALL = (
 CLOCKED = {"seconds", "batch_s", "generation_s", "tool_s", "training_s", "tokens_per_s", "tool_executed"}
 
 
-def result_of(run: Path) -> tuple[bytes, list[dict[str, Any]]]:
-    """A run's weights and records, without what a clock said."""
+def result_of(run: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, str]]:
+    """A run's weights and records, without what a clock said, its profiles and its samples."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     plain = [{name: value for name, value in row.items() if name not in CLOCKED} for row in records]
-    return (run / "model" / "model.safetensors").read_bytes(), plain
+    files = [run / "profile.jsonl", *sorted(run.glob("samples/*.jsonl"))]
+    diagnostics = {str(path.relative_to(run)): path.read_text() for path in files}
+    return (run / "model" / "model.safetensors").read_bytes(), plain, diagnostics
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
     path = tmp_path_factory.mktemp("resume") / "whole"
     assert finish(launch(["train", *SMALL, f"output_dir={path}"], path.with_suffix(".log"))) == 0
-    assert [row["batch"] for row in result_of(path)[1]] == [0, 1, 2, 3, 4]
+    _, records, diagnostics = result_of(path)
+    assert [row["batch"] for row in records] == [0, 1, 2, 3, 4]
+    assert list(diagnostics) == ["profile.jsonl", "samples/batch-0002.jsonl", "samples/batch-0004.jsonl"]
+    assert [json.loads(line)["batch"] for line in diagnostics["profile.jsonl"].splitlines()] == [1, 2, 3, 4]
     return path
 
 

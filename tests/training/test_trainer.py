@@ -13,8 +13,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.objectives import preset
+from ctpo.training.cautions import AnchorMismatchWarning, InertObjectiveWarning, warn_if_inert
 from ctpo.training.minibatches import dealt_order
-from ctpo.training.trainer import SEAMS, InertObjectiveWarning
+from ctpo.training.trainer import SEAMS
 
 
 def parameters(trainer: Any) -> torch.Tensor:
@@ -130,7 +131,7 @@ def test_statistics_reach_the_log(off_policy: Any) -> None:
     trainer._compute_loss(trainer.model, trainer._buffered_inputs[3])
     logs: dict[str, float] = {}
     trainer.log(logs)
-    assert 0 <= logs["clip_fraction"] <= 1
+    assert 0 <= logs["clip_ratio/region_mean"] <= 1
     assert logs["log_ratio_std"] > 0
     assert logs["tokens"] == int(
         (trainer._buffered_inputs[3]["completion_mask"] * trainer._buffered_inputs[3]["tool_mask"]).sum()
@@ -148,8 +149,6 @@ def test_kl_penalty_with_beta(fit: Callable[..., Any], stock: Any) -> None:
 
 
 def test_warns_when_every_ratio_is_one(tmp_path: Any) -> None:
-    from ctpo.training.trainer import warn_if_inert
-
     keys = {"per_device_train_batch_size": 8, "num_generations": 4, "use_cpu": True}
     with pytest.warns(InertObjectiveWarning, match="steps_per_generation=1"):
         warn_if_inert(CTPOConfig(str(tmp_path), steps_per_generation=1, **keys))
@@ -169,7 +168,6 @@ def test_warns_when_engine_and_trainer_disagree(fit: Callable[..., Any], tmp_pat
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     from ctpo.tasks.arithmetic import model_path
-    from ctpo.training.trainer import AnchorMismatchWarning
 
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     config = GPT2Config(
@@ -200,7 +198,7 @@ def test_evaluation_keeps_its_statistics_apart(off_policy: Any) -> None:
     trainer.model.eval()
     logs: dict[str, float] = {}
     trainer.log(logs)
-    assert "eval_clip_fraction" not in logs
+    assert "eval_clip_ratio/region_mean" not in logs
     trainer.model.train()
     assert trainer.objective_stats["train"].state_dict()
 

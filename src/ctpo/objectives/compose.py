@@ -70,7 +70,23 @@ def compose(
         terms, token_loss, loss = _apply(surrogate, ratio, weight, advantages, limits, tokens, factor)
     truncated = truncate(weight.detach(), ceiling_of(limits, ratio.log_cap))
     stats = summarise(tokens, truncated, terms)
-    return Output(loss, token_loss, stats, describe(tokens, truncated, terms) if details else None)
+    described = (
+        describe(tokens, truncated, surrogate.left(truncated, terms, limits), terms) if details else None
+    )
+    return Output(loss, token_loss, stats, described)
+
+
+@torch.no_grad()
+def examine(
+    ratio: Ratio, trust_region: TrustRegion, surrogate: Surrogate, tokens: Tokens, advantages: Tensor
+) -> Details:
+    """Details of the call that `compose` would make, without its loss and statistics."""
+    weight = ratio.statistic(tokens).to(tokens.logps.dtype).expand_as(tokens.logps)
+    limits = trust_region.limits(tokens, advantages, weight)
+    ceiling = ceiling_of(limits, ratio.log_cap)
+    terms = surrogate.terms(weight, ceiling, advantages, limits, tokens)
+    truncated = truncate(weight, ceiling)
+    return describe(tokens, truncated, surrogate.left(truncated, terms, limits), terms)
 
 
 def _detached_leaf(ratio: Ratio, tokens: Tokens) -> Tensor:

@@ -18,25 +18,31 @@ class Details:
     """What happened to each token; detached, the shape of the log-probs.
 
     Attributes:
-        log_weight: weighing log ratio after truncation, 0 outside the mask.
+        log_ratio: d_t, the token's own log ratio, 0 where not kept.
+        log_weight: weighing log ratio after truncation, 0 where not kept.
+        log_left: log of what the trust region leaves of the weight in the token's gradient (`Surrogate.left`).
         position: 1-based count t of generated tokens (meaningful under the mask).
         clip: int8: 0 inside the region, 1 above, −1 below, 2 dual-clipped.
         kept: tokens under the mask with usable log-probs.
     """
 
+    log_ratio: Tensor
     log_weight: Tensor
+    log_left: Tensor
     position: Tensor
     clip: Tensor
     kept: Tensor
 
 
 @torch.no_grad()
-def describe(tokens: Tokens, log_weight: Tensor, terms: TokenTerms) -> Details:
+def describe(tokens: Tokens, log_weight: Tensor, log_left: Tensor, terms: TokenTerms) -> Details:
     """Details of a composed call."""
     kept = tokens.kept
     clip = terms.high.to(torch.int8) - terms.low.to(torch.int8) + 2 * terms.dual.to(torch.int8)
     return Details(
+        log_ratio=tokens.log_ratio.detach(),
         log_weight=torch.where(kept, log_weight, torch.zeros_like(log_weight)),
+        log_left=log_left,
         position=tokens.positions().long(),
         clip=torch.where(kept, clip, torch.zeros_like(clip)),
         kept=kept,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives import checks, triton_path
-from ctpo.objectives.compose import Output, compose
+from ctpo.objectives.compose import Output, compose, examine
+from ctpo.objectives.details import Details
 from ctpo.objectives.fused import run, runs
 from ctpo.objectives.layouts import Layout, Padded
 from ctpo.objectives.numerics import compute_dtype
@@ -153,6 +154,22 @@ class Objective:
         if self.kl_coef == 0.0 and self.entropy_coef == 0.0:
             return out
         return self._penalise(out, tokens, factor, counted, ref_logps, entropies)
+
+    @torch.no_grad()
+    def examine(self, logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor) -> Details:
+        """What a call would do to each token of padded rows, without loss and statistics: `details=True` for less.
+
+        Args:
+            logps, old_logps, advantages, mask: as in the call, [B, T].
+
+        Raises:
+            ValueError: shapes, dtypes or mask values that do not fit.
+        """
+        checks.batch(logps, old_logps, advantages, mask, tuple(logps.shape[:1]), None, None)
+        tokens = sanitise(logps, old_logps, mask, Padded())
+        signal = Padded().expand(advantages).to(tokens.logps.dtype)
+        signal = torch.where(tokens.kept, signal, torch.zeros_like(signal))
+        return examine(self.ratio, self.trust_region, self.surrogate, tokens, signal)
 
     def _penalise(
         self,

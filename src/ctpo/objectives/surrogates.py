@@ -37,6 +37,13 @@ class Surrogate(Protocol):
         """Loss and clip masks at every token; decisions see the log weight before the ceiling."""
         ...
 
+    def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
+        """Log of what the region leaves of a token's weight in its gradient; −inf of one without gradient.
+
+        `log_weight` is detached and truncated.
+        """
+        ...
+
 
 def ceiling_of(limits: Limits, log_cap: float) -> Bound:
     """max(cap, u, d) up to EXP_CAP: rises with the region, so it never cuts inside it."""
@@ -88,6 +95,10 @@ class MinClip:
         exponent = truncate(torch.where(high | low | dual, frozen, log_weight), ceiling)
         return TokenTerms(-advantages * exponent.exp(), high, low, dual)
 
+    def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
+        """See `Surrogate.left`."""
+        return log_weight.masked_fill(terms.high | terms.low | terms.dual, -math.inf)
+
 
 @dataclass(frozen=True)
 class StopGradientWeight:
@@ -107,6 +118,11 @@ class StopGradientWeight:
         weight = weight.clamp(max=ceiling).exp()
         return TokenTerms(-advantages * weight * tokens.logps, high, low, _none(high))
 
+    def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
+        """See `Surrogate.left`."""
+        bound = torch.where(terms.high, limits.upper, torch.where(terms.low, limits.lower, log_weight))
+        return bound.to(log_weight.dtype)
+
 
 @dataclass(frozen=True)
 class Gated:
@@ -123,6 +139,10 @@ class Gated:
         loss = torch.where(high | low, zero, -advantages * inside.exp())
         return TokenTerms(loss, high, low, _none(high))
 
+    def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
+        """See `Surrogate.left`."""
+        return log_weight.masked_fill(terms.high | terms.low | terms.dual, -math.inf)
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -134,3 +154,7 @@ class Linear:
         """See `Surrogate.terms`; limits play no part."""
         loss = -advantages * truncate(log_weight, ceiling).exp()
         return TokenTerms(loss, _none(loss), _none(loss), _none(loss))
+
+    def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
+        """See `Surrogate.left`."""
+        return log_weight

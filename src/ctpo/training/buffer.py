@@ -33,6 +33,7 @@ def save_rollout_buffer(trainer: CTPOTrainer, folder: Path) -> None:
         "trl_metrics": dict(trainer._metrics["train"]),
         "objective_stats": trainer.objective_stats["train"].state_dict(),
         "objective_memory": [memory.value for memory in memories(trainer.objective)],
+        "diagnostics": trainer.diagnostics.state_dict(),
         "guard": trainer.guard.state_dict(),
         "rollout_account": asdict(trainer.rollout_account),
     }
@@ -63,6 +64,7 @@ def load_rollout_buffer(trainer: CTPOTrainer, checkpoint: str) -> None:
     trainer.objective_stats["train"].load_state_dict(held["objective_stats"])
     for memory, value in zip(memories(trainer.objective), held["objective_memory"], strict=True):
         memory.value = value
+    trainer.diagnostics.load_state_dict(held["diagnostics"])
     trainer.guard.load_state_dict(held["guard"])
     trainer.rollout_account = RolloutAccount(**held["rollout_account"])
 

@@ -13,10 +13,12 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ctpo.evaluation import Evaluation
+from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.events import Listener
 from ctpo.training.reward import OVERLONG
 from ctpo.training.rollout import RolloutAccount, rollout_figures
 from ctpo.training.rundir import RunDirectory
+from ctpo.training.stats import LOGGER_NAMES
 
 # TRL's and transformers' names on the left, the record's on the right; objective statistics keep their own.
 _RENAMED = {
@@ -29,7 +31,10 @@ _RENAMED = {
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
     "epoch": "epoch",
+    "completions/max_length": "response_tokens_max",
+    "completions/min_length": "response_tokens_min",
     f"rewards/{OVERLONG}/mean": "overlong_penalty",
+    **{theirs: ours for ours, theirs in LOGGER_NAMES.items()},
 }
 _CLOCK = "clock.json"  # beside each checkpoint
 _NOT_RECORDED = ("loss", "num_tokens", "step_time", "num_input_tokens_seen", "total_flos")
@@ -39,6 +44,8 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     """Writes one line of metrics a rollout batch, with a held-out evaluation where one is due.
 
     Every process takes part in gathering and evaluating; the main one writes.
+
+    With each evaluation go the token-by-token samples of the update before it.
 
     Expects `logging_steps` to be the number of optimizer steps a rollout batch.
     """
@@ -50,13 +57,16 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         evaluate: Callable[[int], Evaluation],
         listener: Listener,
         *,
+        diagnostics: Diagnostics,
         updates_per_batch: int,
         eval_every: int,
+        samples: int,
         last_batch: int,
         checkpoint: Path | None = None,
     ) -> None:
         self._run, self._account, self._evaluate, self._listener = run, account, evaluate, listener
         self._updates, self._eval_every, self._last = updates_per_batch, eval_every, last_batch
+        self._diagnostics, self._samples = diagnostics, samples
         self._before, self._batch_before = _read_clock(checkpoint)
         self.evaluation: Evaluation | None = None
         self._started = self._batch_started = time.perf_counter()
@@ -97,9 +107,11 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         if batch == self._last or (self._eval_every and batch % self._eval_every == 0):
             self.evaluation = self._evaluate(batch)
             record |= heldout_metrics(self.evaluation)
+            if state.is_world_process_zero:
+                self._run.write_samples(batch, self._diagnostics.samples(self._samples))
         record["seconds"] = round(self.seconds, 3)
         if state.is_world_process_zero:
-            self._run.append(record)
+            self._run.append(record, self._diagnostics.line)
             self._listener.recorded(record)
         self._batch_before, self._batch_started = 0.0, time.perf_counter()
 

@@ -116,6 +116,14 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         },
     )
 
+    diagnostics: bool = field(
+        default=True,
+        metadata={
+            "help": "Record clipping, spread of the log ratio and gradient removed by position, and the drift from the "
+            "rollout engine (docs/diagnostics.md)."
+        },
+    )
+
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "objective_kwargs"]
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 
+from ctpo.objectives import Details
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.training.scoring import Levers, Rows, Scorer
@@ -48,6 +49,8 @@ class Scored:
     anchor: Tensor
     entropies: Tensor
     stats: dict[str, Tensor]
+    details: Details | None = None
+    """Where diagnostics cannot ask the objective afterwards."""
 
     def detached(self) -> Scored:
         """The same without the graph."""
@@ -221,13 +224,13 @@ def take_rows(inputs: dict[str, Any], index: Tensor, count: int) -> dict[str, An
 def _live_rows(trainer: CTPOTrainer, inputs: dict[str, Any], mask: Tensor) -> Tensor:
     """[B] rows with model tokens, and an advantage where only the policy loss counts."""
     rows = mask.any(dim=1)
-    if not (trainer.args.skip_zero_advantage and trainer.beta == 0.0 and _row_wise(trainer)):
+    if not (trainer.args.skip_zero_advantage and trainer.beta == 0.0 and row_wise(trainer)):
         return rows
     advantages: Tensor = inputs["advantages"]
     return rows & (advantages.reshape(len(mask), -1) != 0).any(dim=1)
 
 
-def _row_wise(trainer: CTPOTrainer) -> bool:
+def row_wise(trainer: CTPOTrainer) -> bool:
     """Whether a row's loss depends on that row and the denominators only."""
     objective = trainer.objective
     penalised = objective.kl_coef != 0.0 or objective.entropy_coef != 0.0
@@ -235,7 +238,7 @@ def _row_wise(trainer: CTPOTrainer) -> bool:
 
 
 def _limit(trainer: CTPOTrainer) -> int | None:
-    if not _row_wise(trainer) or trainer.accelerator.distributed_type in _LOCKSTEP:
+    if not row_wise(trainer) or trainer.accelerator.distributed_type in _LOCKSTEP:
         return None
     limit: int | None = trainer.args.max_tokens_per_micro_batch
     return token_limit(trainer.accelerator.unwrap_model(trainer.model)) if limit is None else limit or None

@@ -153,6 +153,16 @@ def rollout_figures(account: RolloutAccount) -> dict[str, Any]:
     return figures
 
 
+def tool_figures(account: RolloutAccount) -> dict[str, float]:
+    """Tool use as TRL logs it for tools of its own; nothing where no tool is."""
+    if not account.tool_calls:
+        return {}
+    return {
+        "tools/call_frequency": account.tool_calls / max(account.responses, 1),
+        "tools/failure_frequency": account.tool_failures / account.tool_calls,
+    }
+
+
 def sampling_of(trainer: Any) -> Sampling:
     """How the trainer's settings say to sample."""
     return Sampling(

@@ -196,6 +196,8 @@ def _run(
         lambda: trainer.rollout_account.over_processes(trainer.accelerator),
         held_out,
         listener,
+        diagnostics=trainer.diagnostics,
+        samples=recipe.transcripts,
         updates_per_batch=updates,
         eval_every=recipe.eval_every,
         last_batch=config.max_steps // updates,

@@ -41,6 +41,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def profile(self) -> Path:
+        """One JSON object a rollout batch: clipping and drift by position (docs/diagnostics.md)."""
+        return self.path / "profile.jsonl"
+
+    @property
     def summary(self) -> Path:
         """The run's result, written when it is complete."""
         return self.path / "summary.json"
@@ -58,6 +63,10 @@ class RunDirectory:
     def transcripts(self, batch: int) -> Path:
         """Sampled held-out responses after this many rollout batches."""
         return self.path / "transcripts" / f"batch-{batch:04d}.jsonl"
+
+    def samples(self, batch: int) -> Path:
+        """Training responses of the last update of this rollout batch, token by token."""
+        return self.path / "samples" / f"batch-{batch:04d}.jsonl"
 
     @property
     def holds_a_run(self) -> bool:
@@ -126,12 +135,11 @@ class RunDirectory:
         """The newest whole checkpoint, or None."""
         return last_good(self.path)
 
-    def append(self, record: dict[str, Any]) -> None:
-        """Add one line to the metrics."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_plain(record)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # a checkpoint must not outlive the records before it
+    def append(self, record: dict[str, Any], profile: dict[str, Any] | None = None) -> None:
+        """Add one line to the metrics, and its profile to the profiles where there is one."""
+        if profile is not None:  # first, so that a record is never without it
+            _append(self.profile, {"batch": record["batch"], "step": record["step"], **profile})
+        _append(self.metrics, _plain(record))
 
     def records(self) -> list[dict[str, Any]]:
         """The metrics so far; a last line cut short by a kill is left out.
@@ -139,19 +147,7 @@ class RunDirectory:
         Raises:
             UserError: if another line is damaged; nothing is changed then.
         """
-        if not self.metrics.is_file():
-            return []
-        whole = self.metrics.read_bytes().split(b"\n")[:-1]  # every complete line ends with a line feed
-        return [self._record(number, line) for number, line in enumerate(whole, start=1)]
-
-    def _record(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                return record
-        except (ValueError, RecursionError):
-            pass
-        raise UserError(f"{self.metrics} line {number} is damaged; mend it, or start the run afresh")
+        return read_records(self.metrics)
 
     def rewind(self, step: int, updates: int) -> list[dict[str, Any]]:
         """Drop the records after this optimizer step, which a resumed run will write again.
@@ -169,16 +165,20 @@ class RunDirectory:
         if missing or len(kept) != len(expected):
             which = f"lacks the record of update {missing[0]}" if missing else "holds a record twice"
             raise UserError(f"{self.metrics} {which}; put it back as it was, or start the run afresh")
-        _write(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        profiles = [line for line in read_records(self.profile) if line["step"] <= step]
+        if profiles or self.profile.exists():
+            _write(self.profile, "".join(_line(profile) for profile in profiles))
+        _write(self.metrics, "".join(_line(record) for record in kept))
         return kept
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         _write(self.summary, json.dumps(summary, indent=2) + "\n")
 
     def write_transcripts(self, batch: int, rows: Iterable[dict[str, Any]]) -> None:
-        path = self.transcripts(batch)
-        path.parent.mkdir(exist_ok=True)
-        _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        _write_rows(self.transcripts(batch), rows)
+
+    def write_samples(self, batch: int, rows: Iterable[dict[str, Any]]) -> None:
+        _write_rows(self.samples(batch), rows)
 
     def read_transcripts(self, batch: int) -> list[dict[str, Any]]:
         """What `write_transcripts` wrote; nothing where nothing was written."""
@@ -199,12 +199,50 @@ def default_run_path(keys: Mapping[str, Any]) -> Path:
     return Path("runs") / f"{task}-{objective}-s{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file with one record a rollout batch; a last one cut short by a kill is left out.
+
+    Raises:
+        UserError: if another line is damaged.
+    """
+    if not path.is_file():
+        return []
+    whole = path.read_bytes().split(b"\n")[:-1]  # every complete line ends with a line feed
+    return [_record(path, number, line) for number, line in enumerate(whole, start=1)]
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            return record
+    except (ValueError, RecursionError):
+        pass
+    raise UserError(f"{path} line {number} is damaged; mend it, or start the run afresh")
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(record))
+        file.flush()
+        os.fsync(file.fileno())  # a checkpoint must not outlive the records before it
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record) + "\n"
+
+
 def _plain(record: dict[str, Any]) -> dict[str, Any]:
     """NaN and infinity as null: JSON has neither."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in record.items()
     }
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _write(path: Path, text: str) -> None:

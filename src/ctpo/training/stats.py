@@ -17,6 +17,17 @@ WEIGHT = "scored_tokens"
 """The tokens that a micro-batch's averages are of; not a figure itself."""
 
 
+LOGGER_NAMES = {
+    "clip_fraction": "clip_ratio/region_mean",
+    "clip_fraction_high": "clip_ratio/high_mean",
+    "clip_fraction_low": "clip_ratio/low_mean",
+    "clip_fraction_dual": "clip_ratio/dual_mean",
+    "engine_gap_mean": "sampling/sampling_logp_difference/mean",
+    "engine_gap_max": "sampling/sampling_logp_difference/max",
+}
+"""Figures that TRL's trainers log too, under TRL's names, so that one dashboard shows both. Records keep ours."""
+
+
 class StatsAccumulator:
     """Collects device tensors as they come and reads them once, so that no update waits for the device."""
 

@@ -7,7 +7,6 @@ advantages, optimizer, distribution, logging) is TRL's.
 from __future__ import annotations
 
 import textwrap
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from trl import GRPOTrainer
 
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.training.buffer import load_rollout_buffer, save_rollout_buffer
+from ctpo.training.cautions import warn_if_engines_differ, warn_if_inert
 from ctpo.training.config import CTPOConfig
+from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.guards import UpdateGuard, refuse_nonfinite_weights
 from ctpo.training.identity import describe_model
 from ctpo.training.microbatch import (
@@ -37,9 +38,9 @@ from ctpo.training.microbatch import (
     whole_stats,
 )
 from ctpo.training.minibatches import deal
-from ctpo.training.rollout import RolloutAccount
+from ctpo.training.rollout import RolloutAccount, tool_figures
 from ctpo.training.saving import staged
-from ctpo.training.stats import StatsAccumulator
+from ctpo.training.stats import LOGGER_NAMES, StatsAccumulator
 
 SEAMS: dict[str, tuple[str, ...]] = {
     "_compute_loss": ("self", "model", "inputs"),
@@ -62,16 +63,6 @@ _NO_ROLLOUT_LOGPS = (
     "anchor='rollout' needs the rollout engine's log-probs, which TRL's own generation does not report; "
     "give a rollout_func that returns logprobs, use vLLM, or set anchor='old'"
 )
-_MISMATCH = 0.1
-"""Nats. The same weights in float32 agree to 1e-4, in bfloat16 to some hundredths; more is another model."""
-
-
-class AnchorMismatchWarning(UserWarning):
-    """Rollout engine and trainer disagree about the same weights."""
-
-
-class InertObjectiveWarning(UserWarning):
-    """Every importance ratio will be 1, so the objective cannot differ from any other."""
 
 
 class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -124,6 +115,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         warn_if_inert(args)
         super().__init__(model, reward_funcs, args, *more, **kwargs)
         self.scorer = make_scorer(self)
+        self.diagnostics = Diagnostics(self)
         self._model_facts = describe_model(self.model)
 
     # -- the loss ------------------------------------------------------------------------------------------
@@ -148,6 +140,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             torch.stack([part.policy_loss for part in done]).sum() * self._accumulation()
         )
         self.objective_stats["train" if training else "eval"].add(stats)
+        if training:
+            self.diagnostics.observe(done)
         return scored.loss + sum(part.loss for part in done[:-1])
 
     def _loss_of(self, model: Any, part: Part) -> Scored:
@@ -156,7 +150,10 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         logps_BT, entropies_BT, aux_loss = self._score(model, part)
         anchor_BT = self._anchor(inputs, logps_BT)
         totals = {name: inputs[f"minibatch_{name}"] for name in ("num_tokens", "num_sequences")}
-        output = self.objective(logps_BT, anchor_BT, weighted_advantages(inputs), mask_BT, **totals)
+        details = self.diagnostics.wants_details and self.model.training
+        output = self.objective(
+            logps_BT, anchor_BT, weighted_advantages(inputs), mask_BT, **totals, details=details
+        )
         stats = {**output.stats, "entropy": masked_mean(entropies_BT, mask_BT)}
         loss = output.loss
         if self.beta != 0.0:
@@ -173,7 +170,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             stats["aux_loss"] = aux_loss
         if self.model.training:
             self.guard.observe(loss, logps_BT, mask_BT)
-        return Scored(loss, policy_loss, inputs, logps_BT, anchor_BT, entropies_BT, stats)
+        return Scored(loss, policy_loss, inputs, logps_BT, anchor_BT, entropies_BT, stats, output.details)
 
     def _score(self, model: Any, part: Part) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probs [B, T] and entropies [B, T] of the response tokens under the model being trained."""
@@ -198,11 +195,21 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if name in inputs:
             anchor: Tensor = inputs[name]
             if self.args.anchor == "rollout" and self._step == 0 and self.model.training:
-                _warn_if_engines_differ(logps_BT, anchor, loss_mask(inputs))
+                warn_if_engines_differ(logps_BT, anchor, loss_mask(inputs))
             return anchor
         if self.args.anchor == "rollout":
             raise ValueError(_NO_ROLLOUT_LOGPS)
         return logps_BT.detach()
+
+    @property
+    def batch_steps(self) -> int:
+        """Micro-batches that are trained on a rollout batch, every pass counted."""
+        return int(self.args.steps_per_generation * self.num_iterations)
+
+    @property
+    def at_batch_end(self) -> bool:
+        """Whether no micro-batch of a rollout batch is left to train on."""
+        return bool(self._step % self.batch_steps == 0)
 
     def _accumulation(self) -> int:
         return int(self.current_gradient_accumulation_steps) if self.model.training else 1
@@ -235,8 +242,10 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             evaluated: dict[str, Any] = super()._prepare_inputs(generation_batch)
             return evaluated
         parts = self.args.steps_per_generation
-        if self._step % (parts * self.num_iterations) == 0 or self._buffered_inputs is None:
+        if self.at_batch_end or self._buffered_inputs is None:
+            self.diagnostics.close()
             rollouts = self._generate_and_score_completions(generation_batch)
+            self.diagnostics.generated(rollouts)
             group = self.num_generations if self.args.whole_groups else 1
             self._buffered_inputs: list[dict[str, Any]] = deal(
                 rollouts, parts, max(1, parts // self.args.gradient_accumulation_steps), group
@@ -270,10 +279,15 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
-        for name, value in self.objective_stats[mode].flush(self.accelerator).items():
-            self._metrics[mode][name] = [value]
+        figures = self.objective_stats[mode].flush(self.accelerator)
         if mode == "train":
-            self._metrics[mode]["skipped_updates"] = [self.guard.flush()]
+            account = self.rollout_account.over_processes(self.accelerator)
+            figures |= {
+                **self.diagnostics.figures(),
+                **tool_figures(account),
+                "skipped_updates": self.guard.flush(),
+            }
+        self._metrics[mode].update({LOGGER_NAMES.get(name, name): [value] for name, value in figures.items()})
         super().log(logs, start_time)
 
     def identity(self) -> dict[str, Any]:
@@ -299,30 +313,3 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             load_rollout_buffer(self, checkpoint)
-
-
-def warn_if_inert(config: CTPOConfig) -> None:
-    """Warn when each rollout batch gets one update from anchors recomputed just before: every ratio is then 1."""
-    if config.updates_per_rollout_batch == 1 and config.anchor == "old":
-        warnings.warn(
-            "Every importance ratio will be 1: one optimizer step is taken on each rollout batch "
-            f"(steps_per_generation={config.steps_per_generation} x num_iterations={config.num_iterations} / "
-            f"gradient_accumulation_steps={config.gradient_accumulation_steps}) from recomputed log-probs, so "
-            f"objective={config.objective!r} trains exactly like any other. Raise steps_per_generation or "
-            "num_iterations to train off-policy.",
-            InertObjectiveWarning,
-            stacklevel=3,
-        )
-
-
-def _warn_if_engines_differ(logps_BT: Tensor, anchor_BT: Tensor, mask_BT: Tensor) -> None:
-    """Before the first update trainer and rollout engine score with the same weights, so every ratio should be 1."""
-    gap = torch.where(mask_BT, logps_BT.detach() - anchor_BT, 0.0).abs().max().item()
-    if not gap <= _MISMATCH:
-        warnings.warn(
-            f"Before any update the rollout engine's log-probs differ from the trainer's by up to {gap:.3g} nats, so "
-            "anchor='rollout' starts from ratios far from 1. Likely causes: a model with learned absolute positions "
-            "(TRL pads on the left without position_ids), or another precision. anchor='old' recomputes them.",
-            AnchorMismatchWarning,
-            stacklevel=4,
-        )

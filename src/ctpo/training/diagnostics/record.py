@@ -1,0 +1,120 @@
+"""A rollout batch's profile as a line of `profile.jsonl`, and as the few figures that records and loggers take."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from ctpo.objectives import Objective, calibrate
+from ctpo.objectives.trust_regions import Bases
+from ctpo.training.diagnostics.bins import CELL_EDGES
+from ctpo.training.diagnostics.profile import GAIN, HARM, Sums
+
+_HIGH, _DUAL, _LOW = 1, 2, 3  # of Sums.clipped
+
+
+def profile_line(sums: Sums, objective: Objective) -> dict[str, Any]:
+    """The figures of one rollout batch by position; null where a bin is empty. See docs/diagnostics.md."""
+    count = sums.count
+    t, c, cc, x, xx, slope, removed = sums.moments
+    return {
+        "edge": sums.edges,
+        "count": _whole(count),
+        "position_mean": _share(t, count),
+        "high": _whole(sums.clipped[_HIGH]),
+        "low": _whole(sums.clipped[_LOW]),
+        "dual": _whole(sums.clipped[_DUAL]),
+        "log_ratio_mean": _share(c, count),
+        "log_ratio_std": _std(c, cc, count),
+        "weight_mean": _share(x, count),
+        "weight_std": _std(x, xx, count),
+        "gradient_removed": _share(removed, slope),
+        **_spread(sums),
+        "histogram": {"edge": CELL_EDGES, "count": _whole(sums.weights)},
+        "log_ratio_histogram": {
+            "edge": CELL_EDGES,
+            "gain": [_whole(row) if row.any() else [] for row in sums.cells[GAIN]],
+            "harm": [_whole(row) if row.any() else [] for row in sums.cells[HARM]],
+        },
+        "band": _band(objective, _share(t, count)),
+    }
+
+
+def profile_figures(sums: Sums) -> dict[str, float]:
+    """What a profile comes to over all positions: share of the gradient removed, and the spread's power law."""
+    slope, removed = sums.moments[5].sum(), sums.moments[6].sum()
+    spread = {name: value for name, value in _spread(sums).items() if value is not None}
+    return {"gradient_removed": float(removed / slope) if slope > 0 else 0.0, **spread}
+
+
+def by_position(line: dict[str, Any]) -> dict[str, float]:
+    """What loggers get of a line of the profile: three curves, one name a bin, by its upper end in tokens."""
+    bins = zip(line["edge"], line["count"], line["high"], line["low"], strict=True)
+    clipped = [(high + low) / count if count else None for _, count, high, low in bins]
+    columns = {"clip_ratio": clipped, **{name: line[name] for name in ("log_ratio_std", "gradient_removed")}}
+    return {
+        f"position/{name}/{edge:05d}": value
+        for name, values in columns.items()
+        for edge, value in zip(line["edge"], values, strict=True)
+        if value is not None
+    }
+
+
+def as_profile(sums: Sums) -> dict[str, Tensor]:
+    """The columns that `calibrate` reads."""
+    count = sums.count.clamp(min=1)
+    t, c, cc = sums.moments[:3]
+    mean = c / count
+    return {
+        "edge": count.new_tensor(sums.edges),
+        "count": sums.count,
+        "position_mean": t / count,
+        "log_ratio_mean": mean,
+        "log_ratio_std": (cc / count - mean.square()).clamp(min=0).sqrt(),
+    }
+
+
+def _spread(sums: Sums) -> dict[str, float | None]:
+    names = ("scale", "power", "power_stderr")
+    try:
+        fit = calibrate(as_profile(sums))
+    except ValueError:  # too few bins, or a policy that has not moved
+        return {f"spread_{name}": None for name in names}
+    return {f"spread_{name}": _finite(getattr(fit, name)) for name in names}
+
+
+def _band(objective: Objective, positions: list[float | None]) -> dict[str, Any] | None:
+    """The trust region's limits on the weighing log ratio at these positions; null where it has none there."""
+    region = objective.trust_region
+    bases = getattr(region, "bases", None)
+    if not isinstance(bases, Bases) or getattr(region, "statistic", None) is not None:
+        return None
+
+    def at(base: float | None) -> list[float | None] | None:
+        if base is None or math.isinf(base):
+            return None
+        return [None if t is None else base * t**bases.power for t in positions]
+
+    band = {"low": at(bases.lower), "high": at(bases.upper), "dual": at(bases.dual)}
+    return band if any(limits is not None for limits in band.values()) else None
+
+
+def _whole(values: Tensor) -> list[int]:
+    return [round(value) for value in values.tolist()]
+
+
+def _share(part: Tensor, whole: Tensor) -> list[float | None]:
+    return [_finite(a / b) if b else None for a, b in zip(part.tolist(), whole.tolist(), strict=True)]
+
+
+def _std(total: Tensor, squares: Tensor, count: Tensor) -> list[float | None]:
+    """Population standard deviation."""
+    rows = zip(total.tolist(), squares.tolist(), count.tolist(), strict=True)
+    return [_finite(math.sqrt(max(q / n - (s / n) ** 2, 0.0))) if n else None for s, q, n in rows]
+
+
+def _finite(value: float) -> float | None:
+    """Seven digits of it, as a float32 has, where it is a number."""
+    return float(f"{value:.7g}") if math.isfinite(value) else None

@@ -1,0 +1,104 @@
+"""The diagnostics of a trainer: what it hands over as it goes, and the figures of each rollout batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ctpo.training.diagnostics.drift import EngineDrift
+from ctpo.training.diagnostics.profile import PositionProfile, Sums
+from ctpo.training.diagnostics.record import by_position, profile_figures, profile_line
+from ctpo.training.diagnostics.samples import attach_rewards, sample_rows
+from ctpo.training.microbatch import Scored, loss_mask, row_wise, weighted_advantages
+
+if TYPE_CHECKING:
+    from ctpo.training.trainer import CTPOTrainer
+
+
+class Diagnostics:
+    """Profile by position and drift from the rollout engine of one trainer; every process has one and calls alike.
+
+    A rollout batch is closed when the trainer logs after its last update, or at the latest when the next one is
+    generated. With `diagnostics=False` nothing is looked at.
+    """
+
+    def __init__(self, trainer: CTPOTrainer) -> None:
+        self._trainer, self._on = trainer, trainer.args.diagnostics
+        self._profile = PositionProfile(lambda: trainer.objective, trainer.args.max_completion_length)
+        self._drift = EngineDrift()
+        self._open = False
+        self._closed: Sums | None = None
+        self.line: dict[str, Any] | None = None
+        """The profile of what was logged last."""
+        self.last: list[Scored] = []
+        """The micro-batch trained on last."""
+
+    @property
+    def wants_details(self) -> bool:
+        """Whether the objective must say what it did, since asking it again would not give the same."""
+        return self._on and not row_wise(self._trainer)
+
+    def generated(self, rollouts: dict[str, Any]) -> None:
+        """Take a rollout batch as it was generated, with the trainer's own log-probs where it has them."""
+        old, engine = rollouts.get("old_per_token_logps"), rollouts.get("sampling_per_token_logps")
+        if not self._on:
+            return
+        attach_rewards(rollouts, self._trainer)
+        if old is not None and engine is not None:
+            self._drift.add(old, engine, loss_mask(rollouts))
+
+    def observe(self, done: list[Scored]) -> None:
+        """Take one micro-batch of training, in the parts that were scored."""
+        if not self._on:
+            return
+        self._open, self.last = True, done
+        for part in done:
+            mask, advantages = loss_mask(part.inputs), weighted_advantages(part.inputs)
+            self._profile.add(part.logps, part.anchor, advantages, mask, part.details)
+            engine: Tensor | None = part.inputs.get("sampling_per_token_logps")
+            if engine is not None and self._before_any_update() and "old_per_token_logps" not in part.inputs:
+                self._drift.add(part.logps, engine, mask)
+
+    def close(self) -> None:
+        """The rollout batch is over. The same in every process."""
+        if not self._open:
+            return
+        self._open = False
+        sums = self._profile.close(self._trainer.accelerator)
+        if sums is not None:
+            self._closed = sums if self._closed is None else self._closed + sums
+
+    def figures(self) -> dict[str, float]:
+        """Those of the rollout batches closed since the last call; those with a slash are for loggers only."""
+        if not self._on:
+            return {}
+        if self._trainer.at_batch_end:
+            self.close()
+        figures = self._drift.flush(self._trainer.accelerator)
+        closed, self._closed, self.line = self._closed, None, None
+        if closed is not None:
+            self.line = profile_line(closed, self._trainer.objective)
+            figures |= profile_figures(closed) | by_position(self.line)
+        return figures
+
+    def samples(self, limit: int) -> list[dict[str, Any]]:
+        """Responses of the micro-batch trained on last in this process, token by token (docs/diagnostics.md)."""
+        return sample_rows(self.last, self._trainer.objective, self._trainer.processing_class, limit)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        closed = None if self._closed is None else self._closed.flat()
+        profile, drift = self._profile.state_dict(), self._drift.state_dict()
+        return {"open": self._open, "closed": closed, "profile": profile, "drift": drift}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._open = state["open"]
+        self._closed = None if state["closed"] is None else Sums.of(state["closed"], self._profile.edges)
+        self._profile.load_state_dict(state["profile"])
+        self._drift.load_state_dict(state["drift"])
+
+    def _before_any_update(self) -> bool:
+        trainer = self._trainer
+        return bool(trainer._step % trainer.batch_steps < trainer.current_gradient_accumulation_steps)
