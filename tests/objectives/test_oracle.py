@@ -37,7 +37,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "gspo": {"family": "sequence-mean", "low": 3e-4, "high": 4e-4, "gradient": "through"},
     "gspo-token": {"family": "sequence-mean", "low": 3e-4, "high": 4e-4},
     "cispo": {"family": "token", "low": 1.0, "high": 4.0, "surrogate": "weight"},
-    "minpro": {"family": "min-prefix", "low": 0.2, "high": 0.28},
+    "minpro": {"family": "min-prefix", "low": 1.0, "high": 4.0, "surrogate": "weight"},
     "reinforce": {"family": "unit", "surrogate": "weight"},
 }
 QUANTILE = {"sequence-quantile", "prefix-quantile"}

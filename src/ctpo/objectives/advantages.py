@@ -79,7 +79,7 @@ def group_normalised(
     Raises:
         ValueError: shapes that do not fit.
 
-    Source: GRPO, arXiv 2402.03300, section 4.1.2; Dr.GRPO, arXiv 2503.20783, section 3.
+    Source: GRPO, arXiv 2402.03300, section 4.1.2; Dr.GRPO, arXiv 2503.20783, section 3.2.
     """
     returns = _returns(rewards, mask)
     groups = _Groups(group, returns.shape[0], returns.device)
@@ -94,7 +94,7 @@ def group_normalised(
 
 
 def dr_grpo(rewards: Tensor, group: Tensor | int, *, mask: Tensor | None = None) -> Tensor:
-    """A_i = R_i − mean_G R (Dr.GRPO, arXiv 2503.20783, section 3). See `group_normalised`."""
+    """A_i = R_i − mean_G R (Dr.GRPO, arXiv 2503.20783, section 3.2). See `group_normalised`."""
     return group_normalised(rewards, group, mask=mask, normalise_std=False)
 
 

@@ -150,7 +150,8 @@ def grpo(
     """PPO's term with GRPO's mean over sequences of the mean over tokens.
 
     The band is the one CTPO's paper runs its GRPO baseline with; GRPO's own is symmetric, without dual clip
-    and with a KL penalty (`high=0.2, dual=None, kl_coef=0.04`).
+    and with a KL penalty (`high=0.2, dual=None, kl_coef=0.04`; its paper gives the 0.04 and no band, 0.2 is what
+    implementations take).
     """
     return ppo(low, high, dual, reduction)
 
@@ -216,17 +217,16 @@ def cispo(low: float = 1.0, high: float = 4.0, reduction: str = "token-mean") ->
     )
 
 
-def minpro(
-    low: float = 0.2, high: float = 0.28, dual: float | None = None, reduction: str = "token-mean"
-) -> Objective:
-    """r_t · min_{s<t} r_s (r_1 at t = 1), min-clipped to [1 − low, 1 + high]; gradient of r_t only.
+def minpro(low: float = 1.0, high: float = 4.0, reduction: str = "token-mean") -> Objective:
+    """−sg(clip(r_t · min_{s<t} r_s, 1 − low, 1 + high)) A log π_t, with r_1 alone at t = 1.
 
-    The ratio follows the paper; band and surrogate are our reading (DAPO's), to be tuned.
+    CISPO's loss with the prefix's smallest ratio in its weight, as second-hand accounts of the paper have it; they
+    give no bounds, and ours are `cispo`'s, to be tuned.
     """
     return Objective(
         ratio=MinPrefixRatio(),
-        trust_region=RatioBand(low, high, dual),
-        surrogate=MinClip(),
+        trust_region=RatioBand(low, high),
+        surrogate=StopGradientWeight(),
         reduction=Reduction(reduction),
     )
 

@@ -104,7 +104,7 @@ class MinClip:
 class StopGradientWeight:
     """−sg(clip(ρ, e^l, e^u)) A log π_t: the region truncates the weight and every token keeps its gradient.
 
-    CISPO, arXiv 2506.13585, equation 4; with a unit ratio, REINFORCE.
+    CISPO, arXiv 2506.13585, equations 4 and 5; with a unit ratio, REINFORCE.
     """
 
     def terms(
