@@ -77,7 +77,11 @@ def run(args: argparse.Namespace) -> int:
     if output.is_dir():
         (output / "results.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
         (output / "results.md").write_text(results_markdown(found), encoding="utf-8")
-    print(json.dumps(found, indent=2)) if args.json else print_results(found)
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_results(found)
+        print(f"a page of it, with curves and responses: ctpo report {output}")
     return 1 if failures else 0
 
 

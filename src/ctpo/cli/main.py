@@ -10,6 +10,7 @@ from typing import NoReturn
 import ctpo
 from ctpo.cli import compare as compare_command
 from ctpo.cli import eval as eval_command
+from ctpo.cli import report as report_command
 from ctpo.cli import sandbox as sandbox_command
 from ctpo.cli import theory as theory_command
 from ctpo.cli import train as train_command
@@ -23,6 +24,7 @@ first steps:
   ctpo eval runs/NAME                 accuracy of a run's model on held-out problems
   ctpo theory                         exact bias and variance of each objective, on policies one can enumerate
   ctpo compare study.yaml             objectives against each other over seeds
+  ctpo report runs/NAME               a page of plots, statistics and transcripts of runs or of a comparison
   ctpo sandbox check                  does the isolation of model-written programs hold on this machine?
 """
 
@@ -45,7 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ctpo {ctpo.__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for command in (train_command, eval_command, compare_command, theory_command, sandbox_command):
+    for command in (
+        train_command,
+        eval_command,
+        compare_command,
+        report_command,
+        theory_command,
+        sandbox_command,
+    ):
         command.register(subparsers)
     return parser
 

@@ -1,0 +1,108 @@
+"""`ctpo report`: one self-contained page of runs or of a comparison."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctpo.errors import UserError
+
+if TYPE_CHECKING:
+    from ctpo.report.collection import Collection
+
+_DESCRIPTION = """\
+Make one HTML page of runs: curves, clipping and log ratios by position, tool use, responses with the ratio of every
+token, statistics over seeds, settings. It holds everything it needs and opens from disk, on a phone too.
+
+RUN is a run's directory, a comparison's (what `ctpo compare` wrote) or a directory of runs. Runs that differ in the
+seed alone are one group. What is missing or damaged is said, and the rest is shown. docs/report.md explains the
+figures.
+"""
+_EPILOG = """\
+examples:
+  ctpo report runs/NAME                        report.html in the run's directory
+  ctpo report runs/a runs/b --output both.html
+  ctpo report study                            a comparison: groups, bands over seeds, paired tests
+  ctpo report study --plots figures            each plot as PNG and SVG too
+"""
+
+
+def register(subparsers: Any) -> None:
+    """Add the command to the parser."""
+    parser = subparsers.add_parser(
+        "report",
+        help="one self-contained page of runs or of a comparison",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="RUN")
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE.html",
+        help="where to write (default: report.html in RUN; here, for several)",
+    )
+    add("--title", metavar="TEXT", help="of the page (default: what was trained, with which objectives)")
+    add("--plots", type=Path, metavar="DIR", help="write each plot there, as PNG and SVG")
+    add("--open", action="store_true", help="show the page in the browser")
+    parser.set_defaults(handler=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the page."""
+    from ctpo.report.collection import collect
+    from ctpo.report.page import figures, notes, page
+
+    collection = collect(args.runs)
+    plots = figures(collection)
+    html = page(collection, plots, args.title or _title(collection))
+    path = args.output or (args.runs[0] if len(args.runs) == 1 else Path()) / "report.html"
+    _write(path, html)
+    told = f"{path}  {len(html.encode()) / 1e6:.2f} MB, {len(collection.runs)} runs, {len(plots)} plots"
+    print(told if len(collection.runs) > 1 else told.replace("1 runs", "1 run"))
+    if args.plots is not None:
+        from ctpo.report.drawing import draw
+
+        print(f"{args.plots}  {len(draw(collection, plots, args.plots))} files")
+    _print_missing(notes(collection))
+    if args.open:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+    return 0
+
+
+def _title(collection: Collection) -> str:
+    runs = collection.runs
+    tasks = sorted({str(run.config["task"]) for run in runs if run.config.get("task")})
+    of = f" on {', '.join(tasks)}" if tasks else ""
+    names = list(dict.fromkeys(group.name for group in collection.groups))
+    told = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    seed = f", seed {runs[0].seed}" if len(runs) == 1 and runs[0].seed is not None else ""
+    return f"{told}{of}{seed}"
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace the file whole, so that a kill leaves the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written ({error.strerror}); choose another") from None
+
+
+def _print_missing(notes: Sequence[dict[str, Any]]) -> None:
+    if not notes:
+        return
+    print("missing or damaged (the page says so too):")
+    for note in notes:
+        runs = note["runs"]
+        whose = "" if not runs else f"{runs[0]}: " if len(runs) == 1 else f"{len(runs)} runs: "
+        print(f"  {whose}{note['text']}")

@@ -1,0 +1,250 @@
+"""The runs that a report is of, in groups that differ in nothing but the seed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ctpo.errors import UserError
+from ctpo.report.files import Record, Run, is_run, read_run
+from ctpo.statistics.scores import Score, score
+
+_CHANGES_NOTHING = (
+    *("seed", "output_dir", "transcripts", "threads", "rollout_batch_size"),
+    *("save_steps", "save_total_limit", "save_strategy", "report_to", "run_name", "logging_dir"),
+)
+_LONGEST_NAME = 60
+
+
+@dataclass(kw_only=True)
+class Group:
+    """Runs that differ in nothing but the seed."""
+
+    name: str
+    regime: str
+    """The comparison's regime; empty outside of one."""
+    runs: list[Run]
+
+    @property
+    def scores(self) -> dict[int, Score]:
+        """The finished runs' figures by seed; of two with the same seed, the first."""
+        found: dict[int, Score] = {}
+        for run in self.runs:
+            if run.seed is not None and run.seed not in found and (known := run_score(run)) is not None:
+                found[run.seed] = known
+        return found
+
+
+@dataclass(kw_only=True)
+class Collection:
+    """All that a report shows."""
+
+    groups: list[Group]
+    results: Record = field(default_factory=dict)
+    """A comparison's `results.json`, where the report is of exactly one."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[Run]:
+        """Group by group."""
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def regimes(self) -> list[str]:
+        """In the order they come."""
+        return list(dict.fromkeys(group.regime for group in self.groups))
+
+
+def run_score(run: Run) -> Score | None:
+    """The figures of a finished run whose files are whole enough; None otherwise."""
+    try:
+        return score(run.summary, run.records)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def collect(paths: Sequence[Path]) -> Collection:
+    """Read every run that the paths name: runs, comparisons' directories, or directories of runs.
+
+    Raises:
+        UserError: if there is nothing to read at all.
+    """
+    notes: list[str] = []
+    groups: list[Group] = []
+    results: list[Record] = []
+    alone: list[Run] = []
+    for path in dict.fromkeys(path.resolve() for path in paths):
+        if is_run(path):
+            alone.append(read_run(path))
+        elif path.joinpath("runs").is_dir():
+            compared, found = _comparison(path, notes)
+            groups += compared
+            results.append(found)
+        else:
+            below = [read_run(each) for each in _directories(path) if is_run(each)]
+            if not below:
+                notes.append(f"{path} holds no run: {_why(path)}")
+            alone += below
+    groups += _grouped(alone, notes)
+    groups = [group for group in groups if group.runs]
+    if not any(run.records or run.summary or run.config for group in groups for run in group.runs):
+        raise UserError(f"nothing to report: {notes[0] if notes else f'{paths[0]} holds no readable file'}")
+    collection = Collection(
+        groups=groups, notes=notes, results=results[0] if len(results) == 1 and not alone else {}
+    )
+    collection.notes += _mixed_versions(collection.runs)
+    return collection
+
+
+def _why(path: Path) -> str:
+    if not path.exists():
+        return "it does not exist"
+    return "no config.yaml, metrics.jsonl or summary.json; give a run's or a comparison's directory"
+
+
+def _directories(path: Path) -> list[Path]:
+    try:
+        return sorted(each for each in path.iterdir() if each.is_dir())
+    except OSError:
+        return []
+
+
+def _comparison(path: Path, notes: list[str]) -> tuple[list[Group], Record]:
+    """The runs that a comparison's results are of, in its own groups: tuning runs are left out."""
+    results = _results(path, notes)
+    chosen = {
+        (str(row.get("regime")), str(row.get("arm"))): row.get("setting") or {}
+        for row in _rows(results, "objectives")
+    }
+    seeds = results.get("test_seeds")
+    groups: dict[tuple[str, str, str], Group] = {}
+    left_out = 0
+    for directory in sorted(path.glob("runs/*/*/*/seed-*/run")):
+        regime, arm, setting = directory.relative_to(path).parts[1:4]
+        run = read_run(directory)
+        wanted = chosen.get((regime, arm))
+        if results and (wanted is None or run.seed not in (seeds or ()) or not _holds(run.config, wanted)):
+            left_out += 1
+            continue
+        name = arm if results or setting == "untuned" else f"{arm} {setting}"
+        groups.setdefault((regime, arm, setting), Group(name=name, regime=regime, runs=[])).runs.append(run)
+    if left_out:
+        notes.append(f"{left_out} runs that chose the settings (or belong to no chosen one) are left out")
+    if not groups:
+        notes.append(
+            f"{path} holds no run: a comparison keeps them in runs/REGIME/OBJECTIVE/SETTING/seed-N/run"
+        )
+    order = {key: place for place, key in enumerate(chosen)}
+    ranked = sorted(groups.items(), key=lambda item: (order.get(item[0][:2], len(order)), item[0]))
+    for _, group in ranked:
+        group.runs.sort(key=lambda run: (run.seed is None, run.seed))
+    return [group for _, group in ranked], results
+
+
+def _results(path: Path, notes: list[str]) -> Record:
+    try:
+        found = json.loads(path.joinpath("results.json").read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            notes += [f"failed: {each.get('run')}: {each.get('reason')}" for each in _rows(found, "failures")]
+            return found
+        reason = "not a mapping"
+    except FileNotFoundError:
+        reason = "it is missing: the comparison has not finished, or `ctpo compare --status` has not been run"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+    notes.append(
+        f"results.json is left out ({reason}); tests below are computed from the runs that are there"
+    )
+    return {}
+
+
+def _rows(results: Record, name: str) -> list[Record]:
+    rows = results.get(name)
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _holds(config: Record, setting: Any) -> bool:
+    """Whether a run's recipe has these values."""
+    if not isinstance(setting, Mapping):
+        return True
+    for key, value in setting.items():
+        held = config.get(key)
+        if isinstance(value, Mapping):
+            if not isinstance(held, Mapping) or not _holds(held, value):
+                return False
+        elif held != value:
+            return False
+    return True
+
+
+def _grouped(runs: Iterable[Run], notes: list[str]) -> list[Group]:
+    by_recipe: dict[str, list[Run]] = {}
+    for run in runs:
+        recipe = {key: value for key, value in run.config.items() if key not in _CHANGES_NOTHING}
+        key = json.dumps(recipe, sort_keys=True, default=str) if recipe else f"{run.objective} of {run.path}"
+        by_recipe.setdefault(key, []).append(run)
+    groups = []
+    for name, members in zip(_names(list(by_recipe.values())), by_recipe.values(), strict=True):
+        members.sort(key=lambda run: (run.seed is None, run.seed))
+        repeated = [seed for seed, count in Counter(run.seed for run in members).items() if count > 1]
+        if repeated:
+            notes.append(f"{name}: seed {repeated[0]} is there more than once; statistics count it once")
+        groups.append(Group(name=name, regime="", runs=members))
+    return groups
+
+
+def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Each group's objective, and the settings in which it differs from others of the same objective."""
+    flat = [flatten(members[0].config) for members in groups]
+    objectives = [members[0].objective for members in groups]
+    names = []
+    for mine, objective, members in zip(flat, objectives, groups, strict=True):
+        others = [told for told, other in zip(flat, objectives, strict=True) if other == objective]
+        differing = [
+            key
+            for key in mine
+            if key.split(".")[0] not in _CHANGES_NOTHING
+            and any(told.get(key) != mine[key] for told in others)
+        ]
+        words = [f"{key.split('.')[-1]} {mine[key]}" for key in differing]
+        name = ", ".join([objective, *words])
+        names.append(name if len(name) <= _LONGEST_NAME else f"{objective} ({members[0].path.name})")
+    counts = Counter(names)
+    return [name if counts[name] == 1 else f"{name} #{place}" for place, name in enumerate(names, start=1)]
+
+
+def flatten(config: Record, prefix: str = "") -> dict[str, Any]:
+    """A recipe with `outer.inner` keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _mixed_versions(runs: Sequence[Run]) -> list[str]:
+    """A line for each thing that the runs had in different versions."""
+    seen: dict[str, Counter[str]] = {}
+    for run in runs:
+        packages = run.environment.get("packages")
+        versions = {
+            **{key: run.environment.get(key) for key in ("ctpo", "python")},
+            **(packages if isinstance(packages, Mapping) else {}),
+        }
+        for name, version in versions.items():
+            if version is not None:
+                seen.setdefault(name, Counter())[str(version)] += 1
+    return [
+        f"the runs had different versions of {name}: "
+        + ", ".join(
+            f"{version} ({count} run{'s' * (count > 1)})" for version, count in versions.most_common()
+        )
+        for name, versions in seen.items()
+        if len(versions) > 1
+    ]

@@ -1,0 +1,181 @@
+"""One self-contained HTML page: the prepared figures, tables and texts as data, and the script that shows them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import ctpo
+from ctpo.report import by_batch, by_position
+from ctpo.report.collection import Collection
+from ctpo.report.comparison_tables import comparison_tables
+from ctpo.report.figure import Axis, Figure, Series, Values
+from ctpo.report.headline import cards
+from ctpo.report.settings_tables import settings_tables
+from ctpo.report.texts import texts
+
+_DIGITS = 4
+_SCRIPTS = ("elements.js", "chart.js", "figures.js", "transcripts.js", "page.js")
+_SECTIONS = {
+    "learning": "Learning",
+    "comparison": "Comparison",
+    "position": "By position in the response",
+    "tools": "Tool use",
+    "training": "During training",
+    "texts": "Responses",
+    "settings": "Settings and environment",
+}
+
+
+def figures(collection: Collection) -> list[Figure]:
+    """Every plot of the report, in the order of the page."""
+    parts = by_batch.clip_parts(collection)
+    found = [*by_batch.figures(collection), *([parts] if parts else []), *by_position.figures(collection)]
+    return sorted(found, key=lambda figure: list(_SECTIONS).index(figure.section))
+
+
+def page(collection: Collection, plots: Sequence[Figure], title: str) -> str:
+    """The HTML. Everything a model or a file said is data, which the page's script shows as text only."""
+    script = "\n".join(_web(name) for name in _SCRIPTS)
+    style = _web("page.css")
+    return _filled(
+        _web("page.html"),
+        {
+            "policy": _policy(script, style),
+            "title": escape(title),
+            "style": style,
+            "data": embedded_json(_payload(collection, plots, title)),
+            "script": script,
+        },
+    )
+
+
+def embedded_json(value: Any) -> str:
+    """JSON that can stand inside of a script element: no `<`, no `&`, nothing but ASCII."""
+    told = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return told.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _web(name: str) -> str:
+    return files("ctpo.report").joinpath("web", name).read_text(encoding="utf-8")
+
+
+def _filled(template: str, values: Mapping[str, str]) -> str:
+    """In one pass, so that nothing filled in is looked at again."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template)
+
+
+def _policy(script: str, style: str) -> str:
+    """No network, no script and no style but ours."""
+    hashes = [base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in (script, style)]
+    return (
+        f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _payload(collection: Collection, plots: Sequence[Figure], title: str) -> dict[str, Any]:
+    runs = collection.runs
+    names = _run_names(collection)
+    shown = [texts(run, len(runs)) for run in runs]
+    payload = {
+        "title": title,
+        "version": ctpo.__version__,
+        "sections": _SECTIONS,
+        "regimes": collection.regimes,
+        "groups": [{"name": group.name, "regime": group.regime} for group in collection.groups],
+        "runs": [
+            {"name": name, "path": path, **text}
+            for name, path, text in zip(names, _paths(collection), shown, strict=True)
+        ],
+        "cards": [vars(card) for card in cards(collection)],
+        "figures": [_figure(figure) for figure in plots],
+        "tables": [vars(table) for table in (*comparison_tables(collection), *settings_tables(collection))],
+    }
+    return {**payload, "notes": notes(collection)}  # last: preparing the rest finds more to note
+
+
+def notes(collection: Collection) -> list[dict[str, Any]]:
+    """What is missing: a line for each thing, with the runs that lack it (none: of all the report)."""
+    told: dict[str, list[str]] = {note: [] for note in collection.notes}
+    for name, run in zip(_run_names(collection), collection.runs, strict=True):
+        for note in dict.fromkeys(run.notes):
+            told.setdefault(note, []).append(name)
+    return [{"text": text, "runs": runs} for text, runs in told.items()]
+
+
+def _run_names(collection: Collection) -> list[str]:
+    names = []
+    for group in collection.groups:
+        for run in group.runs:
+            regime = f"{group.regime}: " if group.regime else ""
+            seed = run.path.name if run.seed is None else f"seed {run.seed}"
+            names.append(f"{regime}{group.name}, {seed}")
+    return names
+
+
+def _paths(collection: Collection) -> list[str]:
+    """Below what all have in common: where they lie on this machine is nobody else's business."""
+    paths = [str(run.path) for run in collection.runs]
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, common) for path in paths]
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    xs: list[list[float | None]] = []
+
+    def place(values: Values) -> int:
+        told = _rounded(values)
+        if told not in xs:
+            xs.append(told)
+        return xs.index(told)
+
+    series = [_series(each, place) for each in figure.series]
+    told = {
+        "id": figure.id, "section": figure.section, "title": figure.title, "text": figure.text, "x": _axis(figure.x),
+        "y": _axis(figure.y), "parts": figure.parts, "frames": figure.frames, "oneGroup": figure.one_group,
+        "small": figure.small, "otherX": _axis(figure.other_x) if figure.other_x else None, "xs": xs, "series": series,
+    }  # fmt: skip
+    return {key: value for key, value in told.items() if value or key in ("xs", "series")}
+
+
+def _axis(axis: Axis) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in vars(axis).items()
+        if value not in (None, "linear") and value is not False
+    }
+
+
+def _series(series: Series, place: Any) -> dict[str, Any]:
+    told = {
+        "group": series.group,
+        "part": series.part,
+        "frame": series.frame,
+        "role": None if series.role == "line" else series.role,
+        "name": series.name or None,
+        "x": place(series.x),
+        "otherX": None if series.other_x is None else place(series.other_x),
+        "y": _rounded(series.y),
+        "low": None if series.low is None else _rounded(series.low),
+        "high": None if series.high is None else _rounded(series.high),
+    }
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _rounded(values: Values) -> list[float | None]:
+    """To four digits: a plot shows no more, and the page stays small."""
+    return [None if value is None or not math.isfinite(value) else _short(value) for value in values]
+
+
+def _short(value: float) -> float:
+    rounded = float(f"{value:.{_DIGITS}g}")
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e15 else rounded

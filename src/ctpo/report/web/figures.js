@@ -1,0 +1,133 @@
+"use strict";
+// The figures of the page: which curves each one shows for what the reader has chosen, and its own controls.
+
+const shownNow = { regime: 0, hidden: new Set(), seeds: false };
+const redraws = [];
+
+function redrawAll() {
+  for (const redraw of redraws) redraw();
+}
+
+/** Groups of the chosen regime, as indices. */
+function groupsNow(data) {
+  return data.groups.map((group, place) => ({ ...group, place })).filter((group) => group.regime === data.regimes[shownNow.regime]);
+}
+
+/** Place of a group's name among all names: the same objective has the same colour in every regime. */
+function colourPlace(data, place) {
+  const names = [...new Set(data.groups.map((group) => group.name))];
+  return names.indexOf(data.groups[place].name);
+}
+
+function figureCard(data, figure) {
+  const chosen = { frame: 0, otherX: false, group: null, hiddenParts: new Set() };
+  const host = el("div", { class: "plot" });
+  const controls = el("div", { class: "controls" });
+  const card = el("figure", { class: figure.small ? "card small" : "card", id: `figure-${figure.id}` },
+    el("h3", { textContent: figure.title }), el("p", { class: "reads", textContent: figure.text }), controls,
+    el("div", { class: "axis-label", textContent: figure.y.label }), host);
+
+  const belongs = (series) => {
+    if (series.role === "seed" && !shownNow.seeds) return false;
+    if (series.part !== undefined && chosen.hiddenParts.has(series.part)) return false;
+    if (figure.oneGroup) return series.group === chosen.group;
+    return data.groups[series.group].regime === data.regimes[shownNow.regime] && !shownNow.hidden.has(series.group);
+  };
+  const curve = (series) => ({
+    x: figure.xs[chosen.otherX ? series.otherX : series.x], y: series.y, low: series.low, high: series.high,
+    role: series.role ?? "line", marks: !figure.parts || !figure.id.includes("histogram"),
+    look: look(series.part ?? colourPlace(data, series.group)),
+    name: [series.part === undefined ? data.groups[series.group].name : figure.parts[series.part], series.name].filter(Boolean).join(", "),
+  });
+  const chart = new Chart(host, {
+    label: `${figure.title}. ${figure.text}`,
+    axes: () => [chosen.otherX ? figure.otherX : figure.x, figure.y],
+    curves: () => figure.series.filter((s) => belongs(s) && (s.frame ?? 0) === chosen.frame).map(curve),
+    // The same axes for every frame, so that frames compare; a trust region is read against its own limits instead.
+    all: () => figure.series.filter((s) => belongs(s) && (!figure.oneGroup || (s.frame ?? 0) === chosen.frame)).map(curve),
+    height: figure.small ? 210 : 300,
+  });
+
+  const groupPicker = el("span");
+  const update = () => {
+    const groups = groupsNow(data);
+    if (figure.oneGroup && !groups.some((group) => group.place === chosen.group)) chosen.group = groups[0].place;
+    if (figure.oneGroup && groups.length > 1) {
+      const at = groups.findIndex((group) => group.place === chosen.group);
+      groupPicker.replaceChildren(dropdown("runs", groups.map((group) => group.name), at, (i) => { chosen.group = groups[i].place; chart.draw(); }));
+    }
+    chart.draw();
+  };
+  if (figure.oneGroup && data.groups.length > 1) controls.append(groupPicker);
+  if (figure.frames) controls.append(frameSlider(figure.frames, (frame) => { chosen.frame = frame; chart.draw(); }));
+  if (figure.otherX) controls.append(choice(["by rollout batch", "by time"], 0, (i) => { chosen.otherX = i === 1; chart.draw(); }, "horizontal axis"));
+  if (figure.parts) controls.append(partsLegend(figure, chosen, () => chart.draw()));
+  card.append(valuesTable(chart));
+  redraws.push(update);
+  new ResizeObserver(() => { if (host.clientWidth !== chart.width) { chart.width = host.clientWidth; chart.draw(); } }).observe(host);
+  return card;
+}
+
+function frameSlider(frames, choose) {
+  const told = el("output", { textContent: frames[0] });
+  const slider = el("input", {
+    type: "range", min: 0, max: frames.length - 1, value: 0, "aria-label": "rollout batch", "aria-valuetext": frames[0],
+    on: { input: () => { told.textContent = frames[slider.value]; slider.setAttribute("aria-valuetext", frames[slider.value]); choose(Number(slider.value)); } },
+  });
+  return frames.length > 1 ? el("label", { class: "frames" }, slider, told) : told;
+}
+
+/** The figure's own legend; only parts that have a curve. */
+function partsLegend(figure, chosen, redraw) {
+  const used = figure.parts.map((name, part) => ({ name, part, of: figure.series.find((s) => s.part === part) })).filter((each) => each.of);
+  return el("div", { class: "legend" }, ...used.map(({ name, part, of }) =>
+    toggle(name, look(part), of.role ?? "line", (on) => { on ? chosen.hiddenParts.delete(part) : chosen.hiddenParts.add(part); redraw(); })));
+}
+
+/** A legend entry that can be switched off. */
+function toggle(name, itsLook, role, changed) {
+  const button = el("button", { type: "button", class: "entry", "aria-pressed": "true", on: { click: () => {
+    const on = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", String(on));
+    changed(on);
+  } } }, swatch(itsLook, role), el("span", { textContent: name }));
+  return button;
+}
+
+/** The curves as numbers, made when opened. */
+function valuesTable(chart) {
+  const box = el("div", { class: "scroll" });
+  const details = el("details", { class: "values", on: { toggle: () => { if (details.open) fill(); else box.replaceChildren(); } } }, el("summary", { textContent: "values" }), box);
+  function fill() {
+    const { shown, xAxis, yAxis } = chart.now;
+    const head = el("tr", {}, el("th", { textContent: xAxis.label }), ...shown.map((c) => el("th", { textContent: c.name })));
+    const rows = chart.places().map((at) => el("tr", {}, el("td", { textContent: say(at) }), ...shown.map((c) => {
+      const i = c.x.indexOf(at);
+      return el("td", { textContent: i < 0 ? "–" : say(c.y[i], yAxis.percent) });
+    })));
+    box.replaceChildren(el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
+  }
+  return details;
+}
+
+/** The legend of all figures: groups of the chosen regime, and whether single seeds are drawn. */
+function fillLegend(data, host) {
+  const groups = groupsNow(data);
+  const entries = groups.length < 2 ? [] : groups.map((group) => {
+    const entry = toggle(group.name, look(colourPlace(data, group.place)), "line", (on) => {
+      on ? shownNow.hidden.delete(group.place) : shownNow.hidden.add(group.place);
+      redrawAll();
+    });
+    if (shownNow.hidden.has(group.place)) entry.setAttribute("aria-pressed", "false");
+    return entry;
+  });
+  if (data.figures.some((figure) => figure.series.some((s) => s.role === "seed"))) {
+    const seeds = el("button", { type: "button", class: "entry plain", id: "seeds", "aria-pressed": String(shownNow.seeds), textContent: "single seeds", on: { click: () => {
+      shownNow.seeds = !shownNow.seeds;
+      seeds.setAttribute("aria-pressed", String(shownNow.seeds));
+      redrawAll();
+    } } });
+    entries.push(seeds);
+  }
+  host.replaceChildren(...entries);
+}

@@ -1,0 +1,103 @@
+"""Which runs belong together, and what a comparison's directory is read as."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ctpo.errors import UserError
+from ctpo.report.collection import collect
+from ctpo.report.comparison_tables import comparison_tables
+from ctpo.statistics.paired import paired
+from tests.report.made import ENVIRONMENT, write_comparison, write_run
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path: Path) -> None:
+    for seed in (1, 0):
+        write_run(tmp_path / f"a{seed}", seed=seed)
+        write_run(tmp_path / f"b{seed}", seed=seed, learning_rate=1e-4)
+        write_run(tmp_path / f"c{seed}", seed=seed, objective="grpo", objective_kwargs={"high": 0.3})
+    groups = collect([tmp_path]).groups
+    assert [group.name for group in groups] == [
+        "ctpo, learning_rate 0.0003",
+        "ctpo, learning_rate 0.0001",
+        "grpo",
+    ]
+    assert [[run.seed for run in group.runs] for group in groups] == [[0, 1]] * 3
+
+
+def test_differences_are_paired_by_seed_and_tested(tmp_path: Path) -> None:
+    finals = {"ctpo": {0: 0.9, 1: 0.85, 2: 0.8}, "grpo": {1: 0.7, 2: 0.72, 3: 0.1}}
+    for objective, by_seed in finals.items():
+        for seed, final in by_seed.items():
+            write_run(tmp_path / f"{objective}{seed}", objective=objective, seed=seed, final=final)
+    tables = {table.id: table for table in comparison_tables(collect([tmp_path]))}
+    expected = paired([0.85, 0.8], [0.7, 0.72])
+    row = next(row for row in tables["tests"].rows if row[0] == "final pass@1")
+    assert row[1:4] == [
+        "ctpo − grpo",
+        f"{expected.difference.value:+.3f} ± {expected.difference.stderr:.3f}",
+        "2",
+    ]
+    assert row[4] == f"{expected.p:.3f}"
+    assert "not a comparison that was named before" in tables["tests"].text
+
+
+def test_one_seed_each_has_no_statistics_and_says_so(tmp_path: Path) -> None:
+    for objective in ("ctpo", "grpo"):
+        write_run(tmp_path / objective, objective=objective)
+    tables = {table.id: table for table in comparison_tables(collect([tmp_path]))}
+    assert "there are no statistics" in tables["means"].text
+    assert tables["means"].rows[0][2] == "0.800 ± one seed"
+    assert [row[-1] for row in tables["tests"].rows] == ["–", "–"]
+
+
+def test_a_comparison_shows_the_test_runs_of_the_chosen_settings_and_its_own_tests(tmp_path: Path) -> None:
+    collection = collect([write_comparison(tmp_path / "study")])
+    assert [(group.regime, group.name, len(group.runs)) for group in collection.groups] == [
+        ("16 updates", "ctpo", 3), ("16 updates", "grpo", 3), ("64 updates", "ctpo", 3), ("64 updates", "grpo", 3),
+    ]  # fmt: skip
+    assert collection.notes == ["4 runs that chose the settings (or belong to no chosen one) are left out"]
+    tests = next(table for table in comparison_tables(collection) if table.id == "tests")
+    assert tests.rows[1] == [
+        "64 updates",
+        "final pass@1",
+        "ctpo − grpo",
+        "+0.200 ± 0.010",
+        "3",
+        "0.003",
+        "0.005",
+    ]
+    assert "named before" in tests.text
+
+
+def test_a_comparison_under_way_is_shown_without_its_results(tmp_path: Path) -> None:
+    study = write_comparison(tmp_path / "study")
+    (study / "results.json").unlink()
+    collection = collect([study])
+    assert len(collection.runs) == 16
+    assert "results.json is left out (it is missing" in collection.notes[0]
+
+
+def test_mixed_versions_are_said(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / f"{seed}", seed=seed) for seed in range(3)]
+    other = {**ENVIRONMENT, "packages": {"torch": "2.12"}}
+    (paths[1] / "environment.json").write_text(json.dumps(other))
+    assert collect(paths).notes == ["the runs had different versions of torch: 2.13 (2 runs), 2.12 (1 run)"]
+
+
+def test_what_is_no_run_is_noted_beside_one_that_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    collection = collect([run, tmp_path / "nowhere"])
+    assert len(collection.runs) == 1
+    assert collection.notes == [f"{tmp_path / 'nowhere'} holds no run: it does not exist"]
+
+
+def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_bytes(b"\xff")
+    for path in (tmp_path / "nowhere", tmp_path / "run"):
+        with pytest.raises(UserError, match="nothing to report"):
+            collect([path])

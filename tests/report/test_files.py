@@ -1,0 +1,98 @@
+"""Damaged, truncated and missing files: what can be read is read, and what cannot is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ctpo.report.collection import collect
+from ctpo.report.files import read_run
+from ctpo.report.page import figures, notes, page
+from ctpo.report.profiles import read_profiles
+from tests.report.made import BATCHES, profile, write_lines, write_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+def test_a_whole_run_has_nothing_to_note(run: Path) -> None:
+    collection = collect([run])
+    page(collection, figures(collection), "t")
+    assert notes(collection) == []
+
+
+def test_a_last_line_cut_short_is_left_out(run: Path) -> None:
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text()[:-20])
+    told = read_run(run)
+    assert [record["batch"] for record in told.records] == list(range(BATCHES))
+    assert told.notes == ["metrics.jsonl is cut short: its last line is left out"]
+
+
+def test_a_damaged_line_in_the_middle_does_not_cost_the_others(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[2] = "[1, 2]"
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    told = read_run(run)
+    assert [record["batch"] for record in told.records] == [0, 1, 3, 4]
+    assert told.notes == ["metrics.jsonl: line 3 is damaged and left out"]
+
+
+def test_numbers_that_are_none_are_told_and_left_out_of_the_curves(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows[2]["reward"], rows[3]["reward"] = float("nan"), None
+    write_lines(run / "metrics.jsonl", rows)
+    collection = collect([run])
+    reward = next(figure for figure in figures(collection) if figure.id == "reward").series[0]
+    assert list(reward.x) == [1, 4]
+    assert "reward (2)" in collection.runs[0].notes[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "environment.json", "metrics.jsonl", "profile.jsonl", "summary.json"]
+)
+@pytest.mark.parametrize("damage", ["gone", "empty", "half", "binary", "deep"])
+def test_any_one_file_damaged_leaves_a_page_that_says_so(run: Path, name: str, damage: str) -> None:
+    path = run / name
+    whole = path.read_bytes()
+    broken = {
+        "empty": b"",
+        "half": whole[: len(whole) // 2],
+        "binary": b"\xff\xfe\x00{",
+        "deep": b"[" * 100_000,
+    }
+    path.unlink() if damage == "gone" else path.write_bytes(broken[damage])
+    collection = collect([run])
+    html = page(collection, figures(collection), "t")
+    told = [note["text"] for note in notes(collection)]
+    if (name, damage) != ("config.yaml", "half"):  # half a YAML file may be a whole one
+        assert any(name in text for text in told), told
+    assert all(json.dumps(text)[1:-1].replace("<", "\\u003c") in html for text in told if text.isascii())
+
+
+def test_profiles_that_are_not_whole_or_have_other_bins_are_left_out(run: Path) -> None:
+    rows = [profile(batch, 0) for batch in range(1, BATCHES + 1)]
+    del rows[0]["count"]
+    rows[1]["high"] = rows[1]["high"][:-1]
+    rows[2] = {**rows[2], **{key: value[:-1] for key, value in rows[2].items() if isinstance(value, list)}}
+    write_lines(run / "profile.jsonl", rows)
+    told = read_run(run)
+    assert list(read_profiles(told)) == [4]
+    assert told.notes == [
+        "profile.jsonl: 2 profiles are not whole and left out",
+        "profile.jsonl: 1 profiles with other position bins are left out",
+    ]
+
+
+def test_runs_with_other_position_bins_are_left_out_of_the_curves_by_position(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / f"run-{seed}", seed=seed) for seed in range(3)]
+    row = profile(1, 0)
+    row["edge"] = [edge + 1 for edge in row["edge"]]
+    write_lines(paths[2] / "profile.jsonl", [row])
+    collection = collect(paths)
+    figures(collection)
+    assert ["other position bins" in " ".join(run.notes) for run in collection.runs] == [False, False, True]

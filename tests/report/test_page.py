@@ -1,0 +1,134 @@
+"""The page as a file: nothing of the data can become markup, and the policy allows only its own script and style."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ctpo.cli.main import main
+from ctpo.report.collection import collect
+from ctpo.report.page import embedded_json, figures, page
+from ctpo.report.texts import texts
+from tests.report.made import SAMPLE, TRANSCRIPT, heldout, write_comparison, write_lines, write_run
+
+STYLE = Path(__file__).parents[2] / "src" / "ctpo" / "report" / "web" / "page.css"
+
+
+def test_embedded_json_is_ascii_without_markup_and_comes_back_whole() -> None:
+    hostile = "</script><!--<script>&\u2028\u2029\ud800🙂\u202e"
+    told = embedded_json({"a": hostile})
+    assert told.isascii()
+    assert not set("<>&") & set(told)
+    assert json.loads(told) == {"a": hostile}
+
+
+def test_the_policy_allows_what_the_page_holds_and_nothing_else(tmp_path: Path) -> None:
+    collection = collect([write_run(tmp_path / "run")])
+    html = page(collection, figures(collection), "a <b> title")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
+    assert policy is not None
+    rules = dict(rule.strip().split(" ", 1) for rule in policy[1].split(";"))
+    for tag, rule in (("script", "script-src"), ("style", "style-src")):
+        body = re.search(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        assert body is not None
+        digest = base64.b64encode(hashlib.sha256(body[1].encode()).digest()).decode()
+        assert rules[rule] == f"'sha256-{digest}'"
+    assert rules["default-src"] == "'none'"
+    assert "<title>a &lt;b&gt; title</title>" in html
+    assert html.count("</script>") == 2
+    assert not re.search(
+        r"(src|href)=|url\(|https?://(?!www\.w3\.org/2000/svg)", html.replace('href="#main"', "")
+    )
+
+
+def test_the_page_does_not_say_where_the_runs_lie(tmp_path: Path) -> None:
+    collection = collect([write_comparison(tmp_path / "study")])
+    assert str(tmp_path) not in page(collection, figures(collection), "t").replace("output_dir", "")
+
+
+def test_texts_stay_within_their_budget_and_say_what_is_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    long = {**TRANSCRIPT, "completion": "x" * 30_000}
+    for batch in range(5):
+        write_lines(run / "transcripts" / f"batch-{batch:04d}.jsonl", [long] * 20)
+    found = texts(collect([run]).runs[0], runs=10)
+    assert [batch["batch"] for batch in found["heldout"]] == [0, 2, 4]  # the last, the first, the middle
+    assert len(found["heldout"][-1]["rows"]) == 3
+    assert found["heldout"][-1]["left_out"] == 17
+    assert len(embedded_json(found)) < 400_000
+
+
+def test_a_damaged_response_does_not_cost_the_others(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_lines(run / "samples" / "batch-0004.jsonl", [{**SAMPLE, "clip": [1]}, SAMPLE, {"tokens": None}])
+    read = collect([run]).runs[0]
+    assert len(texts(read, runs=1)["samples"][0]["rows"]) == 1
+    assert read.notes == ["samples/batch-0004.jsonl: 2 rows are not whole and left out"]
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_contrast(theme: int) -> None:
+    """WCAG 2: 3:1 for curves, 4.5:1 for text, on cards and on the page."""
+    pairs = re.findall(r"--([\w-]+): light-dark\((#\w+), (#\w+)\)", STYLE.read_text(encoding="utf-8"))
+    colours = {name: (light, dark)[theme] for name, light, dark in pairs}
+    assert sum(name.startswith("series-") for name in colours) == 8
+    for name, colour in colours.items():
+        least = (
+            3.0
+            if name.startswith("series-")
+            else 4.5
+            if name in ("ink", "soft", "accent", "wrong", "right")
+            else None
+        )
+        for ground in ("card", "page") if least else ():
+            one, other = sorted((luminance(colour), luminance(colours[ground])), reverse=True)
+            assert (one + 0.05) / (other + 0.05) >= least, f"{name} on {ground}"
+
+
+def test_the_command_writes_the_page_and_every_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run")
+    write_lines(run / "metrics.jsonl", [{**heldout(batch, 0.1 * batch), "reward": 0.5} for batch in range(3)])
+    (run / "environment.json").unlink()
+    assert main(["report", str(run), "--plots", str(tmp_path / "plots")]) == 0
+    told = capsys.readouterr().out
+    assert f"{run / 'report.html'}" in told
+    assert "environment.json is missing" in told
+    names = {figure.id for figure in figures(collect([run]))}
+    written = list((tmp_path / "plots").iterdir())
+    assert {path.stem.split("--")[0] for path in written} == names
+    for path in written:
+        if path.suffix == ".svg":
+            assert len(list(ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}path"))) > 5
+        else:
+            with Image.open(path) as image:
+                assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20
+
+
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run")
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    for words, part in (
+        ([str(tmp_path / "nowhere")], "nothing to report"),
+        ([str(run), "--output", str(blocked / "x.html")], "--output"),
+        ([str(run), "--plots", str(blocked)], "--plots"),
+    ):
+        assert main(["report", *words]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert part in told
