@@ -74,6 +74,19 @@ def test_any_one_file_damaged_leaves_a_page_that_says_so(run: Path, name: str, d
     assert all(json.dumps(text)[1:-1].replace("<", "\\u003c") in html for text in told if text.isascii())
 
 
+def test_what_a_recipe_switched_off_is_not_called_missing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", diagnostics=False, transcripts=0)
+    for name in ("profile.jsonl", "samples/batch-0004.jsonl"):
+        (run / name).unlink()
+    (run / "transcripts" / "batch-0004.jsonl").write_text("")
+    collection = collect([run])
+    page(collection, figures(collection), "t")
+    assert [note["text"].split(" in its recipe")[0] for note in notes(collection)] == [
+        "diagnostics: false",
+        "transcripts: 0",
+    ]
+
+
 def test_profiles_that_are_not_whole_or_have_other_bins_are_left_out(run: Path) -> None:
     rows = [profile(batch, 0) for batch in range(1, BATCHES + 1)]
     del rows[0]["count"]

@@ -183,6 +183,7 @@ def _whereabouts(outcome: Outcome) -> str:
         f"{run.summary.name}  transcripts/  {run.config.name}\n"
         "Next:\n"
         f"  ctpo eval {_quoted(run.path)}\n"
+        f"  ctpo report {_quoted(run.path)}\n"
         "  ctpo train objective=grpo            the same with the token ratio\n"
         "  ctpo train --help                    your own model, data and settings"
     )

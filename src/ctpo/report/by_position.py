@@ -6,11 +6,14 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from ctpo.report.collection import Collection
 from ctpo.report.figure import Axis, Figure, Series, Values, has_values, over_seeds, thinned
 from ctpo.report.profiles import Column, Profile, pooled, pooled_histogram, read_profiles
 
+_DECADES = 1e4
+"""Spreads further below the largest are of tokens that the policy is certain of, and leave the plot."""
 _MOST_FRAMES, _FEWER_FRAMES, _MANY_GROUPS = 13, 7, 12
 _POSITION = Axis(label="position in the response, tokens")
 _LOG_POSITION = Axis(label="position in the response, tokens (log scale)", scale="log")
@@ -86,7 +89,12 @@ def _cells(frames: Frames) -> Iterator[tuple[int, int, list[Profile]]]:
 
 
 def _curves(
-    frames: Frames, x: Column, values: Callable[[Profile], Column], part: int | None = None
+    frames: Frames,
+    x: Column,
+    values: Callable[[Profile], Column],
+    part: int | None = None,
+    *,
+    counted: bool = False,
 ) -> list[Series]:
     """A curve a group and frame, mean ± standard error over its seeds."""
     series = []
@@ -96,11 +104,16 @@ def _curves(
             series.append(
                 Series(
                     group=group, frame=frame, part=part, x=x, y=band.mean,
+                    of=_total([profile.columns["count"] for profile in profiles]) if counted else None,
                     low=band.low if has_values(band.low) else None,
                     high=band.high if has_values(band.high) else None,
                 )
             )  # fmt: skip
     return series
+
+
+def _total(columns: Sequence[Column]) -> Column:
+    return [math.fsum(value or 0.0 for value in values) for values in zip(*columns, strict=True)]
 
 
 _CLIPPED = {
@@ -111,15 +124,16 @@ _CLIPPED = {
 def _clip(labels: list[str], frames: Frames, x: Column, *, several: bool) -> Figure:
     text = (
         "Share of the tokens at each position whose gradient was clipped. A fixed band clips late tokens more and more "
-        "often, as the log ratio of the prefix spreads; a band that grows as √t should stay level."
+        "often, as the log ratio of the prefix spreads; a band that grows as √t should stay level. Pointing shows how "
+        "many tokens a share is of: the latest positions may hold few."
     )
     if several:
-        series = _curves(frames, x, lambda profile: profile.share(*_CLIPPED["all"]))
+        series = _curves(frames, x, lambda profile: profile.share(_CLIPPED["all"]), counted=True)
     else:
         series = [
             each
             for part, names in enumerate(_CLIPPED.values())
-            for each in _curves(frames, x, lambda profile, names=names: profile.share(*names), part)  # type: ignore[misc]
+            for each in _curves(frames, x, partial(Profile.share, names=names), part, counted=True)
         ]
     return Figure(
         id="clip-by-position", section="position", title="Clip fraction by position", text=text, x=_POSITION,
@@ -139,12 +153,15 @@ def _spread(labels: list[str], frames: Frames, x: Column) -> Figure:
                     role="reference", name="√t line",
                 )
             )  # fmt: skip
+    tops = [value for each in series if each.frame == 0 and each.role == "line" for value in each.y if value]
     return Figure(
         id="spread-by-position", section="position", title="Spread of the prefix's log ratio",
         text="Standard deviation of the cumulative log ratio log ρ_t at each position, on log scales, where a power of "
         "t is a straight line. Dashed: growth as √t, as if token ratios were independent. Steeper than "
         "that, and a √t band clips late tokens more often.",
-        x=_LOG_POSITION, y=Axis(label="standard deviation, nats (log scale)", scale="log"), series=series,
+        x=_LOG_POSITION, y=Axis(
+            label="standard deviation, nats (log scale)", scale="log", low=max(tops, default=1.0) / _DECADES
+        ), series=series,
         frames=labels,
     )  # fmt: skip
 

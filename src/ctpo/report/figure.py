@@ -41,6 +41,8 @@ class Series:
     role: Role = "line"
     frame: int | None = None
     other_x: Values | None = None
+    of: Values | None = None
+    """How many tokens a value is of."""
     name: str = ""
     """Where it needs one beside its group's and its part's."""
 

@@ -46,6 +46,10 @@ class Run:
         seed = self.config.get("seed", self.summary.get("seed"))
         return seed if isinstance(seed, int) else None
 
+    def told_not_to(self, key: str) -> bool:
+        """Whether the recipe switched this kind of record off (`diagnostics: false`, `transcripts: 0`)."""
+        return self.config.get(key) in (False, 0)
+
     def batches(self, folder: str) -> dict[int, Path]:
         """The files `batch-0004.jsonl` in one of the run's folders, by batch."""
         found = {}
@@ -57,7 +61,7 @@ class Run:
 
     def rows(self, path: Path) -> list[Record]:
         """The lines of a file of the run's; damaged ones are left out and noted."""
-        return _lines(path, str(path.relative_to(self.path)), self.notes)
+        return _lines(path, str(path.relative_to(self.path)), self.notes, may_be_empty=True)
 
 
 def is_run(path: Path) -> bool:
@@ -73,9 +77,11 @@ def read_run(path: Path) -> Run:
     run.records = _ordered(
         _lines(path / "metrics.jsonl", "metrics.jsonl", run.notes), "metrics.jsonl", run.notes
     )
-    run.profiles = _ordered(
-        _lines(path / "profile.jsonl", "profile.jsonl", run.notes), "profile.jsonl", run.notes
-    )
+    if run.told_not_to("diagnostics"):
+        run.notes.append("diagnostics: false in its recipe: no figures by position, no ratios token by token")
+    else:
+        lines = _lines(path / "profile.jsonl", "profile.jsonl", run.notes)
+        run.profiles = _ordered(lines, "profile.jsonl", run.notes)
     if path.joinpath("summary.json").is_file():
         run.summary = _mapping(path / "summary.json", run.notes, json.loads)
     else:
@@ -113,7 +119,7 @@ def _mapping(path: Path, notes: list[str], parse: Any) -> Record:
     return {}
 
 
-def _lines(path: Path, name: str, notes: list[str]) -> list[Record]:
+def _lines(path: Path, name: str, notes: list[str], *, may_be_empty: bool = False) -> list[Record]:
     """JSON objects, one a line. Not splitlines(): a response may hold U+2028 and its like."""
     try:
         lines = path.read_bytes().split(b"\n")
@@ -139,7 +145,7 @@ def _lines(path: Path, name: str, notes: list[str]) -> list[Record]:
         notes.append(f"{name} is cut short: its last line is left out")
     elif damaged:
         notes.append(f"{name}: {_places(damaged)} damaged and left out")
-    if not found and not damaged:
+    if not found and not damaged and not may_be_empty:
         notes.append(f"{name} is empty")
     return found
 

@@ -65,8 +65,8 @@ def _run_cards(run: Run) -> list[Card]:
             found.append(
                 Card(
                     label="gain",
-                    value=f"{100 * (value - before[0]):+.1f} points",
-                    detail=f"from {percent(before[0])}",
+                    value=f"{100 * (value - before[0]):+.1f}",
+                    detail=f"points, from {percent(before[0])}",
                 )
             )
     seconds = number(run.summary.get("wall_clock_s")) or _last(run.records, "seconds")
@@ -76,8 +76,8 @@ def _run_cards(run: Run) -> list[Card]:
     if tokens and spent:
         found.append(
             Card(
-                label="throughput",
-                value=f"{tokens / spent:,.0f} tokens/s",
+                label="tokens per second",
+                value=f"{tokens / spent:,.0f}",
                 detail="generation, tools, updates",
             )
         )

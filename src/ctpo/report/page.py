@@ -167,6 +167,7 @@ def _series(series: Series, place: Any) -> dict[str, Any]:
         "y": _rounded(series.y),
         "low": None if series.low is None else _rounded(series.low),
         "high": None if series.high is None else _rounded(series.high),
+        "of": None if series.of is None else _rounded(series.of),
     }
     return {key: value for key, value in told.items() if value is not None}
 

@@ -31,14 +31,14 @@ class Profile:
     """Exponent p of the fit std = s t^p."""
 
     @property
-    def positions(self) -> list[float | None]:
-        """Mean positions of the bins' tokens; the bin's middle where it holds none."""
+    def positions(self) -> Column:
+        """Mean positions of the bins' tokens (their middles where the file does not say); None for an empty bin."""
         starts = (0.0, *self.edge[:-1])
         middles = [(start + 1 + end) / 2 for start, end in zip(starts, self.edge, strict=True)]
-        means = self.columns["position_mean"]
-        return [middle if mean is None else mean for middle, mean in zip(middles, means, strict=True)]
+        columns = zip(middles, self.columns["position_mean"], self.columns["count"], strict=True)
+        return [(middle if mean is None else mean) if count else None for middle, mean, count in columns]
 
-    def share(self, *names: str) -> Column:
+    def share(self, names: Sequence[str]) -> Column:
         """These counts together, divided by the number of tokens."""
         counts = self.columns["count"]
         parts = [self.columns[name] for name in names]

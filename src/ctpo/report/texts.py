@@ -33,9 +33,12 @@ def texts(run: Run, runs: int) -> dict[str, list[Batch]]:
     heldout = _chosen(run, run.batches("transcripts"), allowed - spent, _transcript)
     for batch in heldout:
         del batch["size"]
+    if run.told_not_to("transcripts"):
+        run.notes.append("transcripts: 0 in its recipe: no responses were kept")
+        return {"heldout": heldout, "samples": samples}
     if not heldout:
         run.notes.append("transcripts/ holds no held-out responses")
-    if not samples:
+    if not samples and not run.told_not_to("diagnostics"):
         run.notes.append("samples/ holds no training responses (ratios and clipping on the text)")
     return {"heldout": heldout, "samples": samples}
 
@@ -136,4 +139,4 @@ def _sample(row: Record) -> Record | None:
 
 def _rounded(value: Any) -> float | None:
     known = number(value)
-    return None if known is None else round(known, 4)
+    return None if known is None else float(f"{known:.3g}")

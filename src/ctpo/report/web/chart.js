@@ -91,6 +91,8 @@ function tickText(value, axis) {
 }
 
 class Chart {
+  static made = 0;
+
   /** curves(): what is shown now, [{x, y, low, high, look, role, name}]; all(): the same over all frames, for the axes. */
   constructor(host, { label, axes, curves, all, height }) {
     Object.assign(this, { host, label, axes, curves, all, height });
@@ -121,11 +123,15 @@ class Chart {
       this.root.append(svg("text", { x: (MARGIN.left + right) / 2, y: this.height / 2 - 10, "text-anchor": "middle", class: "empty" }, "nothing to show for what is chosen"));
       return;
     }
-    const plot = svg("g");
+    const inside = `inside-${Chart.made}`;
+    Chart.made += 1;
+    const frame = svg("clipPath", { id: inside });
+    frame.append(svg("rect", { x: MARGIN.left - 6, y: 0, width: right - MARGIN.left + 12, height: bottom + 6 }));
+    const plot = svg("g", { "clip-path": `url(#${inside})` });
     for (const curve of shown) if (curve.low) plot.append(this.band(curve, x, y));
     for (const curve of shown) plot.append(...this.line(curve, x, y));
     this.cursor = svg("g");
-    this.root.append(plot, this.cursor);
+    this.root.append(frame, plot, this.cursor);
   }
 
   drawAxes(x, y, xAxis, yAxis, right, bottom) {
@@ -214,7 +220,8 @@ class Chart {
       if (i < 0 || curve.y[i] === null || curve.role === "seed") continue;
       if (y.shows(curve.y[i])) this.cursor.append(svg("circle", { cx: x(this.at), cy: y(curve.y[i]), r: 4, fill: curve.look.colour, class: "dot" }));
       const range = curve.low && curve.low[i] !== null ? ` (${say(curve.low[i], yAxis.percent)} to ${say(curve.high[i], yAxis.percent)})` : "";
-      lines.push([curve.y[i], el("div", { class: "row" }, swatch(curve.look, curve.role), el("span", { textContent: curve.name }), el("b", { textContent: say(curve.y[i], yAxis.percent) + range }))]);
+      const of = curve.of && curve.of[i] ? ` of ${say(curve.of[i])} tokens` : "";
+      lines.push([curve.y[i], el("div", { class: "row" }, swatch(curve.look, curve.role), el("span", { textContent: curve.name }), el("b", { textContent: say(curve.y[i], yAxis.percent) + of + range }))]);
     }
     lines.sort((a, b) => b[0] - a[0]);
     showTip(left, top, [el("div", { class: "head", textContent: `${xAxis.label.replace(/ \(log scale.*\)/, "")}: ${say(this.at, xAxis.percent)}` }), ...lines.map((line) => line[1])]);

@@ -34,7 +34,7 @@ function figureCard(data, figure) {
     return data.groups[series.group].regime === data.regimes[shownNow.regime] && !shownNow.hidden.has(series.group);
   };
   const curve = (series) => ({
-    x: figure.xs[chosen.otherX ? series.otherX : series.x], y: series.y, low: series.low, high: series.high,
+    x: figure.xs[chosen.otherX ? series.otherX : series.x], y: series.y, low: series.low, high: series.high, of: series.of,
     role: series.role ?? "line", marks: !figure.parts || !figure.id.includes("histogram"),
     look: look(series.part ?? colourPlace(data, series.group)),
     name: [series.part === undefined ? data.groups[series.group].name : figure.parts[series.part], series.name].filter(Boolean).join(", "),

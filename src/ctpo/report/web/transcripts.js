@@ -2,12 +2,13 @@
 // The texts: held-out responses with their tool calls, and training responses token by token.
 
 const CLIP_NAMES = { 0: "not clipped", 1: "clipped at the upper limit", "-1": "clipped at the lower limit", 2: "dual clip" };
+const FAINT = 0.05; // a log ratio that is never drawn in full colour
 const CLIP_CLASS = { 1: "high", "-1": "low", 2: "dual" };
 
 function viewerCards(data) {
   const kinds = [
     ["heldout", "Held-out responses", "What the model answers to problems it does not train on. Tool calls and the output they got are set off: output (hatched) is fed to the model, not written by it.", showTranscript, transcriptLabel],
-    ["samples", "Training responses, token by token", "Each token's colour is the log ratio that weighs it: blue where the policy now finds the token likelier than when it was sampled, orange where less likely. Lines under a token say that it is clipped; grey hatched tokens are tool output and not trained on. Point at a token, or tap it, for its numbers.", showSample, sampleLabel],
+    ["samples", "Training responses, token by token", "Each token's colour is the log ratio that weighs it: blue where the policy now finds the token likelier than when it was sampled, orange where less likely. Lines under a token say that it is clipped; grey hatched tokens are tool output and not trained on. Point at a token, or tap it, for its numbers. The response with most clipped tokens is shown first.", showSample, sampleLabel],
   ];
   return kinds.filter(([kind]) => data.runs.some((run) => run[kind].length)).map(([kind, title, text, show, label]) => viewer(data, kind, title, text, show, label));
 }
@@ -34,8 +35,18 @@ function viewer(data, kind, title, text, show, label) {
     hideTip();
   }
   now.batch = batches().length - 1;
+  if (kind === "samples") Object.assign(now, mostClipped(batches()));
   fill();
   return el("div", { class: "card texts", id: `viewer-${kind}` }, el("h3", { textContent: title }), el("p", { class: "reads", textContent: text }), controls, body);
+}
+
+function mostClipped(batches) {
+  let most = { batch: batches.length - 1, row: 0, clipped: 0 };
+  batches.forEach(({ rows }, batch) => rows.forEach((row, place) => {
+    const clipped = row.clip.filter((state) => state !== 0).length;
+    if (clipped > most.clipped) most = { batch, row: place, clipped };
+  }));
+  return { batch: most.batch, row: most.row };
 }
 
 const short = (text) => (text.length > 36 ? `${text.slice(0, 35)}…` : text).replace(/\s+/g, " ");
@@ -86,7 +97,7 @@ function callTable(calls) {
 function showSample(row) {
   const clipped = row.clip.filter((state) => state !== 0).length;
   const trained = [...row.model].filter((bit) => bit === "1").length;
-  const largest = Math.max(...row.weight.map((value) => Math.abs(value ?? 0)), 1e-9);
+  const largest = Math.max(...row.weight.map((value) => Math.abs(value ?? 0)), FAINT);
   const told = el("div", { class: "readout", role: "status", textContent: "point at a token for its numbers" });
   const tokens = row.tokens.map((text, i) => token(row, text, i, largest, told));
   const text = el("div", { class: "tokens", dir: "ltr" }, ...tokens);
