@@ -3,7 +3,7 @@
 TRL keeps the rollouts it is training on in memory only. A run resumed between two generations is unaffected;
 one resumed in the middle would generate again from a newer policy and go another way than the run it continues.
 The statistics gathered so far in the batch go with it, so that the resumed run's records are the same too, and
-what an objective remembers between calls (a smoothed threshold).
+what an objective remembers between calls (a smoothed threshold), and the older weights that sample (behaviour_lag).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def save_rollout_buffer(trainer: CTPOTrainer, folder: Path) -> None:
         "objective_memory": [memory.value for memory in memories(trainer.objective)],
         "diagnostics": trainer.diagnostics.state_dict(),
         "guard": trainer.guard.state_dict(),
+        "behaviour": trainer.behaviour.state_dict(),
         "rollout_account": asdict(trainer.rollout_account),
     }
     torch.save(state, folder / _FILE.format(rank=trainer.args.process_index))
@@ -66,6 +67,7 @@ def load_rollout_buffer(trainer: CTPOTrainer, checkpoint: str) -> None:
         memory.value = value
     trainer.diagnostics.load_state_dict(held["diagnostics"])
     trainer.guard.load_state_dict(held["guard"])
+    trainer.behaviour.load_state_dict(held["behaviour"])
     trainer.rollout_account = RolloutAccount(**held["rollout_account"])
 
 

@@ -9,6 +9,7 @@ from trl import GRPOConfig
 
 from ctpo.objectives import Objective, preset, preset_defaults
 from ctpo.training.batches import check_batches
+from ctpo.training.behaviour import check_lag
 from ctpo.training.scoring.precision import COMPUTE_DTYPES
 
 ANCHORS = ("old", "rollout")
@@ -58,6 +59,14 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
             "help": "Denominator of the importance ratio. `old`: log-probs recomputed with the trainer's forward "
             "pass before the first update on a rollout batch. `rollout`: those the rollout engine reported, which "
             "saves that pass and is exact when the engine runs the same weights in the same precision."
+        },
+    )
+    behaviour_lag: int = field(
+        default=0,
+        metadata={
+            "help": "Rollout batches by which the policy that samples is older than the one that learns, as in "
+            "asynchronous training: 0 samples with the current weights. Needs anchor='rollout'; keeps lag + 1 copies "
+            "of the trained weights in memory and lag of them in a checkpoint."
         },
     )
     gradient_checkpointing: bool | None = field(
@@ -146,6 +155,7 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
             raise ValueError(
                 f"max_tokens_per_micro_batch={self.max_tokens_per_micro_batch} is negative; use 0 for no limit"
             )
+        check_lag(self)
         _refuse_replaced(self)
         _check_windows(self)
         self.build_objective()

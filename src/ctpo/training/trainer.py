@@ -16,6 +16,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from ctpo.objectives.penalties import kl_penalty
+from ctpo.training.behaviour import Behaviour
 from ctpo.training.buffer import load_rollout_buffer, save_rollout_buffer
 from ctpo.training.cautions import warn_if_engines_differ, warn_if_inert
 from ctpo.training.config import CTPOConfig
@@ -117,6 +118,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.scorer = make_scorer(self)
         self.diagnostics = Diagnostics(self)
         self._model_facts = describe_model(self.model)
+        self.behaviour = Behaviour(self, args.behaviour_lag)
 
     # -- the loss ------------------------------------------------------------------------------------------
 
@@ -244,7 +246,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         parts = self.args.steps_per_generation
         if self.at_batch_end or self._buffered_inputs is None:
             self.diagnostics.close()
-            rollouts = self._generate_and_score_completions(generation_batch)
+            with self.behaviour.sampling():
+                rollouts = self._generate_and_score_completions(generation_batch)
             self.diagnostics.generated(rollouts)
             group = self.num_generations if self.args.whole_groups else 1
             self._buffered_inputs: list[dict[str, Any]] = deal(
@@ -286,6 +289,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 **self.diagnostics.figures(),
                 **tool_figures(account),
                 "skipped_updates": self.guard.flush(),
+                **self.behaviour.figures(),
             }
         self._metrics[mode].update({LOGGER_NAMES.get(name, name): [value] for name, value in figures.items()})
         super().log(logs, start_time)

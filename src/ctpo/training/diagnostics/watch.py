@@ -57,7 +57,7 @@ class Diagnostics:
             mask, advantages = loss_mask(part.inputs), weighted_advantages(part.inputs)
             self._profile.add(part.logps, part.anchor, advantages, mask, part.details)
             engine: Tensor | None = part.inputs.get("sampling_per_token_logps")
-            if engine is not None and self._before_any_update() and "old_per_token_logps" not in part.inputs:
+            if engine is not None and self._same_weights() and "old_per_token_logps" not in part.inputs:
                 self._drift.add(part.logps, engine, mask)
 
     def close(self) -> None:
@@ -99,6 +99,7 @@ class Diagnostics:
         self._profile.load_state_dict(state["profile"])
         self._drift.load_state_dict(state["drift"])
 
-    def _before_any_update(self) -> bool:
+    def _same_weights(self) -> bool:
+        """Whether the weights are those that sampled: no update yet, and no lag of the behaviour policy."""
         trainer = self._trainer
-        return bool(trainer._step % trainer.batch_steps < trainer.current_gradient_accumulation_steps)
+        return not trainer.behaviour.age and bool(trainer._step % trainer.batch_steps < trainer.current_gradient_accumulation_steps)
