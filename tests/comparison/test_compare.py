@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,18 +20,14 @@ from ctpo.comparison.runner import Budget, Runner
 from ctpo.errors import UserError
 from ctpo.statistics.scores import read_score
 
+SMALL = {
+    "rollout_batches": 1, "generation_batch_size": 16, "per_device_train_batch_size": 8, "num_generations": 4,
+    "train_problems": 16, "eval_problems": 8, "max_completion_length": 24, "save_steps": 2,
+}  # fmt: skip
+
 
 def write_plan(path: Path, **changes: Any) -> Path:
-    told = {
-        "common": {
-            "rollout_batches": 1, "generation_batch_size": 16, "per_device_train_batch_size": 8,
-            "num_generations": 4, "train_problems": 16, "eval_problems": 8, "max_completion_length": 24,
-            "save_steps": 2,
-        },
-        "objectives": {"ctpo": {}, "grpo": {}},
-        "seeds": {"test": [0]},
-        **changes,
-    }  # fmt: skip
+    told = {"common": SMALL, "objectives": {"ctpo": {}, "grpo": {}}, "seeds": {"test": [0]}, **changes}
     path.write_text(yaml.safe_dump(told), encoding="utf-8")
     return path
 
@@ -98,6 +97,60 @@ def test_a_comparison_runs_resumes_and_reports(tmp_path: Path, capsys: pytest.Ca
     changed = write_plan(tmp_path / "c.yaml", regimes={"all": {"learning_rate": 1e-5}})
     assert main(["compare", str(changed), "--output", str(output)]) == 2
     assert "holds a run of another recipe" in capsys.readouterr().err
+
+
+CLOCKED = {"seconds", "batch_s", "generation_s", "tool_s", "training_s", "tokens_per_s"}
+
+
+def bits(run: Path) -> tuple[bytes, list[dict[str, Any]]]:
+    """A run's weights and records, without what a clock said."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    plain = [{name: value for name, value in row.items() if name not in CLOCKED} for row in rows]
+    return (run / "model" / "model.safetensors").read_bytes(), plain
+
+
+def test_a_forked_run_is_the_run_of_the_command_line(tmp_path: Path) -> None:
+    """Bit for bit, also where it has its answers and its first evaluation from the run before it."""
+    keys = {**SMALL, "transcripts": 0, "max_completion_length": 80, "learning_rate": 1e-3}
+    arms = {"ctpo": {}, "same": {"objective": "ctpo"}}
+    plan = read_plan(write_plan(tmp_path / "c.yaml", common=keys, objectives=arms))
+    runner = Runner(tmp_path / "c", Budget(cores=1, memory_mb=1000))
+    cells = final_cells(plan, choose(plan, runner))
+    assert runner.run(cells) == []
+    first, second = (runner.directory(which) for which in cells)
+    recipe, alone = first.parent / "recipe.yaml", tmp_path / "alone"
+    told = subprocess.run(
+        [sys.executable, "-m", "ctpo", "train", str(recipe), f"output_dir={alone}"],
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, told.stderr
+    assert bits(first) == bits(second) == bits(alone)
+    costs = [json.loads((run.parent / "cost.json").read_text()) for run in (first, second)]
+    assert 0 < costs[1]["cpu_s"] < costs[0]["cpu_s"]  # it ran no program and evaluated once
+
+
+def test_what_a_book_of_scores_holds_is_not_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, book = write_plan(tmp_path / "c.yaml", objectives={"ctpo": {}}), tmp_path / "scores.csv"
+    command = ["compare", str(path), "--scores", str(book), "--json", "--output"]
+    assert main([*command, str(tmp_path / "here")]) == 0
+    here = json.loads(capsys.readouterr().out)
+    assert main([*command, str(tmp_path / "elsewhere")]) == 0  # another directory, as on another machine
+    assert json.loads(capsys.readouterr().out) == here
+    assert not (tmp_path / "elsewhere").exists()
+    (row,) = csv.DictReader(book.read_text().splitlines())
+    run = read_score(tmp_path / "here" / "runs" / "all" / "ctpo" / "untuned" / "seed-0" / "run")
+    assert run is not None
+    assert (float(row["final"]), float(row["auc"])) == pytest.approx((run.final, run.auc), abs=1e-6)
+    assert float(row["cpu_s"]) > 0
+    write_plan(tmp_path / "c.yaml", objectives={"ctpo": {"learning_rate": 1e-5}})
+    assert main([*command, str(tmp_path / "elsewhere")]) == 2
+    assert f"{book} holds all/ctpo/untuned/seed-0 of another recipe" in capsys.readouterr().err
+    book.write_text(book.read_text().replace("ctpo,untuned,0,", "ctpo,untuned,0,x"))
+    assert main([*command, str(tmp_path / "elsewhere")]) == 2
+    assert f"{book} is damaged" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.cli.compare_tables import print_results, results_markdown
+from ctpo.comparison.book import Book
 from ctpo.comparison.compare import choose, final_cells, results, tuning_cells
 from ctpo.comparison.plan import Cell, Plan, read_plan
 from ctpo.comparison.runner import Budget, Failure, Runner
@@ -21,7 +22,7 @@ Compare objectives: a matrix of objectives x regimes x settings x seeds, run sid
 Every objective is tuned over the same number of settings on tuning seeds, by regime; the best setting then runs on
 test seeds, which must be others. Differences are paired by seed and tested with Student's t; Holm's correction counts
 every test of the comparison. What is done is not done again: the same command continues after an interrupt, and runs
-only what was added to the file.
+only what was added to the file; with --scores, also on another machine.
 """
 _EPILOG = """\
 a comparison file:
@@ -56,10 +57,16 @@ def register(subparsers: Any) -> None:
         "--output", type=Path, metavar="DIR", help="where everything goes (default: the file's name)"
     )
     parser.add_argument(
-        "--cores", type=int, default=os.cpu_count() or 1, metavar="N", help="of all runs together"
+        "--cores", type=int, default=_allowed_cores(), metavar="N", help="of all runs together (default: all)"
     )
     parser.add_argument(
         "--memory-gb", type=float, metavar="GB", help="of all runs together (default: 80 %% of what is free)"
+    )
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        metavar="FILE.csv",
+        help="small file of every run's figures: added to as runs end, and what it holds is not run again",
     )
     parser.add_argument("--status", action="store_true", help="run nothing; report what is there")
     parser.add_argument("--json", action="store_true", help="print results.json instead of tables")
@@ -71,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     plan = read_plan(args.plan)
     _check_recipes(plan)
     output = args.output or args.plan.with_suffix("")
-    runner = Runner(output, _budget(args))
+    runner = Runner(output, _budget(args), Book(args.scores) if args.scores else None)
     failures = [] if args.status else _run(plan, runner)
     found = results(plan, runner, choose(plan, runner), failures)
     if output.is_dir():
@@ -83,6 +90,11 @@ def run(args: argparse.Namespace) -> int:
         print_results(found)
         print(f"a page of it, with curves and responses: ctpo report {output}")
     return 1 if failures else 0
+
+
+def _allowed_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _budget(args: argparse.Namespace) -> Budget:
@@ -113,12 +125,13 @@ def _run(plan: Plan, runner: Runner) -> list[Failure]:
 
 
 def _stage(runner: Runner, name: str, cells: Sequence[Cell]) -> list[Failure]:
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     if not cells:
         return []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(name, total=len(cells), completed=sum(map(runner.done, cells)))
 
         def told(cell: Cell, succeeded: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from ctpo.comparison.plan import SCORES, Arm, Cell, Plan, cell
 from ctpo.comparison.runner import Failure, Runner
 from ctpo.statistics.paired import Paired, holm, mean, paired
-from ctpo.statistics.scores import Score, read_score
+from ctpo.statistics.scores import Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def _choice(plan: Plan, runner: Runner, regime: str, arm: Arm) -> Choice:
     means: list[float | None] = []
     for setting in arm.grid:
         cells = [cell(plan, regime, arm, setting, seed) for seed in plan.tuning_seeds] if plan.tuned else []
-        scores = [score.named(plan.select_by) for each in cells if (score := _score(runner, each))]
+        scores = [score.named(plan.select_by) for each in cells if (score := runner.score(each))]
         means.append(mean(scores).value if scores else None)
     best = max(range(len(means)), key=lambda i: -1.0 if means[i] is None else float(means[i] or 0.0))
     return Choice(regime=regime, arm=arm.name, setting=arm.grid[best], scores=tuple(means))
@@ -70,7 +70,7 @@ def results(
         key: {
             seed: score
             for seed in plan.test_seeds
-            if (score := _score(runner, cell(plan, key[0], plan.arm(key[1]), each.setting, seed)))
+            if (score := runner.score(cell(plan, key[0], plan.arm(key[1]), each.setting, seed)))
         }
         for key, each in chosen.items()
     }
@@ -99,10 +99,6 @@ def results(
         "test_seeds": list(plan.test_seeds),
         "failures": [{"run": str(each.cell.folder), "reason": each.reason} for each in failures],
     }
-
-
-def _score(runner: Runner, which: Cell) -> Score | None:
-    return read_score(runner.directory(which))
 
 
 def _row(choice: Choice, found: Mapping[int, Score]) -> dict[str, Any]:

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
 import psutil
 import yaml
 
+from ctpo.comparison.book import Book, identity
+from ctpo.comparison.launch import COST, start
 from ctpo.comparison.plan import Cell
 from ctpo.errors import UserError
+from ctpo.statistics.scores import Score, read_score
 
 _POLL_S: Final = 0.5
 _FIRST_GUESS_MB: Final = 1_500
 """What a run is taken to need until one has ended: torch, transformers and TRL with a tiny model."""
 _RECIPE: Final = "recipe.yaml"
-_CHANGES_NOTHING: Final = ("rollout_batch_size", "save_steps", "save_total_limit", "transcripts")
+_LOG: Final = "log.txt"
+_SHARED: Final = "shared"
 GRACE_S: Final = 60.0
 """Seconds a run has for its checkpoint when the comparison is interrupted."""
 
@@ -46,8 +51,8 @@ class Failure:
 @dataclass
 class _Running:
     cell: Cell
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]
+    process: BaseProcess
+    cores: list[int]
 
 
 class Runner:
@@ -55,15 +60,24 @@ class Runner:
 
     Args:
         root: the comparison's directory.
-        budget: of all the runs at once; every run counts its recipe's `threads` (1 where unset).
+        budget: of all the runs at once; every run counts its recipe's `threads` (1 where unset), and is bound to as
+            many cores of its own where there are as many as the budget says.
+        book: scores of runs done elsewhere or before, to which those done here are added.
         told: called with each cell that ends, and whether it succeeded.
     """
 
-    def __init__(self, root: Path, budget: Budget, told: Callable[[Cell, bool], None] | None = None) -> None:
-        self._root, self._budget = root, budget
+    def __init__(
+        self,
+        root: Path,
+        budget: Budget,
+        book: Book | None = None,
+        told: Callable[[Cell, bool], None] | None = None,
+    ) -> None:
+        self._root, self._budget, self._book = root, budget, book
         self.told: Callable[[Cell, bool], None] = told or (lambda cell, succeeded: None)
         self._seen_mb, self._ended = 0.0, 0
         self._running: list[_Running] = []
+        self._free = _cores(budget.cores)
 
     def directory(self, cell: Cell) -> Path:
         """Where a cell's run lives."""
@@ -75,14 +89,21 @@ class Runner:
         Raises:
             UserError: if a run stands there that was told something else.
         """
+        if self._book is not None and self._book.score(cell) is not None:
+            return True
         held = self.directory(cell).parent / _RECIPE
-        if held.is_file() and _what_it_is(yaml.safe_load(held.read_text(encoding="utf-8"))) != _what_it_is(
+        if held.is_file() and identity(yaml.safe_load(held.read_text(encoding="utf-8"))) != identity(
             cell.keys
         ):
             raise UserError(
                 f"{held.parent} holds a run of another recipe; give the changed comparison another --output"
             )
         return (self.directory(cell) / "summary.json").is_file()
+
+    def score(self, cell: Cell) -> Score | None:
+        """The figures of a finished cell, from the book or its run; None where it is not finished."""
+        written = self._book.score(cell) if self._book is not None else None
+        return written or read_score(self.directory(cell))
 
     def run(self, cells: Sequence[Cell]) -> list[Failure]:
         """Run what is not done yet; an interrupt stops every run at a checkpoint and is raised again."""
@@ -92,7 +113,7 @@ class Runner:
             while waiting or self._running:
                 while waiting and self._fits(waiting[0]):
                     self._start(waiting.pop(0))
-                time.sleep(_POLL_S)
+                wait([each.process.sentinel for each in self._running], _POLL_S)
                 failures += self._reap()
         except BaseException:
             self._stop()
@@ -116,59 +137,73 @@ class Runner:
         words = [str(folder / _RECIPE), f"output_dir={run}"]
         if (run / "config.yaml").is_file():
             words = ["--resume", str(run)]
-        log = (folder / "log.txt").open("ab")
-        threads = str(_threads(cell))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ctpo.cli.main", "train", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a Ctrl-C in the terminal is ours to pass on, once
-            env={**os.environ, "OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"},
+        count = _threads(cell)
+        cores, self._free = self._free[:count], self._free[count:]
+        process = start(
+            ["train", *words, f"shared={self._root / _SHARED}"],
+            folder / _LOG,
+            cores if len(cores) == count else [],
         )
-        self._running.append(_Running(cell, process, log))
+        self._running.append(_Running(cell, process, cores))
 
     def _reap(self) -> list[Failure]:
         failures = []
         for each in list(self._running):
-            self._seen_mb = max(self._seen_mb, _memory_mb(each.process.pid))
-            if each.process.poll() is None:
+            self._seen_mb = max(self._seen_mb, _memory_mb(_pid(each.process)))
+            if each.process.exitcode is None:
                 continue
             self._running.remove(each)
+            self._free += each.cores
             self._ended += 1
-            each.log.close()
-            succeeded = each.process.returncode == 0 and self.done(each.cell)
+            succeeded = each.process.exitcode == 0 and self.done(each.cell)
+            if succeeded:
+                self._enter(each.cell)
             self.told(each.cell, succeeded)
             if not succeeded:
                 failures.append(Failure(cell=each.cell, reason=self._reason(each)))
         return failures
 
+    def _enter(self, cell: Cell) -> None:
+        """Write a run's figures, and what it cost, into the book."""
+        run = self.directory(cell)
+        found = read_score(run)
+        if self._book is not None and found is not None:
+            cost = json.loads((run.parent / COST).read_text(encoding="utf-8"))
+            self._book.enter(cell, found, cost["cpu_s"])
+
     def _reason(self, ended: _Running) -> str:
-        path = self.directory(ended.cell).parent / "log.txt"
+        path = self.directory(ended.cell).parent / _LOG
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return f"exit code {ended.process.returncode}: {lines[-1] if lines else 'no output'} ({path})"
+        return f"exit code {ended.process.exitcode}: {lines[-1] if lines else 'no output'} ({path})"
 
     def _stop(self) -> None:
         for each in self._running:
-            each.process.send_signal(signal.SIGINT)
+            os.kill(_pid(each.process), signal.SIGINT)
         until = time.monotonic() + GRACE_S
         for each in self._running:
             try:
-                each.process.wait(max(0.1, until - time.monotonic()))
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C: at once
+                each.process.join(max(0.1, until - time.monotonic()))
+            except KeyboardInterrupt:  # a second Ctrl-C: at once
                 until = 0.0
-                os.killpg(each.process.pid, signal.SIGKILL)
-                each.process.wait()
-            each.log.close()
+            if each.process.exitcode is None:
+                os.killpg(_pid(each.process), signal.SIGKILL)
+                each.process.join()
         self._running.clear()
+
+
+def _pid(process: BaseProcess) -> int:
+    assert process.pid is not None, "it was started"
+    return process.pid
+
+
+def _cores(count: int) -> list[int]:
+    """As many cores that this process may use; none where there are fewer."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return allowed[:count] if len(allowed) >= count else []
 
 
 def _threads(cell: Cell) -> int:
     return int(cell.keys.get("threads") or 1)
-
-
-def _what_it_is(keys: Any) -> dict[str, Any]:
-    return {name: value for name, value in dict(keys).items() if name not in _CHANGES_NOTHING}
 
 
 def _memory_mb(pid: int) -> float:

@@ -16,7 +16,7 @@ from ctpo.rollout.records import ToolCall
 from ctpo.sandbox import Sandbox, SandboxResult, SandboxUnavailable
 from ctpo.tasks import PythonTool, Task
 
-_LASTING = ("ok", "error")  # timeout, memory, lost … may end otherwise next time
+LASTING = ("ok", "error")  # timeout, memory, lost … may end otherwise next time
 _REMEMBERED = 100_000  # answers; programs and outputs are short, so some tens of megabytes at most
 
 
@@ -68,7 +68,7 @@ class ToolRunner:
 
     def _remember(self, programs: Sequence[str], answers: dict[str, SandboxResult]) -> None:
         for program in programs:
-            if answers[program].status in _LASTING:
+            if answers[program].status in LASTING:
                 self._known[program] = answers[program]
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)

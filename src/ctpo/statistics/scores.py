@@ -11,7 +11,8 @@ from typing import Any
 from ctpo.errors import UserError
 
 COLLAPSE: float = 0.5
-"""A run has collapsed when its final held-out accuracy is below this share of the best it had."""
+"""A run has collapsed when its final held-out accuracy is below this share of the best it had: held-out accuracy or
+mean reward of a rollout batch, whichever was higher."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,12 @@ class Score:
     """Mean over rollout batches of the training reward, the area under the learning curve on a unit of time."""
     collapsed: bool
     seconds: float
+    stderr: float | None = None
+    """Of `final`, over the held-out problems."""
+    clip_fraction: float | None = None
+    """Mean over rollout batches of the share of tokens whose gradient the trust region removed."""
+    ess: float | None = None
+    """Least relative effective sample size of a rollout batch."""
 
     def named(self, name: str) -> float:
         """`final` or `auc`."""
@@ -62,9 +69,17 @@ def score(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> S
     rewards = [record.get("reward") or 0.0 for record in records if record["batch"] > 0]
     heldout = [record["heldout_pass@1"] for record in records if record.get("heldout_pass@1") is not None]
     final = float(summary["after"]["pass@1"])
+    clipped, ess = _column(records, "clip_fraction"), _column(records, "ess")
     return Score(
         final=final,
         auc=sum(rewards) / len(rewards),
-        collapsed=final < COLLAPSE * max([final, *heldout]),
+        collapsed=final < COLLAPSE * max([final, *heldout, *rewards]),
         seconds=float(summary["wall_clock_s"]),
+        stderr=summary["after"].get("stderr"),
+        clip_fraction=sum(clipped) / len(clipped) if clipped else None,
+        ess=min(ess, default=None),
     )
+
+
+def _column(records: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [record[name] for record in records if record.get(name) is not None]

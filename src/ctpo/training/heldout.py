@@ -8,10 +8,12 @@ from ctpo.evaluation import Evaluation, evaluate
 from ctpo.evaluation.model import HELDOUT_SEED
 from ctpo.rollout import ToolRunner
 from ctpo.tasks import Problem, Task
+from ctpo.training.callbacks import heldout_metrics
 from ctpo.training.processes import share
 from ctpo.training.recipe import Recipe
 from ctpo.training.rollout import open_engine, sampling_of
 from ctpo.training.rundir import RunDirectory
+from ctpo.training.shared import shared_evaluation
 from ctpo.training.trainer import CTPOTrainer
 
 
@@ -50,6 +52,17 @@ class HeldOut:
         if index == 0:
             self._run.write_transcripts(batch, evaluation.transcripts(self._recipe.transcripts))
         return evaluation
+
+    def before(self) -> dict[str, float]:
+        """The figures of the evaluation before training, perhaps known from another run of a comparison."""
+        trainer = self._trainer
+
+        def measure() -> dict[str, float]:
+            return heldout_metrics(self(0))
+
+        if trainer.accelerator.num_processes > 1:
+            return measure()
+        return shared_evaluation(self._recipe, trainer.model, self._problems, sampling_of(trainer), measure)
 
 
 def _joined(part: Evaluation, problems: list[Problem]) -> Evaluation:

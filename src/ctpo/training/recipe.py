@@ -83,6 +83,9 @@ class Recipe:
     rollout_batches: int | None = _key(None, "length of the run in rollout batches, instead of max_steps")
     rollout_batch_size: int | None = _key(None, "responses decoded at once; unset for a whole rollout batch")
     transcripts: int = _key(16, "sample transcripts written with each evaluation")
+    shared: Path | None = _key(
+        None, "directory where runs of a comparison keep what each would find out again; ctpo compare sets it"
+    )
     threads: int | None = _key(None, "threads torch computes with on CPU; unset leaves torch's own choice")
     tool_timeout_s: float = _key(3.0, "wall-clock seconds one program may take")
     tool_memory_mb: int = _key(512, "megabytes one program may take")

@@ -34,7 +34,7 @@ class RolloutAccount:
     tool_calls: int = 0
     tool_failures: int = 0
     tool_executed: int = 0
-    """Programs really run: fewer than `tool_calls` where an answer was known."""
+    """Programs given to the sandbox: fewer than `tool_calls` where the run knew an answer."""
     masked_void: int = 0
     """Responses kept out of the loss because of a void turn."""
     masked_truncated: int = 0

@@ -18,7 +18,7 @@ from ctpo.rollout.tools import ToolRunner, open_tools
 from ctpo.tasks import Problem, Task, get_task
 from ctpo.tasks.arithmetic import model_path
 from ctpo.tasks.task import check_ready
-from ctpo.training.callbacks import RunRecorder, StopCleanly, heldout_metrics
+from ctpo.training.callbacks import RunRecorder, StopCleanly
 from ctpo.training.checkpoints import Unusable, compare, sealed_identity, set_aside_newer
 from ctpo.training.config import CTPOConfig
 from ctpo.training.environment import describe_environment
@@ -34,6 +34,7 @@ from ctpo.training.rollout import make_rollout_func
 from ctpo.training.rundir import RunDirectory
 from ctpo.training.saving import full_disk_in_one_line
 from ctpo.training.settings import build, resolved
+from ctpo.training.shared import shared_answers
 from ctpo.training.start import (
     MAY_CHANGE,
     Start,
@@ -91,7 +92,11 @@ def train(
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     listener.stage("starting the sandbox")
-    with full_disk_in_one_line(start.run.path), _open_tools(recipe, task) as tools:
+    with (
+        full_disk_in_one_line(start.run.path),
+        _open_tools(recipe, task) as tools,
+        shared_answers(tools, recipe),
+    ):
         listener.stage("loading the model")
         trainer = _trainer(recipe, config, task, problems, tools, _location(recipe, config, start))
         trainer.run_identity = identity
@@ -185,7 +190,7 @@ def _run(
     records = on_main(lambda: run.rewind(start.step, updates), config.world_size, config.process_index)
     if not records:
         listener.stage("evaluating before training")
-        records = [{"batch": 0, "step": 0, "seconds": 0.0, **heldout_metrics(held_out(0))}]
+        records = [{"batch": 0, "step": 0, "seconds": 0.0, **held_out.before()}]
         if is_main:
             run.append(records[0])
     listener.started(_plan(trainer, run, recipe, start.step // updates, left_out))

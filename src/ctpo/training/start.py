@@ -22,7 +22,7 @@ from ctpo.training.rundir import RunDirectory, default_run_path
 MAY_CHANGE = {
     *("rollout_batches", "max_steps", "num_train_epochs", "eval_every", "transcripts", "threads"),
     *("save_steps", "save_total_limit", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb"),
-    *("unsafe_no_isolation", "max_nonfinite_updates"),
+    *("unsafe_no_isolation", "max_nonfinite_updates", "shared"),
 }
 
 
