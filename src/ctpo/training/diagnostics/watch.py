@@ -102,4 +102,6 @@ class Diagnostics:
     def _same_weights(self) -> bool:
         """Whether the weights are those that sampled: no update yet, and no lag of the behaviour policy."""
         trainer = self._trainer
-        return not trainer.behaviour.age and bool(trainer._step % trainer.batch_steps < trainer.current_gradient_accumulation_steps)
+        return not trainer.behaviour.age and bool(
+            trainer._step % trainer.batch_steps < trainer.current_gradient_accumulation_steps
+        )
