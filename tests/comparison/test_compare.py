@@ -99,6 +99,42 @@ def test_a_comparison_runs_resumes_and_reports(tmp_path: Path, capsys: pytest.Ca
     assert "holds a run of another recipe" in capsys.readouterr().err
 
 
+def test_a_regime_like_another_takes_its_settings_but_for_what_it_sets(tmp_path: Path) -> None:
+    tune = {"learning_rate": [1e-4, 3e-4], "objective_kwargs.high": [0.1, 0.3]}
+    regimes = {"tuned": {}, "high": {"like": "tuned", "learning_rate": 1e-3}}
+    plan = read_plan(
+        write_plan(tmp_path / "c.yaml", tune=tune, regimes=regimes, seeds={"tune": [9], "test": [0]})
+    )
+    runner = Runner(tmp_path / "c", Budget(cores=1, memory_mb=1000))
+    cells = tuning_cells(plan)
+    assert {which.regime for which in cells} == {"tuned"}
+    assert plan.runs == len(cells) + len(plan.arms) * 2
+    for which in cells:
+        best = which.setting == {"learning_rate": 1e-4, "objective_kwargs": {"high": 0.3}}
+        write_run(runner, which, final=0.1, rewards=[0.9 if best else 0.2])
+    tested = [which for which in final_cells(plan, choose(plan, runner)) if which.arm == "ctpo"]
+    assert [which.regime for which in tested] == ["tuned", "high"]
+    assert [which.keys["learning_rate"] for which in tested] == [1e-4, 1e-3]
+    assert [which.keys["objective_kwargs"]["high"] for which in tested] == [0.3, 0.3]
+
+
+def test_only_what_was_named_as_primary_is_corrected(planned: tuple[Plan, Runner], tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"pair": ["ctpo", "grpo"], "scores": ["final"]}
+    seeds = {"tune": [9, 8], "test": [0, 1, 2]}
+    path = write_plan(tmp_path / "c.yaml", seeds=seeds, compare=[asked], secondary=[["ctpo", "grpo"]])
+    plan, runner = read_plan(path), planned[1]
+    choices = choose(plan, runner)
+    for which in final_cells(plan, choices):
+        value = 0.1 * which.seed + (0.3 if which.arm == "ctpo" else 0.2 - 0.01 * which.seed)
+        write_run(runner, which, final=value, rewards=[value])
+    tests = results(plan, runner, choices, [])["tests"]
+    assert [(test["primary"], test["score"]) for test in tests] == [
+        (True, "final"), (False, "auc"), (False, "final"),
+    ]  # fmt: skip
+    assert tests[0]["p_holm"] == tests[0]["p"] == tests[2]["p"]  # one test alone counts
+    assert tests[1]["p_holm"] is tests[2]["p_holm"] is None
+
+
 CLOCKED = {"seconds", "batch_s", "generation_s", "tool_s", "training_s", "tokens_per_s"}
 
 

@@ -57,7 +57,10 @@ def test_settings_have_directories_of_their_own(tmp_path: Path) -> None:
 def test_an_objective_without_a_name_of_its_own_is_its_preset(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     assert plan.arm("ctpo").keys["objective"] == "ctpo"
-    assert plan.pairs == (("ctpo", "wide"),)
+    assert [(each.one, each.other, each.regime, each.score) for each in plan.questions] == [
+        ("ctpo", "wide", regime, score) for regime in ("four", "one") for score in ("auc", "final")
+    ]
+    assert plan.secondary == ()
 
 
 @pytest.mark.parametrize(
@@ -74,6 +77,9 @@ def test_an_objective_without_a_name_of_its_own_is_its_preset(tmp_path: Path) ->
         ({"tune": {"learning_rate": 1e-4}}, "is not a list of values"),
         ({"compare": [["ctpo", "dapo"]]}, "'dapo', which is not one of ctpo, wide"),
         ({"compare": [["ctpo"]]}, "write pairs"),
+        ({"secondary": [{"pair": ["ctpo", "wide"], "regime": "one"}]}, "secondary holds 'regime'"),
+        ({"compare": [{"pair": ["ctpo", "wide"], "regimes": ["two"]}]}, "compare.regimes names 'two'"),
+        ({"regimes": {"one": {}, "high": {"like": "two"}}}, "regimes.high.like names 'two'"),
         ({"select_by": "luck"}, "'luck', which is not one of auc, final"),
         ({"objectivs": {}}, "unknown key 'objectivs'"),
         ({"recipe": "absent.yaml"}, "does not exist"),

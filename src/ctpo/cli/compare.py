@@ -34,10 +34,15 @@ a comparison file:
   regimes:
     16 updates: {}
     64 updates: {num_iterations: 4}
+    lag 2: {behaviour_lag: 2}
+    high rate: {like: 16 updates, learning_rate: 1.0e-3}   # tuned there, but for what is set here
   tune: {learning_rate: [1.0e-4, 3.0e-4]}
   seeds: {tune: [100, 101], test: [0, 1, 2, 3, 4]}
   select_by: auc              # or final
-  compare: [[ctpo, grpo]]     # unset: the first with every other
+  compare:                    # the tests that count, all corrected; unset: the first with every other
+    - [ctpo, grpo]            # in every regime, by both scores
+    - {pair: [grpo, ctpo], regimes: [lag 2], scores: [final]}
+  secondary: []               # the same, uncorrected
 
   ctpo compare study.yaml --output study --cores 8 --memory-gb 32
 """

@@ -36,7 +36,10 @@ def results_markdown(found: Mapping[str, Any]) -> str:
 
 
 def _budget(found: Mapping[str, Any]) -> str:
-    tuning, tests = found["tuning"], len([each for each in found["tests"] if each["p"] is not None])
+    tuning, tests = (
+        found["tuning"],
+        len([each for each in found["tests"] if each["primary"] and each["p"] is not None]),
+    )
     if not tuning["seeds"]:
         told = "Nothing was tuned."
     else:
@@ -44,7 +47,7 @@ def _budget(found: Mapping[str, Any]) -> str:
             f"Every objective was tuned alike: {tuning['settings_each']} settings x {len(tuning['seeds'])} seeds in "
             f"each regime, chosen by mean {tuning['select_by']}."
         )
-    return f"{told} Holm's correction counts {tests} tests."
+    return f"{told} Holm's correction counts {tests} tests; secondary ones are uncorrected."
 
 
 def _means(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -71,7 +74,7 @@ def _tests(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
             _mean({"mean": each["difference"], "stderr": each["stderr"]}, sign="+"),
             str(each["n"]),
             _p(each["p"]),
-            _p(each["p_holm"]),
+            _p(each["p_holm"]) if each["primary"] else "secondary",
         )
         for each in found["tests"]
     ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ctpo.comparison.plan import SCORES, Arm, Cell, Plan, cell
+from ctpo.comparison.plan import SCORES, Arm, Cell, Plan, Question, cell
 from ctpo.comparison.runner import Failure, Runner
 from ctpo.statistics.paired import Paired, holm, mean, paired
 from ctpo.statistics.scores import Score
@@ -31,6 +31,7 @@ def tuning_cells(plan: Plan) -> list[Cell]:
         cell(plan, regime, arm, setting, seed)
         for seed in plan.tuning_seeds
         for regime in plan.regimes
+        if regime not in plan.like
         for arm in plan.arms
         for setting in arm.grid
     ]
@@ -38,7 +39,20 @@ def tuning_cells(plan: Plan) -> list[Cell]:
 
 def choose(plan: Plan, runner: Runner) -> list[Choice]:
     """The best setting of each objective in each regime, by the mean over the tuning seeds."""
-    return [_choice(plan, runner, regime, arm) for regime in plan.regimes for arm in plan.arms]
+    return [
+        _choice(plan, runner, regime, arm)
+        if regime not in plan.like
+        else _borrowed(plan, runner, regime, arm)
+        for regime in plan.regimes
+        for arm in plan.arms
+    ]
+
+
+def _borrowed(plan: Plan, runner: Runner, regime: str, arm: Arm) -> Choice:
+    """What was chosen in the regime that this one is like, but for what this one itself sets."""
+    chosen = _choice(plan, runner, plan.like[regime], arm).setting
+    setting = {key: value for key, value in chosen.items() if key not in plan.regimes[regime]}
+    return Choice(regime=regime, arm=arm.name, setting=setting, scores=())
 
 
 def _choice(plan: Plan, runner: Runner, regime: str, arm: Arm) -> Choice:
@@ -75,15 +89,10 @@ def results(
         for key, each in chosen.items()
     }
     rows = [_row(chosen[key], found) for key, found in scores.items()]
-    tests: list[dict[str, Any]] = [
-        {"regime": regime, "score": name, "one": one, "other": other, **_told(test)}
-        for regime in plan.regimes
-        for name in SCORES
-        for one, other in plan.pairs
-        if (test := _paired(scores[regime, one], scores[regime, other], name)) is not None
-    ]
-    for each, corrected in zip(tests, holm([test["p"] for test in tests]), strict=True):
-        each["p_holm"] = corrected
+    tests = _tests(plan.questions, scores, primary=True) + _tests(plan.secondary, scores, primary=False)
+    primary = [test for test in tests if test["primary"]]
+    for test, corrected in zip(primary, holm([test["p"] for test in primary]), strict=True):
+        test["p_holm"] = corrected
     return {
         "objectives": rows,
         "tests": tests,
@@ -99,6 +108,16 @@ def results(
         "test_seeds": list(plan.test_seeds),
         "failures": [{"run": str(each.cell.folder), "reason": each.reason} for each in failures],
     }
+
+
+def _tests(
+    questions: Iterable[Question], scores: Mapping[tuple[str, str], Mapping[int, Score]], *, primary: bool
+) -> list[dict[str, Any]]:
+    return [
+        {**vars(asked), "primary": primary, "p_holm": None, **_told(test)}
+        for asked in questions
+        if (test := _paired(scores[asked.regime, asked.one], scores[asked.regime, asked.other], asked.score))
+    ]
 
 
 def _row(choice: Choice, found: Mapping[int, Score]) -> dict[str, Any]:

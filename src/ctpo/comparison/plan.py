@@ -18,7 +18,7 @@ from ctpo.errors import UserError
 from ctpo.training.recipe import embedded_recipe, merge, read_recipe
 
 SCORES = ("auc", "final")
-_KEYS = ("recipe", "common", "objectives", "regimes", "tune", "seeds", "select_by", "compare")
+_KEYS = ("recipe", "common", "objectives", "regimes", "tune", "seeds", "select_by", "compare", "secondary")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,16 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Question:
+    """One difference to test: a score of one objective less that of another, in one regime."""
+
+    one: str
+    other: str
+    regime: str
+    score: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A checked comparison."""
 
@@ -39,12 +49,16 @@ class Plan:
     """The recipe, with what all runs have in common."""
     arms: tuple[Arm, ...]
     regimes: Mapping[str, Mapping[str, Any]]
+    like: Mapping[str, str]
+    """Regimes that are not tuned in, and the one whose settings they take."""
     tuning_seeds: tuple[int, ...]
     test_seeds: tuple[int, ...]
     select_by: str
     """The score whose mean over the tuning seeds chooses a setting."""
-    pairs: tuple[tuple[str, str], ...]
+    questions: tuple[Question, ...]
     """The comparisons to test, named beforehand; the correction counts them all."""
+    secondary: tuple[Question, ...]
+    """Those that are looked at as well, uncorrected."""
 
     @property
     def tuned(self) -> bool:
@@ -55,7 +69,8 @@ class Plan:
     def runs(self) -> int:
         """Runs in all, tuning included."""
         settings = len(self.arms[0].grid) * len(self.tuning_seeds) if self.tuned else 0
-        return len(self.arms) * len(self.regimes) * (settings + len(self.test_seeds))
+        tuned = len(self.regimes) - len(self.like)
+        return len(self.arms) * (tuned * settings + len(self.regimes) * len(self.test_seeds))
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
@@ -104,16 +119,19 @@ def read_plan(path: Path) -> Plan:
         for name, keys in _mapping(path, "objectives", told.get("objectives")).items()
     )
     _check_budgets(path, arms)
-    regimes = _mapping(path, "regimes", told.get("regimes", {"all": {}}))
+    regimes, like = _regimes(path, _mapping(path, "regimes", told.get("regimes", {"all": {}})))
+    names = [arm.name for arm in arms]
     tuning, test = _seeds(path, told.get("seeds"), tuned=len(arms[0].grid) > 1)
     return Plan(
         base=merge(_base(path, told.get("recipe")), _mapping(path, "common", told.get("common", {}))),
         arms=arms,
-        regimes={str(name): _mapping(path, f"regimes.{name}", keys or {}) for name, keys in regimes.items()},
+        regimes=regimes,
+        like=like,
         tuning_seeds=tuning,
         test_seeds=test,
         select_by=_one_of(path, "select_by", told.get("select_by", SCORES[0]), SCORES),
-        pairs=_pairs(path, told.get("compare"), [arm.name for arm in arms]),
+        questions=_questions(path, "compare", told.get("compare", _with_the_first(names)), names, regimes),
+        secondary=_questions(path, "secondary", told.get("secondary", []), names, regimes),
     )
 
 
@@ -177,15 +195,40 @@ def _seeds(path: Path, told: Any, *, tuned: bool) -> tuple[tuple[int, ...], tupl
     return parts["tune"], parts["test"]
 
 
-def _pairs(path: Path, told: Any, names: list[str]) -> tuple[tuple[str, str], ...]:
-    if told is None:  # everything against the first
-        return tuple((names[0], other) for other in names[1:])
-    pairs = []
-    for pair in told if isinstance(told, list) else [told]:
+def _regimes(path: Path, told: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    regimes = {str(name): dict(_mapping(path, f"regimes.{name}", keys or {})) for name, keys in told.items()}
+    like = {name: str(keys.pop("like")) for name, keys in regimes.items() if "like" in keys}
+    for name, other in like.items():
+        _one_of(path, f"regimes.{name}.like", other, [each for each in regimes if each not in like])
+    return dict(regimes), like
+
+
+def _with_the_first(names: list[str]) -> list[list[str]]:
+    return [[names[0], other] for other in names[1:]]
+
+
+def _questions(
+    path: Path, key: str, told: Any, names: list[str], regimes: Mapping[str, Any]
+) -> tuple[Question, ...]:
+    """Pairs, each tested in every regime and by both scores unless it says in which."""
+    questions = []
+    for each in told if isinstance(told, list) else [told]:
+        pair = each.get("pair") if isinstance(each, Mapping) else each
         if not isinstance(pair, list) or len(pair) != 2:
-            raise UserError(f"{path}: compare holds {pair!r}; write pairs of objectives, [[ctpo, grpo]]")
-        pairs.append((_one_of(path, "compare", pair[0], names), _one_of(path, "compare", pair[1], names)))
-    return tuple(pairs)
+            raise UserError(f"{path}: {key} holds {each!r}; write pairs of objectives, [[ctpo, grpo]]")
+        one, other = (_one_of(path, key, name, names) for name in pair)
+        if one == other:
+            raise UserError(f"{path}: {key} holds {pair!r}; an objective does not differ from itself")
+        limits = each if isinstance(each, Mapping) else {}
+        if unknown := sorted(set(limits) - {"pair", "regimes", "scores"}):
+            raise UserError(f"{path}: {key} holds {unknown[0]!r}; a comparison has pair, regimes, scores")
+        where, by = limits.get("regimes", list(regimes)), limits.get("scores", list(SCORES))
+        questions += [
+            Question(one=one, other=other, regime=regime, score=score)
+            for regime in [_one_of(path, f"{key}.regimes", name, list(regimes)) for name in where]
+            for score in [_one_of(path, f"{key}.scores", name, SCORES) for name in by]
+        ]
+    return tuple(questions)
 
 
 def _mapping(path: Path, key: str, value: Any) -> Mapping[str, Any]:

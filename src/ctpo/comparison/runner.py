@@ -173,7 +173,8 @@ class Runner:
 
     def _reason(self, ended: _Running) -> str:
         path = self.directory(ended.cell).parent / _LOG
-        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        said = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        lines = said.strip().splitlines()
         return f"exit code {ended.process.exitcode}: {lines[-1] if lines else 'no output'} ({path})"
 
     def _stop(self) -> None:
