@@ -1,0 +1,88 @@
+"""What runs of a comparison share changes nothing but how often it is found out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ctpo.errors import UserError
+from ctpo.rollout.engine import Sampling
+from ctpo.sandbox import SandboxResult
+from ctpo.tasks import Problem
+from ctpo.training.recipe import Recipe
+from ctpo.training.shared import KnownAnswers, shared_evaluation
+
+
+class Recording:
+    """A real sandbox behind a list of what it was asked; `give` answers in its place."""
+
+    def __init__(self, sandbox: Any, give: SandboxResult | None = None) -> None:
+        self.sandbox, self.give, self.asked = sandbox, give, []
+
+    def run(self, programs: list[str]) -> list[SandboxResult]:
+        self.asked.append(programs)
+        return [self.give] * len(programs) if self.give else self.sandbox.run(programs)
+
+
+def said(results: list[SandboxResult]) -> list[tuple[str, str, str]]:
+    return [(result.status, result.stdout, result.stderr) for result in results]
+
+
+def test_a_program_that_another_run_has_run_is_answered_alike(sandbox: Any, tmp_path: Path) -> None:
+    one, other, elsewhere = Recording(sandbox), Recording(sandbox), Recording(sandbox)
+    path = tmp_path / "answers.sqlite"
+    programs = ["print(1+2)", "1/0", "print('ü')", "print(1+2)"]
+    first = KnownAnswers(one, path, "here")
+    expected = said(first.run(programs))
+    assert [status for status, _, _ in expected] == ["ok", "error", "ok", "ok"]
+    assert said(first.run(programs)) == expected
+    first.write()
+    assert said(KnownAnswers(other, path, "here").run([*programs, "print(4)"])) == [
+        *expected, ("ok", "4\n", ""),
+    ]  # fmt: skip
+    KnownAnswers(elsewhere, path, "with less memory").run(programs[:1])
+    assert (len(one.asked), other.asked, elsewhere.asked) == (1, [["print(4)"]], [["print(1+2)"]])
+
+
+def test_an_answer_that_depends_on_load_is_not_kept(sandbox: Any, tmp_path: Path) -> None:
+    late = Recording(sandbox, SandboxResult("timeout", "", "", 3.0))
+    known = KnownAnswers(late, tmp_path / "answers.sqlite", "here")
+    known.run(["print(1)"])
+    known.write()
+    again = Recording(sandbox)
+    assert KnownAnswers(again, tmp_path / "answers.sqlite", "here").run(["print(1)"])[0].ok
+    assert again.asked == [["print(1)"]]
+
+
+def test_a_damaged_file_is_named(sandbox: Any, tmp_path: Path) -> None:
+    (tmp_path / "answers.sqlite").write_bytes(b"no database" * 500)
+    with pytest.raises(UserError, match=r"answers.sqlite cannot be used .*; delete it"):
+        KnownAnswers(sandbox, tmp_path / "answers.sqlite", "here")
+
+
+def test_an_evaluation_is_another_as_soon_as_anything_it_depends_on_is(tmp_path: Path) -> None:
+    counted: list[int] = []
+
+    def figures(recipe: Recipe, weight: float, problem: str, temperature: float) -> float:
+        def measure() -> dict[str, float]:
+            counted.append(1)
+            return {"heldout_pass@1": float(len(counted))}
+
+        model = torch.nn.Linear(1, 1)
+        torch.nn.init.constant_(model.weight, weight)
+        torch.nn.init.zeros_(model.bias)
+        sampling = Sampling(max_new_tokens=4, temperature=temperature)
+        problems = [Problem(prompt=problem, answer="1", id="p")]
+        return shared_evaluation(recipe, model, problems, sampling, measure)["heldout_pass@1"]
+
+    recipe = Recipe(shared=tmp_path, transcripts=0)
+    assert [figures(recipe, 1.0, "1=", 1.0) for _ in range(2)] == [1, 1]
+    assert figures(recipe, 2.0, "1=", 1.0) == 2
+    assert figures(recipe, 1.0, "2=", 1.0) == 3
+    assert figures(recipe, 1.0, "1=", 0.5) == 4
+    assert figures(Recipe(shared=tmp_path, transcripts=0, tool_timeout_s=1.0), 1.0, "1=", 1.0) == 5
+    assert figures(Recipe(transcripts=0), 1.0, "1=", 1.0) == 6  # nothing is shared
+    assert figures(recipe, 1.0, "1=", 1.0) == 1
