@@ -133,6 +133,28 @@ def test_evaluation_uses_the_weights_that_learn(fit: Callable[..., Any]) -> None
     assert all(map(torch.equal, before, trainer.model.parameters()))
 
 
+def test_passes_over_a_rollout_batch_visit_its_mini_batches_again(fit: Callable[..., Any]) -> None:
+    """num_iterations=2: two rollout batches make sixteen updates, each mini-batch twice from the anchor it had."""
+    seen: list[tuple[int, ...]] = []
+
+    class Counting(Watched):
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+            seen.append(
+                (
+                    hash(inputs["completion_ids"].numpy().tobytes()),
+                    inputs["sampling_per_token_logps"].data_ptr(),
+                )
+            )
+            return super()._compute_loss(model, inputs)
+
+    trainer = fit(Counting, CTPOConfig, anchor="rollout", num_iterations=2, max_steps=4 * UPDATES)
+    assert len(trainer.batches) == 2
+    passes = [seen[first : first + UPDATES] for first in range(0, len(seen), UPDATES)]
+    assert passes[0] == passes[1]
+    assert passes[2] == passes[3]
+    assert len(set(passes[0] + passes[2])) == 2 * UPDATES
+
+
 def test_two_processes_sample_what_one_does(tmp_path: Path) -> None:
     """The rewards of the lagged batches are those of one process: both hold the older weights."""
     words = (

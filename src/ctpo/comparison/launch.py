@@ -80,7 +80,6 @@ def _become(words: list[str], log: str, cores: list[int]) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-    _keep_niceness()
     gc.freeze()  # what was imported stays; a collection need not look at it
     if cores:
         os.sched_setaffinity(0, cores)
@@ -90,14 +89,6 @@ def _become(words: list[str], log: str, cores: list[int]) -> None:
         runpy.run_module("ctpo", run_name="__main__", alter_sys=True)
     finally:
         _account(Path(log).with_name(COST), time.monotonic() - started)
-
-
-def _keep_niceness() -> None:
-    """Linux schedules sessions against each other by a niceness of their own, which a new one does not inherit."""
-    try:
-        Path("/proc/self/autogroup").write_text(str(os.getpriority(os.PRIO_PROCESS, 0)), encoding="ascii")
-    except OSError:  # a kernel without, or not allowed
-        return
 
 
 def _account(path: Path, wall_s: float) -> None:
