@@ -65,7 +65,7 @@ def _tests(collection: Collection) -> Table | None:
     named = collection.results.get("tests")
     if isinstance(named, list):
         rows = [row for each in named if isinstance(each, dict) and (row := _named_test(each))]
-        how = "These comparisons were named before the test seeds ran."
+        how = "These comparisons were named before the test seeds ran; secondary ones are not corrected."
     else:
         rows = _computed_tests(collection)
         how = (
@@ -80,7 +80,7 @@ def _tests(collection: Collection) -> Table | None:
     return Table(
         id="tests", section="comparison", title="Paired differences",
         text="Difference over the seeds that both have: the same seed means the same problems in the same order, so "
-        "the pairing takes that noise out. Two-sided t-test; Holm's correction counts all tests of this table. " + how,
+        "the pairing takes that noise out. Two-sided t-test; Holm's correction counts the tests of this table. " + how,
         head=head, rows=rows,
     )  # fmt: skip
 
@@ -93,7 +93,8 @@ def _named_test(told: Record) -> list[str] | None:
     return [
         str(told.get("regime", "")), SCORES.get(str(told.get("score")), str(told.get("score"))),
         f"{told.get('one')} − {told.get('other')}", mean_told(found, "+"), str(found.n),
-        probability(number(told.get("p"))), probability(number(told.get("p_holm"))),
+        probability(number(told.get("p"))),
+        "secondary" if told.get("primary") is False else probability(number(told.get("p_holm"))),
     ]  # fmt: skip
 
 
