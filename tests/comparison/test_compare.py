@@ -149,9 +149,10 @@ def bits(run: Path) -> tuple[bytes, list[dict[str, Any]]]:
 
 def test_a_forked_run_is_the_run_of_the_command_line(tmp_path: Path) -> None:
     """Bit for bit, also where it has its answers and its first evaluation from the run before it."""
-    keys = {**SMALL, "transcripts": 0, "max_completion_length": 80, "learning_rate": 1e-3}
+    keys = {**SMALL, "transcripts": 0, "max_completion_length": 80}
     arms = {"ctpo": {}, "same": {"objective": "ctpo"}}
-    plan = read_plan(write_plan(tmp_path / "c.yaml", common=keys, objectives=arms))
+    tune = {"learning_rate": [1e-3]}  # a setting, so that its name is part of the recipe's path
+    plan = read_plan(write_plan(tmp_path / "c.yaml", common=keys, objectives=arms, tune=tune))
     runner = Runner(tmp_path / "c", Budget(cores=1, memory_mb=1000))
     cells = final_cells(plan, choose(plan, runner))
     assert runner.run(cells) == []

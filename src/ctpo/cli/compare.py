@@ -126,7 +126,10 @@ def _check_recipes(plan: Plan) -> None:
 
 def _run(plan: Plan, runner: Runner) -> list[Failure]:
     failures = _stage(runner, "tuning", tuning_cells(plan))
-    return failures + _stage(runner, "test", final_cells(plan, choose(plan, runner)))
+    choices = choose(plan, runner)
+    if any(each.scores and set(each.scores) == {None} for each in choices) and plan.tuned:
+        return failures  # an objective without one tuned run: nothing could be said of it
+    return failures + _stage(runner, "test", final_cells(plan, choices))
 
 
 def _stage(runner: Runner, name: str, cells: Sequence[Cell]) -> list[Failure]:

@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _collect(words: Sequence[str], resume: Path | None) -> dict[str, Any]:
     """The keys that the words give: a recipe's and overrides, or only overrides for a run to resume."""
-    recipes = [word for word in words if "=" not in word]
-    overrides = parse_overrides(word for word in words if "=" in word)
+    recipes = [word for word in words if "=" not in word or Path(word).is_file()]
+    overrides = parse_overrides(word for word in words if word not in recipes)
     if resume is not None and recipes:
         raise UserError(
             f"recipe {recipes[0]} and --resume {resume} are both given; a run keeps its own recipe"
