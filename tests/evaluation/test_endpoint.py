@@ -95,7 +95,7 @@ def test_a_server_that_dies_ends_the_run_in_one_line_and_loses_nothing(
     with serving(answer) as (url, _):
         words = ["eval", "m", "--endpoint", url, *WORDS, "--batch-size", "3", "--output", str(tmp_path)]
         assert main(words) == 2
-        assert "has stopped answering at problem 4 of task 'arithmetic'" in capsys.readouterr().err
+        assert "refuses every request at problem 4 of task 'arithmetic' (HTTP 400" in capsys.readouterr().err
         assert len(rows(tmp_path)) == 3
         alive["asked"] = 0
         assert main(words) == 0

@@ -126,8 +126,9 @@ def test_which_blocks_are_run(
     assert "It printed 9" not in reply.text
 
 
-def test_a_block_of_another_language_is_not_the_end(fenced: Task, sandbox: Any) -> None:
-    script = [said("```text\na\n"), said("```text\na\n```\nso \\boxed{1}", tokens=(10, 9))]
+@pytest.mark.parametrize("stop", ["", "\n```\n"], ids=["left out", "left in, as transformers serve does"])
+def test_a_block_of_another_language_is_not_the_end(fenced: Task, sandbox: Any, stop: str) -> None:
+    script = [said("```text\na" + stop), said("```text\na\n```\nso \\boxed{1}", tokens=(10, 9))]
     (reply,), sent = respond(fenced, sandbox, script, "q")
     assert reply.text.endswith("\\boxed{1}")
     assert "stop" in sent[0]
@@ -247,3 +248,21 @@ def test_endpoints_are_checked_before_work() -> None:
         Endpoint(url, "one").check()
     with pytest.raises(UserError, match="is not a URL"):
         Endpoint("localhost:8000", "one")
+
+
+@pytest.mark.parametrize(("hello", "taken"), [(200, True), (400, True), (404, False), (500, False)])
+def test_a_server_that_cannot_list_its_models_is_asked_for_a_word(hello: int, taken: bool) -> None:
+    """As transformers serve cannot where the hub's cache is missing: its /models then answers 500."""
+
+    def answer(path: str, payload: dict[str, Any]) -> Answer:
+        if path == "/v1/models":
+            return 500, {}
+        return said("Hi") if path == "/v1/chat/completions" and hello == 200 else (hello, {})
+
+    with serving(answer) as (url, _):
+        endpoint = Endpoint(url, "one", retries=0)
+        if taken:
+            endpoint.check()
+        else:
+            with pytest.raises(UserError, match="/models answers HTTP 500; give the base URL"):
+                endpoint.check()

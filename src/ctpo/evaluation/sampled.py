@@ -119,8 +119,14 @@ def _sample_block(
             engine, task, problems, sampling, samples=samples, tools=tools, seed=seed + first * samples
         )
         if all(response.error for response in responses):
+            # A 4xx is the server's opinion of the request itself (an option it lacks, a context that is too short).
+            what = (
+                "refuses every request"
+                if str(responses[0].error).startswith("HTTP 4")
+                else "has stopped answering"
+            )
             raise UserError(
-                f"endpoint {engine.endpoint.url} has stopped answering at problem {first + 1} of task {task.name!r} "
+                f"endpoint {engine.endpoint.url} {what} at problem {first + 1} of task {task.name!r} "
                 f"({responses[0].error}); the same command with --output continues once it answers"
             )
     else:

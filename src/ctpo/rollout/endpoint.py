@@ -71,15 +71,15 @@ class Endpoint:
         response = self._models(self.url)
         if response.status_code == 404 and not self.url.endswith("/v1"):
             below = self._models(self.url + "/v1")
-            if below.status_code == 200:
+            if below.status_code != 404:
                 response, self.url = below, self.url + "/v1"
         if response.status_code in (401, 403):
             raise UserError(
                 f"endpoint {self.url} refuses the key (HTTP {response.status_code}); name the environment variable "
                 "that holds it: --api-key-env NAME"
             )
-        if response.status_code in (404, 405) and self._talks():
-            return  # a gateway that does not list its models
+        if response.status_code != 200 and self._talks():
+            return  # a gateway that does not list its models, or a server that fails to (transformers serve)
         if response.status_code != 200:
             raise UserError(
                 f"endpoint {self.url}/models answers HTTP {response.status_code}; give the base URL of an "
@@ -134,7 +134,9 @@ class Endpoint:
         """Whether the server knows the path that conversations go to."""
         hello = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
         answer, _ = self._try("chat/completions", hello)
-        return not isinstance(answer, RequestFailed) or answer.status not in (None, 404, 405)
+        if not isinstance(answer, RequestFailed):
+            return True
+        return answer.status is not None and answer.status < 500 and answer.status not in (404, 405)
 
     def _try(self, path: str, payload: dict[str, Any]) -> tuple[dict[str, Any] | RequestFailed, float | None]:
         """The answer; or the failure and the seconds to wait before another try (None: don't)."""
