@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from ctpo.errors import UserError
-from ctpo.tasks import get_task
+from ctpo.tasks import get_task, reward_function
 
 needs_reasoning_gym = pytest.mark.skipif(
     find_spec("reasoning_gym") is None, reason="an extra: one of its dependencies needs a compiler"
@@ -123,3 +124,63 @@ def test_a_judge_that_looks_at_more_than_the_answer() -> None:
     metadata = json.loads(problem.answer)["metadata"]
     assert task.check(f"<answer>({metadata['expression']})</answer>", problem.answer)
     assert not task.check("<answer>import os</answer>", problem.answer)
+
+
+OWN = """
+from ctpo.tasks import Problem, PythonTool, Task
+def problems(split, count, seed):
+    first = {"train": 10, "test": 60}[split]
+    return [Problem(prompt=f"{n}+7=", answer=str(n + 7), id=str(n)) for n in range(first, first + 40)][:count]
+def check(completion, answer):
+    return completion.rstrip(" .").endswith(answer)
+def reward(completion, answer):
+    return check(completion, answer) - 0.25 * completion.count("<py>")
+task = Task(name="sevens", problems=problems, check=check, reward=reward, tool=PythonTool())
+"""
+
+
+def test_a_task_of_ones_own_in_ten_lines(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN + "other = Task(name='other', problems=problems, check=check)\n")
+    assert len(OWN.strip().splitlines()) <= 10
+    task = get_task(f"{tmp_path}/mine.py")
+    assert task is get_task(f"{tmp_path}/mine.py:task")
+    assert (task.name, get_task(f"{tmp_path}/mine.py:other").name) == ("sevens", "other")
+    assert get_task(f"{tmp_path}/mine.py?tool=none").tool is None
+    assert task.problems("test", 2, 0)[1].answer == "68"
+    rewards = reward_function(task)(["p"] * 3, ["so 67", "<py>1</py> 67", "68"], ["67"] * 3)
+    assert rewards == [1.0, 0.75, 0.0]
+
+
+def test_a_file_that_changed_is_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(OWN)
+    get_task(str(path))
+    path.write_text(OWN.replace("sevens", "eights"))
+    os.utime(path, ns=(1, 1))
+    assert get_task(str(path)).name == "eights"
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (None, "mine.py", "mine.py does not exist; give a Python file that defines a ctpo.tasks.Task"),
+        (
+            "import nosuchthing",
+            "mine.py",
+            "cannot be run .ModuleNotFoundError: No module named 'nosuchthing'",
+        ),
+        ("task = 1 +", "mine.py", "cannot be run .SyntaxError"),
+        ("task = 1", "mine.py", "has int, not a Task, as 'task'; assign a ctpo.tasks.Task to task"),
+        ("x = 1", "mine.py:y", "holds no 'y'; assign a ctpo.tasks.Task to y"),
+        (OWN, "mine.py:tusk", "holds no 'tusk'; write mine.py:task"),
+        (OWN, "mine.py?prompt=q", "no option 'prompt'"),
+    ],
+)
+def test_mistakes_in_a_file_take_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("mine.py").write_text(content)
+    with pytest.raises(UserError, match=message):
+        get_task(name)

@@ -30,11 +30,12 @@ With --endpoint URL nothing is loaded here: MODEL is the name under which an Ope
 a hosted one) has it; tools run in our sandbox all the same.
 
 TASK, repeatable:
-  arithmetic gsm8k math500 aime24 aime25 aime26 brumo25 hmmt25 hmmt25-feb hmmt25-nov
+  arithmetic chain-sums gsm8k math500 aime24 aime25 aime26 brumo25 hmmt25 hmmt25-feb hmmt25-nov
   gsm8k@PATH             a shipped task, from a JSONL or parquet file (or a folder with test.jsonl), not the hub
   FILE.jsonl             any file with a problem and an answer column; other names: 'FILE.jsonl?prompt=q&answer=a'
   hub:OWNER/NAME         any hub dataset; options ?config=NAME&split=NAME
   reasoning_gym:NAME     any generator of the package reasoning-gym
+  FILE.py, FILE.py:NAME  a ctpo.tasks.Task of your own, called `task` or NAME there
   ?tool=none             … without the Python tool; fenced: as ```python blocks; native: as the model's tool calls
 """
 _EPILOG = """\

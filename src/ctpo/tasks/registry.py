@@ -5,6 +5,7 @@
     PATH.jsonl, PATH.parquet          a mathematics task from a file
     hub:OWNER/NAME                    a mathematics task from any hub dataset
     reasoning_gym:NAME                a generator of reasoning-gym
+    FILE.py, FILE.py:NAME             a `Task` that a Python file of the user's defines
 
 Options follow a question mark, joined by `&`: `prompt=COLUMN`, `answer=COLUMN`, `id=COLUMN`, `config=NAME`,
 `split=NAME` (the hub split that serves as test), and for chat tasks `tool=none|auto|fenced|native`.
@@ -24,6 +25,7 @@ from ctpo.tasks.generated import generated_task
 from ctpo.tasks.jsonl import ANY_COLUMNS, SUFFIXES, Columns
 from ctpo.tasks.math import reference_answer
 from ctpo.tasks.mathematics import ANSWER_PROMPT, MATHEMATICS, TOOL_PROMPT, math_task
+from ctpo.tasks.own import is_own_task, own_task
 from ctpo.tasks.sources import DatasetSource, HubDataset
 from ctpo.tasks.task import Task
 from ctpo.tasks.tool import Style
@@ -59,6 +61,9 @@ def _base_task(base: str, options: dict[str, str]) -> Task:
     if base.startswith("hub:"):
         return _hub_task(base.removeprefix("hub:"), options)
     _refuse(options, _HUB_OPTIONS, base)
+    if is_own_task(base):
+        _refuse(options, _COLUMN_OPTIONS, base)
+        return own_task(base)
     if shipped in _TASKS:
         return _shipped_task(shipped, Path(path) if at else None, options)
     if base.endswith(SUFFIXES) or Path(base).exists():
@@ -67,7 +72,7 @@ def _base_task(base: str, options: dict[str, str]) -> Task:
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UserError(
         f"task {base!r} is unknown; {hint}use one of {', '.join(_TASKS)}, a JSONL or parquet file, hub:OWNER/NAME, "
-        "or reasoning_gym:NAME"
+        "reasoning_gym:NAME, or FILE.py with a task of your own"
     )
 
 

@@ -68,6 +68,9 @@ class Task:
     extract: Callable[[str], str | None] | None = None
     """The final answer in a completion, in a form in which equal answers are equal strings; None where there is
     none. Lets an evaluation count majorities and unanswered problems; `check` does not need it."""
+    reward: Callable[[str, str], float] | None = None
+    """What training gives a completion against the reference answer, where that is more than 1 for right and 0 for
+    wrong; like `check`, it never raises on odd text. Evaluations go by `check`."""
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
@@ -126,18 +129,20 @@ Completion = str | Sequence[dict[str, Any]]
 
 
 def reward_function(task: Task) -> Callable[..., list[float]]:
-    """Make a reward function in TRL's calling convention: 1.0 for a right answer, 0.0 otherwise.
+    """Make a reward function in TRL's calling convention: the task's `reward`, else 1.0 for right and 0.0 for wrong.
 
     The function carries the task's name, so TRL logs `rewards/<task>/mean`.
 
     Args:
-        task: the task whose `check` decides.
+        task: the task whose `reward`, or else `check`, decides.
 
     Returns:
         `reward(prompts, completions, answer, **kwargs) -> list[float]`, one reward a completion. `answer` is
         the dataset column of that name; other columns and TRL's own keywords are ignored. A conversational
         completion is judged by the text of its last assistant message.
     """
+
+    judge = task.reward or task.check
 
     def reward(
         prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[str], **kwargs: Any
@@ -147,7 +152,7 @@ def reward_function(task: Task) -> Callable[..., list[float]]:
                 f"answer has {len(answer)} rows for {len(prompts)} prompts and "
                 f"{len(completions)} completions; pass one of each a row"
             )
-        return [float(task.check(_text(c), a)) for c, a in zip(completions, answer, strict=True)]
+        return [float(judge(_text(c), a)) for c, a in zip(completions, answer, strict=True)]
 
     reward.__name__ = reward.__qualname__ = task.name
     return reward
