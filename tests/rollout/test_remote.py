@@ -160,7 +160,7 @@ def test_calls_beyond_the_limit_are_not_offered(chat_task: Task, sandbox: Any) -
     assert "stop" not in sent[1]
 
 
-def test_examples_go_out_as_blocks(fenced: Task, sandbox: Any) -> None:
+def test_examples_go_out_in_the_form_of_the_conversation(fenced: Task, sandbox: Any) -> None:
     examples = (
         {"role": "user", "content": "2*2"},
         {"role": "assistant", "content": "```python\nprint(2*2)\n```"},
@@ -168,8 +168,9 @@ def test_examples_go_out_as_blocks(fenced: Task, sandbox: Any) -> None:
         {"role": "assistant", "content": "It is 4."},
     )
     _, sent = respond(replace(fenced, examples=examples), sandbox, [said("ok")], "q")
-    assert [m["role"] for m in sent[0]["messages"]] == ["system", "user", "assistant", "user"]
-    assert "```output\n4\n```\nIt is 4." in sent[0]["messages"][2]["content"]
+    roles = ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [m["role"] for m in sent[0]["messages"]] == roles
+    assert sent[0]["messages"][3]["content"] == "```output\n4\n```"
 
 
 def test_an_unreadable_call_is_run_as_it_stands(chat_task: Task, sandbox: Any) -> None:

@@ -144,6 +144,18 @@ def test_sympy_is_warm(sandbox: Sandbox) -> None:
     assert result.cpu_s < 0.4, "importing sympy alone takes longer than this"
 
 
+def test_a_preloaded_module_is_there(sandbox: Sandbox) -> None:
+    """matplotlib wants a folder to write to while it is imported."""
+    pytest.importorskip("matplotlib")
+    program = "import sys; print('matplotlib' in sys.modules); import matplotlib; print(matplotlib.__name__)"
+    with Sandbox(
+        timeout_s=10, workers=1, engine=sandbox.engine.name, preload=["matplotlib"], memory_mb=512
+    ) as preloaded:
+        (result,) = preloaded.run([program])
+    assert (result.status, result.stdout) == ("ok", "True\nmatplotlib\n"), result.stderr
+    assert sandbox.run(["import sys; print('matplotlib' in sys.modules)"])[0].stdout == "False\n"
+
+
 def test_everything_but_the_scratch_folder_is_mounted_read_only(sandbox: Sandbox) -> None:
     """The tests' own user may not own the interpreter; a user's programs run as the one who does."""
     if sandbox.engine.name != "bubblewrap":

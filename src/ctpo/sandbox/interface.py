@@ -38,6 +38,8 @@ class Sandbox:
         workers: programs that run at a time; by default one a usable core, fewer where memory is short.
         output_kb: KiB of stdout, and of stderr, a program may write.
         engine: "auto", "bubblewrap" or "landlock".
+        preload: modules that every program finds imported. They are trusted: their import runs before programs are
+            confined.
         unsafe_no_isolation: run programs in plain child processes, with this user's files, network and
             environment within their reach. Warns on every run.
     Raises:
@@ -53,6 +55,7 @@ class Sandbox:
         workers: int | None = None,
         output_kb: int = 64,
         engine: str = "auto",
+        preload: Sequence[str] = (),
         unsafe_no_isolation: bool = False,
     ) -> None:
         _check_limits(timeout_s, memory_mb, workers, output_kb)
@@ -63,10 +66,11 @@ class Sandbox:
         self._pid = os.getpid()
         self._pool: Pool | None = None
         self._output_bytes = output_kb << 10
+        self._preload = tuple(preload)
         self.checks: list[Check] = []
         """What the start-up probe found: see `ctpo sandbox check`."""
         if unsafe_no_isolation:
-            self.engine = unconfined(memory_mb * _MEBIBYTE)
+            self.engine = unconfined(memory_mb * _MEBIBYTE, self._preload)
             self._pool = Pool(self.engine.confinements, self.workers, self._output_bytes)
         else:
             self._start_isolated(engine)
@@ -74,7 +78,7 @@ class Sandbox:
     def _start_isolated(self, name: str) -> None:
         """Start the first engine whose isolation holds; refuse if there is none."""
         reasons = []
-        for candidate in candidates(name, self.memory_mb * _MEBIBYTE):
+        for candidate in candidates(name, self.memory_mb * _MEBIBYTE, self._preload):
             if isinstance(candidate, str):
                 reasons.append(candidate)
                 continue
@@ -209,7 +213,8 @@ class Sandbox:
                 message = f"program of {len(text)} bytes; the limit is {_LONGEST_PROGRAM}\n"
                 batch.results[index] = SandboxResult("error", "", message, 0.0)
                 continue
-            jobs.append(Job(batch, index, text, "full" if _WANTS_FULL.search(text) else "lean"))
+            full = self._preload or _WANTS_FULL.search(text)
+            jobs.append(Job(batch, index, text, "full" if full else "lean"))
         batch.missing = len(jobs)
         return batch, jobs
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import json
+import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctpo.errors import UserError
 from ctpo.tasks.extras import require
+from ctpo.tasks.judge import Judge
 from ctpo.tasks.math.answers import final_answer
 from ctpo.tasks.splits import digest, held_out
 from ctpo.tasks.task import Problem, Task, validate_request
 from ctpo.tasks.tool import CHAT_TOOL
+
+if TYPE_CHECKING:
+    from ctpo.sandbox import Sandbox
 
 SYSTEM = (
     "Solve the problem step by step. You can run Python: write a block that starts with ```python and ends with "
@@ -22,10 +28,17 @@ RIGHT = 1.0
 """Score of reasoning-gym's own judge from which an answer counts as right: it also has marks for half-right."""
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TRIES = 20  # draws a problem: half of them or more fall into the other split, or were drawn before
+_LIMIT_S = 5.0
+_MEMORY_MB = 1024
+_SCORE = """
+import json, reasoning_gym
+name, found, entry = json.loads({question!r})
+print("\\n" + str(float(reasoning_gym.get_score_answer_fn(name)(answer=found, entry=entry))))
+"""
 
 
 class Generator:
-    """Problems and judge of one reasoning-gym generator.
+    """Problems of one reasoning-gym generator.
 
     Its judges look at the whole entry, not at an answer alone, so a problem's `answer` is the entry as JSON.
     """
@@ -55,19 +68,34 @@ class Generator:
                 chosen.setdefault(question, Problem(prompt=question, answer=_dumped(entry), id=name))
         return list(chosen.values())
 
-    def check(self, completion: str, answer: str) -> bool:
-        """Ask the generator's own judge about the final answer."""
+
+class GeneratorJudge(Judge):
+    """The generator's own judge, asked in a sandbox: several of them evaluate the model's answer as Python."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def require(self) -> None:
+        """Start the sandbox.
+
+        Raises:
+            UserError: where nothing can be isolated.
+        """
+        _sandbox(self.name)
+
+    def _judge(self, completion: str, answer: str) -> str:
         found = extract(completion)
         if found is None:
-            return False
-        import reasoning_gym
-
+            return "no answer"
         entry = json.loads(answer)
-        try:
-            score = reasoning_gym.get_score_answer_fn(self.name)(answer=found, entry=entry)
-        except Exception:  # judges parse what the model wrote, and not all of them expect odd text
-            return bool(found == entry["answer"])
-        return float(score) >= RIGHT
+        if found == entry["answer"]:
+            return "right"
+        program = _SCORE.format(question=json.dumps([self.name, found, entry]))
+        result = _sandbox(self.name).run([program])[0]
+        if result.status != "ok":  # judges parse what the model wrote, and not all of them expect odd text
+            return "timeout" if result.status == "timeout" else "unparsable"
+        return "right" if _score(result.stdout) >= RIGHT else "wrong"
 
 
 def extract(completion: str) -> str | None:
@@ -82,11 +110,10 @@ def generated_task(name: str) -> Task:
     Raises:
         UserError: if the package or the generator is missing.
     """
-    generator = Generator(name)
     return Task(
         name=f"reasoning_gym-{name}",
-        problems=generator.problems,
-        check=generator.check,
+        problems=Generator(name).problems,
+        check=GeneratorJudge(name),
         tool=CHAT_TOOL,
         system=SYSTEM,
         extract=extract,
@@ -95,3 +122,31 @@ def generated_task(name: str) -> Task:
 
 def _dumped(entry: dict[str, Any]) -> str:
     return json.dumps(entry, default=str, ensure_ascii=False)
+
+
+def _score(printed: str) -> float:
+    try:
+        return float(printed.split()[-1])
+    except (ValueError, IndexError):  # the answer itself printed something
+        return 0.0
+
+
+_shared: tuple[int, Sandbox] | None = None
+
+
+def _sandbox(name: str) -> Sandbox:
+    """The one sandbox of this process for judging, with reasoning-gym imported; made at its first use."""
+    global _shared
+    if _shared is None or _shared[0] != os.getpid():  # after a fork, the parent's sandbox is the parent's
+        from ctpo.sandbox import Sandbox, SandboxUnavailable
+
+        try:
+            sandbox = Sandbox(timeout_s=_LIMIT_S, memory_mb=_MEMORY_MB, workers=1, preload=["reasoning_gym"])
+        except SandboxUnavailable as error:
+            raise UserError(
+                f"task reasoning_gym:{name}: its judge may evaluate answers as Python, and is run only in isolation; "
+                f"{str(error).partition('. ')[0]}"
+            ) from None
+        atexit.register(sandbox.close)
+        _shared = os.getpid(), sandbox
+    return _shared[1]

@@ -41,7 +41,7 @@ factorint(360); isprime(97); gcd(12, 18); binomial(10, 3); parse_expr("x+1")
 """
 
 
-def warm_up(preload: str) -> list[str]:
+def warm_up(preload: str, modules: list[str]) -> list[str]:
     """Import and really use what programs use; return the third-party packages that were there."""
     found = []
     for name in _LEAN.split():
@@ -53,7 +53,7 @@ def warm_up(preload: str) -> list[str]:
     if preload == "full":
         for name in _FULL.split():
             __import__(name)
-        exercises += [("numpy", _WARM_NUMPY), ("sympy", _WARM_SYMPY)]
+        exercises += [("numpy", _WARM_NUMPY), ("sympy", _WARM_SYMPY), *((name, "") for name in modules)]
     for package, text in exercises:
         try:
             if package:

@@ -33,6 +33,7 @@ class Configuration:
         self.namespaces: bool = fields["namespaces"]
         self.confine: bool = fields["confine"]
         self.preload: str = fields["preload"]
+        self.modules: list[str] = fields["modules"]
         self.paths: list[str] = fields["paths"]
         self.memory: int = fields["memory_bytes"]
         self.scratch: str | None = fields["scratch"]

@@ -8,6 +8,7 @@ confined before its program reaches it, so that it may wait, ready, as a spare.
 from __future__ import annotations
 
 import array
+import contextlib
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 from . import kernel
@@ -119,6 +121,22 @@ def _child(zygote: Zygote, descriptors: list[int]) -> NoReturn:
     run(config)
 
 
+@contextlib.contextmanager
+def _room_to_write(config: Configuration) -> Iterator[None]:
+    """A scratch folder while modules are imported that the caller named: some make a cache there."""
+    if not (config.modules and config.namespaces and config.scratch):
+        yield
+        return
+    options = f"size={config.scratch_bytes},mode=700".encode()
+    kernel.call("mount", b"tmpfs", config.scratch.encode(), b"tmpfs", 0, options)
+    os.chdir(config.scratch)
+    try:
+        yield
+    finally:
+        os.chdir("/")
+        kernel.call("umount2", config.scratch.encode(), kernel.MNT_DETACH)
+
+
 def main(descriptor: int) -> NoReturn:
     """Read the configuration from the socket, warm up, confine this process, serve."""
     control = socket.socket(fileno=descriptor)
@@ -128,7 +146,8 @@ def main(descriptor: int) -> NoReturn:
     sys.dont_write_bytecode = True
     # Anything the warm-up prints stays in this buffer, not in the first program's output.
     outside, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115
-    found = warm_up(config.preload)
+    with _room_to_write(config):
+        found = warm_up(config.preload, config.modules)
     sys.stdout = outside
     os.environ.clear()
     signal.signal(signal.SIGINT, signal.default_int_handler)
