@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -43,9 +42,8 @@ def test_a_hopeless_expression_costs_its_time_limit_and_no_more() -> None:
     verifier = Verifier(limit_s=1.0)
     try:
         verifier.compare("x+1", "1+x")  # the start is not part of the limit
-        started = time.monotonic()
-        assert verifier.compare("9^{9^{9^{9}}}", "1+x") in ("timeout", "wrong", "unparsable")
-        assert time.monotonic() - started < 3
+        # The worker's own limit of 3 s would end in another verdict.
+        assert verifier.compare("(" * 500, "1+x") == "timeout"
         assert verifier.compare("x+2", "2+x") == "right"  # another process answers
     finally:
         verifier.close()
