@@ -23,6 +23,8 @@ from ctpo.errors import UserError
 from ctpo.statistics.scores import Score, read_score
 
 _POLL_S: Final = 0.5
+_WEIGH_S: Final = 5.0
+"""Seconds between looks at the memory of all runs, each of which goes through every process of the machine."""
 _FIRST_GUESS_MB: Final = 1_500
 """What a run is taken to need until one has ended: torch, transformers and TRL with a tiny model."""
 _RECIPE: Final = "recipe.yaml"
@@ -78,6 +80,7 @@ class Runner:
         self._seen_mb, self._ended = 0.0, 0
         self._running: list[_Running] = []
         self._free = _cores(budget.cores)
+        self._weighed = 0.0
 
     def directory(self, cell: Cell) -> Path:
         """Where a cell's run lives."""
@@ -148,8 +151,10 @@ class Runner:
 
     def _reap(self) -> list[Failure]:
         failures = []
+        if time.monotonic() - self._weighed > _WEIGH_S:
+            self._weighed = time.monotonic()
+            self._seen_mb = max([self._seen_mb, *(_memory_mb(_pid(each.process)) for each in self._running)])
         for each in list(self._running):
-            self._seen_mb = max(self._seen_mb, _memory_mb(_pid(each.process)))
             if each.process.exitcode is None:
                 continue
             self._running.remove(each)
