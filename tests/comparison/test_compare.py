@@ -6,10 +6,12 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -167,6 +169,27 @@ def test_a_forked_run_is_the_run_of_the_command_line(tmp_path: Path) -> None:
     assert bits(first) == bits(second) == bits(alone)
     costs = [json.loads((run.parent / "cost.json").read_text()) for run in (first, second)]
     assert 0 < costs[1]["cpu_s"] < costs[0]["cpu_s"]  # it ran no program and evaluated once
+
+
+def test_terminated_it_leaves_no_run_behind_and_goes_on_later(tmp_path: Path) -> None:
+    common = {**SMALL, "rollout_batches": 40, "save_steps": 1000}
+    path, output = write_plan(tmp_path / "c.yaml", common=common, objectives={"ctpo": {}}), tmp_path / "c"
+    command = [sys.executable, "-m", "ctpo", "compare", str(path), "--output", str(output), "--cores", "1"]
+    run = output / "runs" / "all" / "ctpo" / "untuned" / "seed-0" / "run"
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    records = run / "metrics.jsonl"
+    while not (records.is_file() and records.read_text().count("\n") > 1):  # training is under way
+        assert process.poll() is None
+        time.sleep(0.05)
+    started = [each.pid for each in psutil.Process(process.pid).children(recursive=True)]
+    process.terminate()
+    assert process.wait(60) == 130
+    assert process.stderr is not None
+    assert process.stderr.read().endswith("ctpo: interrupted\n")
+    (checkpoint,) = run.glob("checkpoint-*")
+    assert not psutil.wait_procs([psutil.Process(pid) for pid in started if psutil.pid_exists(pid)], 5)[1]
+    assert "ctpo train --resume" in (run.parent / "log.txt").read_text()
+    assert int(checkpoint.name.split("-")[1]) < 80  # of its updates, two a rollout batch
 
 
 def test_what_a_book_of_scores_holds_is_not_run_again(

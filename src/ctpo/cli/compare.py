@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,10 @@ def run(args: argparse.Namespace) -> int:
     _check_recipes(plan)
     output = args.output or args.plan.with_suffix("")
     runner = Runner(output, _budget(args), Book(args.scores) if args.scores else None)
-    failures = [] if args.status else _run(plan, runner)
+    failures: list[Failure] = []
+    if not args.status:
+        with _terminated_as_interrupted():
+            failures = _run(plan, runner)
     found = results(plan, runner, choose(plan, runner), failures)
     if output.is_dir():
         (output / "results.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -122,6 +127,16 @@ def _check_recipes(plan: Plan) -> None:
         for arm in plan.arms:
             for setting in arm.grid:
                 build({"output_dir": "unnamed", **cell(plan, regime, arm, setting, 0).keys})
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Have SIGTERM do what Ctrl-C does: runs left behind would go on beside those of the next attempt."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(plan: Plan, runner: Runner) -> list[Failure]:
