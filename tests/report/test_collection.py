@@ -50,7 +50,7 @@ def test_one_seed_each_has_no_statistics_and_says_so(tmp_path: Path) -> None:
         write_run(tmp_path / objective, objective=objective)
     tables = {table.id: table for table in comparison_tables(collect([tmp_path]))}
     assert "there are no statistics" in tables["means"].text
-    assert tables["means"].rows[0][2] == "0.800 ± one seed"
+    assert tables["means"].rows[0][2] == "0.800 (one seed)"
     assert [row[-1] for row in tables["tests"].rows] == ["–", "–"]
 
 

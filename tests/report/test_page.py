@@ -15,7 +15,7 @@ from PIL import Image
 from ctpo.cli.main import main
 from ctpo.report.collection import collect
 from ctpo.report.page import embedded_json, figures, page
-from ctpo.report.texts import texts
+from ctpo.report.texts import all_texts, texts
 from tests.report.made import SAMPLE, TRANSCRIPT, heldout, write_comparison, write_lines, write_run
 
 STYLE = Path(__file__).parents[2] / "src" / "ctpo" / "report" / "web" / "page.css"
@@ -63,6 +63,23 @@ def test_texts_stay_within_their_budget_and_say_what_is_left_out(tmp_path: Path)
     assert len(found["heldout"][-1]["rows"]) == 3
     assert found["heldout"][-1]["left_out"] == 17
     assert len(embedded_json(found)) < 400_000
+
+
+def test_of_very_many_runs_the_first_seeds_of_each_group_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write_run(tmp_path / f"{o}{s}", objective=o, seed=s) for o in ("ctpo", "grpo") for s in range(3)]
+    monkeypatch.setattr("ctpo.report.texts.BUDGET", 3 * 24_000)
+    collection = collect(paths)
+    assert [bool(found["heldout"]) for found in all_texts(collection)] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert "responses of 3 of 6 runs" in collection.notes[0]
 
 
 def test_a_damaged_response_does_not_cost_the_others(tmp_path: Path) -> None:

@@ -28,10 +28,20 @@ def cards(collection: Collection) -> list[Card]:
         return _run_cards(runs[0])
     scores = [score for run in runs if (score := run_score(run)) is not None]
     seeds = sorted({len(group.runs) for group in collection.groups})
-    told = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}–{seeds[-1]}"
+    told = (
+        "one seed"
+        if seeds == [1]
+        else f"{seeds[0]} seeds"
+        if len(seeds) == 1
+        else f"{seeds[0]}–{seeds[-1]} seeds"
+    )
     found = [
         Card(label="runs", value=str(len(runs)), detail=f"{len(scores)} finished"),
-        Card(label="settings compared", value=str(len(collection.groups)), detail=f"{told} seeds each"),
+        Card(
+            label="groups compared",
+            value=str(len(collection.groups)),
+            detail=f"{told} each",
+        ),
     ]
     if len(collection.regimes) > 1:
         found.append(Card(label="regimes", value=str(len(collection.regimes))))

@@ -20,7 +20,7 @@ from ctpo.report.comparison_tables import comparison_tables
 from ctpo.report.figure import Axis, Figure, Series, Values
 from ctpo.report.headline import cards
 from ctpo.report.settings_tables import settings_tables
-from ctpo.report.texts import texts
+from ctpo.report.texts import all_texts
 
 _DIGITS = 4
 _SCRIPTS = ("elements.js", "chart.js", "figures.js", "transcripts.js", "page.js")
@@ -83,9 +83,8 @@ def _policy(script: str, style: str) -> str:
 
 
 def _payload(collection: Collection, plots: Sequence[Figure], title: str) -> dict[str, Any]:
-    runs = collection.runs
     names = _run_names(collection)
-    shown = [texts(run, len(runs)) for run in runs]
+    shown = all_texts(collection)
     payload = {
         "title": title,
         "version": ctpo.__version__,

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ctpo.report.collection import Collection
 from ctpo.report.files import Record, Run, number
 
 BUDGET: Final = 2_400_000
 """Characters of text in the page, all runs together."""
 
 _MOST_A_RUN: Final = 600_000
+_LEAST_A_RUN: Final = 24_000
 _LONGEST_TEXT: Final = 40_000
 """Characters of one prompt, completion or tool output; the rest is cut, with a mark."""
 _LONGEST_SAMPLE: Final = 4_000
@@ -21,8 +23,21 @@ _LONGEST_SAMPLE: Final = 4_000
 Batch = dict[str, Any]
 
 
+def all_texts(collection: Collection) -> list[dict[str, list[Batch]]]:
+    """`texts` of every run; of more than the budget serves, only the first seeds of each group have any."""
+    runs = collection.runs
+    ranks = [rank for group in collection.groups for rank in range(len(group.runs))]
+    served = set(sorted(range(len(runs)), key=lambda place: ranks[place])[: BUDGET // _LEAST_A_RUN])
+    if len(served) < len(runs):
+        collection.notes.append(
+            f"the page holds responses of {len(served)} of {len(runs)} runs, the first seeds of each group"
+        )
+    nothing: dict[str, list[Batch]] = {"heldout": [], "samples": []}
+    return [texts(run, len(served)) if place in served else nothing for place, run in enumerate(runs)]
+
+
 def texts(run: Run, runs: int) -> dict[str, list[Batch]]:
-    """A run's held-out transcripts and training samples, its fair share of the budget.
+    """A run's held-out transcripts and training samples, its share of the budget among so many runs.
 
     The last batch goes first, then the first, then those between; each takes its first rows, up to half of what is
     left. Every batch says how many of its rows are not there.

@@ -26,7 +26,7 @@ def duration(seconds: float) -> str:
 
 def mean_told(found: Mean, sign: str = "") -> str:
     """0.879 ± 0.015."""
-    return f"{found.value:{sign}.3f} ± " + ("one seed" if found.stderr is None else f"{found.stderr:.3f}")
+    return f"{found.value:{sign}.3f}" + (" (one seed)" if found.stderr is None else f" ± {found.stderr:.3f}")
 
 
 def setting(value: Any) -> str:

@@ -105,8 +105,13 @@ class Chart {
     this.root.addEventListener("keydown", (event) => this.step(event));
   }
 
+  /** Apart from drawing: to measure after something was drawn makes the browser lay the whole page out anew. */
+  measure() {
+    this.width = Math.max(240, this.host.clientWidth);
+  }
+
   draw() {
-    const width = Math.max(240, this.host.clientWidth);
+    const { width } = this;
     const [xAxis, yAxis] = this.axes();
     const shown = this.curves();
     const everything = this.all();

@@ -5,7 +5,8 @@ const shownNow = { regime: 0, hidden: new Set(), seeds: false };
 const redraws = [];
 
 function redrawAll() {
-  for (const redraw of redraws) redraw();
+  for (const { chart } of redraws) chart.measure();
+  for (const { update } of redraws) update();
 }
 
 /** Groups of the chosen regime, as indices. */
@@ -63,8 +64,12 @@ function figureCard(data, figure) {
   if (figure.otherX) controls.append(choice(["by rollout batch", "by time"], 0, (i) => { chosen.otherX = i === 1; chart.draw(); }, "horizontal axis"));
   if (figure.parts) controls.append(partsLegend(figure, chosen, () => chart.draw()));
   card.append(valuesTable(chart));
-  redraws.push(update);
-  new ResizeObserver(() => { if (host.clientWidth !== chart.width) { chart.width = host.clientWidth; chart.draw(); } }).observe(host);
+  redraws.push({ chart, update });
+  new ResizeObserver(() => {
+    const before = chart.width;
+    chart.measure();
+    if (chart.width !== before) chart.draw();
+  }).observe(host);
   return card;
 }
 
