@@ -139,8 +139,9 @@ def write_comparison(path: Path) -> Path:
             for seed in (0, 1, 2):
                 folder = path / "runs" / regime / arm / "learning_rate=0.0003" / f"seed-{seed}" / "run"
                 write_run(folder, objective=arm, seed=seed, final=base - loss + 0.01 * seed)
-            tuning = path / "runs" / regime / arm / "learning_rate=0.0001" / "seed-9" / "run"
-            write_run(tuning, objective=arm, seed=9, learning_rate=1e-4)
+            for seed, setting in ((9, 3e-4), (0, 1e-4)):  # another seed; another setting
+                folder = path / "runs" / regime / arm / f"learning_rate={setting:g}" / f"seed-{seed}" / "run"
+                write_run(folder, objective=arm, seed=seed, learning_rate=setting)
             rows.append({"regime": regime, "arm": arm, "setting": {"learning_rate": 3e-4}, "n": 3})
         tests.append(
             {

@@ -59,7 +59,7 @@ def test_a_comparison_shows_the_test_runs_of_the_chosen_settings_and_its_own_tes
     assert [(group.regime, group.name, len(group.runs)) for group in collection.groups] == [
         ("16 updates", "ctpo", 3), ("16 updates", "grpo", 3), ("64 updates", "ctpo", 3), ("64 updates", "grpo", 3),
     ]  # fmt: skip
-    assert collection.notes == ["4 runs that chose the settings (or belong to no chosen one) are left out"]
+    assert collection.notes == ["8 runs that chose the settings (or belong to no chosen one) are left out"]
     tests = next(table for table in comparison_tables(collection) if table.id == "tests")
     assert tests.rows[1] == [
         "64 updates",
@@ -77,7 +77,7 @@ def test_a_comparison_under_way_is_shown_without_its_results(tmp_path: Path) -> 
     study = write_comparison(tmp_path / "study")
     (study / "results.json").unlink()
     collection = collect([study])
-    assert len(collection.runs) == 16
+    assert len(collection.runs) == 20
     assert "results.json is left out (it is missing" in collection.notes[0]
 
 
