@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from ctpo.errors import UserError
 from ctpo.report.collection import collect
 from ctpo.report.comparison_tables import comparison_tables
+from ctpo.report.page import figures, page
 from ctpo.statistics.paired import paired
 from tests.report.made import ENVIRONMENT, write_comparison, write_run
 
@@ -71,6 +73,21 @@ def test_a_comparison_shows_the_test_runs_of_the_chosen_settings_and_its_own_tes
         "0.005",
     ]
     assert "named before" in tests.text
+
+
+def test_a_comparison_whose_runs_are_elsewhere_shows_its_tables(tmp_path: Path) -> None:
+    study = write_comparison(tmp_path / "study")
+    for folder in study.glob("runs/64 updates/*/*/*"):
+        shutil.rmtree(folder)
+    collection = collect([study])
+    assert "results.json scores 12 runs; the files of 6 are here, and curves are of those" in collection.notes
+    shutil.rmtree(study / "runs" / "16 updates")
+    collection = collect([study])
+    assert page(collection, figures(collection), "t").count("no finished run") == 0
+    means = next(table for table in comparison_tables(collection) if table.id == "means")
+    assert means.rows[2] == [
+        "64 updates", "ctpo", "learning_rate 0.0003", "3", "0.810 ± 0.006", "0.500 ± 0.010", "0/3",
+    ]  # fmt: skip
 
 
 def test_a_comparison_under_way_is_shown_without_its_results(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def _title(collection: Collection) -> str:
     runs = collection.runs
     tasks = sorted({str(run.config["task"]) for run in runs if run.config.get("task")})
     of = f" on {', '.join(tasks)}" if tasks else ""
-    names = list(dict.fromkeys(group.name for group in collection.groups))
+    names = list(dict.fromkeys(group.name for group in collection.groups)) or ["a comparison"]
     told = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     seed = f", seed {runs[0].seed}" if len(runs) == 1 and runs[0].seed is not None else ""
     return f"{told}{of}{seed}"

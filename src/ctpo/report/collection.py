@@ -91,12 +91,13 @@ def collect(paths: Sequence[Path]) -> Collection:
             alone += below
     groups += _grouped(alone, notes)
     groups = [group for group in groups if group.runs]
-    if not any(run.records or run.summary or run.config for group in groups for run in group.runs):
+    readable = any(run.records or run.summary or run.config for group in groups for run in group.runs)
+    if not readable and not any(results):
         raise UserError(f"nothing to report: {notes[0] if notes else f'{paths[0]} holds no readable file'}")
     collection = Collection(
         groups=groups, notes=notes, results=results[0] if len(results) == 1 and not alone else {}
     )
-    collection.notes += _mixed_versions(collection.runs)
+    collection.notes += [*_scored_elsewhere(collection), *_mixed_versions(collection.runs)]
     return collection
 
 
@@ -226,6 +227,16 @@ def flatten(config: Record, prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _scored_elsewhere(collection: Collection) -> list[str]:
+    counts = [row.get("n") for row in _rows(collection.results, "objectives")]
+    scored = sum(count for count in counts if isinstance(count, int))
+    if scored <= len(collection.runs):
+        return []
+    return [
+        f"results.json scores {scored} runs; the files of {len(collection.runs)} are here, and curves are of those"
+    ]
 
 
 def _mixed_versions(runs: Sequence[Run]) -> list[str]:

@@ -9,10 +9,14 @@ from ctpo.report.collection import Collection, Group, run_score
 from ctpo.report.files import Record, number
 from ctpo.report.headline import heldout
 from ctpo.report.table import Table
-from ctpo.report.words import duration, mean_told, percent, probability
+from ctpo.report.words import duration, mean_told, percent, probability, setting_words
 from ctpo.statistics.paired import Mean, Paired, holm, mean, paired
 
 SCORES = {"final": "final pass@1", "auc": "AUC"}
+_WHAT_SCORES_ARE = (
+    "AUC is the mean training reward over the rollout batches. A run has collapsed when it ends below half of its own "
+    "best held-out accuracy."
+)
 _ONE_SEED = (
     " There is one seed each: differences between these rows may be noise, and there are no statistics."
 )
@@ -20,9 +24,37 @@ _ONE_SEED = (
 
 def comparison_tables(collection: Collection) -> list[Table]:
     """Nothing for a single run."""
-    if len(collection.runs) < 2:
+    if len(collection.runs) < 2 and not collection.results:
         return []
-    return [_means(collection), *filter(None, [_tests(collection)]), _each(collection)]
+    means = _named_means(collection) or _means(collection)
+    return [means, *filter(None, [_tests(collection)]), _each(collection)]
+
+
+def _named_means(collection: Collection) -> Table | None:
+    """A comparison's own means, which may be of more runs than have their files here."""
+    told = collection.results.get("objectives")
+    if not isinstance(told, list):
+        return None
+    places = {(group.regime, group.name): place for place, group in enumerate(collection.groups)}
+    rows, groups = [], []
+    for each in told:
+        if isinstance(each, dict):
+            scores = [_named_mean(each.get(name)) for name in SCORES]
+            row = [str(each.get("regime")), str(each.get("arm")), setting_words(each.get("setting"))]
+            rows.append([*row, str(each.get("n")), *scores, f"{each.get('collapsed')}/{each.get('n')}"])
+            groups.append(places.get((row[0], row[1])))
+    return Table(
+        id="means", section="comparison", title="Means over seeds",
+        text="Mean ± standard error over the comparison's test seeds. " + _WHAT_SCORES_ARE,
+        head=["regime", "objective", "setting", "seeds", *SCORES.values(), "collapsed"], rows=rows, groups=groups,
+    )  # fmt: skip
+
+
+def _named_mean(told: object) -> str:
+    value = number(told.get("mean")) if isinstance(told, dict) else None
+    if value is None or not isinstance(told, dict):
+        return "no finished run"
+    return mean_told(Mean(value=value, stderr=number(told.get("stderr")), n=0))
 
 
 def _means(collection: Collection) -> Table:
@@ -49,8 +81,7 @@ def _means(collection: Collection) -> Table:
     ]
     return Table(
         id="means", section="comparison", title="Means over seeds",
-        text="Mean ± standard error over finished runs that differ in the seed alone. AUC is the mean training reward "
-        "over the rollout batches. A run has collapsed when it ends below half of its own best held-out accuracy."
+        text="Mean ± standard error over finished runs that differ in the seed alone. " + _WHAT_SCORES_ARE
         + (_ONE_SEED if one_seed else ""),
         head=head, rows=rows, groups=list(range(len(rows))),
     )  # fmt: skip

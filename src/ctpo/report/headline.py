@@ -27,6 +27,8 @@ def cards(collection: Collection) -> list[Card]:
     if len(runs) == 1:
         return _run_cards(runs[0])
     scores = [score for run in runs if (score := run_score(run)) is not None]
+    if not runs:  # a comparison whose runs are elsewhere
+        return []
     seeds = sorted({len(group.runs) for group in collection.groups})
     told = (
         "one seed"

@@ -124,6 +124,8 @@ def _run_names(collection: Collection) -> list[str]:
 def _paths(collection: Collection) -> list[str]:
     """Below what all have in common: where they lie on this machine is nobody else's business."""
     paths = [str(run.path) for run in collection.runs]
+    if not paths:
+        return []
     common = os.path.commonpath([os.path.dirname(path) for path in paths])
     return [os.path.relpath(path, common) for path in paths]
 

@@ -16,5 +16,5 @@ class Table:
     text: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
-    groups: Sequence[int] = ()
+    groups: Sequence[int | None] = ()
     """The group that a row is of, for its colour."""

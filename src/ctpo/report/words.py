@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ctpo.statistics.paired import Mean
@@ -27,6 +28,16 @@ def duration(seconds: float) -> str:
 def mean_told(found: Mean, sign: str = "") -> str:
     """0.879 ± 0.015."""
     return f"{found.value:{sign}.3f}" + (" (one seed)" if found.stderr is None else f" ± {found.stderr:.3f}")
+
+
+def setting_words(told: Any) -> str:
+    """What a comparison chose, `learning_rate 0.0003, high 0.1`."""
+    if not isinstance(told, Mapping) or not told:
+        return "–"
+    inner = [
+        (key, value.items() if isinstance(value, Mapping) else [(key, value)]) for key, value in told.items()
+    ]
+    return ", ".join(f"{name} {setting(value)}" for _, pairs in inner for name, value in pairs)
 
 
 def setting(value: Any) -> str:

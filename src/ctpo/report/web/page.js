@@ -44,7 +44,7 @@ function tableCard({ id, title, text, head, rows, groups }) {
   const body = rows.map((cells, place) => {
     const made = cells.map((cell, column) => el(column === 0 ? "th" : "td", { textContent: cell }));
     const group = groups[place];
-    if (group !== undefined && data.groups.length > 1) made[Math.max(0, cells.indexOf(data.groups[group].name))].prepend(swatch(look(colourPlace(data, group))));
+    if (group !== undefined && group !== null && data.groups.length > 1) made[Math.max(0, cells.indexOf(data.groups[group].name))].prepend(swatch(look(colourPlace(data, group))));
     return el("tr", {}, ...made);
   });
   const table = el("table", {}, el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { textContent: name, scope: "col" })))), el("tbody", {}, ...body));
