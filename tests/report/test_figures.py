@@ -90,6 +90,16 @@ def test_several_runs_have_the_mean_and_standard_error_over_seeds(tmp_path: Path
     ]
 
 
+def test_the_pairs_behind_the_tests_are_shown(tmp_path: Path) -> None:
+    finals = {("ctpo", 2): 0.9, ("ctpo", 0): 0.8, ("grpo", 0): 0.7}
+    paths = [
+        write_run(tmp_path / f"{objective}{seed}", objective=objective, seed=seed, final=final)
+        for (objective, seed), final in finals.items()
+    ]
+    found = next(figure for figure in figures(collect(paths)) if figure.id == "seeds-final")
+    assert [(s.x, s.y) for s in found.series] == [([0, 2], [0.8, 0.9]), ([0], [0.7])]
+
+
 def test_a_seed_without_a_value_is_not_counted() -> None:
     band = over_seeds([[1.0, 2.0, None], [3.0, None, None]])
     assert band.mean == [2.0, 2.0, None]

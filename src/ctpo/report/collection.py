@@ -77,7 +77,7 @@ def collect(paths: Sequence[Path]) -> Collection:
     groups: list[Group] = []
     results: list[Record] = []
     alone: list[Run] = []
-    for path in dict.fromkeys(path.resolve() for path in paths):
+    for path in {path.resolve(): path for path in paths}.values():
         if is_run(path):
             alone.append(read_run(path))
         elif path.joinpath("runs").is_dir():
@@ -135,7 +135,7 @@ def _comparison(path: Path, notes: list[str]) -> tuple[list[Group], Record]:
         groups.setdefault((regime, arm, setting), Group(name=name, regime=regime, runs=[])).runs.append(run)
     if left_out:
         notes.append(f"{left_out} runs that chose the settings (or belong to no chosen one) are left out")
-    if not groups:
+    if not groups and not results:
         notes.append(
             f"{path} holds no run: a comparison keeps them in runs/REGIME/OBJECTIVE/SETTING/seed-N/run"
         )

@@ -27,7 +27,8 @@ def comparison_tables(collection: Collection) -> list[Table]:
     if len(collection.runs) < 2 and not collection.results:
         return []
     means = _named_means(collection) or _means(collection)
-    return [means, *filter(None, [_tests(collection)]), _each(collection)]
+    found = [means, _tests(collection), _each(collection)]
+    return [table for table in found if table is not None and table.rows]
 
 
 def _named_means(collection: Collection) -> Table | None:

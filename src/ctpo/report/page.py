@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 import ctpo
-from ctpo.report import by_batch, by_position
+from ctpo.report import by_batch, by_position, by_seed
 from ctpo.report.collection import Collection
 from ctpo.report.comparison_tables import comparison_tables
 from ctpo.report.figure import Axis, Figure, Series, Values
@@ -38,7 +38,8 @@ _SECTIONS = {
 def figures(collection: Collection) -> list[Figure]:
     """Every plot of the report, in the order of the page."""
     parts = by_batch.clip_parts(collection)
-    found = [*by_batch.figures(collection), *([parts] if parts else []), *by_position.figures(collection)]
+    found = [*by_batch.figures(collection), *([parts] if parts else []), *by_seed.figures(collection)]
+    found += by_position.figures(collection)
     return sorted(found, key=lambda figure: list(_SECTIONS).index(figure.section))
 
 
