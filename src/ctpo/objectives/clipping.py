@@ -42,7 +42,7 @@ class RowBounds:
 
 
 def clip_rows(
-    x: Tensor, scale: Tensor | None, low: Tensor, high: Tensor, clipped: Tensor, moved: Tensor
+    x: Tensor, scale: Tensor | None, low: Tensor, high: Tensor, clipped: Tensor, met: Tensor, moved: Tensor
 ) -> float:
     """Clamp log weights to their rows' bounds.
 
@@ -51,52 +51,55 @@ def clip_rows(
         scale: [n, T] factors of the bounds, or None.
         low, high: [n, 1] bounds.
         clipped: receives the clamped log weights.
-        moved: receives +1 where one was lowered, −1 where one was raised, else 0.
+        met: receives 1 where a bound was met, else 0.
+        moved: [n], receives the number of those lowered less that of those raised.
 
     Returns:
         Number of tokens that met a bound.
     """
-    _clamp(x, scale, low, high, clipped, moved)
-    torch.sub(x, clipped, out=moved).sign_()
-    return _dot(moved, moved)
+    _clamp(x, scale, low, high, clipped, met)
+    torch.sub(x, clipped, out=met).sign_()
+    torch.sum(met, -1, out=moved)
+    return float(met.mul_(met).sum())
 
 
 def clip_weights(
-    plan: Plan, x: Tensor, scale: Tensor | None, clipped: Tensor, moved: Tensor, sums: Sums
+    plan: Plan, x: Tensor, scale: Tensor | None, clipped: Tensor, met: Tensor, sums: Sums
 ) -> None:
     """Clamp to bounds that hold whatever the advantage (none for a linear surrogate), and count."""
     if isinstance(plan.surrogate, StopGradientWeight):
-        _clamp(x, scale, max(plan.bases.lower, -FAR), min(plan.bases.upper, FAR), clipped, moved)
+        _clamp(x, scale, max(plan.bases.lower, -FAR), min(plan.bases.upper, FAR), clipped, met)
     else:
         clipped.copy_(x)
-    torch.sub(x, clipped, out=moved).sign_()
-    balance, total = float(moved.sum()), _dot(moved, moved)
+    torch.sub(x, clipped, out=met).sign_()
+    balance, total = float(met.sum()), float(met.mul_(met).sum())
     sums.high += (total + balance) / 2
     sums.low += (total - balance) / 2
 
 
 def clip_tokens(
-    plan: Plan, x: Tensor, scale: Tensor | None, sign: Tensor, clipped: Tensor, moved: Tensor, sums: Sums
+    plan: Plan, x: Tensor, scale: Tensor | None, sign: Tensor, clipped: Tensor, met: Tensor, sums: Sums
 ) -> None:
     """One advantage a token: both kinds of bounds for all, then a choice by 0/1 products."""
     bases, gain = plan.bases, sign.clamp(min=0)
     harm = gain - sign
     lowest, dual = -FAR, FAR if bases.dual is None else bases.dual
-    _clamp(x, scale, max(bases.lower, lowest), dual, clipped, moved)
+    _clamp(x, scale, max(bases.lower, lowest), dual, clipped, met)
     other = torch.empty_like(x)
-    _clamp(x, scale, lowest, min(bases.upper, FAR), other, moved)
+    _clamp(x, scale, lowest, min(bases.upper, FAR), other, met)
     clipped.mul_(harm).add_(other.mul_(gain))
-    torch.sub(x, clipped, out=moved).mul_(sign.abs_()).sign_()  # advantage 0: no bound, and no loss
-    _count(sums, _dot(moved, gain), float(moved.sum()), _dot(moved, moved))
+    torch.sub(x, clipped, out=met).mul_(sign.abs_()).sign_()  # advantage 0: no bound, and no loss
+    balance, high = float(met.sum()), float(met.reshape(-1).dot(gain.reshape(-1)))
+    _count(sums, high, balance, float(met.mul_(met).sum()))
 
 
 def _clamp(
     x: Tensor, scale: Tensor | None, low: Tensor | float, high: Tensor | float, out: Tensor, spare: Tensor
 ) -> None:
-    """min(max(x, scale·low), scale·high) into `out`; bounds broadcast (torch.clamp is slow where they do)."""
+    """min(max(x, scale·low), scale·high) into `out`; torch.clamp is slow where bounds broadcast."""
     if scale is not None:
-        torch.minimum(x, torch.mul(scale, high, out=out), out=out)
-        torch.maximum(out, torch.mul(scale, low, out=spare), out=out)
+        torch.mul(scale, high, out=out)
+        torch.clamp(x, torch.mul(scale, low, out=spare), out, out=out)
     elif isinstance(low, Tensor) and isinstance(high, Tensor):
         torch.maximum(torch.minimum(x, high, out=out), low, out=out)
     else:
@@ -109,7 +112,3 @@ def _count(sums: Sums, high: float, balance: float, total: float) -> None:
     sums.high += high
     sums.low += low
     sums.dual += total - high - low
-
-
-def _dot(x: Tensor, y: Tensor) -> float:
-    return float(x.reshape(-1).dot(y.reshape(-1)))

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from ctpo.objectives.compose import Output
 from ctpo.objectives.device_stream import DeviceStream
 from ctpo.objectives.layouts import Layout, Padded
-from ctpo.objectives.native import NativeStream, pull
+from ctpo.objectives.native import NativeStream
 from ctpo.objectives.numerics import prefix_dtype
 from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import MinPrefixRatio
@@ -100,19 +100,21 @@ class _Fused(torch.autograd.Function):
         flags = torch.empty(logps.shape, dtype=torch.bool, device=logps.device)
         active = flags if slope is None else None
         kept = torch.empty_like(flags) if plan.through else None
+        free = reads_are_free(logps.device)
+        grad = torch.empty_like(token_loss) if free and ctx.needs_input_grad[0] else None
         rows = (_rows(logps), _rows(old_logps), _rows(mask), _rows(advantages), _rows(factor))
         outputs = [_rows(x) for x in (token_loss, active, slope, kept)]
         loss: float | Tensor = 0.0
         if token_loss.numel() > 0:
-            if reads_are_free(logps.device):
+            if free:
                 starts = layout.starts.tolist() if isinstance(layout, Packed) else None
                 stream = (NativeStream if compiled else Stream)(plan, *rows, sums, starts)
-                loss = stream.fill(*outputs)
+                loss = stream.fill(*outputs, _rows(grad))
             else:
                 loss = DeviceStream(plan, *rows, sums).fill(*outputs)
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.layout, ctx.input_dtype = plan, layout, logps.dtype
-        ctx.compiled = compiled and reads_are_free(logps.device)
+        ctx.grad = grad
         ctx.save_for_backward(token_loss if slope is None else slope, active, factor, kept, mask)
         if not isinstance(loss, Tensor):
             loss = torch.full((), loss, dtype=factor.dtype, device=logps.device)
@@ -124,11 +126,15 @@ class _Fused(torch.autograd.Function):
         slope, active, factor, kept, mask = ctx.saved_tensors
         if grad_loss is None and grad_token is None:
             return (None,) * 9
-        scale = torch.zeros_like(factor) if grad_loss is None else factor * grad_loss
-        simple = grad_token is None and (scale.ndim == 0 or (scale.ndim == 2 and scale.shape[-1] == 1))
-        if ctx.compiled and active is not None and simple:
-            grad = pull(slope, active, scale)
+        if grad_token is None and ctx.grad is not None:
+            # The forward pass left the gradient of the loss; it is handed over, so a second backward pass
+            # over a retained graph makes its own.
+            grad, ctx.grad = ctx.grad, None
+            assert grad_loss is not None
+            if float(grad_loss) != 1.0:
+                grad.mul_(grad_loss)
         else:
+            scale = torch.zeros_like(factor) if grad_loss is None else factor * grad_loss
             grad = torch.mul(slope, scale if grad_token is None else scale + grad_token)
             if active is not None:
                 _keep_active(grad, active)

@@ -1,4 +1,4 @@
-"""What the CPU pass reads off a piece to see that the cheap operations suffice, and how it sums."""
+"""What the CPU pass reads off a piece to see that the cheap operations suffice, how it sums, and its exponential."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ from ctpo.objectives.numerics import SATURATION
 
 NO_TOKEN: Final = FAR / 2
 """Beyond it a minimum or maximum has seen no usable token."""
+
+LOG2_E: Final = math.log2(math.e)
+
+
+def exp(x: Tensor, out: Tensor) -> Tensor:
+    """e^x into `out` as 2^(x·log2 e): on CPUs where MKL takes its plain kernels, half the time of torch.exp.
+
+    The product's rounding moves x by what its own last place holds (relative error of e^x: |x|·6e-8 in float32).
+    """
+    return torch.mul(x, LOG2_E, out=out).exp2_()
 
 
 def square(x: Tensor) -> float:
@@ -30,12 +40,12 @@ def all_usable(x: Tensor) -> bool:
     return float(low) >= -SATURATION and float(high) <= SATURATION  # false for NaN
 
 
-def extremes(x: Tensor, keep: Tensor, spare: Tensor) -> tuple[float, float]:
+def extremes(x: Tensor, keep: Tensor) -> tuple[float, float]:
     """Least and greatest statistic of the usable tokens; ±inf when there is none."""
     low, high = (float(value) for value in torch.aminmax(x))
     if low < 0 < high:  # then the zeros of the other tokens are not the extremes
         return low, high
-    torch.mul(keep, -FAR, out=spare).add_(FAR)  # 0 at usable tokens, FAR at others
-    low = float(torch.add(x, spare).amin())
-    high = float(torch.sub(x, spare).amax())
+    away = torch.mul(keep, -FAR).add_(FAR)  # 0 at usable tokens, FAR at others
+    low = float(torch.add(x, away).amin())
+    high = float(torch.sub(x, away).amax())
     return (low, high) if low < NO_TOKEN else (math.inf, -math.inf)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from typing import Final
 
 import torch
 from torch import Tensor
 
 Place = tuple[slice, slice]
+
+MARGIN: Final = 16
+"""Numbers before a buffer of a cut row that `CutRows.prefix_sum` may use; the rest keeps the buffer aligned."""
 
 
 class WholeRows:
@@ -35,15 +39,13 @@ class WholeRows:
         """Views of the pieces of a [B, T] or [B, 1] tensor."""
         return list(x.split(self.height))  # type: ignore[no-untyped-call]
 
-    def prefix_sum(self, x: Tensor, out: Tensor, place: Place, what: str) -> None:
-        """Inclusive sum along each row; torch's float32 CPU kernel accumulates in double by itself.
+    def prefix_sum(self, x: Tensor, place: Place) -> None:
+        """Inclusive sum along each row, in place; torch's float32 CPU kernel accumulates in double by itself."""
+        torch.cumsum(x, -1, out=x)
 
-        Counts of bits run two to three times as fast in integers as in floats.
-        """
-        if x.dtype == torch.uint8:
-            out.copy_(torch.cumsum(x, -1, dtype=torch.int16 if self.length < 1 << 15 else torch.int32))
-            return
-        torch.cumsum(x, -1, out=out)
+    def positions(self, mask: Tensor, out: Tensor, place: Place) -> None:
+        """Bits of the mask so far along each row; in integers two to three times as fast as in floats."""
+        out.copy_(torch.cumsum(mask, -1, dtype=torch.int16 if self.length < 1 << 15 else torch.int32))
 
     def least_before(self, x: Tensor, place: Place, none: float) -> Tensor:
         """Minimum strictly before each token of a row, `none` at the first."""
@@ -89,22 +91,41 @@ class CutRows:
         first, last = bisect_left(self.starts, columns.start), bisect_left(self.starts, columns.stop)
         return [start - columns.start for start in self.starts[first:last]], first
 
-    def prefix_sum(self, x: Tensor, out: Tensor, place: Place, what: str) -> None:
-        """Inclusive sum along each sequence; `what` names the quantity whose sum is carried."""
-        wide = torch.cumsum(x[0], 0, dtype=torch.float64)
+    def prefix_sum(self, x: Tensor, place: Place) -> None:
+        """Inclusive sum along each sequence, in place; `x` has a margin before it."""
         inner, _ = self._inner(place[1])
         if inner in ([], [0]):
-            before = 0.0 if inner else -self.carried.get(what, 0.0)
-            torch.sub(wide, before, out=out[0])
-            self.carried[what] = float(wide[-1]) - before
+            # The carry, split in two float32 that hold it to 48 bits, goes before the piece into the kernel's
+            # double precision accumulator.
+            before = 0.0 if inner else self.carried.get("d", 0.0)
+            self.carried["d"] = before + float(x.sum(dtype=torch.float64))
+            run = torch.as_strided(x, (x.shape[1] + 2,), (1,), x.storage_offset() - 2)
+            run[0] = before
+            run[1] = before - float(run[0])
+            torch.cumsum(run, 0, out=run)
             return
+        wide = torch.cumsum(x[0], 0, dtype=torch.float64)
+        x[0] = self._restart(wide, inner, "d")
+
+    def positions(self, mask: Tensor, out: Tensor, place: Place) -> None:
+        """Bits of the mask so far along each sequence."""
+        running, (inner, _) = torch.cumsum(mask[0], 0, dtype=torch.int32), self._inner(place[1])
+        if inner in ([], [0]):
+            before = 0.0 if inner else self.carried.get("t", 0.0)
+            self.carried["t"] = before + int(running[-1])
+            out[0].copy_(running).add_(before)
+            return
+        out[0] = self._restart(running.double(), inner, "t")
+
+    def _restart(self, wide: Tensor, inner: list[int], what: str) -> Tensor:
+        """A running sum that begins anew at some columns; `what` names the quantity whose sum is carried."""
         edges = torch.tensor([0, *inner, len(wide)])
         befores = wide.new_zeros(len(edges) - 1)  # what `wide` holds from before each run of tokens
         befores[0] = -self.carried.get(what, 0.0)
         late = edges[1:-1] > 0
         befores[1:][late] = wide[edges[1:-1][late] - 1]
-        torch.sub(wide, befores.repeat_interleave(edges.diff()), out=out[0])
         self.carried[what] = float(wide[-1] - befores[-1])
+        return wide.sub_(befores.repeat_interleave(edges.diff()))
 
     def least_before(self, x: Tensor, place: Place, none: float) -> Tensor:
         """Minimum strictly before each token of a row, `none` at the first; not of a packed stream."""

@@ -1,24 +1,25 @@
 """The streaming pass of the fused path on the CPU: pieces of a batch through buffers that stay in cache.
 
 Every operation is in place and vectorised: torch's CPU comparisons, `where` and products of mixed dtypes cost
-ten times a float product. So masks and decisions are 0/1 and ±1 floats, bounds are met by minimum and maximum,
+five times a float product. So masks and decisions are 0/1 and ±1 floats, bounds are met by minimum and maximum,
 and values are made finite before a product may drop them. Where a cheap sum shows that a piece holds something
-unusable, it takes the slow operations. Decisions are `compose`'s, value for value.
+unusable, it takes the slow operations. Decisions are `compose`'s, value for value. This file goes from log-probs
+to the ratio's statistic, `piece_terms` from there to losses and gradients.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from ctpo.objectives.clipping import FAR, RowBounds, clip_rows, clip_tokens, clip_weights
-from ctpo.objectives.numerics import EXP_CAP, SATURATION
-from ctpo.objectives.piece_reads import NO_TOKEN, all_usable, extremes, finite, square
-from ctpo.objectives.pieces import CutRows, Place, WholeRows
+from ctpo.objectives.clipping import FAR, RowBounds
+from ctpo.objectives.numerics import SATURATION
+from ctpo.objectives.piece_reads import NO_TOKEN, all_usable, exp, square
+from ctpo.objectives.piece_terms import Piece, Terms
+from ctpo.objectives.pieces import MARGIN, CutRows, Place, WholeRows
 from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import (
     CumulativeRatio,
@@ -26,33 +27,15 @@ from ctpo.objectives.ratios import (
     PrefixMeanRatio,
     SequenceMeanRatio,
     SequenceRatio,
+    TokenRatio,
     UnitRatio,
 )
 from ctpo.objectives.stats import Sums
 from ctpo.objectives.surrogates import MinClip
 
-BLOCK: Final = 1 << 16
-"""Most tokens a piece: enough to amortise some fifty calls, few enough for four float32 buffers to fit in a
-megabyte of cache."""
-
-
-@dataclass(slots=True)
-class Piece:
-    """Views of one piece of the batch."""
-
-    place: Place
-    logps: Tensor
-    old: Tensor
-    mask: Tensor
-    advantages: Tensor
-    low: Tensor
-    high: Tensor
-    """Bounds at t = 1 of rows with one advantage."""
-    loss: Tensor
-    lengths: Tensor
-    moved: Tensor
-    sums: Tensor
-    """Receive row sums: of the mask, of the signs of what was clipped, of the loss."""
+BLOCK: Final = 1 << 17
+"""Most tokens a piece: enough to amortise some forty calls, few enough for three float32 buffers to stay in a
+core's share of the cache."""
 
 
 class Stream:
@@ -84,42 +67,56 @@ class Stream:
             # A row without tokens may hold a NaN, which must not meet its zeros.
             advantages = torch.where(mask.any(-1, keepdim=True), advantages, 0.0)
         self.advantages, self.row_bounds = advantages, RowBounds.of(plan, advantages)
-        self.ceiling = plan.ceiling(self.length)
-        self.least_ceiling = plan.ratio.log_cap if self.ceiling is None else self.ceiling
+        self.terms = Terms(plan, self.row_bounds if self.row_level else None, self.length, sums)
 
-    def fill(self, loss: Tensor, active: Tensor | None, slope: Tensor | None, kept: Tensor | None) -> float:
-        """Token losses, activity bits, slopes and usable tokens, as far as asked for.
+    def fill(
+        self, loss: Tensor, active: Tensor | None, slope: Tensor | None, kept: Tensor | None,
+        grad: Tensor | None,
+    ) -> float:  # fmt: skip
+        """Token losses, activity bits, slopes, usable tokens and gradients of the loss, as far as asked for.
 
         Returns:
             Sum of the token losses times their factors.
         """
-        buffers = torch.empty((4, self.pieces.height, self.pieces.width), dtype=self.dtype)
-        row_sums, pieces = self._cut(loss)
-        if isinstance(self.pieces, CutRows) and isinstance(
-            self.plan.ratio, (SequenceRatio, SequenceMeanRatio)
-        ):
-            self._gather_totals(self.pieces, pieces, buffers)
+        room = self._room(4 if grad is None else 3)
+        row_sums, pieces = self._cut(loss, active, slope, kept, grad)
+        ratio, divergences = self.plan.ratio, not isinstance(self.plan.ratio, TokenRatio)
+        if isinstance(self.pieces, CutRows) and isinstance(ratio, (SequenceRatio, SequenceMeanRatio)):
+            self._gather_totals(self.pieces, pieces, room)
         for piece in pieces:
             height, width = piece.loss.shape
-            x, marked, a, b = buffers[:, :height, :width]
+            x, marked, b, *more = (part[:height, :width] for part in room)
+            a = more[0] if piece.grad is None else piece.grad
             keep = self._load(piece, x, marked)
-            self._add_divergences(x, a)
+            if divergences:
+                self._add_divergences(x, a)
             self._accumulate(piece, x, marked)
-            if kept is not None:
-                kept[piece.place].copy_(keep)
-            self._terms(piece, x, keep, a, b, active, slope)
+            if piece.kept is not None:
+                piece.kept.copy_(keep)
+            self.terms.fill(piece, x, keep, a, b)
             if self.factor.ndim == 0 or self.factor.shape[-1] == 1:
                 torch.sum(piece.loss, -1, out=piece.sums)
             else:
-                piece.sums.fill_(piece.loss.reshape(-1).dot(self.factor[piece.place].reshape(-1)))
+                piece.sums.fill_(piece.loss.reshape(-1).dot(piece.factor.reshape(-1)))
         return self._finish(row_sums)
 
-    def _cut(self, loss: Tensor) -> tuple[Tensor, list[Piece]]:
+    def _room(self, count: int) -> list[Tensor]:
+        """Buffers for the largest piece, each with a margin in front of it."""
+        height, width = self.pieces.height, self.pieces.width
+        flat = torch.empty((count, MARGIN + height * width), dtype=self.dtype)
+        return [part[MARGIN:].view(height, width) for part in flat]
+
+    def _cut(self, *outputs: Tensor | None) -> tuple[Tensor, list[Piece]]:
         """Room for the row sums of lengths, signs and losses, and the pieces that fill it."""
-        cut, height, places = self.pieces.cut, self.pieces.height, list(self.pieces)
+        height, places = self.pieces.height, list(self.pieces)
         room = torch.zeros(3, sum(r.stop - r.start for r, _ in places), dtype=self.dtype)
-        inputs = (self.logps, self.old, self.mask.view(torch.uint8), self.advantages)
-        views = [cut(x) for x in (*inputs, self.row_bounds.low, self.row_bounds.high, loss)]
+        bounds = (self.row_bounds.low, self.row_bounds.high)
+        inputs = (self.logps, self.old, self.mask.view(torch.uint8), self.advantages, *bounds, self.factor)
+
+        def cut(x: Tensor | None) -> list[Any]:
+            return [x] * len(places) if x is None or x.ndim == 0 else self.pieces.cut(x)
+
+        views = [cut(x) for x in (*inputs, *outputs)]
         sums = [x.split(height) for x in room]
         return room, [Piece(*parts) for parts in zip(places, *views, *sums, strict=True)]
 
@@ -129,6 +126,8 @@ class Stream:
         self.sums.tokens = float(lengths.sum())
         self.sums.usable += self.sums.tokens
         self.sums.sequences = float(lengths.count_nonzero())
+        if isinstance(self.plan.ratio, TokenRatio):
+            self.sums.d, self.sums.dd = self.sums.x, self.sums.xx  # one and the same, never truncated
         if self.row_level and isinstance(self.plan.surrogate, MinClip):
             self.row_bounds.count(moved, self.sums)
         factor = self.factor.double()
@@ -138,11 +137,11 @@ class Stream:
             losses = losses * factor[:, 0]
         return float(losses.sum())
 
-    def _gather_totals(self, cut: CutRows, pieces: list[Piece], buffers: Tensor) -> None:
+    def _gather_totals(self, cut: CutRows, pieces: list[Piece], room: list[Tensor]) -> None:
         """First pass over cut rows: sums of whole sequences, nothing else."""
         sums, self.sums = self.sums, Sums()
         for piece in pieces:
-            x, marked = buffers[:2, :, : piece.loss.shape[1]]
+            x, marked = (part[:, : piece.loss.shape[1]] for part in room[:2])
             self._load(piece, x, marked)
             cut.add_to_totals(x, piece.place, "d")
             cut.add_to_totals(marked, piece.place, "t")
@@ -187,18 +186,18 @@ class Stream:
         """Add Σd and Σ(e^d − 1 − d), the latter to 1e-7 a token in float32: far below any KL of note."""
         linear = float(d.sum())
         self.sums.d += linear
-        self.sums.k3 += float(torch.exp(d, out=spare).sub_(1).sum()) - linear
+        self.sums.k3 += float(exp(d, out=spare).sub_(1).sum()) - linear
 
     def _accumulate(self, piece: Piece, x: Tensor, marked: Tensor) -> None:
         """Token log ratios to the ratio's statistic, in place; scale of the bounds into the loss if they have one."""
         ratio, pieces, place, scale = self.plan.ratio, self.pieces, piece.place, piece.loss
         positions = isinstance(ratio, PrefixMeanRatio)
         if self.plan.scaled or positions:
-            pieces.prefix_sum(piece.mask, scale, place, "t")
+            pieces.positions(piece.mask, scale, place)
             if positions or self.plan.bases.power < 0:
                 scale.clamp_(min=1)
         if isinstance(ratio, (CumulativeRatio, PrefixMeanRatio)):
-            pieces.prefix_sum(x, x, place, "d")
+            pieces.prefix_sum(x, place)
         if positions:
             x.div_(scale)
         elif isinstance(ratio, SequenceRatio):
@@ -219,56 +218,3 @@ class Stream:
         unmarked = torch.mul(marked, -FAR).add_(FAR)
         least = self.pieces.least_before(unmarked.add_(x), place, FAR)
         x.sub_(torch.nn.functional.threshold(least.neg_(), -NO_TOKEN, 0.0))
-
-    def _terms(
-        self, piece: Piece, x: Tensor, keep: Tensor, a: Tensor, b: Tensor, active: Tensor | None,
-        slope: Tensor | None,
-    ) -> None:  # fmt: skip
-        """Token losses of one piece; the loss enters as the scale of the bounds."""
-        # 0 lies within every trust region: a token that does not count can meet no bound.
-        x.mul_(keep)
-        advantages = piece.advantages if self.row_level else finite(piece.advantages, keep)
-        self._clip(piece, x, advantages, a, b)
-        if active is not None:
-            active[piece.place].copy_(b).logical_not_()
-        lowest, highest = extremes(x, keep, b)
-        if highest > self.least_ceiling:
-            ceiling = self._ceiling_at(piece.loss) if self.ceiling is None else self.ceiling
-            torch.clamp(a, max=ceiling, out=a)
-            x.clamp_(max=ceiling)
-            lowest, highest = extremes(x, keep, b)
-        self._add_weights(x, torch.exp(x, out=b).mul_(keep), lowest, highest)
-        a.exp_().mul_(-advantages)
-        if slope is None:
-            torch.mul(a, keep, out=piece.loss)
-            return
-        torch.mul(a, keep, out=slope[piece.place])
-        logps = piece.logps.to(self.dtype)
-        if not math.isfinite(float(torch.mul(slope[piece.place], logps, out=piece.loss).sum())):
-            piece.loss.copy_(torch.where(keep != 0, slope[piece.place] * logps, 0.0))
-
-    def _clip(self, piece: Piece, x: Tensor, advantages: Tensor, clipped: Tensor, moved: Tensor) -> None:
-        scale = piece.loss if self.plan.scaled else None
-        if not isinstance(self.plan.surrogate, MinClip):
-            clip_weights(self.plan, x, scale, clipped, moved, self.sums)
-        elif not self.row_level:
-            clip_tokens(self.plan, x, scale, advantages.sign(), clipped, moved, self.sums)
-        else:
-            self.row_bounds.met += clip_rows(x, scale, piece.low, piece.high, clipped, moved)
-            torch.sum(moved, -1, out=piece.moved)
-
-    def _ceiling_at(self, scale: Tensor) -> Tensor:
-        bounds = (self.plan.bases.upper, self.plan.bases.dual)
-        widest = max(b for b in bounds if b is not None and not math.isinf(b))
-        return scale.mul(widest).clamp_(min=self.plan.ratio.log_cap, max=EXP_CAP)
-
-    def _add_weights(self, x: Tensor, weight: Tensor, lowest: float, highest: float) -> None:
-        """Add the sums of the truncated log weights, and of the weights, over the usable tokens."""
-        sums = self.sums
-        sums.x += float(x.sum())
-        sums.xx += square(x)
-        sums.lowest, sums.highest = min(sums.lowest, lowest), max(sums.highest, highest)
-        if 2 * highest > EXP_CAP:
-            weight = weight.double()  # the square would overflow float32
-        sums.weight += float(weight.sum())
-        sums.weight_squared += square(weight)
