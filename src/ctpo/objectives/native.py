@@ -109,7 +109,10 @@ class NativeStream:
         self.inputs += [mask.contiguous(), *(x.to(self.dtype).contiguous() for x in (advantages, factor))]
         self.plan = _plan(plan, length, per_token)
 
-    def fill(self, loss: Tensor, active: Tensor | None, slope: Tensor | None, kept: Tensor | None) -> float:
+    def fill(
+        self, loss: Tensor, active: Tensor | None, slope: Tensor | None, kept: Tensor | None,
+        grad: Tensor | None,
+    ) -> float:  # fmt: skip
         """See `stream.Stream.fill`."""
         run = _function("run", self.dtype)
         sums = (ctypes.c_double * (len(SUMS) + 1))()
@@ -118,23 +121,11 @@ class NativeStream:
         run(
             ctypes.byref(self.plan), ctypes.c_int64(len(self.edges) - 1), _address(self.edges),
             ctypes.c_int64(self.mean), logps, old, mask, advantages, factor, ctypes.c_int64(self.factor_kind),
-            _address(loss), _address(active), _address(slope), _address(kept), sums,
+            _address(loss), _address(active), _address(slope), _address(kept), _address(grad), sums,
         )  # fmt: skip
         for name, value in zip(SUMS, sums, strict=False):
             setattr(self.sums, name, value)
         return float(sums[len(SUMS)])
-
-
-def pull(slope: Tensor, active: Tensor, scale: Tensor) -> Tensor:
-    """slope · scale of active tokens, 0 of others: contiguous [B, T] times a 0-d or [B, 1] scale."""
-    grad = torch.empty_like(slope)
-    rows, length = (1, slope.numel()) if scale.ndim == 0 else (slope.shape[0], slope.shape[-1])
-    shape = (ctypes.c_int64(rows), ctypes.c_int64(length))
-    step = ctypes.c_int64(scale.ndim > 0)
-    _function("pull", slope.dtype)(
-        *shape, _address(slope), _address(active), _address(scale.contiguous()), step, _address(grad)
-    )
-    return grad
 
 
 def _function(name: str, dtype: torch.dtype) -> ctypes._NamedFuncPointer:
