@@ -96,20 +96,31 @@ def liger_loss() -> Callable[..., Tensor] | str:
     return loss
 
 
-def published_loss(file: Path) -> Callable[..., Tensor]:
-    """The published loss from a user's copy, of which only the definitions it needs are run."""
+def published_loss(files: list[Path]) -> Callable[..., Tensor]:
+    """The published loss from a user's copies, of which only the definitions it needs are run.
+
+    Raises:
+        SystemExit: a file that cannot be read, or a definition that none of them holds.
+    """
     names = ("masked_sum", "masked_mean", "agg_loss", "_compute_policy_loss_cum_token_la_impl")
-    found = [
-        n for n in ast.parse(file.read_text()).body if isinstance(n, ast.FunctionDef) and n.name in names
-    ]
-    if "_compute_policy_loss_cum_token_la_impl" not in {node.name for node in found}:
-        raise SystemExit(f"--published: {file} has no _compute_policy_loss_cum_token_la_impl.")
-    for node in found:
-        node.decorator_list = []
     config = type("ActorConfig", (dict,), {"global_batch_info": {}})
     space: dict[str, Any] = {"torch": torch, "Any": Any, "Optional": Optional, "ActorConfig": config}
-    exec(compile(ast.Module(found, []), str(file), "exec"), space)
-    space["verl_F"] = SimpleNamespace(**{name: space.get(name) for name in names[:2]})
+    for file in files:
+        try:
+            body = ast.parse(file.read_text()).body
+        except (OSError, SyntaxError) as error:
+            raise SystemExit(f"--published: {file} cannot be read as Python ({error}).") from None
+        found = [n for n in body if isinstance(n, ast.FunctionDef) and n.name in names]
+        for node in found:
+            node.decorator_list = []
+        exec(compile(ast.Module(found, []), str(file), "exec"), space)
+    missing = [name for name in names if name not in space]
+    if missing:
+        raise SystemExit(
+            f"--published: {', '.join(missing)} not found in {', '.join(map(str, files))}; give "
+            "verl/trainer/ppo/core_algos.py and verl/utils/torch_functional.py of github horizon-llm/CTPO."
+        )
+    space["verl_F"] = SimpleNamespace(**{name: space[name] for name in names[:2]})
     run = space[names[-1]]
 
     def loss(logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
     python benchmarks/objectives.py            # a table
     python benchmarks/objectives.py --json     # for machines
     python benchmarks/objectives.py --compile  # also the pass in C (first call: a second)
-    python benchmarks/objectives.py --published core_algos.py  # also the published CTPO loss, from your copy
+    python benchmarks/objectives.py --published core_algos.py torch_functional.py  # also the published CTPO loss
+    python benchmarks/objectives.py --growth   # cost a token from 16k to 1M tokens a row
 
 Each row is forward and backward on the same tensors, contenders interleaved, medians over the rounds (CPU time
 of one thread, else wall time); ratios are their time over ours. Peers run their own code on log-probs they did
@@ -13,8 +14,8 @@ not have to compute:
   the published implementation reports (moments and quantiles of the ratio, clip counts, read to the host);
 - eager-bare: the same without statistics;
 - trl: `GRPOTrainer._compute_loss` itself on a stand-in trainer that hands over the log-probs, with metrics;
-- published: `_compute_policy_loss_cum_token_la_impl` of github horizon-llm/CTPO (the file of verl's core
-  algorithms, with its `masked_sum`, `masked_mean` and `agg_loss`) from a file you supply, with its metrics;
+- published: `_compute_policy_loss_cum_token_la_impl` of github horizon-llm/CTPO with its metrics, from your copies
+  of verl/trainer/ppo/core_algos.py and verl/utils/torch_functional.py;
 - liger: `LigerFusedLinearGRPOFunction.ppo_loss_fn`, the loss of its fused GRPO (no metrics).
 
 TRL's and Liger's losses are GRPO's; ours of the same family (`grpo`) stands beside them.
@@ -24,10 +25,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from torch.profiler import ProfilerActivity, profile
 from ctpo.objectives import Objective, preset
 
 SHAPES = ((64, 1024), (64, 8192), (8, 65536), (1, 524288))
+ROWS = tuple((1, 1 << k) for k in range(14, 21))
 Step = Callable[[], None]
 
 
@@ -66,7 +70,7 @@ def loss_of(objective: Objective) -> Callable[..., Tensor]:
 
 
 def contenders(
-    compile_too: bool, published: Path | None
+    compile_too: bool, published: list[Path] | None
 ) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
     """Losses by name, and peers that cannot run with the reason."""
     ours = {
@@ -115,6 +119,20 @@ def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
     return times
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what torch's profiler writes to standard error from C++ (two lines a call)."""
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
 def peak_bytes(run: Step, device: str) -> int:
     """Most bytes alive at once beyond those before the call, by torch's own allocation records."""
     if device == "cuda":
@@ -123,7 +141,7 @@ def peak_bytes(run: Step, device: str) -> int:
         before = torch.cuda.memory_allocated()
         run()
         return int(torch.cuda.max_memory_allocated() - before)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+    with quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         run()
     alive = most = 0
     for event in record.profiler.kineto_results.events():  # type: ignore[union-attr]
@@ -136,7 +154,7 @@ def peak_bytes(run: Step, device: str) -> int:
 def gpu_counts(run: Step) -> dict[str, int]:
     """Kernels and host synchronisations of one call."""
     run()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
+    with quiet(), profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
         run()
     events = record.events()
     assert events is not None
@@ -167,8 +185,17 @@ def prefix_errors() -> dict[int, dict[str, float]]:
     return found
 
 
+def ratio(times: dict[str, list[float]], above: str, below: str) -> float:
+    """Median over the rounds of one contender's time over another's."""
+    return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
+
+
 def measure(
-    shapes: tuple[tuple[int, int], ...], rounds: int, device: str, compile_too: bool, published: Path | None
+    shapes: tuple[tuple[int, int], ...],
+    rounds: int,
+    device: str,
+    compile_too: bool,
+    published: list[Path] | None,
 ) -> dict[str, Any]:
     """All figures."""
     runs, missing = contenders(compile_too, published)
@@ -182,7 +209,9 @@ def measure(
             ours = "grpo" if name in ("trl", "liger", "grpo") else "ctpo"
             row = {"shape": [rows, length], "loss": name, "ms": seconds * 1e3, "ours": ours}
             row["ns_per_token"] = seconds * 1e9 / (rows * length)
-            row["ratio"] = statistics.median(a / b for a, b in zip(times[name], times[ours], strict=True))
+            row["ratio"] = ratio(times, name, ours)
+            if "published" in runs:
+                row["published_over_it"] = ratio(times, "published", name)
             row["bytes_per_token"] = peak_bytes(steps[name], device) / (rows * length)
             if device == "cuda":
                 row |= gpu_counts(steps[name])
@@ -210,6 +239,8 @@ def show(results: dict[str, Any]) -> None:
     for row in results["losses"]:
         shape = "×".join(map(str, row["shape"]))
         extra = f"  {row['kernels']} kernels, {row['synchronisations']} syncs" if "kernels" in row else ""
+        if "published_over_it" in row:
+            extra = f"  published takes {row['published_over_it']:.1f}×{extra}"
         print(
             f"{shape:>12} {row['loss']:>14} {row['ms']:9.2f} {row['ns_per_token']:9.1f}"
             f" {row['bytes_per_token']:8.1f}  {row['ratio']:.2f}× {row['ours']}{extra}"
@@ -226,11 +257,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--compile", action="store_true", help="also measure backend='compile'")
-    parser.add_argument("--published", type=Path, help="also the published loss, from this file")
+    parser.add_argument("--published", type=Path, nargs="+", help="also the published loss, from these files")
+    parser.add_argument("--growth", action="store_true", help="other shapes: one row of 16k to 1M tokens")
     parser.add_argument("--small", action="store_true", help="only the first shape, three rounds")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     shapes, rounds = (SHAPES[:1], 3) if options.small else (SHAPES, options.rounds)
+    shapes = ROWS if options.growth else shapes
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = measure(shapes, rounds, device, options.compile, options.published)
     if options.json:

@@ -71,7 +71,7 @@ def run(
         logps, old_logps, mask, advantages, factor, plan, sums, layout, compiled
     )
     if isinstance(layout, Packed):
-        sums.sequences = layout.count_sequences(mask)
+        sums.sequences = float(layout.count_sequences(mask))  # on the CPU, where alone streams are fused
     return Output(loss, token_loss, finalise(sums, factor.dtype, logps.device))
 
 
@@ -103,15 +103,15 @@ class _Fused(torch.autograd.Function):
         free = reads_are_free(logps.device)
         grad = torch.empty_like(token_loss) if free and ctx.needs_input_grad[0] else None
         rows = (_rows(logps), _rows(old_logps), _rows(mask), _rows(advantages), _rows(factor))
-        outputs = [_rows(x) for x in (token_loss, active, slope, kept)]
+        outputs = [_rows(x) for x in (token_loss, active, slope, kept, grad)]
         loss: float | Tensor = 0.0
         if token_loss.numel() > 0:
             if free:
                 starts = layout.starts.tolist() if isinstance(layout, Packed) else None
                 stream = (NativeStream if compiled else Stream)(plan, *rows, sums, starts)
-                loss = stream.fill(*outputs, _rows(grad))
+                loss = stream.fill(*outputs)
             else:
-                loss = DeviceStream(plan, *rows, sums).fill(*outputs)
+                loss = DeviceStream(plan, *rows, sums).fill(*outputs[:4])
         ctx.set_materialize_grads(False)
         ctx.plan, ctx.layout, ctx.input_dtype = plan, layout, logps.dtype
         ctx.grad = grad

@@ -70,9 +70,7 @@ def finalise(sums: Sums, dtype: torch.dtype, device: torch.device) -> dict[str, 
         nonfinite, saturated, neutralised: counts of tokens under the mask whose log-probs could not be used.
         tokens, sequences: what the default denominators count.
     """
-    wide = prefix_dtype(device)
-
-    if not any(isinstance(getattr(sums, f.name), Tensor) for f in fields(Sums)):
+    if not isinstance(sums.tokens, Tensor):
         figures = _figures(sums)  # Python numbers, stored at once
         values = torch.tensor(list(figures.values()), dtype=dtype, device=device).unbind()
         return dict(zip(figures, values, strict=True))

@@ -33,7 +33,7 @@ from ctpo.objectives.ratios import (
 from ctpo.objectives.stats import Sums
 from ctpo.objectives.surrogates import MinClip
 
-BLOCK: Final = 1 << 17
+BLOCK: Final = 1 << 18
 """Most tokens a piece: enough to amortise some forty calls, few enough for three float32 buffers to stay in a
 core's share of the cache."""
 
@@ -90,7 +90,7 @@ class Stream:
             keep = self._load(piece, x, marked)
             if divergences:
                 self._add_divergences(x, a)
-            self._accumulate(piece, x, marked)
+            self._accumulate(piece, x, marked, b)
             if piece.kept is not None:
                 piece.kept.copy_(keep)
             self.terms.fill(piece, x, keep, a, b)
@@ -188,12 +188,12 @@ class Stream:
         self.sums.d += linear
         self.sums.k3 += float(exp(d, out=spare).sub_(1).sum()) - linear
 
-    def _accumulate(self, piece: Piece, x: Tensor, marked: Tensor) -> None:
+    def _accumulate(self, piece: Piece, x: Tensor, marked: Tensor, spare: Tensor) -> None:
         """Token log ratios to the ratio's statistic, in place; scale of the bounds into the loss if they have one."""
         ratio, pieces, place, scale = self.plan.ratio, self.pieces, piece.place, piece.loss
         positions = isinstance(ratio, PrefixMeanRatio)
         if self.plan.scaled or positions:
-            pieces.positions(piece.mask, scale, place)
+            pieces.positions(piece.mask, scale, spare, place)
             if positions or self.plan.bases.power < 0:
                 scale.clamp_(min=1)
         if isinstance(ratio, (CumulativeRatio, PrefixMeanRatio)):
