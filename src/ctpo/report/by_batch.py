@@ -10,7 +10,7 @@ from ctpo.report.figure import Axis, Figure, Series, Values, has_values, over_se
 from ctpo.report.files import Run, number
 
 _MOST_POINTS = 240
-_BATCHES = Axis(label="rollout batches", low=0)
+_BATCHES = Axis(label="rollout batches", low=0, whole=True)
 _TIME = Axis(label="wall-clock, minutes", low=0)
 
 

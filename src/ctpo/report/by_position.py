@@ -124,8 +124,8 @@ _CLIPPED = {
 def _clip(labels: list[str], frames: Frames, x: Column, *, several: bool) -> Figure:
     text = (
         "Share of the tokens at each position whose gradient was clipped. A fixed band clips late tokens more and more "
-        "often, as the log ratio of the prefix spreads; a band that grows as √t should stay level. Pointing shows how "
-        "many tokens a share is of: the latest positions may hold few."
+        "often, as the log ratio of the prefix spreads; a band that grows as √t keeps level where token ratios "
+        "are independent. Pointing shows how many tokens a share is of: the latest positions may hold few."
     )
     if several:
         series = _curves(frames, x, lambda profile: profile.share(_CLIPPED["all"]), counted=True)
@@ -278,5 +278,5 @@ def _exponents(profiles: Sequence[Sequence[dict[int, Profile]]]) -> Figure:
         id="spread-exponent", section="position", title="How fast the spread grows",
         text="Exponent p of the fit std(log ρ_t) = s·t^p in each rollout batch. At 0.5 (dashed) token ratios behave as "
         "independent ones, which is what a √t band assumes; above it they drift together.",
-        x=Axis(label="rollout batches", low=0), y=Axis(label="exponent p"), series=series,
+        x=Axis(label="rollout batches", low=0, whole=True), y=Axis(label="exponent p"), series=series,
     )  # fmt: skip

@@ -20,9 +20,9 @@ def figures(collection: Collection) -> list[Figure]:
     return [
         Figure(
             id=f"seeds-{name}", section="comparison", title=title,
-            text="The same seed means the same problems in the same order, so compare the points at each seed: a "
-            "difference with the same sign at every one is unlikely to be luck. Single low points may be collapses.",
-            x=Axis(label="seed"), y=axis,
+            text="The same seed means the same problems in the same order, so compare the points at each seed: "
+            "the paired tests are of their differences. Single low points may be collapses.",
+            x=Axis(label="seed", whole=True), y=axis,
             series=[_series(place, each, name) for place, each in enumerate(scores) if each],
         )
         for name, title, axis in _PLOTS

@@ -53,6 +53,10 @@ class Collection:
         """Group by group."""
         return [run for group in self.groups for run in group.runs]
 
+    def name(self, group: Group) -> str:
+        """The group's, with its regime where there are several."""
+        return f"{group.regime}: {group.name}" if len(self.regimes) > 1 else group.name
+
     @property
     def regimes(self) -> list[str]:
         """In the order they come."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ctpo.errors import UserError
 from ctpo.report.collection import Collection, Group, run_score
@@ -28,7 +29,14 @@ def comparison_tables(collection: Collection) -> list[Table]:
         return []
     means = _named_means(collection) or _means(collection)
     found = [means, _tests(collection), _each(collection)]
-    return [table for table in found if table is not None and table.rows]
+    return [_without_one_regime(table) for table in found if table.rows]
+
+
+def _without_one_regime(table: Table) -> Table:
+    """Without its first column where every row says the same regime there."""
+    if len({row[0] for row in table.rows}) > 1:
+        return table
+    return replace(table, head=table.head[1:], rows=[row[1:] for row in table.rows])
 
 
 def _named_means(collection: Collection) -> Table | None:
@@ -59,12 +67,10 @@ def _named_mean(told: object) -> str:
 
 
 def _means(collection: Collection) -> Table:
-    regimes = len(collection.regimes) > 1 or collection.regimes != [""]
     rows = []
     for group in collection.groups:
         scores = list(group.scores.values())
-        row = [group.regime] if regimes else []
-        row += [group.name, str(len(scores))]
+        row = [group.regime, group.name, str(len(scores))]
         row += [_mean_over([score.named(name) for score in scores]) for name in SCORES]
         row += [
             f"{sum(score.collapsed for score in scores)}/{len(scores)}",
@@ -72,14 +78,7 @@ def _means(collection: Collection) -> Table:
         ]
         rows.append(row)
     one_seed = all(len(group.scores) < 2 for group in collection.groups)
-    head = [
-        *(["regime"] if regimes else []),
-        "objective",
-        "seeds",
-        *SCORES.values(),
-        "collapsed",
-        "time a run",
-    ]
+    head = ["regime", "objective", "seeds", *SCORES.values(), "collapsed", "time a run"]
     return Table(
         id="means", section="comparison", title="Means over seeds",
         text="Mean ± standard error over finished runs that differ in the seed alone. " + _WHAT_SCORES_ARE
@@ -92,7 +91,7 @@ def _mean_over(values: Sequence[float]) -> str:
     return mean_told(mean(values)) if values else "no finished run"
 
 
-def _tests(collection: Collection) -> Table | None:
+def _tests(collection: Collection) -> Table:
     """The comparison's own tests; else each group against the first of its regime."""
     named = collection.results.get("tests")
     if isinstance(named, list):
@@ -104,16 +103,11 @@ def _tests(collection: Collection) -> Table | None:
             "Every row is against the first of its kind, not a comparison that was named before the runs: read small "
             "p-values as hints."
         )
-    if not rows:
-        return None
-    head = ["regime", "score", "difference", "mean ± s.e.", "seeds", "p", "p (Holm)"]
-    if collection.regimes == [""]:
-        head, rows = head[1:], [row[1:] for row in rows]
     return Table(
         id="tests", section="comparison", title="Paired differences",
         text="Difference over the seeds that both have: the same seed means the same problems in the same order, so "
         "the pairing takes that noise out. Two-sided t-test; Holm's correction counts the tests of this table. " + how,
-        head=head, rows=rows,
+        head=["regime", "score", "difference", "mean ± s.e.", "seeds", "p", "p (Holm)"], rows=rows,
     )  # fmt: skip
 
 
@@ -184,8 +178,6 @@ def _each(collection: Collection) -> Table:
             )  # fmt: skip
             places.append(place)
     head = ["regime", "objective", "seed", "pass@1 before", "pass@1 after", "AUC", "state"]
-    if collection.regimes == [""]:
-        head, rows = head[1:], [row[1:] for row in rows]
     return Table(
         id="runs", section="comparison", title="The runs one by one",
         text="Every run that this page is of.", head=head, rows=rows, groups=places,

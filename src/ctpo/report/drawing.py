@@ -114,7 +114,7 @@ def _plain(value: float | None) -> float:
 
 
 def _axis(axes: Any, which: str, axis: Axis) -> None:
-    from matplotlib.ticker import PercentFormatter, ScalarFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
     getattr(axes, f"set_{which}label")(axis.label)
     if axis.scale == "log":
@@ -123,6 +123,8 @@ def _axis(axes: Any, which: str, axis: Axis) -> None:
     elif axis.scale == "symlog":
         getattr(axes, f"set_{which}scale")("asinh", linear_width=NEAR_ZERO)
     getattr(axes, f"set_{which}lim")(axis.low, axis.high)
+    if axis.whole:
+        getattr(axes, f"{which}axis").set_major_locator(MaxNLocator(integer=True))
     if axis.percent:
         getattr(axes, f"{which}axis").set_major_formatter(PercentFormatter(1.0, symbol=" %"))
 

@@ -24,6 +24,8 @@ class Axis:
     low: float | None = None
     high: float | None = None
     percent: bool = False
+    whole: bool = False
+    """Whether values are whole numbers, and ticks between them make no sense."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,9 +116,8 @@ def _run_names(collection: Collection) -> list[str]:
     names = []
     for group in collection.groups:
         for run in group.runs:
-            regime = f"{group.regime}: " if group.regime else ""
             seed = run.path.name if run.seed is None else f"seed {run.seed}"
-            names.append(f"{regime}{group.name}, {seed}")
+            names.append(f"{collection.name(group)}, {seed}")
     return names
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctpo.report.collection import Collection, Group, flatten
+from ctpo.report.collection import Collection, flatten
 from ctpo.report.table import Table
 from ctpo.report.words import setting
 
@@ -27,7 +27,7 @@ def _settings(collection: Collection) -> list[Table]:
                 text="One row for each group of runs; “–” where a recipe does not have the key.",
                 head=["runs", *differing],
                 rows=[
-                    [_full_name(group), *(setting(recipe.get(key)) for key in differing)]
+                    [collection.name(group), *(setting(recipe.get(key)) for key in differing)]
                     for group, recipe in zip(collection.groups, recipes, strict=True)
                 ],
                 groups=list(range(len(recipes))),
@@ -66,7 +66,3 @@ def _environment(collection: Collection) -> Table:
         id="environment", section="settings", title="Environment", text="What the runs ran on.",
         head=["", "value"], rows=rows,
     )  # fmt: skip
-
-
-def _full_name(group: Group) -> str:
-    return f"{group.regime}: {group.name}" if group.regime else group.name

@@ -11,18 +11,22 @@ function look(place) {
   return { colour: `var(--series-${place % SERIES_COLOURS})`, marker: MARKERS[place % MARKERS.length], dashes: place >= SERIES_COLOURS ? "7 3 1.5 3" : null };
 }
 
+const SHAPES = {
+  square: [[-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]],
+  triangle: [[0, -1.2], [1.1, 0.8], [-1.1, 0.8]],
+  down: [[0, 1.2], [1.1, -0.8], [-1.1, -0.8]],
+  diamond: [[0, -1.3], [1.1, 0], [0, 1.3], [-1.1, 0]],
+};
+const STROKES = {
+  cross: [[[-1, -1], [1, 1]], [[-1, 1], [1, -1]]],
+  plus: [[[0, -1.2], [0, 1.2]], [[-1.2, 0], [1.2, 0]]],
+};
+
 function markerPath(kind, x, y, r = 3.4) {
-  const p = (...points) => `M${points.map(([a, b]) => `${(x + a * r).toFixed(1)},${(y + b * r).toFixed(1)}`).join("L")}`;
-  const round = `M${x - r},${y}a${r},${r} 0 1 0 ${2 * r},0a${r},${r} 0 1 0 ${-2 * r},0Z`;
-  return {
-    circle: round, ring: round,
-    square: `${p([-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9])}Z`,
-    triangle: `${p([0, -1.2], [1.1, 0.8], [-1.1, 0.8])}Z`,
-    down: `${p([0, 1.2], [1.1, -0.8], [-1.1, -0.8])}Z`,
-    diamond: `${p([0, -1.3], [1.1, 0], [0, 1.3], [-1.1, 0])}Z`,
-    cross: `${p([-1, -1], [1, 1])}${p([-1, 1], [1, -1])}`,
-    plus: `${p([0, -1.2], [0, 1.2])}${p([-1.2, 0], [1.2, 0])}`,
-  }[kind];
+  const through = (points) => `M${points.map(([a, b]) => `${(x + a * r).toFixed(1)},${(y + b * r).toFixed(1)}`).join("L")}`;
+  if (SHAPES[kind]) return `${through(SHAPES[kind])}Z`;
+  if (STROKES[kind]) return STROKES[kind].map(through).join("");
+  return `M${(x - r).toFixed(1)},${y.toFixed(1)}a${r},${r} 0 1 0 ${2 * r},0a${r},${r} 0 1 0 ${-2 * r},0Z`;
 }
 
 function marker(kind, x, y, colour) {
@@ -46,15 +50,15 @@ function makeScale(axis, values, from, to, most) {
   const start = f(low) - (axis.low === undefined && most.pad ? room : 0);
   const end = f(high) + (axis.high === undefined && most.pad ? room : 0);
   const scale = (v) => from + ((f(v) - start) / (end - start)) * (to - from);
-  scale.ticks = log ? logTicks(start, end, most.ticks) : axis.scale === "symlog" ? symlogTicks(low, high, most.ticks) : linearTicks(start, end, most.ticks);
+  scale.ticks = log ? logTicks(start, end, most.ticks) : axis.scale === "symlog" ? symlogTicks(low, high, most.ticks) : linearTicks(start, end, most.ticks, axis.whole ? 1 : 0);
   scale.shows = (v) => Number.isFinite(v) && (!log || v > 0);
   return scale;
 }
 
-function linearTicks(start, end, most) {
-  const rough = (end - start) / most;
+function linearTicks(start, end, most, least) {
+  const rough = Math.max(least, (end - start) / most);
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
+  const step = (least ? [1, 2, 5, 10] : [1, 2, 2.5, 5, 10]).map((m) => m * power).find((s) => s >= rough * 0.999);
   const ticks = [];
   for (let k = Math.ceil(start / step - 1e-9); k * step <= end + 1e-9 * step; k++) ticks.push(Number((k * step).toPrecision(12)));
   return ticks;
