@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import ctpo
+from ctpo.cli import calibrate as calibrate_command
 from ctpo.cli import compare as compare_command
 from ctpo.cli import eval as eval_command
 from ctpo.cli import report as report_command
@@ -22,6 +23,7 @@ first steps:
   ctpo train                          train the embedded model on arithmetic with CTPO, on a CPU
   ctpo train objective=grpo seed=1    the same with another objective and seed
   ctpo eval runs/NAME                 accuracy of a run's model on held-out problems
+  ctpo calibrate runs/NAME            a trust region from the drift the run recorded
   ctpo theory                         exact bias and variance of each objective, on policies one can enumerate
   ctpo compare study.yaml             objectives against each other over seeds
   ctpo report runs/NAME               a page of plots, statistics and transcripts of runs or of a comparison
@@ -50,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (
         train_command,
         eval_command,
+        calibrate_command,
         compare_command,
         report_command,
         theory_command,

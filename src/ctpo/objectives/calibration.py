@@ -1,7 +1,7 @@
 """A trust region from the measured spread of the accumulated log ratio.
 
 The spread at position t is taken as scale·t^power; the band that follows it lets the same share of tokens out at every
-position.
+position. How far out from the middle it lies is read from the tails where they were counted, else from a normal law.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from statistics import NormalDist
 from torch import Tensor
 
 from ctpo.objectives import checks
+from ctpo.objectives.tails import Tails
 
 _NORMAL = NormalDist()
 _EDGE_ROUNDING = 1e-6  # edges come as float32, and a whole one must not become the next whole number
@@ -31,8 +32,10 @@ class Calibration:
         power_stderr: likewise; 0 for a given power.
         low, high: bases of the band [−low·t^power, high·t^power], as the preset `ctpo` takes them.
         positions: mean position of every bin used.
-        clip_fraction: share of each bin's tokens the band would clip (high + low), as the stats count, for normal log
-            ratios of the bin's own mean and standard deviation, and as many positive advantages as negative.
+        clip_fraction: share of each bin's tokens the band would clip (high + low), as the stats count. From the tails
+            where they were counted, else for normal log ratios of the bin's own mean and standard deviation, and as
+            many positive advantages as negative.
+        share: of the tokens, as asked for.
     """
 
     scale: float
@@ -44,6 +47,14 @@ class Calibration:
     high: float
     positions: tuple[float, ...]
     clip_fraction: tuple[float, ...]
+    share: float
+
+    @property
+    def knobs(self) -> dict[str, float]:
+        """Settings of the preset `ctpo-calibrated` that give this band: `band_bases` of them is (low, high)."""
+        reach = -_NORMAL.inv_cdf(self.share)
+        scale, centre = (self.low + self.high) / (2 * reach), (self.high - self.low) / 2
+        return {"scale": scale, "power": self.power, "centre": centre, "share": self.share}
 
 
 def band_bases(scale: float, share: float, centre: float = 0.0) -> tuple[float, float]:
@@ -72,9 +83,14 @@ def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | 
     log of a standard deviation from n normal values is 1/(2(n − 1)). Tokens of one response are correlated, so the
     standard errors are scaled by the residuals' mean square where that is above 1.
 
+    The bounds: where the profile holds the tails by sign of the advantage, those that clip the share of the tokens of
+    either sign, counted (`Tails.bases`); log ratios are seldom normal, and drift the way their advantage points. Else
+    `band_bases` of scale and centre.
+
     Args:
         profile: of `position_profile`, of calls whose ratio is cumulative (any of the ctpo family); `edge`, `count`,
-            `log_ratio_mean` and `log_ratio_std` are read. To pool calls, see there.
+            `log_ratio_mean` and `log_ratio_std` are read, and where there are any, `position_mean` and the tails
+            (`cell_edge`, `gain`, `harm`, see `Tails`). To pool calls, see there.
             Its `length` should be one no token exceeds: what lies past it is counted in the last bin.
         share: of the tokens to clip, in (0, 0.5).
         power: fixes the exponent (0.5 for √t) and fits the scale alone.
@@ -83,9 +99,10 @@ def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | 
         The fit, the band and what it would clip.
 
     Raises:
-        ValueError: too few bins with two tokens and a spread, or a value out of range.
+        ValueError: too few bins with two tokens and a spread, tails without extent, or a value out of range.
     """
-    bins = _usable_bins(profile)
+    usable = _usable_bins(profile)
+    bins = list(usable.values())
     needed = 2 if power is None else 1
     if len(bins) < needed:
         raise ValueError(
@@ -101,6 +118,15 @@ def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | 
     total = math.fsum(n for _, n, _, _ in bins)
     centre = math.fsum(n * mean / t**slope for t, n, mean, _ in bins) / total
     low, high = band_bases(scale, share, centre)
+    clip_fraction = tuple(_clipped(low, high, t**slope, mean, std) for t, _, mean, std in bins)
+    tails = Tails.of(profile)
+    if tails is not None:
+        low, high = tails.bases(slope, share)
+        if low + high <= 0:
+            raise ValueError(
+                f"profile: fewer than a share of {share} of the tokens moved the way of their advantage."
+            )
+        clip_fraction = tuple(tails.clip_fraction(low, high, slope)[list(usable)].tolist())
     return Calibration(
         scale=scale,
         power=slope,
@@ -110,23 +136,29 @@ def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | 
         low=low,
         high=high,
         positions=tuple(t for t, _, _, _ in bins),
-        clip_fraction=tuple(_clipped(low, high, t**slope, mean, std) for t, _, mean, std in bins),
+        clip_fraction=clip_fraction,
+        share=share,
     )
 
 
-def _usable_bins(profile: Mapping[str, Tensor]) -> list[tuple[float, float, float, float]]:
-    """(mean position, count, mean, std) of the bins with two tokens and a spread.
+def _usable_bins(profile: Mapping[str, Tensor]) -> dict[int, tuple[float, float, float, float]]:
+    """By number, (mean position, count, mean, std) of the bins with two tokens and a spread.
 
-    The mean position is the right one for a variance that grows as t.
+    The mean position is the right one for a variance that grows as t; unless given, it is the middle of the bin.
     """
     columns = [profile[key].double().tolist() for key in ("edge", "count", "log_ratio_mean", "log_ratio_std")]
-    bins, first = [], 1
-    for edge, count, mean, std in zip(*columns, strict=True):
+    given = profile["position_mean"].tolist() if "position_mean" in profile else [None] * len(columns[0])
+    bins, first = {}, 1
+    for i, (edge, count, mean, std, position) in enumerate(zip(*columns, given, strict=True)):
         last = math.ceil(edge * (1 - _EDGE_ROUNDING))
-        if last >= first and count >= 2 and std > 0 and math.isfinite(mean) and math.isfinite(std):
-            bins.append(((first + last) / 2, count, mean, std))
+        if last >= first and _usable(count, mean, std):
+            bins[i] = ((first + last) / 2 if position is None else position, count, mean, std)
         first = last + 1
     return bins
+
+
+def _usable(count: float, mean: float, std: float) -> bool:
+    return count >= 2 and std > 0 and math.isfinite(mean) and math.isfinite(std)
 
 
 def _line(

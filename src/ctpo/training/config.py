@@ -132,6 +132,13 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
             "rollout engine (docs/diagnostics.md)."
         },
     )
+    calibrate_online: bool = field(
+        default=False,
+        metadata={
+            "help": "With objective ctpo-calibrated: fit scale, power and centre after each rollout batch, so that "
+            "the band clips `share` of the tokens at every position; those given are where it starts."
+        },
+    )
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "objective_kwargs"]
 
@@ -156,6 +163,7 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
                 f"max_tokens_per_micro_batch={self.max_tokens_per_micro_batch} is negative; use 0 for no limit"
             )
         check_lag(self)
+        _check_online(self)
         _refuse_replaced(self)
         _check_windows(self)
         self.build_objective()
@@ -166,11 +174,11 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         assert isinstance(overrides, dict)
         return {**preset_defaults(self.objective), **overrides}
 
-    def build_objective(self) -> Objective:
-        """The objective these settings name."""
+    def build_objective(self, **knobs: Any) -> Objective:
+        """The objective these settings name, with these of its knobs changed."""
         overrides = self.objective_kwargs or {}
         assert isinstance(overrides, dict)  # TRL's own post-init parses a JSON string
-        return preset(self.objective, **overrides)
+        return preset(self.objective, **{**overrides, **knobs})
 
     @property
     def updates_per_rollout_batch(self) -> int:
@@ -204,6 +212,17 @@ def _check_windows(config: CTPOConfig) -> None:
             f"gradient_accumulation_steps={accumulation} and steps_per_generation={steps} (micro-batches a rollout "
             f"batch): one must divide the other; use gradient_accumulation_steps={nearest}"
         )
+
+
+def _check_online(config: CTPOConfig) -> None:
+    if not config.calibrate_online:
+        return
+    if config.objective != "ctpo-calibrated":
+        raise ValueError(
+            f"calibrate_online=True has no effect on objective={config.objective!r}; use objective='ctpo-calibrated'"
+        )
+    if not config.diagnostics:
+        raise ValueError("calibrate_online=True fits what diagnostics measure; drop diagnostics=False")
 
 
 def _refuse_replaced(config: CTPOConfig) -> None:

@@ -70,6 +70,9 @@ def as_profile(sums: Sums) -> dict[str, Tensor]:
     return {
         "edge": count.new_tensor(sums.edges),
         "count": sums.count,
+        "cell_edge": count.new_tensor(CELL_EDGES),
+        "gain": sums.cells[GAIN],
+        "harm": sums.cells[HARM],
         "position_mean": t / count,
         "log_ratio_mean": mean,
         "log_ratio_std": (cc / count - mean.square()).clamp(min=0).sqrt(),
@@ -78,8 +81,10 @@ def as_profile(sums: Sums) -> dict[str, Tensor]:
 
 def _spread(sums: Sums) -> dict[str, float | None]:
     names = ("scale", "power", "power_stderr")
+    columns = ("edge", "count", "position_mean", "log_ratio_mean", "log_ratio_std")
+    profile = as_profile(sums)
     try:
-        fit = calibrate(as_profile(sums))
+        fit = calibrate({name: profile[name] for name in columns})
     except ValueError:  # too few bins, or a policy that has not moved
         return {f"spread_{name}": None for name in names}
     return {f"spread_{name}": _finite(getattr(fit, name)) for name in names}

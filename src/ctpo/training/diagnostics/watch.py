@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ctpo.training.diagnostics.drift import EngineDrift
+from ctpo.training.diagnostics.online import OnlineBand
 from ctpo.training.diagnostics.profile import PositionProfile, Sums
 from ctpo.training.diagnostics.record import by_position, profile_figures, profile_line
 from ctpo.training.diagnostics.samples import attach_rewards, sample_rows
@@ -27,8 +28,12 @@ class Diagnostics:
         self._trainer, self._on = trainer, trainer.args.diagnostics
         self._profile = PositionProfile(lambda: trainer.objective, trainer.args.max_completion_length)
         self._drift = EngineDrift()
+        self._online = OnlineBand(trainer.args) if trainer.args.calibrate_online else None
+        self._used: dict[str, float] = {}
         self._open = False
         self._closed: Sums | None = None
+        self._objective = trainer.objective
+        """That of the rollout batch closed last."""
         self.line: dict[str, Any] | None = None
         """The profile of what was logged last."""
         self.last: list[Scored] = []
@@ -66,8 +71,15 @@ class Diagnostics:
             return
         self._open = False
         sums = self._profile.close(self._trainer.accelerator)
-        if sums is not None:
-            self._closed = sums if self._closed is None else self._closed + sums
+        if sums is None:
+            return
+        if self._closed is None:
+            self._closed, self._objective = sums, self._trainer.objective
+        else:
+            self._closed = self._closed + sums
+        if self._online is not None:
+            self._used = self._online.figures()
+            self._trainer.objective = self._online.update(sums)
 
     def figures(self) -> dict[str, float]:
         """Those of the rollout batches closed since the last call; those with a slash are for loggers only."""
@@ -78,19 +90,21 @@ class Diagnostics:
         figures = self._drift.flush(self._trainer.accelerator)
         closed, self._closed, self.line = self._closed, None, None
         if closed is not None:
-            self.line = profile_line(closed, self._trainer.objective)
-            figures |= profile_figures(closed) | by_position(self.line)
+            self.line = profile_line(closed, self._objective)
+            figures |= profile_figures(closed) | by_position(self.line) | self._used
         return figures
 
     def samples(self, limit: int) -> list[dict[str, Any]]:
         """Responses of the micro-batch trained on last in this process, token by token (docs/diagnostics.md)."""
-        return sample_rows(self.last, self._trainer.objective, self._trainer.processing_class, limit)
+        return sample_rows(self.last, self._objective, self._trainer.processing_class, limit)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""
         closed = None if self._closed is None else self._closed.flat()
         profile, drift = self._profile.state_dict(), self._drift.state_dict()
-        return {"open": self._open, "closed": closed, "profile": profile, "drift": drift}
+        online = None if self._online is None else self._online.state_dict()
+        state = {"open": self._open, "closed": closed, "profile": profile, "drift": drift, "online": online}
+        return {**state, "used": self._used}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
@@ -98,6 +112,10 @@ class Diagnostics:
         self._closed = None if state["closed"] is None else Sums.of(state["closed"], self._profile.edges)
         self._profile.load_state_dict(state["profile"])
         self._drift.load_state_dict(state["drift"])
+        self._used = dict(state["used"])
+        if self._online is not None:
+            self._online.load_state_dict(state["online"])
+            self._trainer.objective = self._online.objective()
 
     def _same_weights(self) -> bool:
         """Whether the weights are those that sampled: no update yet, and no lag of the behaviour policy."""
