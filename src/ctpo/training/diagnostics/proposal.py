@@ -126,7 +126,8 @@ def _of_fit(found: Calibration, rows: list[Row], total: int) -> list[str]:
         lowest, highest = min(row.proposed for row in rows), max(row.proposed for row in rows)
         warnings.append(
             f"one power of t does not describe this drift: bins would be clipped between {lowest:.1%} and "
-            f"{highest:.1%}, and {tokens:.0%} of the tokens lie where it is less than half or more than twice {found.share:.0%}"
+            f"{highest:.1%}, and {tokens:.0%} of the tokens lie where it is less than half or more than twice "
+            f"{found.share:.0%}"
         )
     if found.power_stderr > 0 and not _STRAIGHT[0] <= found.power <= _STRAIGHT[1]:
         warnings.append(

@@ -1,0 +1,120 @@
+"""A band from counted tails, against loops over the tokens and the real objective's clips."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ctpo.objectives import calibrate, preset
+from ctpo.objectives.calibration import band_bases
+from ctpo.objectives.tails import Tails
+
+LENGTH, WIDTH = 128, 0.05
+EDGES = torch.cat([-(2.0 ** (torch.arange(48, -25, -1) / 6)), 2.0 ** (torch.arange(-24, 49) / 6)]) / 16
+
+
+def skewed_batch(rows: int, seed: int) -> tuple[Tensor, ...]:
+    """Rows that have drifted little or much (as in early and late updates), the way their advantage points."""
+    g = torch.Generator().manual_seed(seed)
+    advantages = torch.randn(rows, generator=g, dtype=torch.float64) + 0.7
+    reach = 3 * torch.rand(rows, 1, generator=g, dtype=torch.float64).square()
+    root = torch.arange(LENGTH + 1, dtype=torch.float64).sqrt()
+    along = 2 * advantages.sign()[:, None] * root.diff()
+    steps = torch.randn(rows, LENGTH, generator=g, dtype=torch.float64)
+    logps = torch.full((rows, LENGTH), -2.0, dtype=torch.float64)
+    d = WIDTH * reach * (steps + along)
+    return logps, logps - d, advantages, torch.ones(rows, LENGTH, dtype=torch.bool)
+
+
+def profile_of(batch: tuple[Tensor, ...], bins: int = 16) -> dict[str, Tensor]:
+    logps, old, advantages, _ = batch
+    c = (logps - old).cumsum(1).reshape(len(logps), bins, -1).transpose(0, 1).reshape(bins, -1)
+    gain = (
+        (advantages > 0)[:, None]
+        .expand_as(logps)
+        .reshape(len(logps), bins, -1)
+        .transpose(0, 1)
+        .reshape(bins, -1)
+    )
+    cells = torch.bucketize(c, EDGES.double())
+
+    def count(side: Tensor) -> Tensor:
+        return torch.stack(
+            [
+                torch.bincount(row[kept], minlength=len(EDGES) + 1)
+                for row, kept in zip(cells, side, strict=True)
+            ]
+        )
+
+    edge = torch.arange(1, bins + 1) * (LENGTH // bins)
+    return {
+        "edge": edge,
+        "count": torch.full((bins,), c.shape[1]),
+        "position_mean": edge - (LENGTH // bins - 1) / 2,
+        "log_ratio_mean": c.mean(1),
+        "log_ratio_std": c.std(1),
+        "cell_edge": EDGES,
+        "gain": count(gain),
+        "harm": count(~gain),
+    }
+
+
+def clipped_by_the_objective(batch: tuple[Tensor, ...], knobs: dict[str, float], bins: int = 16) -> Tensor:
+    details = preset("ctpo-calibrated", **knobs)(*batch, details=True).details
+    assert details is not None
+    return (details.clip.abs() == 1).double().reshape(len(batch[0]), bins, -1).mean(dim=(0, 2))
+
+
+def test_counts_above_and_below_a_band() -> None:
+    """Whole cells exactly, by a loop; inside of a cell in proportion."""
+    edges = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
+    gain, harm = torch.tensor([[5, 0, 3, 7, 11, 13]]), torch.tensor([[1, 2, 4, 8, 16, 32]])
+    tails = Tails.of({"cell_edge": edges, "gain": gain, "harm": harm, "position_mean": torch.tensor([1.0])})
+    assert tails is not None
+
+    def counts(low: float, high: float) -> list[float]:
+        return [float(part) for part in tails.clipped(low, high, 0.0)]
+
+    assert counts(1.0, 1.0) == [3, 24]
+    assert counts(0.0, 0.0) == [7, 31]
+    assert counts(1.5, 1.25) == [2, pytest.approx(13 + 11 * 0.75)]
+    assert counts(9.0, 9.0) == [1, 13]  # what lies beyond the last edge may lie anywhere
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_drift_far_from_normal_is_clipped_by_the_share_at_every_position(share: float) -> None:
+    """Calibrated on one batch, counted by the real objective on another; a normal law of the same moments is off."""
+    found = calibrate(profile_of(skewed_batch(3000, 0)), share)
+    other = skewed_batch(3000, 1)
+    counted = clipped_by_the_objective(other, found.knobs)
+    assert counted.mean().item() == pytest.approx(share, rel=0.05)
+    assert (counted - share).abs().max().item() < 0.35 * share
+    assert counted.tolist() == pytest.approx(found.clip_fraction, abs=0.35 * share)
+    normal = {key: value for key, value in profile_of(skewed_batch(3000, 0)).items() if key != "gain"}
+    assert (
+        abs(clipped_by_the_objective(other, calibrate(normal, share).knobs).mean().item() / share - 1) > 0.3
+    )
+
+
+def test_each_sign_is_clipped_by_the_share() -> None:
+    profile = profile_of(skewed_batch(2000, 0))
+    found, tails = calibrate(profile, 0.1), Tails.of(profile)
+    assert tails is not None
+    below, above = tails.clipped(found.low, found.high, found.power)
+    assert float(below.sum() / tails.harm.sum()) == pytest.approx(0.1, abs=1e-6)
+    assert float(above.sum() / tails.gain.sum()) == pytest.approx(0.1, abs=1e-6)
+    knobs = found.knobs
+    assert band_bases(knobs["scale"], 0.1, knobs["centre"]) == pytest.approx((found.low, found.high))
+
+
+def test_a_side_on_which_nothing_drifts_is_bounded_at_ratio_one() -> None:
+    profile = profile_of(skewed_batch(200, 0))
+    profile["gain"] = torch.zeros_like(profile["gain"])
+    profile["gain"][:, 3] = 10  # all of them became less likely
+    assert calibrate(profile).high == 0.0
+    profile["harm"] = profile["gain"].flip(1)
+    with pytest.raises(
+        ValueError, match=r"fewer than a share of 0\.1 of the tokens moved the way of their advantage"
+    ):
+        calibrate(profile)
