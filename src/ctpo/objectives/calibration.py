@@ -17,6 +17,7 @@ from ctpo.objectives import checks
 from ctpo.objectives.tails import Tails
 
 _NORMAL = NormalDist()
+_STILL = 1e-9  # nats: what rounding leaves of the spread of equal values
 _EDGE_ROUNDING = 1e-6  # edges come as float32, and a whole one must not become the next whole number
 
 
@@ -158,7 +159,7 @@ def _usable_bins(profile: Mapping[str, Tensor]) -> dict[int, tuple[float, float,
 
 
 def _usable(count: float, mean: float, std: float) -> bool:
-    return count >= 2 and std > 0 and math.isfinite(mean) and math.isfinite(std)
+    return count >= 2 and std > _STILL and math.isfinite(mean) and math.isfinite(std)
 
 
 def _line(

@@ -73,7 +73,7 @@ def pool(lines: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         return (count * values).sum(0) / total
 
     centre = mean(columns["log_ratio_mean"])
-    square = mean(columns["log_ratio_std"].square() + columns["log_ratio_mean"].square())
+    variance = mean(columns["log_ratio_std"].square() + (columns["log_ratio_mean"] - centre).square())
     cells = len(lines[0]["log_ratio_histogram"]["edge"]) + 1
 
     def tail(side: str) -> Tensor:
@@ -85,7 +85,7 @@ def pool(lines: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         "edge": torch.tensor(lines[0]["edge"], dtype=torch.float64),
         "position_mean": mean(columns["position_mean"]),
         "log_ratio_mean": centre,
-        "log_ratio_std": (square - centre.square()).clamp(min=0).sqrt(),
+        "log_ratio_std": variance.sqrt(),
         "cell_edge": torch.tensor(lines[0]["log_ratio_histogram"]["edge"], dtype=torch.float64),
         "gain": tail("gain"),
         "harm": tail("harm"),
