@@ -57,6 +57,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         evaluate: Callable[[int], Evaluation],
         listener: Listener,
         *,
+        tell_loggers: Callable[[dict[str, float]], None],
         diagnostics: Diagnostics,
         updates_per_batch: int,
         eval_every: int,
@@ -66,7 +67,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._run, self._account, self._evaluate, self._listener = run, account, evaluate, listener
         self._updates, self._eval_every, self._last = updates_per_batch, eval_every, last_batch
-        self._diagnostics, self._samples = diagnostics, samples
+        self._diagnostics, self._samples, self._tell_loggers = diagnostics, samples, tell_loggers
         self._before, self._batch_before = _read_clock(checkpoint)
         self.evaluation: Evaluation | None = None
         self._started = self._batch_started = time.perf_counter()
@@ -100,13 +101,17 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         at_boundary = state.global_step > 0 and state.global_step % self._updates == 0
-        if logs is None or "train_runtime" in logs or not at_boundary:
+        if (
+            logs is None or "learning_rate" not in logs or not at_boundary
+        ):  # the end of a run, or an evaluation
             return
         batch = state.global_step // self._updates
         record = {"batch": batch, "step": state.global_step, **_metrics(logs), **self._costs()}
         if batch == self._last or (self._eval_every and batch % self._eval_every == 0):
             self.evaluation = self._evaluate(batch)
             record |= heldout_metrics(self.evaluation)
+            summary = self.evaluation.summary().items()
+            self._tell_loggers({f"eval_{name.replace('@', '_at_')}": value for name, value in summary})
             if state.is_world_process_zero:
                 self._run.write_samples(batch, self._diagnostics.samples(self._samples))
         record["seconds"] = round(self.seconds, 3)

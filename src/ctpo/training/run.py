@@ -201,6 +201,7 @@ def _run(
         lambda: trainer.rollout_account.over_processes(trainer.accelerator),
         held_out,
         listener,
+        tell_loggers=trainer.tell_loggers,
         diagnostics=trainer.diagnostics,
         samples=recipe.transcripts,
         updates_per_batch=updates,

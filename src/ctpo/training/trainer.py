@@ -294,6 +294,10 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._metrics[mode].update({LOGGER_NAMES.get(name, name): [value] for name, value in figures.items()})
         super().log(logs, start_time)
 
+    def tell_loggers(self, figures: dict[str, float]) -> None:
+        """Hand figures that are not the trainer's own to whatever `report_to` names, at this step."""
+        self.callback_handler.on_log(self.args, self.state, self.control, figures)
+
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must be of for this trainer to go on from it."""
         return {**self.run_identity, "world_size": self.args.world_size, "model": self._model_facts}

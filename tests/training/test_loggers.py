@@ -1,0 +1,60 @@
+"""A run's figures in TensorBoard's event files, read back."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from ctpo.training.run import train
+
+
+def events(path: Path) -> Iterator[Any]:
+    """The records of an event file: length, its checksum, content, its checksum."""
+    content = path.read_bytes()
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        yield Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+
+
+def test_what_reaches_the_loggers(small_recipe: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    run = train(small_recipe(tmp_path / "run", report_to="tensorboard")).run
+    (path,) = run.path.rglob("events.out.tfevents.*")
+    found: dict[tuple[str, int], float] = {}
+    for event in events(path):
+        for value in event.summary.value:
+            assert found.setdefault((value.tag, event.step), value.simple_value) == value.simple_value
+    profiles = [json.loads(line) for line in run.profile.read_text().splitlines()]
+    for record, line in zip(run.records()[1:], profiles, strict=True):
+        step = record["step"]
+        for theirs, ours in {
+            "reward": "reward",
+            "entropy": "entropy",
+            "clip_ratio/region_mean": "clip_fraction",
+            "clip_ratio/low_mean": "clip_fraction_low",
+            "clip_ratio/high_mean": "clip_fraction_high",
+            "sampling/sampling_logp_difference/mean": "engine_gap_mean",
+            "completions/max_length": "response_tokens_max",
+            "tools/call_frequency": "tool_calls_per_response",
+            "gradient_removed": "gradient_removed",
+            "spread_power": "spread_power",
+        }.items():
+            assert found[f"train/{theirs}", step] == pytest.approx(record[ours], rel=1e-5), theirs
+        for tag, name in (("pass_at_1", "heldout_pass@1"), ("tool_calls", "heldout_tool_calls")):
+            assert found[f"eval/{tag}", step] == pytest.approx(record[name], rel=1e-5)
+        for i, edge in enumerate(line["edge"]):
+            if line["count"][i]:
+                clipped = (line["high"][i] + line["low"][i]) / line["count"][i]
+                assert found[f"train/position/clip_ratio/{edge:05d}", step] == pytest.approx(
+                    clipped, rel=1e-5
+                )
+                spread = found[f"train/position/log_ratio_std/{edge:05d}", step]
+                assert spread == pytest.approx(line["log_ratio_std"][i], rel=1e-5)
+            else:
+                assert (f"train/position/clip_ratio/{edge:05d}", step) not in found
