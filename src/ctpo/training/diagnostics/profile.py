@@ -142,34 +142,35 @@ def sums_of(details: Details, advantages: Tensor, edges: list[int]) -> Sums:
     """
     device, bins = details.clip.device, len(edges)
     wide = prefix_dtype(device)
-    counted = details.kept & (advantages != 0)
+    # One wait for the device a look, and half the work where tools and padding are half of the tokens.
+    counted = (details.kept & (advantages != 0)).reshape(-1).nonzero()[:, 0]
+
+    def chosen(values: Tensor) -> Tensor:
+        return values.reshape(-1)[counted]
+
     ends, cell_edges = torch.tensor(edges, device=device), torch.tensor(CELL_EDGES, dtype=wide, device=device)
-    # What does not count goes to a bin beyond the last; selecting instead would wait for the device.
-    place = torch.bucketize(details.position, ends).clamp_(max=bins - 1)
-    place = torch.where(counted, place, bins).reshape(-1)
-    c = Padded().prefix_sum(details.log_ratio).reshape(-1)
-    x, left = details.log_weight.to(wide).reshape(-1), details.log_left.to(wide).reshape(-1)
-    signal = advantages.to(wide).reshape(-1)
-    ones = torch.ones_like(c)
+    position, clip = chosen(details.position), chosen(details.clip).long()
+    place = torch.bucketize(torch.arange(edges[-1] + 1, device=device), ends)[position.clamp(max=edges[-1])]
+    c = chosen(Padded().prefix_sum(details.log_ratio))
+    x, left, signal = (
+        chosen(values).to(wide) for values in (details.log_weight, details.log_left, advantages)
+    )
+    ones, size = torch.ones_like(c), signal.abs()
     weight = x.exp()
-    slope, removed = signal.abs() * weight, signal.abs() * (weight - left.exp()).clamp_(min=0)
+    slope, removed = size * weight, size * (weight - left.exp()).clamp_(min=0)
 
     def table(index: Tensor, values: Tensor, size: int) -> Tensor:
         return torch.zeros(size, dtype=wide, device=device).index_add_(0, index, values)
 
-    side = torch.where(signal > 0, GAIN, HARM)
-    cell = (side * (bins + 1) + place) * CELLS + torch.bucketize(c, cell_edges)
-    weighing = (place == bins) * CELLS + torch.bucketize(x, cell_edges)
-    clip = (details.clip.reshape(-1).long() % 4) * (bins + 1) + place
-    t = details.position.to(wide).reshape(-1)
+    side, t = torch.where(signal > 0, GAIN, HARM), position.to(wide)
+    cell = (side * bins + place) * CELLS + torch.bucketize(c, cell_edges)
     values = (t, c, c.square(), x, x.square(), slope, removed)
-    cells = table(cell, ones, 2 * (bins + 1) * CELLS).reshape(2, bins + 1, CELLS)
     return Sums(
         edges,
-        cells[:, :bins],
-        table(weighing, ones, 2 * CELLS)[:CELLS],
-        table(clip, ones, 4 * (bins + 1)).reshape(4, bins + 1)[:, :bins],
-        torch.stack([table(place, each, bins + 1) for each in values])[:, :bins],
+        table(cell, ones, 2 * bins * CELLS).reshape(2, bins, CELLS),
+        table(torch.bucketize(x, cell_edges), ones, CELLS),
+        table(clip % 4 * bins + place, ones, 4 * bins).reshape(4, bins),
+        torch.stack([table(place, each, bins) for each in values]),
     )
 
 
