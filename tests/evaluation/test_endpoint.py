@@ -115,13 +115,15 @@ def test_the_judges_account_is_printed_and_saved(tmp_path: Path, capsys: pytest.
     task = f"{tmp_path / 'f.jsonl'}?tool=none"
     with serving(answer) as (url, _):
         words = ["eval", "m", "--endpoint", url, "--task", task, "--output", str(tmp_path / "out")]
-        assert main(words) == 0
-    verdicts = [row["verdict"] for row in rows(tmp_path / "out")]
+        assert main([*words, "--samples", "2"]) == 0
+    verdicts = [row["verdict"] for row in rows(tmp_path / "out")][::2]
     assert verdicts[:3] == ["right", "no answer", "wrong"]
     assert verdicts[3] in ("unparsable", "wrong")
     (figures,) = json.loads((tmp_path / "out" / "eval.json").read_text())["results"].values()
-    assert figures["verdicts"]["no answer"] == 1
-    assert "1 no answer" in capsys.readouterr().out
+    assert figures["verdicts"]["no answer"] == 2
+    printed = capsys.readouterr().out
+    assert "2 no answer" in printed
+    assert "the 2 samples of each problem are identical; the server seems not to sample" in printed
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,11 @@ def serving(answer: Callable[[str, dict[str, Any]], Answer]) -> Iterator[tuple[s
 
         def reply(self, body: str) -> None:
             requests.append((self.path, json.loads(body), dict(self.headers)))
-            status, content = answer(self.path, json.loads(body))
+            try:
+                status, content = answer(self.path, json.loads(body))
+            except ConnectionResetError:  # a server that hangs up
+                self.close_connection = True
+                return
             data = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(data)))

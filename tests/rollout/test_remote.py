@@ -253,11 +253,15 @@ def test_endpoints_are_checked_before_work() -> None:
 
 @pytest.mark.parametrize(("hello", "taken"), [(200, True), (400, True), (404, False), (500, False)])
 def test_a_server_that_cannot_list_its_models_is_asked_for_a_word(hello: int, taken: bool) -> None:
-    """As transformers serve cannot where the hub's cache is missing: its /models then answers 500."""
+    """As transformers serve cannot where the hub's cache is missing: its /models then answers 500, and hangs up."""
+    hung_up: list[str] = []
 
     def answer(path: str, payload: dict[str, Any]) -> Answer:
         if path == "/v1/models":
             return 500, {}
+        if len(hung_up) < 1:
+            hung_up.append(path)
+            raise ConnectionResetError
         return said("Hi") if path == "/v1/chat/completions" and hello == 200 else (hello, {})
 
     with serving(answer) as (url, _):

@@ -269,6 +269,11 @@ def _print_figures(console: Any, model: str, figures: dict[str, Any], suite: Sui
                 f"{name}: {result['failed_requests']} responses failed and count as unsolved; the same command with "
                 "--output asks for them again"
             )
+        if suite.endpoint is not None and suite.temperature > 0 and result.get("identical") == 1:
+            console.print(
+                f"{name}: the {k} samples of each problem are identical; the server seems not to sample (transformers "
+                "serve wants do_sample in the model's generation_config.json)"
+            )
         judged = {word: count for word, count in result["verdicts"].items() if word not in ("right", "wrong")}
         if judged:
             console.print(f"{name}: " + ", ".join(f"{count} {word}" for word, count in judged.items()))

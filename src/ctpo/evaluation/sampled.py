@@ -82,6 +82,9 @@ def summarise(rows: Sequence[Row], samples: int) -> dict[str, Any]:
         )
     if samples > 1:
         votes = [majority([r["found"] for r in group], [r["correct"] for r in group]) for group in groups]
+        figures["identical"] = sum(len({r["completion"] for r in group}) == 1 for group in groups) / len(
+            groups
+        )
         figures[f"majority@{samples}"], figures["majority_stderr"] = mean_and_error(votes)
     tokens, tokens_error = mean_and_error([sum(r["tokens"] for r in group) / samples for group in groups])
     return {

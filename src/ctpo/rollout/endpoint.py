@@ -133,9 +133,12 @@ class Endpoint:
     def _talks(self) -> bool:
         """Whether the server knows the path that conversations go to."""
         hello = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-        answer, _ = self._try("chat/completions", hello)
-        if not isinstance(answer, RequestFailed):
-            return True
+        for _ in range(2):  # a server that has just failed may have hung up
+            answer, _wait_s = self._try("chat/completions", hello)
+            if not isinstance(answer, RequestFailed):
+                return True
+            if answer.status is not None:
+                break
         return answer.status is not None and answer.status < 500 and answer.status not in (404, 405)
 
     def _try(self, path: str, payload: dict[str, Any]) -> tuple[dict[str, Any] | RequestFailed, float | None]:
@@ -180,7 +183,7 @@ def _retry_after(response: Any) -> float:
 def _message(response: Any) -> str:
     try:
         body = response.json()
-        error = body.get("error", body)
+        error = body.get("error", body.get("detail", body))  # FastAPI's own errors have a detail
         text = error.get("message", error) if isinstance(error, dict) else error
     except (ValueError, AttributeError):
         text = response.text
