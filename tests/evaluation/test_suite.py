@@ -40,18 +40,24 @@ def test_figures_are_those_of_the_rows(suite: Suite, tmp_path: Path) -> None:
         assert row["correct"] == (row["found"] == row["answer"])
 
 
-@pytest.mark.parametrize("kept", [0, 3, 16, 17, 35, 40])
-def test_a_killed_evaluation_goes_on_as_if_undisturbed(suite: Suite, tmp_path: Path, kept: int) -> None:
+@pytest.mark.parametrize(
+    ("kept", "at_once"), [(0, 16), (3, 16), (16, 16), (17, 16), (35, 16), (40, 16), (17, 8), (35, 40)]
+)
+def test_a_killed_evaluation_goes_on_as_if_undisturbed(
+    suite: Suite, tmp_path: Path, kept: int, at_once: int
+) -> None:
     suite = replace(suite, tasks={"bare": replace(suite.tasks["arithmetic"], tool=None)})
     _, undisturbed = run_suite(suite, output=tmp_path)
     path = tmp_path / "transcripts.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:kept]) + (lines[kept][:20] if kept < 40 else ""))
     done: list[int] = []
+    # In blocks of another size, as after a batch that was too large for the memory.
+    suite = replace(suite, rows_at_once=at_once)
     _, continued = run_suite(suite, output=tmp_path, progress=lambda _, at, of: done.append(at))
     assert continued == undisturbed
     assert [json.loads(line) for line in path.read_text().splitlines()] == undisturbed["bare"]
-    assert done[0] == min(kept // 16 * 4, 10) if kept < 40 else done == [10]
+    assert done[0] == min(kept // at_once * at_once // 4, 10) if kept < 40 else done == [10]
 
 
 def test_another_evaluation_in_the_folder_is_refused(suite: Suite, tmp_path: Path) -> None:

@@ -95,6 +95,8 @@ def test_a_file_is_held_out_only(folder: Path) -> None:
 def test_an_unknown_generator_is_named() -> None:
     with pytest.raises(UserError, match="no generator 'chain_sums'; use for example chain_sum"):
         get_task("reasoning_gym:chain_sums").problems("test", 5, 0)
+    with pytest.raises(UserError, match="composite makes no problems by itself: Must specify at least one"):
+        get_task("reasoning_gym:composite").problems("test", 5, 0)
 
 
 @pytest.mark.skipif(find_spec("reasoning_gym") is not None, reason="the extra is installed")

@@ -67,8 +67,10 @@ class Suite:
 
     def settings(self) -> dict[str, Any]:
         """What decides the figures, for the record and to recognise an evaluation that can be continued."""
-        # A server may come back elsewhere, or be asked at another pace, and is the same model all the same.
-        left_out = ("tasks", "unsafe_no_isolation", "endpoint", "api_key", "concurrency", "request_timeout_s")
+        # A server may come back elsewhere, or be asked at another pace, and is the same model all the same; how many
+        # responses are decoded at once changes no random number.
+        pace = ("concurrency", "request_timeout_s", "rows_at_once")
+        left_out = ("tasks", "unsafe_no_isolation", "endpoint", "api_key", *pace)
         return {
             "tasks": list(self.tasks),
             **{name: value for name, value in vars(self).items() if name not in left_out},

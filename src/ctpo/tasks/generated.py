@@ -57,7 +57,12 @@ class Generator:
         validate_request(split, count)
         import reasoning_gym
 
-        draws = reasoning_gym.create_dataset(self.name, size=_TRIES * (count + 10), seed=seed)
+        try:
+            draws = reasoning_gym.create_dataset(self.name, size=_TRIES * (count + 10), seed=seed)
+        except Exception as error:  # `composite` cannot be made of nothing; a generator's own needs may grow
+            raise UserError(
+                f"reasoning_gym:{self.name} makes no problems by itself: {error}; use another"
+            ) from None
         chosen: dict[str, Problem] = {}
         for entry in draws:
             if len(chosen) == count:
