@@ -133,6 +133,16 @@ def test_a_judge_that_looks_at_more_than_the_answer() -> None:
 
 
 @needs_reasoning_gym
+def test_a_judge_gets_the_entry_as_it_was_made() -> None:
+    """That of rearc compares boards of tuples, which JSON knows not."""
+    task = get_task("reasoning_gym:rearc")
+    problem = task.problems("test", 1, 0)[0]
+    answer = json.loads(problem.answer)["answer"]
+    assert task.check.verdict(f"<answer>{answer.replace(' ', '  ')}</answer>", problem.answer) == "right"
+    assert task.check.verdict(f"<answer>{answer}0</answer>", problem.answer) == "wrong"
+
+
+@needs_reasoning_gym
 def test_an_answer_that_is_a_program_stays_in_the_sandbox(tmp_path: Path) -> None:
     """The judge of countdown hands the model's text to sympy's parser, which evaluates it as Python."""
     task = get_task("reasoning_gym:countdown")
@@ -165,6 +175,18 @@ def test_a_task_of_ones_own_in_ten_lines(tmp_path: Path) -> None:
     assert task.problems("test", 2, 0)[1].answer == "68"
     rewards = reward_function(task)(["p"] * 3, ["so 67", "<py>1</py> 67", "68"], ["67"] * 3)
     assert rewards == [1.0, 0.75, 0.0]
+
+
+def test_ones_own_form_of_a_shipped_task_from_files(folder: Path) -> None:
+    (folder / "short.py").write_text(
+        "from dataclasses import replace\nfrom ctpo.tasks import get_task\n"
+        "task = replace(get_task('gsm8k'), system='Be brief.')\n"
+    )
+    task = get_task(f"{folder}/short.py@{folder}")
+    assert task.system == "Be brief."
+    assert [problem.answer for problem in task.problems("test", 2, 0)] == ["2", "4"]
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        get_task(f"{folder}/short.py@nowhere")
 
 
 def test_a_file_that_changed_is_run_again(tmp_path: Path) -> None:

@@ -32,7 +32,11 @@ _LIMIT_S = 5.0
 _MEMORY_MB = 1024
 _SCORE = """
 import json, reasoning_gym
-name, found, entry = json.loads({question!r})
+def whole(held):
+    if "__tuple__" in held:
+        return tuple(held["__tuple__"])
+    return dict(held["__items__"]) if "__items__" in held else held
+name, found, entry = json.loads({question!r}, object_hook=whole)
 print("\\n" + str(float(reasoning_gym.get_score_answer_fn(name)(answer=found, entry=entry))))
 """
 
@@ -126,7 +130,20 @@ def generated_task(name: str) -> Task:
 
 
 def _dumped(entry: dict[str, Any]) -> str:
-    return json.dumps(entry, default=str, ensure_ascii=False)
+    return json.dumps(_marked(entry), default=str, ensure_ascii=False)
+
+
+def _marked(value: Any) -> Any:
+    """With marks on what JSON would turn into something else: judges compare boards of tuples, by numbered keys."""
+    if isinstance(value, tuple):
+        return {"__tuple__": [_marked(each) for each in value]}
+    if isinstance(value, list):
+        return [_marked(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if all(isinstance(key, str) for key in value):
+        return {key: _marked(each) for key, each in value.items()}
+    return {"__items__": [[_marked(key), _marked(each)] for key, each in value.items()]}
 
 
 def _score(printed: str) -> float:

@@ -5,7 +5,7 @@
     PATH.jsonl, PATH.parquet          a mathematics task from a file
     hub:OWNER/NAME                    a mathematics task from any hub dataset
     reasoning_gym:NAME                a generator of reasoning-gym
-    FILE.py, FILE.py:NAME             a `Task` that a Python file of the user's defines
+    FILE.py, FILE.py:NAME             a `Task` that a Python file of the user's defines (FILE.py@PATH: see gsm8k@PATH)
 
 Options follow a question mark, joined by `&`: `prompt=COLUMN`, `answer=COLUMN`, `id=COLUMN`, `config=NAME`,
 `split=NAME` (the hub split that serves as test), and for chat tasks `tool=none|auto|fenced|native`.
@@ -62,10 +62,11 @@ def _base_task(base: str, options: dict[str, str]) -> Task:
         return _hub_task(base.removeprefix("hub:"), options)
     _refuse(options, _HUB_OPTIONS, base)
     if is_own_task(base):
-        _refuse(options, _COLUMN_OPTIONS, base)
-        return own_task(base)
+        return _from_files(own_task(base), None, options)
+    if is_own_task(shipped):
+        return _from_files(own_task(shipped), Path(path), options)
     if shipped in _TASKS:
-        return _shipped_task(shipped, Path(path) if at else None, options)
+        return _from_files(_TASKS[shipped], Path(path) if at else None, options)
     if base.endswith(SUFFIXES) or Path(base).exists():
         return _file_task(Path(base), options)
     near = difflib.get_close_matches(shipped, _TASKS, n=1)
@@ -76,12 +77,13 @@ def _base_task(base: str, options: dict[str, str]) -> Task:
     )
 
 
-def _shipped_task(name: str, path: Path | None, options: dict[str, str]) -> Task:
-    task = _TASKS[name]
+def _from_files(task: Task, path: Path | None, options: dict[str, str]) -> Task:
+    """The task with problems from a file or a folder in place of the hub's, where a path is given."""
+    name = task.name
     if not isinstance(task.problems, DatasetSource):
         if path is not None:
             raise UserError(f"task {name!r} makes its problems itself; drop @{path}")
-        _refuse(options, (*_COLUMN_OPTIONS, "tool"), name)
+        _refuse(options, (*_COLUMN_OPTIONS, *(("tool",) if name in _TASKS else ())), name)
         return task
     if path is None and not options:
         return task
@@ -91,7 +93,7 @@ def _shipped_task(name: str, path: Path | None, options: dict[str, str]) -> Task
         )
     # A file in place of the hub's dataset need not have that one's column names.
     columns = _columns(options, task.problems.columns if path is None else ANY_COLUMNS)
-    return math_task(name, dataclasses.replace(task.problems, path=path, columns=columns))
+    return dataclasses.replace(task, problems=dataclasses.replace(task.problems, path=path, columns=columns))
 
 
 def _file_task(path: Path, options: dict[str, str]) -> Task:
