@@ -133,13 +133,13 @@ class Endpoint:
     def _talks(self) -> bool:
         """Whether the server knows the path that conversations go to."""
         hello = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+        status: int | None = None
         for _ in range(2):  # a server that has just failed may have hung up
             answer, _wait_s = self._try("chat/completions", hello)
             if not isinstance(answer, RequestFailed):
                 return True
-            if answer.status is not None:
-                break
-        return answer.status is not None and answer.status < 500 and answer.status not in (404, 405)
+            status = status or answer.status
+        return status is not None and status < 500 and status not in (404, 405)
 
     def _try(self, path: str, payload: dict[str, Any]) -> tuple[dict[str, Any] | RequestFailed, float | None]:
         """The answer; or the failure and the seconds to wait before another try (None: don't)."""
