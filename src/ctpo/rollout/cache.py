@@ -83,6 +83,9 @@ class Slots:
     """[b]: the cache rows of this pass; None for all, in order."""
     where: Tensor
     """[b, 1]: the same, written out."""
+    dtype: torch.dtype | None = None
+    """What keys and values are kept in; None for what they come in. Attention under autocast would turn the whole
+    cache into its dtype at every token."""
 
     def aim(self, columns: Tensor, width: int) -> None:
         """Set where the next pass writes and how far it looks."""
@@ -110,6 +113,7 @@ class RaggedLayer(GrowingLayer):
 
     def _write(self, room: Tensor | None, held: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         slots = self._slots
+        new = new if slots.dtype is None else new.to(slots.dtype)
         if room is None or room.shape[-2] < slots.width:
             room = _grown(held, new, slots)
         # Transposed, the two indexed dimensions are neighbours, which is the fast case of an indexed write.

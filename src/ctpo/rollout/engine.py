@@ -7,7 +7,8 @@ a short one a token a step, in place of sampled tokens, which costs no pass at a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from ctpo.rollout.products import fast_products
 from ctpo.rollout.records import Rollout
 from ctpo.rollout.sampling import sample_tokens
 from ctpo.rollout.tools import ToolRunner
+from ctpo.rollout.weights import bfloat16_products
 
 _CHUNK = 16
 """Tokens from which an output is fed in a pass of its own; below, the pass costs more than it saves."""
@@ -46,6 +48,7 @@ class TransformersEngine:
         tokenizer: its tokenizer, with a pad token.
         eos_token_ids: ids that end a response; the tokenizer's and the generation config's if None.
         batch_size: rows decoded at once; None for all together.
+        in_bfloat16: multiply in bfloat16, from copies of the weights made for each `generate`.
     """
 
     def __init__(
@@ -55,7 +58,10 @@ class TransformersEngine:
         *,
         eos_token_ids: Iterable[int] | None = None,
         batch_size: int | None = None,
+        in_bfloat16: bool = False,
     ) -> None:
+        self._products: Callable[[Any], AbstractContextManager[Any]]
+        self._products = bfloat16_products if in_bfloat16 else nullcontext
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -100,7 +106,7 @@ class TransformersEngine:
         try:
             rows = self.batch_size or max(len(prompts), 1)
             noise = None if uniforms is None else uniforms.to(self.model.device)
-            with fast_products(self.model):
+            with self._products(self.model), fast_products(self.model):
                 return [
                     rollout
                     for i in range(0, len(prompts), rows)

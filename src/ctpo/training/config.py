@@ -95,6 +95,13 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
             "help": "Compute logits of the model's own tokens only, in chunks; off also turns pack_rows off."
         },
     )
+    fused_layers: bool = field(
+        default=True,
+        metadata={
+            "help": "On a CPU: norms as one step each and, in bfloat16, attention over short prompts and completions "
+            "as whole products. Another order of the same sums."
+        },
+    )
     skip_zero_advantage: bool = field(
         default=True,
         metadata={
@@ -107,14 +114,16 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         default=None,
         metadata={
             "help": "Tokens that go through the model at once; a micro-batch of more is cut, which changes nothing but "
-            "rounding and memory. Unset: as many as keep activations below twice the weights; 0: no limit."
+            "rounding and memory. Unset: as many as keep activations within the memory of weights, gradients and "
+            "Adam's moments; 0: no limit."
         },
     )
     compute_dtype: str = field(
         default="auto",
         metadata={
-            "help": "Of forward and backward on a CPU; weights and optimizer stay as they are. `auto`: bfloat16 where "
-            "it was measured to be faster and anchor is not `rollout`; `float32`; `bfloat16`."
+            "help": "Of the products in forward, backward and sampling in process, on a CPU; weights and optimizer "
+            "stay as they are. `auto`: bfloat16 where it was measured to be faster and anchor is not `rollout`; "
+            "`float32`; `bfloat16`."
         },
     )
     max_nonfinite_updates: int = field(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from ctpo.objectives.penalties import kl_penalty
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.training.scoring import Levers, Rows, Scorer
 from ctpo.training.scoring.plan import packs, token_limit
-from ctpo.training.scoring.precision import bfloat16_context
+from ctpo.training.scoring.precision import computes_in_bfloat16
 from ctpo.training.stats import WEIGHT
 
 if TYPE_CHECKING:
@@ -63,13 +64,12 @@ def make_scorer(trainer: CTPOTrainer) -> Scorer:
     args = trainer.args
 
     def autocast() -> Any:
-        if trainer.model.dtype == torch.float32 and not (args.bf16 or args.fp16):
-            return bfloat16_context(trainer.model, args.compute_dtype, exact_anchor=args.anchor == "rollout")
-        return trainer.accelerator.autocast()
+        if args.bf16 or args.fp16 or trainer.model.dtype != torch.float32:
+            return trainer.accelerator.autocast()
+        device = trainer.model.device.type
+        return torch.autocast(device, torch.bfloat16) if computes_in_bfloat16(trainer) else nullcontext()
 
-    levers = Levers(
-        pack_rows=args.pack_rows, share_prompts=args.share_prompts, completion_head=args.completion_head
-    )
+    levers = Levers(**{field.name: getattr(args, field.name) for field in fields(Levers)})
     return Scorer(
         levers,
         temperature=trainer.temperature,
@@ -241,4 +241,8 @@ def _limit(trainer: CTPOTrainer) -> int | None:
     if not row_wise(trainer) or trainer.accelerator.distributed_type in _LOCKSTEP:
         return None
     limit: int | None = trainer.args.max_tokens_per_micro_batch
-    return token_limit(trainer.accelerator.unwrap_model(trainer.model)) if limit is None else limit or None
+    if limit is not None:
+        return limit or None
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    low = trainer.args.bf16 or model.dtype == torch.bfloat16 or computes_in_bfloat16(trainer)
+    return token_limit(model, in_bfloat16=low)

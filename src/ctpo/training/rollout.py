@@ -18,6 +18,7 @@ from ctpo.rollout.noise import row_uniforms
 from ctpo.tasks import Task
 from ctpo.training.masking import VoidTurns, is_truncated, is_void
 from ctpo.training.processes import whole_model
+from ctpo.training.scoring.precision import computes_in_bfloat16
 from ctpo.training.vllm import vllm_engine
 
 
@@ -135,7 +136,11 @@ def open_engine(trainer: Any, batch_size: int | None) -> Iterator[TransformersEn
         return
     with whole_model(trainer) as model:
         yield TransformersEngine(
-            model, trainer.processing_class, eos_token_ids=trainer.eos_token_ids, batch_size=batch_size
+            model,
+            trainer.processing_class,
+            eos_token_ids=trainer.eos_token_ids,
+            batch_size=batch_size,
+            in_bfloat16=computes_in_bfloat16(trainer),
         )
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Floats a layer of the Llama family keeps for the backward pass, a token: norms, projections, rotation, attention
+# Numbers a layer of the Llama family keeps for the backward pass, a token: norms, projections, rotation, attention
 # and residual in units of the width; gate, up, activation and product in units of the inner width.
 _PER_WIDTH, _PER_INNER = 16, 4
+_SHARE = 4
+"""Bytes of activations for a byte of float32 weights: as many as weights, gradients and Adam's moments have."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Rows:
 def packs(rows: Rows, chosen: Tensor, limit: int | None, *, shared: bool) -> list[Tensor]:
     """Split the chosen rows into as few packs as the token limit lets; one row alone may exceed it.
 
-    Rows of one prompt stay together and longest first; a group larger than the limit is cut, its prompt then
-    counted in each part. Deterministic.
+    Rows of one prompt stay together, longest first. A group that fits into a pack is not begun in one whose rest it
+    exceeds; a larger one is cut, its prompt then counted in each part. Deterministic.
 
     Args:
         rows: all rows.
@@ -67,12 +69,16 @@ def packs(rows: Rows, chosen: Tensor, limit: int | None, *, shared: bool) -> lis
     prompts, reach = rows.prompt_lengths().tolist(), rows.reach().tolist()
     groups = rows.groups().tolist()
     order = sorted(chosen.tolist(), key=lambda row: (groups[row], -reach[row], row))
+    whole: dict[int, int] = {}  # tokens of a group that shares its prompt
+    for row in order:
+        whole[groups[row]] = whole.get(groups[row], prompts[row]) + reach[row]
     parts: list[list[int]] = [[]]
     used, last = 0, None
     for row in order:
-        fresh = not (shared and groups[row] == last)
-        cost = reach[row] + (prompts[row] if fresh else 0)
-        if parts[-1] and used + cost > limit:
+        fresh = groups[row] != last
+        cost = reach[row] + (prompts[row] if fresh or not shared else 0)
+        wanted = whole[groups[row]] if shared and fresh and whole[groups[row]] <= limit else cost
+        if parts[-1] and used + wanted > limit:
             parts.append([])
             used, cost = 0, reach[row] + prompts[row]
         parts[-1].append(row)
@@ -80,15 +86,18 @@ def packs(rows: Rows, chosen: Tensor, limit: int | None, *, shared: bool) -> lis
     return [torch.tensor(sorted(part), dtype=torch.long, device=chosen.device) for part in parts]
 
 
-def token_limit(model: Any) -> int:
-    """Tokens whose activations take about twice the memory of the model's weights in float32, or half a GiB.
+def token_limit(model: Any, *, in_bfloat16: bool = False) -> int:
+    """Tokens whose activations take as much memory as the model's weights, their gradients and Adam's moments in
+    float32, or half a GiB.
 
-    Weights, gradients and Adam's moments are four times the weights, so activations add at most half of that.
+    Args:
+        model: of transformers.
+        in_bfloat16: whether its products are, which halves activations.
     """
     config = model.config.get_text_config()
     width = model.get_input_embeddings().embedding_dim
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    floats = config.num_hidden_layers * (_PER_WIDTH * width + _PER_INNER * inner)
-    floats += model.get_input_embeddings().num_embeddings
-    budget = max(2 * 4 * model.num_parameters(), 1 << 29)
-    return max(256, int(budget / (4 * floats)))
+    numbers = config.num_hidden_layers * (_PER_WIDTH * width + _PER_INNER * inner)
+    numbers += model.get_input_embeddings().num_embeddings
+    budget = max(_SHARE * 4 * model.num_parameters(), 1 << 29)
+    return max(256, int(budget / ((2 if in_bfloat16 else 4) * numbers)))

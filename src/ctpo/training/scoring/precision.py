@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -15,21 +14,30 @@ _WORTH = 1.2  # conversions, norms and the optimizer stay as they are
 _TOKENS = 256
 
 
-def bfloat16_context(model: Any, compute_dtype: str, *, exact_anchor: bool) -> AbstractContextManager[Any]:
-    """Autocast to bfloat16 for the forward pass where that is asked for or pays; parameters, their gradients and
-    the optimizer stay float32.
+def computes_in_bfloat16(trainer: Any) -> bool:
+    """Whether a trainer multiplies its float32 weights in bfloat16 by `compute_dtype`, in scoring and in sampling."""
+    args = trainer.args
+    if args.bf16 or args.fp16 or not hasattr(args, "compute_dtype"):
+        return False
+    return wants_bfloat16(trainer.model, args.compute_dtype, exact_anchor=args.anchor == "rollout")
+
+
+def wants_bfloat16(model: Any, compute_dtype: str, *, exact_anchor: bool) -> bool:
+    """Whether products with the model's float32 weights are to be in bfloat16: where that is asked for or pays.
+    Parameters, their gradients and the optimizer stay float32.
 
     Args:
         model: whose width is measured.
         compute_dtype: one of COMPUTE_DTYPES; "auto" on a CPU measures once a process, elsewhere leaves the choice
             to `bf16`.
-        exact_anchor: the ratio's anchor comes from an engine in float32, which "auto" must not disagree with.
+        exact_anchor: the ratio's anchor comes from the rollout engine, with which "auto" must not disagree.
     """
+    if model.dtype != torch.float32 or compute_dtype == "float32":
+        return False
+    if compute_dtype == "bfloat16":
+        return True
     device = next(model.parameters()).device.type
-    wanted = compute_dtype == "bfloat16"
-    if compute_dtype == "auto" and device == "cpu" and not exact_anchor:
-        wanted = model.dtype == torch.float32 and bfloat16_pays(_width(model))
-    return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()
+    return device == "cpu" and not exact_anchor and bfloat16_pays(_width(model))
 
 
 @cache

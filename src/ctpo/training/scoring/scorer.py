@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ctpo.training.scoring.head import Targets, scoring_head
+from ctpo.training.scoring.norms import fused_norms
 from ctpo.training.scoring.plan import Rows
 from ctpo.training.scoring.tree import grow, tree_attention_in
 
@@ -33,6 +34,8 @@ class Levers:
     """Repeated prompts; needs pack_rows."""
     completion_head: bool = True
     """The head on prompts, padding and tool tokens; needed by the two above."""
+    fused_layers: bool = True
+    """On a CPU, passes over memory inside of norms and, in bfloat16, of attention."""
 
 
 class Scorer:
@@ -89,6 +92,7 @@ class Scorer:
 
     def _packed(self, model: Any, unwrapped: Any, rows: Rows) -> Tensor:
         tree, targets = grow(rows, temperature=self.temperature, shared=self.levers.share_prompts)
+        tree.whole_attention = self.levers.fused_layers
         with tree_attention_in(unwrapped.config.get_text_config()):
             return self._forward(
                 model, unwrapped, targets, input_ids=tree.ids, position_ids=tree.positions, ctpo_tree=tree
@@ -109,6 +113,8 @@ class Scorer:
         """[M, 2] log-probs and entropies of the targets."""
         with ExitStack() as stack:
             stack.enter_context(self.autocast())
+            if self.levers.fused_layers:
+                stack.enter_context(fused_norms(unwrapped))
             head = unwrapped.get_output_embeddings()
             stack.enter_context(scoring_head(head, targets, float32=self._float32_head))
             out: Tensor = model(**inputs, use_cache=False).logits

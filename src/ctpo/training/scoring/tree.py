@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from ctpo.training.scoring.attention import attend
 from ctpo.training.scoring.head import Targets
 from ctpo.training.scoring.plan import Rows
 
@@ -42,10 +42,12 @@ class Tree:
     """[b] the trunk each branch grows from."""
     order: Tensor
     """[N] where each token of the stream is in the trunks' and branches' padded outputs."""
+    whole_attention: bool = True
+    """Whether attention may go by whole products (`attention.attend`)."""
     _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
     def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
-        """Who may see whom: [n, 1, L, L] or None for causal, and [b, 1, C, L' + C], L' the longest parent."""
+        """Who may see whom: [1, 1, L, L] or None for causal, and [b, 1, C, L' + C], L' the longest parent."""
         if window not in self._masks:
             self._masks[window] = (self._trunk_mask(window), self._branch_mask(window))
         return self._masks[window]
@@ -176,31 +178,12 @@ def tree_attention(
         raise ValueError(f"{unsupported[0]} is not part of the tree attention")
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [N, heads, width]
     trunk_mask, branch_mask = tree.masks(kwargs.get("sliding_window"))
-    trunk = scaled_dot_product_attention(
-        _gather(q, tree.trunk),
-        _gather(k, tree.trunk),
-        _gather(v, tree.trunk),
-        attn_mask=trunk_mask,
-        is_causal=trunk_mask is None,
-        enable_gqa=q.shape[1] != k.shape[1],
-        dropout_p=dropout,
-        scale=scaling,
-    )
+    how: dict[str, Any] = {"scale": scaling, "dropout": dropout, "whole": tree.whole_attention}
+    trunk = attend(_gather(q, tree.trunk), _gather(k, tree.trunk), _gather(v, tree.trunk), trunk_mask, **how)
     out = trunk.transpose(1, 2).flatten(0, 1)
     if tree.branch.numel():
         seen = torch.cat([tree.prefix, tree.branch], dim=1)
-        heads, length = q.shape[1], tree.branch.shape[1]
-        # Query heads that share a key head become more queries of it, so that no key is copied.
-        queries = _gather(q, tree.branch).reshape(len(seen), k.shape[1], -1, q.shape[2])
-        branch = scaled_dot_product_attention(
-            queries,
-            _gather(k, seen),
-            _gather(v, seen),
-            attn_mask=branch_mask.repeat(1, 1, heads // k.shape[1], 1),
-            dropout_p=dropout,
-            scale=scaling,
-        )
-        branch = branch.reshape(len(seen), heads, length, -1)
+        branch = attend(_gather(q, tree.branch), _gather(k, seen), _gather(v, seen), branch_mask, **how)
         out = torch.cat([out, branch.transpose(1, 2).flatten(0, 1)])
     return out.index_select(0, tree.order)[None], None
 

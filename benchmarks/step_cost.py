@@ -1,0 +1,69 @@
+"""What a step costs: CPU-seconds by phase, and the share of the machine's products that training reaches."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+
+def clock(trainer: Any) -> dict[str, float]:
+    """CPU-seconds of the step and its phases, filled while the trainer trains."""
+    from transformers import TrainerCallback
+
+    spent = dict.fromkeys(("step", "generation", "optimizer"), 0.0)
+    began: dict[str, float] = {}
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            began["step"] = time.process_time()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            spent["step"] += time.process_time() - began["step"]
+
+        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            began["optimizer"] = time.process_time()
+
+        def on_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            spent["optimizer"] += time.process_time() - began["optimizer"]
+
+    generate = trainer._generate
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = time.process_time()
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            spent["generation"] += time.process_time() - started
+
+    trainer._generate = timed
+    trainer.add_callback(Clock())
+    return spent
+
+
+def product_flops(trainer: Any) -> float:
+    """Of the products with weights in forward and backward (attention's own left out), for the tokens that must be
+    computed: prompts once, completions but for their last token; the head for every completion token."""
+    from ctpo.training.microbatch import loss_mask, rows_of
+
+    head = trainer.model.get_output_embeddings().weight.numel()
+    body = sum(p.numel() for p in trainer.model.parameters()) - head
+    total = 0.0
+    for part in trainer._buffered_inputs:
+        rows = rows_of(part, loss_mask(part))
+        groups, prompts, reach = rows.groups(), rows.prompt_lengths(), rows.reach()
+        once = sum(int(prompts[groups == group][0]) for group in groups.unique())
+        total += 6 * (body * (once + int((reach - 1).sum())) + head * int(rows.wanted.sum()))
+    return total
+
+
+def peak_flops(dtype: torch.dtype) -> float:
+    """Of a 1024³ product, best of ten."""
+    left, right = torch.randn(2, 1024, 1024).to(dtype).unbind()
+    seconds = []
+    for _ in range(10):
+        started = time.process_time()
+        left @ right
+        seconds.append(time.process_time() - started)
+    return 2 * 1024**3 / min(seconds)
