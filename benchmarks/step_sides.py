@@ -14,6 +14,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "fused_layers": {"fused_layers": False},
     "skip_zero_advantage": {"skip_zero_advantage": False},
     "max_tokens_per_micro_batch": {"max_tokens_per_micro_batch": 0},
+    "keep_freed_memory": {"keep_freed_memory": False},
     "compute_dtype": {"compute_dtype": "float32"},
     "checkpointing": {"gradient_checkpointing": True},
     "all": {"completion_head": False, "skip_zero_advantage": False, "compute_dtype": "float32"},

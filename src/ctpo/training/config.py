@@ -126,6 +126,13 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
             "`float32`; `bfloat16`."
         },
     )
+    keep_freed_memory: bool = field(
+        default=True,
+        metadata={
+            "help": "On a CPU: memory that tensors give back stays with the process (glibc's mallopt), since the "
+            "system clears what it hands out anew."
+        },
+    )
     max_nonfinite_updates: int = field(
         default=3,
         metadata={

@@ -23,6 +23,7 @@ from ctpo.training.config import CTPOConfig
 from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.guards import UpdateGuard, refuse_nonfinite_weights
 from ctpo.training.identity import describe_model
+from ctpo.training.memory import keep_freed_memory
 from ctpo.training.microbatch import (
     FORWARD_EXTRAS,
     Part,
@@ -114,6 +115,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._totals_of: Any = None
         self._totals = torch.zeros(0, 2)
         warn_if_inert(args)
+        if args.keep_freed_memory and args.device.type == "cpu":
+            keep_freed_memory()
         super().__init__(model, reward_funcs, args, *more, **kwargs)
         self.scorer = make_scorer(self)
         self.diagnostics = Diagnostics(self)

@@ -2,7 +2,9 @@
 
 torch's CPU kernel works in tiles made for thousands of keys; on the few hundred of a prompt and its completion its
 backward pass took four times what the products need (docs/step.md). Scores, softmax and its gradient are in float32,
-as in the kernel; probabilities and gradients enter products in bfloat16, as there.
+as in the kernel; probabilities and gradients enter products in bfloat16, where the kernel's backward pass has them
+once more in float32. Measured on random inputs, results and gradients are up to 1.5 times as far from exact ones as its
+are (a test holds them below 2).
 """
 
 from __future__ import annotations
@@ -75,23 +77,30 @@ def _in_bfloat16(query: Tensor) -> bool:
 
 
 class _WholeAttention(torch.autograd.Function):
+    """S = QKᵀ, E = exp(S − max), O = EV / Σ; with G = dO / Σ: dV = EᵀG, dS = E ∘ (GVᵀ − rowsum(G ∘ O)), dQ = dS K,
+    dK = dSᵀ Q, Q scaled. E and not softmax is rounded: where one key has nearly all the weight, its weight stays exact.
+    """
+
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> Tensor:
-        scores = torch.matmul(query.float() * scale, key.float().transpose(2, 3))
-        powers = scores.masked_fill_(~seen, -torch.inf).softmax(dim=-1).bfloat16()
-        held = (query.bfloat16(), key.bfloat16(), value.bfloat16())
-        ctx.save_for_backward(*held, powers)
-        ctx.scale, ctx.dtypes = scale, (query.dtype, key.dtype, value.dtype)
-        return torch.matmul(powers, held[2])
+        query, value = query.float() * scale, value.bfloat16()
+        hidden = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)  # adding is faster than filling
+        scores = torch.matmul(query, key.float().transpose(2, 3)).add_(hidden)
+        powers = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
+        shrink = powers.sum(dim=-1, keepdim=True).reciprocal_()
+        powers = powers.bfloat16()
+        out = torch.matmul(powers, value).float().mul_(shrink).bfloat16()
+        ctx.save_for_backward(query.bfloat16(), key.bfloat16(), value, powers, shrink, out)
+        ctx.scale = scale
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, powers = ctx.saved_tensors
-        grad = grads[0].bfloat16()
+        query, key, value, powers, shrink, out = ctx.saved_tensors
+        grad = grads[0].float() * shrink
+        inward = torch.linalg.vecdot(grad, out.float())[..., None]
+        grad = grad.bfloat16()
         d_value = torch.matmul(powers.transpose(2, 3), grad)
-        inward = torch.matmul(grad, value.transpose(2, 3)).float()
-        inward.sub_(torch.linalg.vecdot(inward, powers.float())[..., None])
-        d_scores = inward.mul_(powers).mul_(ctx.scale).bfloat16()
+        d_scores = torch.matmul(grad, value.transpose(2, 3)).float().sub_(inward).mul_(powers).bfloat16()
         d_query, d_key = torch.matmul(d_scores, key), torch.matmul(d_scores.transpose(2, 3), query)
-        given = zip((d_query, d_key, d_value), ctx.dtypes, strict=True)
-        return *(each.to(dtype) for each, dtype in given), None, None
+        return d_query.float().mul_(ctx.scale), d_key, d_value, None, None
