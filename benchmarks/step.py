@@ -26,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import warnings
 from typing import Any
 
 import torch
@@ -108,7 +109,10 @@ def _summary(sides: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 
 def _step(args: argparse.Namespace, side: str, lengths: str) -> dict[str, float]:
-    """One step in this process."""
+    """One step in this process; a pass slower than the one asked for ends it."""
+    from ctpo.training.scoring.scorer import SlowPassNote
+
+    warnings.simplefilter("error", SlowPassNote)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
             side, lengths, folder, model=args.model, rows=args.rows, zero_groups=args.zero_groups

@@ -17,6 +17,7 @@ PLAIN: dict[str, Any] = {
     "pack_rows": False,
     "share_prompts": False,
     "completion_head": False,
+    "fused_layers": False,
     "skip_zero_advantage": False,
     "max_tokens_per_micro_batch": 0,
 }
@@ -24,6 +25,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "head": {"completion_head": True},
     "packed": {"completion_head": True, "pack_rows": True},
     "shared": {"completion_head": True, "pack_rows": True, "share_prompts": True},
+    "fused": {"completion_head": True, "fused_layers": True},
     "skip": {"skip_zero_advantage": True},
     "skip and head": {"skip_zero_advantage": True, "completion_head": True},
     "bounded": {"completion_head": True, "max_tokens_per_micro_batch": 100},
@@ -31,6 +33,7 @@ LEVERS: dict[str, dict[str, Any]] = {
         "completion_head": True,
         "pack_rows": True,
         "share_prompts": True,
+        "fused_layers": True,
         "skip_zero_advantage": True,
         "max_tokens_per_micro_batch": 150,
     },
