@@ -11,7 +11,7 @@ from ctpo.report.collection import collect
 from ctpo.report.files import read_run
 from ctpo.report.page import figures, notes, page
 from ctpo.report.profiles import read_profiles
-from tests.report.made import BATCHES, profile, write_lines, write_run
+from tests.report.made import BATCHES, EDGES, profile, write_lines, write_run
 
 
 @pytest.fixture
@@ -72,6 +72,22 @@ def test_any_one_file_damaged_leaves_a_page_that_says_so(run: Path, name: str, d
     if (name, damage) != ("config.yaml", "half"):  # half a YAML file may be a whole one
         assert any(name in text for text in told), told
     assert all(json.dumps(text)[1:-1].replace("<", "\\u003c") in html for text in told if text.isascii())
+
+
+def test_values_that_no_run_writes_do_not_end_the_report(run: Path) -> None:
+    """What random damage to these files found."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows[1]["reward"], rows[2]["reward"], rows[3]["batch"], rows[4]["step"] = 10**400, 1e308, 10**400, True
+    write_lines(run / "metrics.jsonl", rows)
+    profiles = [profile(batch, 0) for batch in range(1, BATCHES + 1)]
+    profiles[0]["log_ratio_std"][2], profiles[1]["count"][0] = -1.0, -5
+    profiles[2]["edge"] = [-3, *EDGES[1:]]
+    write_lines(run / "profile.jsonl", profiles)
+    collection = collect([run])
+    page(collection, figures(collection), "t")
+    told = [note["text"] for note in notes(collection)]
+    assert "metrics.jsonl: 2 lines without batch and step are left out" in told
+    assert "profile.jsonl: 1 profiles are not whole and left out" in told
 
 
 def test_what_a_recipe_switched_off_is_not_called_missing(tmp_path: Path) -> None:

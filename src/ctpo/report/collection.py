@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.errors import UserError
-from ctpo.report.files import Record, Run, is_run, read_run
+from ctpo.report.files import Record, Run, is_run, number, read_run
 from ctpo.statistics.scores import Score, score
 
 _CHANGES_NOTHING = (
@@ -66,9 +66,10 @@ class Collection:
 def run_score(run: Run) -> Score | None:
     """The figures of a finished run whose files are whole enough; None otherwise."""
     try:
-        return score(run.summary, run.records)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        found = score(run.summary, run.records)
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
+    return found if None not in map(number, (found.final, found.auc, found.seconds)) else None
 
 
 def collect(paths: Sequence[Path]) -> Collection:
@@ -125,14 +126,15 @@ def _comparison(path: Path, notes: list[str]) -> tuple[list[Group], Record]:
         (str(row.get("regime")), str(row.get("arm"))): row.get("setting") or {}
         for row in _rows(results, "objectives")
     }
-    seeds = results.get("test_seeds")
+    told = results.get("test_seeds")
+    seeds = told if isinstance(told, list) else []
     groups: dict[tuple[str, str, str], Group] = {}
     left_out = 0
     for directory in sorted(path.glob("runs/*/*/*/seed-*/run")):
         regime, arm, setting = directory.relative_to(path).parts[1:4]
         run = read_run(directory)
         wanted = chosen.get((regime, arm))
-        if results and (wanted is None or run.seed not in (seeds or ()) or not _holds(run.config, wanted)):
+        if results and (wanted is None or run.seed not in seeds or not _holds(run.config, wanted)):
             left_out += 1
             continue
         name = arm if results or setting == "untuned" else f"{arm} {setting}"

@@ -16,6 +16,7 @@ Record = Mapping[str, Any]
 MARKS = ("config.yaml", "metrics.jsonl", "summary.json")
 """A directory that holds one of these is a run's."""
 
+_LARGEST = 1e100
 _STEP_FIELDS = ("batch", "step")
 
 
@@ -93,8 +94,8 @@ def read_run(path: Path) -> Run:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A number that can be reckoned with, or None: neither infinite nor NaN nor so large that squares overflow."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
         return None
     return float(value)
 
@@ -160,7 +161,7 @@ def _ordered(records: Iterable[Record], name: str, notes: list[str]) -> list[Rec
     by_batch: dict[int, Record] = {}
     strangers = repeated = 0
     for record in records:
-        if not all(isinstance(record.get(key), int) for key in _STEP_FIELDS):
+        if not all(type(record.get(key)) is int and number(record[key]) is not None for key in _STEP_FIELDS):
             strangers += 1
             continue
         repeated += record["batch"] in by_batch

@@ -123,9 +123,11 @@ def pooled_histogram(histograms: Sequence[Histogram | None]) -> Histogram | None
 def _profile(record: Record) -> Profile | None:
     told = numbers(record.get("edge"))
     edge = [each for each in told if each is not None]
-    if not edge or len(edge) < len(told) or any(a >= b for a, b in itertools.pairwise(edge)):
+    if not edge or len(edge) < len(told) or edge[0] < 1 or any(a >= b for a, b in itertools.pairwise(edge)):
         return None
     columns = {name: numbers(record.get(name)) for name in (*_COUNTS, *_MOMENTS, *_MEANS)}
+    for name in (*_COUNTS, "position_mean", "log_ratio_std", "weight_std"):
+        columns[name] = [None if value is None or value < 0 else value for value in columns[name]]
     for name, column in columns.items():
         if len(column) != len(edge):
             if name in ("count", "high", "low"):
