@@ -122,6 +122,17 @@ def test_a_regime_like_another_takes_its_settings_but_for_what_it_sets(tmp_path:
     assert found == {"tuned": (1e-4, 0.3), "high": (1e-3, 0.3)}
 
 
+def test_runs_of_primary_comparisons_come_first(tmp_path: Path) -> None:
+    arms: dict[str, Any] = {"ctpo": {}, "grpo": {}, "gspo": {}}
+    path = write_plan(
+        tmp_path / "c.yaml", objectives=arms, seeds={"test": [0, 1]}, compare=[["gspo", "ctpo"]]
+    )
+    plan = read_plan(path)
+    cells = final_cells(plan, choose(plan, Runner(tmp_path / "c", Budget(cores=1, memory_mb=1000))))
+    order = [(which.arm, which.seed) for which in cells]
+    assert order == [("ctpo", 0), ("gspo", 0), ("ctpo", 1), ("gspo", 1), ("grpo", 0), ("grpo", 1)]
+
+
 def test_only_what_was_named_as_primary_is_corrected(planned: tuple[Plan, Runner], tmp_path: Path) -> None:
     asked: dict[str, Any] = {"pair": ["ctpo", "grpo"], "scores": ["final"]}
     seeds = {"tune": [9, 8], "test": [0, 1, 2]}

@@ -66,13 +66,16 @@ def _choice(plan: Plan, runner: Runner, regime: str, arm: Arm) -> Choice:
 
 
 def final_cells(plan: Plan, choices: Iterable[Choice]) -> list[Cell]:
-    """The runs the objectives are compared on; seeds outermost."""
+    """The runs the objectives are compared on: those of the primary comparisons first, so that a stop leaves these
+    the most whole; seeds outermost in both parts."""
+    named = {(asked.regime, arm) for asked in plan.questions for arm in (asked.one, asked.other)}
     chosen = list(choices)
-    return [
+    cells = [
         cell(plan, each.regime, plan.arm(each.arm), each.setting, seed)
         for seed in plan.test_seeds
         for each in chosen
     ]
+    return sorted(cells, key=lambda which: (which.regime, which.arm) not in named)
 
 
 def results(
