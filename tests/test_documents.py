@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -79,3 +81,33 @@ def test_tree_names_every_room() -> None:
     tree = README.split("```\nsrc/ctpo/\n")[1].split("```")[0]
     rooms = {path.name for path in (ROOT / "src" / "ctpo").iterdir() if (path / "__init__.py").exists()}
     assert {line.split()[0].rstrip("/") for line in tree.splitlines() if line.startswith("  ")} == rooms
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(ROOT.glob("recipes/smollm2-*/train.yaml")), ids=lambda path: path.parent.name
+)
+def test_a_recipe_of_the_small_model(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import yaml
+
+    from ctpo.tasks import get_task
+    from ctpo.training.settings import build
+
+    monkeypatch.chdir(ROOT)
+    keys = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    build({**keys, "use_cpu": True, "bf16": False})
+    task = get_task(keys["task"])
+    assert task.tool is not None
+    for said, printed, concluded in zip(
+        task.examples[1::4], task.examples[2::4], task.examples[3::4], strict=True
+    ):
+        program = task.tool.extract(said["content"].partition(task.tool.open)[2])
+        assert [message["role"] for message in (said, printed, concluded)] == [
+            "assistant",
+            "tool",
+            "assistant",
+        ]
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown):
+            exec(program)  # ours, and short
+        assert shown.getvalue().strip() == printed["content"]
+        assert task.check(concluded["content"], printed["content"])
