@@ -49,7 +49,7 @@ function figureCard(data, figure) {
     height: figure.small ? 210 : 300,
   });
 
-  const groupPicker = el("span");
+  const groupPicker = el("span", { class: "dropdown" });
   const update = () => {
     const groups = groupsNow(data);
     if (figure.oneGroup && !groups.some((group) => group.place === chosen.group)) chosen.group = groups[0].place;
