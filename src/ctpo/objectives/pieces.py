@@ -43,7 +43,7 @@ class WholeRows:
 
     def cut(self, x: Tensor) -> list[Tensor]:
         """Views of the pieces of a [B, T] or [B, 1] tensor."""
-        return list(x.split(self.height))  # type: ignore[no-untyped-call]
+        return [x] if self.height == self.rows else list(x.split(self.height))  # type: ignore[no-untyped-call]
 
     def prefix_sum(self, x: Tensor, place: Place) -> None:
         """Inclusive sum along each row, in place; torch's float32 CPU kernel accumulates in double by itself."""
