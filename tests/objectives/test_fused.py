@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -139,6 +140,22 @@ def test_token_loss_carries_the_same_gradient(name: str) -> None:
         grads += torch.autograd.grad(2 * out.loss + (out.token_loss * weights).sum(), logps)
     torch.testing.assert_close(grads[0], grads[2], rtol=1e-11, atol=1e-16)
     torch.testing.assert_close(grads[1], grads[3], rtol=1e-11, atol=1e-16)
+
+
+@pytest.mark.parametrize("backend", ["auto", "compile"])
+@pytest.mark.parametrize("name", ["ctpo", "cispo", "gspo"])
+def test_a_retained_graph_gives_gradients_of_their_own(name: str, backend: str) -> None:
+    """The first backward pass is handed what the forward pass left; a second makes its own."""
+    if backend == "compile" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("needs a C compiler")
+    batch = make()
+    _, expected = run(preset(name, backend="compose"), batch)
+    logps = batch.logps.clone().requires_grad_()
+    loss = preset(name, backend=backend)(logps, batch.old, batch.advantages, batch.mask).loss
+    for factor in (3.0, 1.0, 2.0):
+        (grad,) = torch.autograd.grad(factor * loss, logps, retain_graph=True)
+        torch.testing.assert_close(grad, factor * expected, rtol=1e-11, atol=1e-16)
+        grad.fill_(7.0)  # a caller may
 
 
 @pytest.mark.parametrize("name", ["reinforce", "cispo"])

@@ -18,7 +18,7 @@ def threshold(values: list[float], q: float) -> float:
     return ranked[max(math.ceil((1 - q) * len(ranked) - 1e-9), 1) - 1]
 
 
-@pytest.mark.parametrize("q", [0.0, 0.1, 0.2, 0.45, 0.5, 0.99])  # 0.55·100 is 55.000…01
+@pytest.mark.parametrize("q", [0.0, 0.1, 0.2, 0.45, 0.5, 0.99, 1 - 1e-12])  # 0.55·100 is 55.000…01
 @pytest.mark.parametrize("count", [1, 2, 5, 10, 100, 101])
 def test_upper_quantile(count: int, q: float) -> None:
     values = torch.randn(count + 5, generator=torch.Generator().manual_seed(count), dtype=torch.float64)

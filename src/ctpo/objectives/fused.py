@@ -36,13 +36,12 @@ def reads_are_free(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def runs(plan: Plan, layout: Layout, device: torch.device) -> bool:
-    """Whether the fused path takes a layout on a device."""
+def runs(plan: Plan, layout: Layout, device: torch.device, compiled: bool) -> bool:
+    """Whether the fused path takes a layout on a device; torch has no minimum that begins anew in a stream."""
     if isinstance(layout, Padded):
         return True
-    return (
-        isinstance(layout, Packed) and reads_are_free(device) and not isinstance(plan.ratio, MinPrefixRatio)
-    )
+    scans = compiled or not isinstance(plan.ratio, MinPrefixRatio)
+    return isinstance(layout, Packed) and reads_are_free(device) and scans
 
 
 def run(

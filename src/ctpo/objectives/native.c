@@ -26,21 +26,19 @@ typedef struct {
 #define FMA(a, b, c) ((a) * (b) + (c))
 #endif
 
-/* e^x to an ulp, for x up to 88: 2^n times a polynomial on [-ln2/2, ln2/2] (Taylor's terms to the seventh). */
+/* e^x to an ulp, for x up to 88, 0 below -87: 2^n times a polynomial on [-ln2/2, ln2/2] (Taylor's terms to the seventh). */
 static inline float exp_float(float x) {
-  float kept = x > -87.0f ? x : -87.0f;
-  float n = rintf(kept * 1.44269504088896341f);
-  float r = FMA(n, 2.12194440e-4f, FMA(n, -0.693359375f, kept));
+  float n = rintf(x * 1.44269504088896341f);
+  float r = FMA(n, 2.12194440e-4f, FMA(n, -0.693359375f, x));
   float p = FMA(1.9841270e-4f, r, 1.3888889e-3f);
   p = FMA(p, r, 8.3333333e-3f);
   p = FMA(p, r, 4.1666667e-2f);
   p = FMA(p, r, 1.6666667e-1f);
   p = FMA(p, r, 0.5f);
   p = FMA(p * r, r, r) + 1.0f;
-  union { int32_t i; float f; } scale;
-  scale.i = ((int32_t)n + 127) << 23;
-  float value = p * scale.f;
-  return x > -87.0f ? value : 0.0f;
+  union { uint32_t i; float f; } scale;
+  scale.i = (uint32_t)((int32_t)n + 127) << 23;
+  return x > -87.0f ? p * scale.f : 0.0f;
 }
 
 #define REAL float

@@ -140,8 +140,9 @@ class Objective:
             signal = signal * layout.expand(weights.detach()).to(dtype)
         if loss_mask is not None:
             signal = torch.where(counted, signal, torch.zeros_like(signal))
-        if self.backend != "compose" and plan and plain and runs(plan, layout, logps.device):
-            out = run(plan, logps, old_logps, mask, signal, factor, layout, self.backend == "compile")
+        compiled = self.backend == "compile"
+        if self.backend != "compose" and plan and plain and runs(plan, layout, logps.device, compiled):
+            out = run(plan, logps, old_logps, mask, signal, factor, layout, compiled)
             if self.on_bad == "raise":
                 checks.unusable_tokens(out.stats["neutralised"])
             return out

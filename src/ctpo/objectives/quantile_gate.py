@@ -30,7 +30,7 @@ def upper_quantile(values: Tensor, included: Tensor, q: float) -> Tensor:
     ranked = torch.cat([torch.where(included, values, inf).reshape(-1), inf]).sort().values
     count = included.sum()
     rank = ((1 - q) * count.to(prefix_dtype(values.device)) - _ROUNDING).ceil().long().clamp(min=1) - 1
-    return ranked[torch.where(count > 0, rank, len(ranked) - 1).unsqueeze(0)].squeeze(0)
+    return ranked[rank.unsqueeze(0)].squeeze(0)
 
 
 def gather_values(values: Tensor, group: dist.ProcessGroup | None, fill: float) -> Tensor:
