@@ -1,8 +1,9 @@
 """The fast path: loss, statistics and gradient from one streaming pass.
 
 With the stop-gradient decomposition d L_t / d log π_t needs token t only, and is L_t itself wherever the
-token is not clipped. So the forward pass keeps the token losses and one bit a token, and the backward pass is
-a product. A gradient "through" the statistic adds the statistic's transpose, a sum along the sequence.
+token is not clipped. So on the CPU the forward pass also leaves the gradient of the loss, which the backward pass
+hands over; the token losses and one bit a token are kept beside it for other upstream gradients and further
+backward passes. A gradient "through" the statistic adds the statistic's transpose, a sum along the sequence.
 
 On the CPU the pass goes piece by piece (`stream`) and reads 0-d results as Python floats, which costs nothing
 there; padded rows and packed streams take it. On other devices padded rows do, as one piece of which nothing
