@@ -81,6 +81,43 @@ def test_failed_requests_are_counted_and_asked_for_again(
     assert len({row["id"] for row in rows(tmp_path)}) == 6
 
 
+def test_what_exceeds_the_servers_context_is_counted_and_not_asked_for_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = {"message": "This model's maximum context length is 64 tokens. However, you requested 80."}
+    told: dict[str, Any] = {"for": "long"}
+
+    def answer(path: str, payload: dict[str, Any]) -> Any:
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "m"}]}
+        if told["for"] in payload["messages"][-1]["content"]:
+            return 400, {"error": full}
+        if len(payload["messages"]) == 2 and "work" in payload["messages"][-1]["content"]:
+            return choice(message={"content": "```python\nprint('long')"})
+        return choice(message={"content": "The answer is 1."})
+
+    prompts = ("long one", "short one", "work one")
+    lines = [json.dumps({"problem": prompt, "answer": "1"}) for prompt in prompts]
+    (tmp_path / "f.jsonl").write_text("\n".join(lines))
+    with serving(answer) as (url, requests):
+        words = ["eval", "m", "--endpoint", url, "--task", f"{tmp_path}/f.jsonl?tool=fenced", "--show", "0"]
+        assert main([*words, "--output", str(tmp_path / "out")]) == 0
+        assert "1 problems exceed the model's context and count as unsolved" in capsys.readouterr().out
+        held = rows(tmp_path / "out")
+        assert [(row["too_long"], row["error"]) for row in held] == [
+            (True, None),
+            (False, None),
+            (False, None),
+        ]
+        assert (held[2]["finished"], len(held[2]["calls"])) == (False, 1)
+        asked = len(requests)
+        assert main([*words, "--output", str(tmp_path / "out")]) == 0
+        assert len(requests) == asked + 1
+        told["for"] = ""
+        assert main(words) == 2
+    assert "refuses every request at problem 1 of task 'f' (HTTP 400: This model's" in capsys.readouterr().err
+
+
 def test_a_server_that_dies_ends_the_run_in_one_line_and_loses_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

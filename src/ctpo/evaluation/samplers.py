@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,9 @@ from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.engine import Sampling
 from ctpo.rollout.noise import row_uniforms
 from ctpo.tasks import Problem, Task
+
+_BEYOND_CONTEXT = re.compile(r"HTTP 4\d\d: .*\bcontext\b", re.IGNORECASE)
+"""How vLLM, llama.cpp and OpenAI refuse a request that is longer than the model's context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +72,19 @@ def endpoint_responses(
     prompts = [problem.prompt for problem in problems for _ in range(samples)]
     seeds = [(seed + i) % 2**31 for i in range(len(prompts))]
     replies = engine.respond(task, prompts, sampling, tools=tools, seeds=seeds)
+    beyond = [reply.error is not None and _BEYOND_CONTEXT.match(reply.error) is not None for reply in replies]
+    if all(beyond):
+        beyond = [False] * len(replies)  # that is the request's fault, and the server's own message says so
     return [
         Response(
             text=reply.text,
             finished=reply.finished,
             tokens=reply.tokens,
             calls=reply.calls,
-            error=reply.error,
+            too_long=full and not reply.text,  # else it filled the context on its way, and is cut there
+            error=None if full else reply.error,
         )
-        for reply in replies
+        for reply, full in zip(replies, beyond, strict=True)
     ]
 
 

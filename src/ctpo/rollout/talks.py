@@ -79,6 +79,7 @@ class Talk:
             self._turn()
         except RequestFailed as failure:
             self.reply.error = str(failure)
+            self.reply.finished = False  # a turn before it may have ended by itself
             self.done = True
         else:
             self.done = not self.programs or self._used >= self._sampling.max_new_tokens
