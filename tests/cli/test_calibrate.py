@@ -12,8 +12,9 @@ import torch
 
 from ctpo.cli.main import main
 from ctpo.objectives import preset
+from ctpo.training.diagnostics.pool import pool
 from ctpo.training.diagnostics.profile import PositionProfile, Sums
-from ctpo.training.diagnostics.record import profile_line
+from ctpo.training.diagnostics.record import as_profile, profile_line
 
 LONGEST, WIDTH = 64, 0.05
 
@@ -111,6 +112,23 @@ def test_a_last_line_cut_short_is_left_out(
 ) -> None:
     run = write(tmp_path / "run", lines, tail=json.dumps(lines[0])[:200])
     assert "rollout batches 1 to 3" in printed(capsys, str(run))
+
+
+def test_pooled_lines_are_one_profile() -> None:
+    """Of batches that drifted apart, and one that is shorter: as if their tokens had been one batch's."""
+    profile = PositionProfile(lambda: preset("ctpo"), LONGEST)
+    lines, total = [], None
+    for seed, shift in enumerate((0.0, 0.02, -0.05)):
+        logps, old, advantages, mask = batch(seed, rows=100)
+        mask[:, 30 * seed :] &= seed < 2
+        profile.add(logps, old - shift, advantages, mask)
+        sums = profile.close(OneProcess())
+        assert sums is not None
+        lines.append(profile_line(sums, preset("ctpo")))
+        total = sums if total is None else total + sums
+    assert total is not None
+    for name, expected in as_profile(total).items():
+        torch.testing.assert_close(pool(lines)[name], expected.double(), rtol=1e-5, atol=1e-6, msg=name)
 
 
 def changed(lines: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:

@@ -105,3 +105,17 @@ def test_only_where_it_has_an_effect(tmp_path: Path) -> None:
         CTPOConfig(str(tmp_path), **settings)
     with pytest.raises(ValueError, match=r"fits what diagnostics measure; drop diagnostics=False"):
         CTPOConfig(str(tmp_path), objective="ctpo-calibrated", diagnostics=False, **settings)
+
+
+def test_switched_off_it_leaves_no_trace_and_trains_the_same(
+    whole: Outcome, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    settings = {"rollout_batches": 1, "eval_every": 0, "eval_problems": 4, "save_strategy": "no"}
+    quiet = train(small_recipe(tmp_path / "quiet", diagnostics=False, **settings)).run
+    assert not quiet.profile.exists()
+    assert not quiet.samples(1).parent.exists()
+    watched = train(small_recipe(tmp_path / "watched", **settings)).run
+    weights = "model.safetensors"
+    assert (quiet.model / weights).read_bytes() == (watched.model / weights).read_bytes()
+    added = watched.records()[1].keys() - quiet.records()[1].keys()
+    assert {name.split("_")[0] for name in added} == {"engine", "gradient", "spread"}

@@ -112,8 +112,9 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             record |= heldout_metrics(self.evaluation)
             summary = self.evaluation.summary().items()
             self._tell_loggers({f"eval_{name.replace('@', '_at_')}": value for name, value in summary})
-            if state.is_world_process_zero:
-                self._run.write_samples(batch, self._diagnostics.samples(self._samples))
+            rows = self._diagnostics.samples(self._samples) if state.is_world_process_zero else []
+            if rows:
+                self._run.write_samples(batch, rows)
         record["seconds"] = round(self.seconds, 3)
         if state.is_world_process_zero:
             self._run.append(record, self._diagnostics.line)
