@@ -21,7 +21,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     **{
         f"without {name}": off
         for name, off in LEVERS.items()
-        if name not in ("all", "checkpointing", "compute_dtype")
+        if name not in ("all", "checkpointing", "compute_dtype", "keep_freed_memory")
     },
 }
 
