@@ -115,8 +115,8 @@ class QuantileGate:
         table = tokens.layout.sum_shards(table)
         if self.across_ranks:
             table = gather_tables(table, self.group)
-        rms = (table[0] / table[1].clamp(min=1)).sqrt()
-        rms = torch.where(rms > 0, rms, torch.ones_like(rms))
+        rms = (table[0] / table[1]).sqrt()
+        rms = torch.where(rms > 0, rms, torch.ones_like(rms))  # NaN, where no row is, is not above 0
         return rms[index].reshape(values.shape).to(values.dtype)
 
 
