@@ -114,8 +114,7 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         default=None,
         metadata={
             "help": "Tokens that go through the model at once; a micro-batch of more is cut, which changes nothing but "
-            "rounding and memory. Unset: as many as keep activations within the memory of weights, gradients and "
-            "Adam's moments; 0: no limit."
+            "rounding and memory. Unset: as many as keep activations below three times the weights; 0: no limit."
         },
     )
     compute_dtype: str = field(

@@ -11,8 +11,8 @@ from torch import Tensor
 # Numbers a layer of the Llama family keeps for the backward pass, a token: norms, projections, rotation, attention
 # and residual in units of the width; gate, up, activation and product in units of the inner width.
 _PER_WIDTH, _PER_INNER = 16, 4
-_SHARE = 4
-"""Bytes of activations for a byte of float32 weights: as many as weights, gradients and Adam's moments have."""
+_SHARE = 3
+"""Bytes of activations for a byte of float32 weights; weights, gradients and Adam's moments have four."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ def packs(rows: Rows, chosen: Tensor, limit: int | None, *, shared: bool) -> lis
 
 
 def token_limit(model: Any, *, in_bfloat16: bool = False) -> int:
-    """Tokens whose activations take as much memory as the model's weights, their gradients and Adam's moments in
-    float32, or half a GiB.
+    """Tokens whose activations take three times the memory of the model's float32 weights, or half a GiB.
 
     Args:
         model: of transformers.
