@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _collect(words: Sequence[str], resume: Path | None) -> dict[str, Any]:
     """The keys that the words give: a recipe's and overrides, or only overrides for a run to resume."""
-    recipes = [word for word in words if "=" not in word or Path(word).is_file()]
+    # os.path: a word too long for a path is no file, where Path raises.
+    recipes = [word for word in words if "=" not in word or os.path.isfile(word)]
     overrides = parse_overrides(word for word in words if word not in recipes)
     if resume is not None and recipes:
         raise UserError(
