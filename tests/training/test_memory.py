@@ -8,13 +8,14 @@ import sys
 
 import pytest
 
+# 40 MB a block: above the 32 MiB up to which glibc raises its own threshold, so that untold it always returns them.
 _PROGRAM = """
 import resource, sys, torch
 from ctpo.training.memory import keep_freed_memory
 assert sys.argv[1] == "no" or keep_freed_memory()
 def work():
     for _ in range(20):
-        x = torch.ones(4_000_000)
+        x = torch.ones(10_000_000)
         y = x + 1
 work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -29,4 +30,5 @@ def test_a_second_round_of_work_takes_no_new_pages() -> None:
         command = [sys.executable, "-c", _PROGRAM, kept]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    assert faults("yes") < 100 < faults("no")
+    # Where small blocks lie in between, a new one may be needed still: one of forty, not each of them.
+    assert faults("yes") * 10 < faults("no")
