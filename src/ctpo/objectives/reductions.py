@@ -58,7 +58,7 @@ class Reduction:
         if self.name == "sum":
             factor = torch.ones((), dtype=dtype, device=mask.device)
         elif self.name == "token-mean":
-            tokens = layout.sum_shards(_count(mask)) if num_tokens is None else num_tokens
+            tokens = layout.sum_shards(mask.count_nonzero()) if num_tokens is None else num_tokens
             factor = 1 / _at_least_one(tokens, mask.device, dtype)
         else:
             sequences = layout.count_sequences(mask) if num_sequences is None else num_sequences
@@ -69,11 +69,6 @@ class Reduction:
         if power != 0.0:
             factor = factor * layout.sequence_sum(mask).clamp(min=1).to(dtype).pow(power)
         return factor
-
-
-def _count(mask: Tensor) -> Tensor:
-    """Number of true elements, on the CPU in half the time of count_nonzero."""
-    return mask.view(torch.uint8).sum(dtype=torch.int32)
 
 
 def _at_least_one(count: Count, device: torch.device, dtype: torch.dtype) -> Tensor:
