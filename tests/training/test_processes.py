@@ -148,3 +148,14 @@ def test_accelerate_launch_that_starts_one_process_is_refused() -> None:
         check_launch({**left, **meeting})
     check_launch({**left, **meeting, "WORLD_SIZE": "2", "RANK": "0"})
     check_launch({**left, **meeting, "PMI_SIZE": "2"})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="accelerate would join them over the GPU")
+def test_processes_that_would_train_apart_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run = tmp_path / "run"
+    assert main(["train", *SMALL, "per_device_train_batch_size=8", "use_cpu=false", f"output_dir={run}"]) == 2
+    assert "2 processes were started and each would train alone" in capsys.readouterr().err
+    assert not run.exists()

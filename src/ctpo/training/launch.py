@@ -24,3 +24,23 @@ def check_launch(environ: Mapping[str, str] = os.environ) -> None:
             "accelerate launch was asked for several processes and started one (it does on CPUs); start them with "
             "`torchrun --nproc_per_node 2 -m ctpo train ...`"
         )
+
+
+def check_joined(processes: int, environ: Mapping[str, str] = os.environ) -> None:
+    """Refuse processes that were started together and would train apart, each into the same directory.
+
+    accelerate joins processes over their GPUs. Without a GPU it does so where `use_cpu` is set and lets each run alone
+    otherwise, under DeepSpeed too.
+
+    Args:
+        processes: as accelerate counts them.
+
+    Raises:
+        UserError: saying what joins them.
+    """
+    started = int(environ.get("WORLD_SIZE", "1"))
+    if processes < started:
+        raise UserError(
+            f"{started} processes were started and each would train alone, as no GPU was found; on CPUs set "
+            "use_cpu=true and start them with `torchrun`, without FSDP or DeepSpeed"
+        )

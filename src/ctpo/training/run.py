@@ -25,6 +25,7 @@ from ctpo.training.environment import describe_environment
 from ctpo.training.events import Listener, RunPlan, Silent
 from ctpo.training.heldout import HeldOut
 from ctpo.training.identity import describe_recipe
+from ctpo.training.launch import check_joined
 from ctpo.training.masking import check_void_turns
 from ctpo.training.processes import any_of, on_main
 from ctpo.training.prompts import leave_out_long
@@ -72,6 +73,7 @@ def train(
     prepared = prepare(keys, resume)
     recipe, config = build(prepared.keys)
     processes, index = config.world_size, config.process_index
+    check_joined(processes)
     listener = listener if listener is not None and index == 0 else Silent()
     task = get_task(recipe.task)
     check_void_turns(task, recipe.mask_void_turns)
