@@ -158,13 +158,19 @@ def test_a_state_that_crosses_rows_is_noticed(embedded: Any) -> None:
 
 
 def test_recomputed_layers_are_not_packed(embedded: Any) -> None:
-    scorer = Scorer(Levers())
+    """Their backward pass runs them again, outside of ours and with layers of the model's own."""
+    rows, scorer = ragged(), Scorer(Levers())
+    wanted = gradient(embedded, one_by_one(embedded, rows)[0])
     assert scorer.way(embedded, embedded) == "packed"
     embedded.activation_checkpointing_enable()
+    embedded.train()
     try:
         assert scorer.way(embedded, embedded) == "padded"
+        found = gradient(embedded, scorer.score(embedded, embedded, rows, "padded")[0])
     finally:
+        embedded.eval()
         embedded.activation_checkpointing_disable()
+    assert (found - wanted).norm() / wanted.norm() < 1e-5
 
 
 def test_the_stream_holds_every_needed_token_once() -> None:

@@ -65,7 +65,7 @@ class Scorer:
             return "plain"
         wanted = "packed" if self.levers.pack_rows else "padded"
         if _recomputes(unwrapped):
-            wanted = "padded"  # recomputation happens outside of this pass, with the model's own attention
+            wanted = "padded"
         best = self._allowed.get(unwrapped)
         if best is None:
             best = self._allowed[unwrapped] = self._try(model, unwrapped, wanted)
@@ -113,7 +113,7 @@ class Scorer:
         """[M, 2] log-probs and entropies of the targets."""
         with ExitStack() as stack:
             stack.enter_context(self.autocast())
-            if self.levers.fused_layers:
+            if self.levers.fused_layers and not _recomputes(unwrapped):
                 stack.enter_context(fused_norms(unwrapped))
             head = unwrapped.get_output_embeddings()
             stack.enter_context(scoring_head(head, targets, float32=self._float32_head))
@@ -143,7 +143,7 @@ class Scorer:
 
 
 def _recomputes(model: Any) -> bool:
-    """Whether activations are recomputed in the backward pass."""
+    """Whether the backward pass runs layers again: outside of this pass, with the attention and norms of the model."""
     for name in (
         "is_activation_checkpointing",
         "is_gradient_checkpointing",
