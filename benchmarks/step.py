@@ -88,7 +88,10 @@ def _in_a_process(args: argparse.Namespace, side: str, lengths: str) -> dict[str
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not results:
-        sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
+        killed = (
+            f" (killed by signal {-done.returncode}; 9 is mostly for memory)" if done.returncode < 0 else ""
+        )
+        sys.exit(f"{side} failed{killed}:\n{done.stderr[-3000:]}")
     figures: dict[str, float] = json.loads(results[-1].removeprefix("RESULT "))
     return figures
 

@@ -29,6 +29,7 @@ LEVERS: dict[str, dict[str, Any]] = {
     "skip": {"skip_zero_advantage": True},
     "skip and head": {"skip_zero_advantage": True, "completion_head": True},
     "bounded": {"completion_head": True, "max_tokens_per_micro_batch": 100},
+    "bounded plain": {"max_tokens_per_micro_batch": 100},
     "all": {
         "completion_head": True,
         "pack_rows": True,
@@ -115,7 +116,19 @@ def test_rows_without_advantage_are_left_out_only_where_nothing_else_needs_them(
     assert len(parts(trainer, trainer.model, inputs, loss_mask(inputs))) == 1
 
 
-@pytest.mark.parametrize("name", ["skip", "bounded", "all"])
+@pytest.mark.parametrize("name", ["bounded", "bounded plain"])
+def test_a_part_has_no_more_tokens_than_the_limit_or_one_row(use: Callable[..., Any], name: str) -> None:
+    trainer = use(**LEVERS[name])
+    inputs = micro_batch(trainer)
+    cut = [part.inputs for part in parts(trainer, trainer.model, inputs, loss_mask(inputs))]
+    assert sum(len(part["advantages"]) for part in cut) == 8
+    assert len(cut) > 1
+    for part in cut:
+        tokens = int(part["prompt_mask"].sum() + part["completion_mask"].sum())
+        assert tokens <= 100 or len(part["advantages"]) == 1
+
+
+@pytest.mark.parametrize("name", ["skip", "bounded", "bounded plain", "all"])
 def test_denominators_are_those_given(use: Callable[..., Any], name: str) -> None:
     """Twice the tokens of this micro-batch: half the loss it has by itself, whatever rows are left out."""
     trainer = use(**LEVERS[name])

@@ -97,12 +97,8 @@ def parts(trainer: CTPOTrainer, model: Any, inputs: dict[str, Any], mask: Tensor
         lengths = torch.where(mask.any(dim=1), inputs["completion_mask"].sum(dim=1), mask.shape[1] + 1)
         chosen = lengths.argmin(dim=0, keepdim=True)
         way = way if bool(mask[chosen].any()) else "plain"
-    if way == "plain":
-        # Rows without model tokens weigh nothing in the loss, so only the advantage decides here too.
-        cut = [chosen]
-    else:
-        shared = way == "packed" and trainer.args.share_prompts
-        cut = packs(rows_of(inputs, mask), chosen, _limit(trainer), shared=shared)
+    shared = way == "packed" and trainer.args.share_prompts
+    cut = packs(rows_of(inputs, mask), chosen, _limit(trainer), shared=shared)
     if len(cut) == 1 and len(chosen) == len(mask):
         return [Part(inputs, way)]
     return [Part(take_rows(inputs, index, len(mask)), way) for index in cut]
