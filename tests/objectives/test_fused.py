@@ -80,6 +80,13 @@ def test_float32_takes_the_same_decisions(name: str) -> None:
     torch.testing.assert_close(grad, expected_grad, rtol=2e-5, atol=1e-9)
 
 
+def test_rows_of_float32_are_summed_in_float64() -> None:
+    """Losses of −1e8, −1 and 1e8: a float32 sum holds 0."""
+    logps, mask = torch.full((3, 1), -1.0), torch.ones(3, 1, dtype=torch.bool)
+    advantages = torch.tensor([1e8, 1.0, -1e8])
+    assert preset("ctpo", reduction="sum")(logps, logps.clone(), advantages, mask).loss == -1.0
+
+
 def test_auto_takes_the_fused_path_and_details_the_composed_one() -> None:
     batch = make()
     logps = batch.logps.clone().requires_grad_()

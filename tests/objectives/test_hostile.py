@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from ctpo.objectives import checks, preset, preset_names
+from ctpo.objectives.numerics import SATURATION
 
 from .batches import Batch, make, run
 
@@ -50,6 +52,17 @@ def test_masked_advantages_change_nothing(name: str, backend: str) -> None:
     (out, grad), (expected, expected_grad) = batches
     assert torch.equal(out.loss, expected.loss)
     assert torch.equal(grad, expected_grad)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS.args[1], "compile"])
+def test_a_log_ratio_at_the_limit_is_still_usable(backend: str) -> None:
+    if backend == "compile" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("needs a C compiler")
+    logps = torch.tensor([[0.0, -SATURATION, 0.0, -SATURATION - 1e-12]], dtype=torch.float64)
+    old = torch.tensor([[-SATURATION, 0.0, -SATURATION - 1e-12, 0.0]], dtype=torch.float64)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    out = preset("ctpo", backend=backend)(logps, old, torch.ones(1).double(), mask)
+    assert out.stats["saturated"] == out.stats["neutralised"] == 2
 
 
 @BACKENDS

@@ -31,7 +31,6 @@ from ctpo.objectives.ratios import (
     UnitRatio,
 )
 from ctpo.objectives.stats import Sums
-from ctpo.objectives.surrogates import MinClip
 
 BLOCK: Final = 1 << 18
 """Most tokens a piece: enough to amortise some forty calls, few enough for three float32 buffers to stay in a
@@ -128,8 +127,7 @@ class Stream:
         self.sums.sequences = float(lengths.count_nonzero())
         if isinstance(self.plan.ratio, TokenRatio):
             self.sums.d, self.sums.dd = self.sums.x, self.sums.xx  # one and the same, never truncated
-        if self.row_level and isinstance(self.plan.surrogate, MinClip):
-            self.row_bounds.count(moved, self.sums)
+        self.row_bounds.count(moved, self.sums)  # nothing where other bounds than a row's were met
         factor = self.factor.double()
         if factor.ndim == 0:
             losses = losses * factor
@@ -170,9 +168,8 @@ class Stream:
         return torch.sub(piece.logps.to(self.dtype), piece.old.to(self.dtype), out=x)
 
     def _neutralise(self, piece: Piece, x: Tensor) -> Tensor:
-        """Zero and count what cannot be used, by `where`; usable tokens as 0/1."""
+        """Zero and count what cannot be used (in `x` beyond SATURATION), by `where`; usable tokens as 0/1."""
         mask = piece.mask.view(torch.bool)
-        self._difference(piece, x)
         usable = mask & (x.abs() <= SATURATION)
         finite = piece.logps.isfinite() & piece.old.isfinite()
         nonfinite, saturated = float((mask & ~finite).sum()), float((mask & finite & ~usable).sum())
