@@ -80,6 +80,15 @@ def test_float32_takes_the_same_decisions(name: str) -> None:
     torch.testing.assert_close(grad, expected_grad, rtol=2e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("length", [32767, 32768])
+def test_positions_are_counted_past_what_sixteen_bits_hold(length: int) -> None:
+    batch = make(rows=1, length=length, drift=0.02)
+    batch.mask[:] = True
+    (out, grad), (expected, expected_grad) = (run(objective, batch) for objective in pair("ctpo"))
+    same(out, expected, 1e-11)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
+
+
 def test_rows_of_float32_are_summed_in_float64() -> None:
     """Losses of −1e8, −1 and 1e8: a float32 sum holds 0."""
     logps, mask = torch.full((3, 1), -1.0), torch.ones(3, 1, dtype=torch.bool)
