@@ -53,15 +53,17 @@ def test_a_stop_gradient_weight_is_a_constant_whatever_its_ratio(ratio: Any) -> 
 @pytest.mark.parametrize("block", [1 << 17, 16, 7])
 @pytest.mark.parametrize("name", FUSED)
 def test_packed_streams(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Segments shorter and longer than a piece, empty ones, ones that begin where a piece does."""
+    """Segments shorter and longer than a piece, empty ones, ones that begin where a piece does or a token later."""
     monkeypatch.setattr(stream, "BLOCK", block)
     fast, definition = pair(name)
     row = make(rows=1, length=97, drift=0.2)
     row.old[0, 11], row.old[0, 40] = float("nan"), -9999.0
-    batch = Batch(row.logps[0], row.old[0], torch.tensor([1.0, 9.0, -2.0, 0.5, -1.0]).double(), row.mask[0])
-    lengths = torch.tensor([14, 0, 1, 33, 49])
+    batch = Batch(
+        row.logps[0], row.old[0], torch.tensor([1.0, 9.0, -2.0, 0.5, 2.0, -1.0]).double(), row.mask[0]
+    )
+    lengths = torch.tensor([14, 0, 1, 21, 12, 49])
     cu = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    ids = torch.arange(5).repeat_interleave(lengths)
+    ids = torch.arange(6).repeat_interleave(lengths)
     for packing in ({"cu_seqlens": cu}, {"segment_ids": ids}):
         (out, grad), (expected, expected_grad) = (run(o, batch, **packing) for o in (fast, definition))
         assert ("Fused" in type(out.token_loss.grad_fn).__name__) is (name != "minpro")

@@ -75,7 +75,6 @@ class CutRows:
     def __init__(self, rows: int, length: int, block: int, starts: list[int] | None = None) -> None:
         self.rows, self.length, self.starts = rows, length, starts
         self.height, self.width = 1, -(-length // -(-length // block))
-        self.count = -(-length // self.width)
         self.carried: dict[str, float] = {}
         self.totals: dict[str, Tensor] = {}
 
@@ -103,7 +102,7 @@ class CutRows:
         if inner in ([], [0]):
             # The carry, split in two float32 that hold it to 48 bits, goes before the piece into the kernel's
             # double precision accumulator.
-            before = 0.0 if inner else self.carried.get("d", 0.0)
+            before = 0.0 if inner else self.carried["d"]
             self.carried["d"] = before + float(x.sum(dtype=torch.float64))
             run = torch.as_strided(x, (x.shape[1] + 2,), (1,), x.storage_offset() - 2)
             run[0] = before
@@ -117,7 +116,7 @@ class CutRows:
         """Bits of the mask so far along each sequence."""
         running, (inner, _) = _counts(mask, spare, torch.int32), self._inner(place[1])
         if inner in ([], [0]):
-            before = 0.0 if inner else self.carried.get("t", 0.0)
+            before = 0.0 if inner else self.carried["t"]
             self.carried["t"] = before + int(running[0, -1])
             out.copy_(running).add_(before)
             return
