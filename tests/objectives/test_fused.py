@@ -58,6 +58,7 @@ def test_packed_streams(name: str, block: int, monkeypatch: pytest.MonkeyPatch) 
     fast, definition = pair(name)
     row = make(rows=1, length=97, drift=0.2)
     row.old[0, 11], row.old[0, 40] = float("nan"), -9999.0
+    row.mask[0, 35] = True  # the last of its segment, alone in its piece of 7
     batch = Batch(
         row.logps[0], row.old[0], torch.tensor([1.0, 9.0, -2.0, 0.5, 2.0, -1.0]).double(), row.mask[0]
     )
