@@ -161,6 +161,7 @@ COMPOSED = {
     "one-sided-weight": (CumulativeRatio(), LogBand(float("inf"), 0.02, power=0.5), StopGradientWeight()),
     "beyond-exp": (CumulativeRatio(), LogBand(50.0, 100.0, None, 0.1), Linear()),
     "linear-growth": (CumulativeRatio(), LogBand(0.01, 0.02, 0.03, 1.0), MinClip()),
+    "token-in-a-growing-band": (TokenRatio(), LogBand(0.01, 0.02, 0.03, 0.5), MinClip()),
     "beyond-the-cap": (CumulativeRatio(), LogBand(1.0, 3.0, None, 0.5), MinClip()),
     "dual-only": (CumulativeRatio(), LogBand(float("inf"), float("inf"), 8.0, 0.5), MinClip()),
 }
