@@ -104,12 +104,15 @@ def test_weights_below_the_range_of_float32_are_zero() -> None:
     assert all(value.isfinite() for value in out.stats.values())
 
 
-def test_gradient_of_token_losses_and_half_precision() -> None:
-    batch = make(rows=4, length=700)
+@pytest.mark.parametrize("name", ["grpo", "cispo"])
+def test_gradient_of_token_losses_and_half_precision(name: str) -> None:
+    """Of several chunks, one of them without a token."""
+    batch = make(rows=4, length=1700)
+    batch.mask[:, 512:1024] = False
     weights = torch.linspace(0.5, 2, batch.logps.numel(), dtype=torch.float64).reshape(batch.logps.shape)
     for dtype in (torch.float64, torch.bfloat16):
         grads = []
-        for objective in pair("grpo"):
+        for objective in pair(name):
             logps = batch.logps.to(dtype).requires_grad_()
             out = objective(logps, batch.old.to(dtype), batch.advantages.to(dtype), batch.mask)
             grads += torch.autograd.grad(

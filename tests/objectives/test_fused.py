@@ -157,6 +157,7 @@ COMPOSED = {
     "sequence-through": (SequenceRatio("through"), LogBand(2.0, 2.0, 3.0), MinClip()),
     "weight-through": (CumulativeRatio("through"), LogBand(0.1, 0.3), Linear()),
     "one-sided": (CumulativeRatio(), LogBand(float("inf"), 0.1, power=0.5), MinClip()),
+    "mean-in-a-shrinking-band": (PrefixMeanRatio(), LogBand(0.05, 0.05, 0.06, -0.25), MinClip()),
     "mean-in-a-fixed-band": (PrefixMeanRatio(), LogBand(0.02, 0.03), MinClip()),
     "one-sided-weight": (CumulativeRatio(), LogBand(float("inf"), 0.02, power=0.5), StopGradientWeight()),
     "beyond-exp": (CumulativeRatio(), LogBand(50.0, 100.0, None, 0.1), Linear()),

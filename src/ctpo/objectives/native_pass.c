@@ -222,12 +222,11 @@ static NAME(Outputs) NAME(at)(NAME(Outputs) all, int64_t b) {
   return all;
 }
 
-/* A chunk without tokens. */
+/* A chunk without tokens. Its activity bits stay unwritten: they would multiply slopes of 0. */
 static void NAME(skip)(int64_t n, NAME(Outputs) out) {
   memset(out.loss, 0, n * sizeof(REAL));
   if (out.slope) memset(out.slope, 0, n * sizeof(REAL));
   if (out.grad) memset(out.grad, 0, n * sizeof(REAL));
-  if (out.active) memset(out.active, 1, n);
   if (out.kept) memset(out.kept, 0, n);
 }
 
