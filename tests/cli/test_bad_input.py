@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ctpo.cli.main import main
+from ctpo.cli.sole_use import sole_use
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -157,6 +158,20 @@ def test_output_directory_with_a_run(capsys: pytest.CaptureFixture[str], tmp_pat
 def test_output_directory_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     assert "taken is a file" in complaint(capsys, "train", "output_dir=taken")
+
+
+@pytest.mark.parametrize(
+    "words", [("eval", "embedded"), ("compare", "plan.yaml")], ids=["evaluation", "comparison"]
+)
+def test_an_output_that_another_command_writes_to(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, str]
+) -> None:
+    (tmp_path / "plan.yaml").write_text("objectives: {ctpo: {}}\nseeds: {test: [0]}\n")
+    with sole_use(tmp_path / "out"):
+        assert "--output out is in use by another command" in complaint(capsys, *words, "--output", "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    with sole_use(tmp_path / "out"):  # given back
+        pass
 
 
 def test_damaged_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.cli.compare_tables import print_results, results_markdown
+from ctpo.cli.sole_use import sole_use
 from ctpo.comparison.book import Book
 from ctpo.comparison.compare import choose, final_cells, results, tuning_cells
 from ctpo.comparison.plan import Cell, Plan, read_plan
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     runner = Runner(output, _budget(args), Book(args.scores) if args.scores else None)
     failures: list[Failure] = []
     if not args.status:
-        with _terminated_as_interrupted():
+        with sole_use(output), _terminated_as_interrupted():
             failures = _run(plan, runner)
     found = results(plan, runner, choose(plan, runner), failures)
     if output.is_dir():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctpo.cli.quiet import quieten
+from ctpo.cli.sole_use import sole_use
 from ctpo.errors import UserError
 from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_path
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(soft_wrap=True)
     waiting = "loading the model …" if args.endpoint is None else "asking the endpoint …"
     suite = Suite(**suite_arguments)
-    with console.status(waiting) as status:
+    with sole_use(args.output), console.status(waiting) as status:
         figures, rows = run_suite(
             suite,
             output=args.output,
