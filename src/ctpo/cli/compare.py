@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     runner = Runner(output, _budget(args), Book(args.scores) if args.scores else None)
     failures: list[Failure] = []
     if not args.status:
-        with sole_use(output), _terminated_as_interrupted():
+        with _terminated_as_interrupted():
             failures = _run(plan, runner)
     found = results(plan, runner, choose(plan, runner), failures)
     if output.is_dir():
@@ -155,8 +155,12 @@ def _stage(runner: Runner, name: str, cells: Sequence[Cell]) -> list[Failure]:
     if not cells:
         return []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=len(cells), completed=sum(map(runner.done, cells)))
+    done = sum(map(runner.done, cells))
+    with (
+        sole_use(runner.root if done < len(cells) else None),
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+        task = progress.add_task(name, total=len(cells), completed=done)
 
         def told(cell: Cell, succeeded: bool) -> None:
             progress.advance(task)

@@ -75,7 +75,7 @@ class Runner:
         book: Book | None = None,
         told: Callable[[Cell, bool], None] | None = None,
     ) -> None:
-        self._root, self._budget, self._book = root, budget, book
+        self.root, self._budget, self._book = root, budget, book
         self.told: Callable[[Cell, bool], None] = told or (lambda cell, succeeded: None)
         self._seen_mb, self._ended = 0.0, 0
         self._running: list[_Running] = []
@@ -84,7 +84,7 @@ class Runner:
 
     def directory(self, cell: Cell) -> Path:
         """Where a cell's run lives."""
-        return self._root / "runs" / cell.folder / "run"
+        return self.root / "runs" / cell.folder / "run"
 
     def done(self, cell: Cell) -> bool:
         """Whether the cell's run is complete.
@@ -143,7 +143,7 @@ class Runner:
         count = _threads(cell)
         cores, self._free = self._free[:count], self._free[count:]
         process = start(
-            ["train", *words, f"shared={self._root / _SHARED}"],
+            ["train", *words, f"shared={self.root / _SHARED}"],
             folder / _LOG,
             cores if len(cores) == count else [],
         )
