@@ -4,31 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ctpo.tasks import PythonTool, get_task
+from ctpo.tasks import chain_sums, get_task
 
-
-def example(problem: str, program: str, answer: str) -> tuple[dict[str, str], ...]:
-    """One problem solved: a program, what it prints, and the answer."""
-    return (
-        {"role": "user", "content": problem},
-        {"role": "assistant", "content": f"```python\n{program}\n```"},
-        {"role": "tool", "content": answer},
-        {"role": "assistant", "content": f"The answer is {answer}."},
-    )
-
-
+TOOL = replace(chain_sums.TOOL, max_result_chars=32)  # its form, whose output comes back inside the turn
 EXAMPLES = (
-    *example(
+    *TOOL.example(
         "Mia has 3 boxes with 12 pencils each. She gives 7 pencils away. How many does she have left?",
         "pencils = 3 * 12\nprint(pencils - 7)",
         "29",
     ),
-    *example(
+    *TOOL.example(
         "A ticket costs $8, and children pay half of that. What do 2 adults and 5 children pay together?",
         "child = 8 // 2\nprint(2 * 8 + 5 * child)",
         "36",
     ),
-    *example(
+    *TOOL.example(
         "Ben reads 15 pages a day. A book has 240 pages, and he has read 90. How many more days does he need?",
         "left = 240 - 90\nprint(left // 15)",
         "10",
@@ -39,14 +29,5 @@ task = replace(
     get_task("gsm8k"),
     system="Use Python.",
     examples=EXAMPLES,
-    # Output comes back inside the turn, as in the recipe smollm2-tool: a turn of its own costs tokens.
-    tool=PythonTool(
-        open="```python",
-        close="\n```",
-        result_open="\n",
-        result_close="\n",
-        error_mark="error",
-        max_calls=2,
-        max_result_chars=32,
-    ),
+    tool=TOOL,
 )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
 
 from ctpo.tasks.splits import digest, held_out
 from ctpo.tasks.task import Problem, Task, validate_request
@@ -26,18 +25,10 @@ TOOL = PythonTool(  # output comes back inside the turn: a turn of its own would
     max_result_chars=16,
 )
 SYSTEM = "Use Python."
-
-
-def _example(chain: str, total: int) -> tuple[Mapping[str, str], ...]:
-    return (
-        {"role": "user", "content": chain},
-        {"role": "assistant", "content": f"```python\nprint({chain})\n```"},
-        {"role": "tool", "content": str(total)},
-        {"role": "assistant", "content": f"The answer is {total}."},
-    )
-
-
-EXAMPLES = (*_example("48+17-25", 40), *_example("31-64+90", 57))
+EXAMPLES = (
+    *TOOL.example("48+17-25", "print(48+17-25)", "40"),
+    *TOOL.example("31-64+90", "print(31-64+90)", "57"),
+)
 
 _ANSWER = re.compile(r"answer is (-?[0-9]+)(?![0-9]|[.,][0-9])")
 

@@ -105,6 +105,15 @@ class PythonTool:
             body = "".join(c if c in self.result_charset else self.substitute for c in body)
         return self.result_open + body + self.result_close
 
+    def example(self, problem: str, program: str, answer: str) -> tuple[dict[str, str], ...]:
+        """Messages of a problem solved by one call: the program, what it prints, and the answer in a sentence."""
+        return (
+            {"role": "user", "content": problem},
+            {"role": "assistant", "content": f"{self.open}\n{program}{self.close}"},
+            {"role": "tool", "content": answer},
+            {"role": "assistant", "content": f"The answer is {answer}."},
+        )
+
     def _message(self, status: str, stdout: str, stderr: str) -> str:
         if status == SUCCESS:
             return stdout.strip()
