@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ctpo.objectives.plan import Plan
 from ctpo.objectives.stats import Sums
-from ctpo.objectives.surrogates import StopGradientWeight
 
 FAR: Final = 1e30
 """Stands for an absent bound: an infinite one would make 0·inf = NaN at t = 0."""
@@ -30,15 +29,16 @@ class RowBounds:
     def of(cls, plan: Plan, advantages: Tensor) -> RowBounds:
         """From [B, 1] advantages; of [B, T] those of the first token, unused."""
         first, bases = advantages[:, :1], plan.bases
-        gain, harm, far = first > 0, first < 0, torch.full_like(first, FAR)
-        dual = FAR if bases.dual is None else bases.dual
-        low = torch.where(harm, max(bases.lower, -FAR), -far)
-        high = torch.where(gain, min(bases.upper, FAR), torch.where(harm, dual, far))
+        gain, harm = first > 0, first < 0
+        low = torch.full_like(first, -FAR).masked_fill_(harm, max(bases.lower, -FAR))
+        high = torch.full_like(first, FAR).masked_fill_(gain, min(bases.upper, FAR))
+        if bases.dual is not None:
+            high.masked_fill_(harm, bases.dual)
         return cls(low, high, gain)
 
-    def count(self, moved: Tensor, sums: Sums) -> None:
-        """Add counts from each row's sum of signs, [B] in float64."""
-        _count(sums, float(moved[self.gain[:, 0]].sum()), float(moved.sum()), self.met)
+    def count(self, moved: Tensor, balance: float, sums: Sums) -> None:
+        """Add counts from each row's sum of signs, [B] in float64, and their sum."""
+        _count(sums, float(moved.dot(self.gain[:, 0].double())), balance, self.met)
 
 
 def clip_rows(
@@ -65,22 +65,20 @@ def clip_rows(
 
 def clip_weights(
     plan: Plan, x: Tensor, scale: Tensor | None, clipped: Tensor, met: Tensor, sums: Sums
-) -> None:
-    """Clamp to bounds that hold whatever the advantage (none for a linear surrogate), and count."""
-    if isinstance(plan.surrogate, StopGradientWeight):
-        _clamp(x, scale, max(plan.bases.lower, -FAR), min(plan.bases.upper, FAR), clipped, met)
-    else:
-        clipped.copy_(x)
+) -> float:
+    """Clamp to bounds that hold whatever the advantage, and count; returns how many tokens met one."""
+    _clamp(x, scale, max(plan.bases.lower, -FAR), min(plan.bases.upper, FAR), clipped, met)
     torch.sub(x, clipped, out=met).sign_()
     balance, total = float(met.sum()), float(met.mul_(met).sum())
     sums.high += (total + balance) / 2
     sums.low += (total - balance) / 2
+    return total
 
 
 def clip_tokens(
     plan: Plan, x: Tensor, scale: Tensor | None, sign: Tensor, clipped: Tensor, met: Tensor, sums: Sums
-) -> None:
-    """One advantage a token: both kinds of bounds for all, then a choice by 0/1 products."""
+) -> float:
+    """One advantage a token: both kinds of bounds for all, then a choice by 0/1 products; returns as above."""
     bases, gain = plan.bases, sign.clamp(min=0)
     harm = gain - sign
     lowest, dual = -FAR, FAR if bases.dual is None else bases.dual
@@ -90,7 +88,9 @@ def clip_tokens(
     clipped.mul_(harm).add_(other.mul_(gain))
     torch.sub(x, clipped, out=met).mul_(sign.abs_()).sign_()  # advantage 0: no bound, and no loss
     balance, high = float(met.sum()), float(met.reshape(-1).dot(gain.reshape(-1)))
-    _count(sums, high, balance, float(met.mul_(met).sum()))
+    total = float(met.mul_(met).sum())
+    _count(sums, high, balance, total)
+    return total
 
 
 def _clamp(

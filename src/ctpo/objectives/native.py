@@ -100,8 +100,8 @@ class NativeStream:
         sums: Sums, starts: list[int] | None = None,
     ) -> None:  # fmt: skip
         self.dtype, self.sums, (rows, length) = advantages.dtype, sums, logps.shape
-        edges = [*starts, length] if starts is not None else range(0, (rows + 1) * length, length)
-        self.edges = torch.tensor(edges, dtype=torch.int64)
+        every_row = torch.arange(0, (rows + 1) * length, length)
+        self.edges = every_row if starts is None else torch.tensor([*starts, length])
         per_token = advantages.shape[-1] == length and (length > 1 or rows == 1)
         self.mean = isinstance(plan.ratio, SequenceMeanRatio)
         self.factor_kind = 0 if factor.ndim == 0 else 1 if factor.shape[-1] == 1 < length else 2

@@ -15,7 +15,7 @@ from ctpo.objectives.pieces import Place
 from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import TokenRatio
 from ctpo.objectives.stats import Sums
-from ctpo.objectives.surrogates import MinClip
+from ctpo.objectives.surrogates import Linear, StopGradientWeight
 
 
 @dataclass(slots=True)
@@ -63,33 +63,42 @@ class Terms:
         # 0 lies within every trust region: a token that does not count can meet no bound.
         x.mul_(keep)
         advantages = finite(piece.advantages, keep) if self.row_bounds is None else piece.advantages
-        self._clip(piece, x, advantages, a, b)
+        met = self._clip(piece, x, advantages, a, b)
         if piece.active is not None:
             piece.active.copy_(b).logical_not_()
         lowest, highest = extremes(x, keep)
         if highest > self.least_ceiling:
             ceiling = self._ceiling_at(piece.loss) if self.ceiling is None else self.ceiling
-            torch.clamp(a, max=ceiling, out=a)
+            if met:
+                torch.clamp(a, max=ceiling, out=a)
             x.clamp_(max=ceiling)
             lowest, highest = extremes(x, keep)
-        exp(a, out=a).mul_(-advantages)
-        torch.mul(a, keep, out=piece.loss if piece.slope is None else piece.slope)
+        linear = self._add_weights(x, keep, lowest, highest)
+        # Where no bound was met the weights of the loss are those just added up.
+        weight = exp(a, out=a).mul_(keep) if met else x
+        torch.mul(weight, -advantages, out=piece.loss if piece.slope is None else piece.slope)
         if piece.slope is not None:
             logps = piece.logps.to(x.dtype)
             if not math.isfinite(float(torch.mul(piece.slope, logps, out=piece.loss).sum())):
                 piece.loss.copy_(torch.where(keep != 0, piece.slope * logps, 0.0))
         if piece.grad is not None:
             self._differentiate(piece, b)
-        self._add_weights(x, keep, lowest, highest)
+        if isinstance(self.plan.ratio, TokenRatio):  # the weight is e^d
+            self.sums.k3 += float(x.sub_(keep).sum()) - linear
 
-    def _clip(self, piece: Piece, x: Tensor, advantages: Tensor, clipped: Tensor, met: Tensor) -> None:
+    def _clip(self, piece: Piece, x: Tensor, advantages: Tensor, clipped: Tensor, met: Tensor) -> float:
+        """Clipped statistic, and 1 where a bound was met, which are counted; how many there are."""
         scale = piece.loss if self.plan.scaled else None
-        if not isinstance(self.plan.surrogate, MinClip):
-            clip_weights(self.plan, x, scale, clipped, met, self.sums)
-        elif self.row_bounds is None:
-            clip_tokens(self.plan, x, scale, advantages.sign(), clipped, met, self.sums)
-        else:
-            self.row_bounds.met += clip_rows(x, scale, piece.low, piece.high, clipped, met, piece.moved)
+        if isinstance(self.plan.surrogate, Linear):
+            met.zero_()
+            return 0.0
+        if isinstance(self.plan.surrogate, StopGradientWeight):
+            return clip_weights(self.plan, x, scale, clipped, met, self.sums)
+        if self.row_bounds is None:
+            return clip_tokens(self.plan, x, scale, advantages.sign(), clipped, met, self.sums)
+        total = clip_rows(x, scale, piece.low, piece.high, clipped, met, piece.moved)
+        self.row_bounds.met += total
+        return total
 
     def _ceiling_at(self, scale: Tensor) -> Tensor:
         bounds = (self.plan.bases.upper, self.plan.bases.dual)
@@ -104,8 +113,12 @@ class Terms:
         else:
             torch.addcmul(piece.loss, piece.loss, met, value=-1, out=piece.grad).mul_(piece.factor)
 
-    def _add_weights(self, x: Tensor, keep: Tensor, lowest: float, highest: float) -> None:
-        """Add the sums of the truncated log weights, and of the weights (left in `x`), over the usable tokens."""
+    def _add_weights(self, x: Tensor, keep: Tensor, lowest: float, highest: float) -> float:
+        """Add the sums of the truncated log weights, and of the weights (left in `x`), over the usable tokens.
+
+        Returns:
+            Sum of the log weights.
+        """
         sums, linear = self.sums, float(x.sum())
         sums.x += linear
         sums.xx += square(x)
@@ -115,5 +128,4 @@ class Terms:
             weight = weight.double()  # the square would overflow float32
         sums.weight += float(weight.sum())
         sums.weight_squared += square(weight)
-        if isinstance(self.plan.ratio, TokenRatio):  # the weight is e^d
-            sums.k3 += float(x.sub_(keep).sum()) - linear
+        return linear

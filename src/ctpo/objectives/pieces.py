@@ -16,7 +16,7 @@ from torch import Tensor
 Place = tuple[slice, slice]
 
 MARGIN: Final = 16
-"""Numbers before a buffer of a cut row that `CutRows.prefix_sum` may use; the rest keeps the buffer aligned."""
+"""Numbers before a cut row's buffer, of which `CutRows.prefix_sum` uses two; the rest keeps the buffer aligned."""
 
 
 def _counts(mask: Tensor, spare: Tensor, dtype: torch.dtype) -> Tensor:
@@ -45,13 +45,26 @@ class WholeRows:
         """Views of the pieces of a [B, T] or [B, 1] tensor."""
         return [x] if self.height == self.rows else list(x.split(self.height))  # type: ignore[no-untyped-call]
 
-    def prefix_sum(self, x: Tensor, place: Place) -> None:
-        """Inclusive sum along each row, in place; torch's float32 CPU kernel accumulates in double by itself."""
-        torch.cumsum(x, -1, out=x)
+    def room(self, count: int, dtype: torch.dtype) -> list[Tensor]:
+        """Buffers for the largest piece."""
+        return [torch.empty(self.height, self.width, dtype=dtype) for _ in range(count)]
 
-    def positions(self, mask: Tensor, out: Tensor, spare: Tensor, place: Place) -> None:
-        """Bits of the mask so far along each row; in integers two to three times as fast as in floats."""
+    def prefix_sum(self, x: Tensor, place: Place) -> float:
+        """Inclusive sum along each row, in place; torch's float32 CPU kernel accumulates in double by itself.
+
+        Returns:
+            Sum of the piece.
+        """
+        torch.cumsum(x, -1, out=x)
+        return float(x[:, -1].sum())
+
+    def positions(self, mask: Tensor, out: Tensor, spare: Tensor, place: Place, lengths: Tensor) -> None:
+        """Bits of the mask so far along each row; in integers two to three times as fast as in floats.
+
+        `lengths` receives those of each of the piece's rows.
+        """
         out.copy_(_counts(mask, spare, torch.int16 if self.length < 1 << 15 else torch.int32))
+        lengths.copy_(out[:, -1])
 
     def least_before(self, x: Tensor, place: Place, none: float) -> Tensor:
         """Minimum strictly before each token of a row, `none` at the first."""
@@ -96,25 +109,36 @@ class CutRows:
         first, last = bisect_left(self.starts, columns.start), bisect_left(self.starts, columns.stop)
         return [start - columns.start for start in self.starts[first:last]], first
 
-    def prefix_sum(self, x: Tensor, place: Place) -> None:
-        """Inclusive sum along each sequence, in place; `x` has a margin before it."""
+    def room(self, count: int, dtype: torch.dtype) -> list[Tensor]:
+        """Buffers for the largest piece, each with a margin in front of it."""
+        return [torch.empty(MARGIN + self.width, dtype=dtype)[MARGIN:].unsqueeze(0) for _ in range(count)]
+
+    def prefix_sum(self, x: Tensor, place: Place) -> float:
+        """Inclusive sum along each sequence, in place; `x` has a margin before it.
+
+        Returns:
+            Sum of the piece.
+        """
         inner, _ = self._inner(place[1])
         if inner in ([], [0]):
             # The carry, split in two float32 that hold it to 48 bits, goes before the piece into the kernel's
             # double precision accumulator.
-            before = 0.0 if inner else self.carried["d"]
-            self.carried["d"] = before + float(x.sum(dtype=torch.float64))
+            before, total = 0.0 if inner else self.carried["d"], float(x.sum(dtype=torch.float64))
+            self.carried["d"] = before + total
             run = torch.as_strided(x, (x.shape[1] + 2,), (1,), x.storage_offset() - 2)
             run[0] = before
             run[1] = before - float(run[0])
             torch.cumsum(run, 0, out=run)
-            return
+            return total
         wide = torch.cumsum(x[0], 0, dtype=torch.float64)
+        total = float(wide[-1])
         x[0] = self._restart(wide, inner, "d")
+        return total
 
-    def positions(self, mask: Tensor, out: Tensor, spare: Tensor, place: Place) -> None:
-        """Bits of the mask so far along each sequence."""
+    def positions(self, mask: Tensor, out: Tensor, spare: Tensor, place: Place, lengths: Tensor) -> None:
+        """Bits of the mask so far along each sequence; `lengths` receives those of the piece."""
         running, (inner, _) = _counts(mask, spare, torch.int32), self._inner(place[1])
+        lengths.copy_(running[0, -1])
         if inner in ([], [0]):
             before = 0.0 if inner else self.carried["t"]
             self.carried["t"] = before + int(running[0, -1])

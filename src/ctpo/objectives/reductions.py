@@ -59,10 +59,10 @@ class Reduction:
             factor = torch.ones((), dtype=dtype, device=mask.device)
         elif self.name == "token-mean":
             tokens = layout.sum_shards(mask.count_nonzero()) if num_tokens is None else num_tokens
-            factor = 1 / _at_least_one(tokens, mask.device, dtype)
+            factor = _at_least_one(tokens, mask.device, dtype).reciprocal()
         else:
             sequences = layout.count_sequences(mask) if num_sequences is None else num_sequences
-            factor = 1 / _at_least_one(sequences, mask.device, dtype)
+            factor = _at_least_one(sequences, mask.device, dtype).reciprocal()
         if self.name == "seq-mean-token-sum-norm":
             factor = factor / self.norm_length
         power = self.length_power - (1.0 if self.name == "seq-mean-token-mean" else 0.0)

@@ -19,7 +19,7 @@ from ctpo.objectives.clipping import FAR, RowBounds
 from ctpo.objectives.numerics import SATURATION
 from ctpo.objectives.piece_reads import NO_TOKEN, all_usable, exp, square
 from ctpo.objectives.piece_terms import Piece, Terms
-from ctpo.objectives.pieces import MARGIN, CutRows, Place, WholeRows
+from ctpo.objectives.pieces import CutRows, Place, WholeRows
 from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import (
     CumulativeRatio,
@@ -77,18 +77,18 @@ class Stream:
         Returns:
             Sum of the token losses times their factors.
         """
-        room = self._room(4 if grad is None else 3)
+        room = self.pieces.room(4 if grad is None else 3, self.dtype)
         row_sums, pieces = self._cut(loss, active, slope, kept, grad)
-        ratio, divergences = self.plan.ratio, not isinstance(self.plan.ratio, TokenRatio)
+        ratio, largest = self.plan.ratio, room[0].shape
         if isinstance(self.pieces, CutRows) and isinstance(ratio, (SequenceRatio, SequenceMeanRatio)):
             self._gather_totals(self.pieces, pieces, room)
         for piece in pieces:
-            height, width = piece.loss.shape
-            x, marked, b, *more = (part[:height, :width] for part in room)
-            a = more[0] if piece.grad is None else piece.grad
+            height, width = shape = piece.loss.shape
+            spare = room if shape == largest else [part[:height, :width] for part in room]
+            x, marked, b, a = spare if piece.grad is None else (*spare, piece.grad)
             keep = self._load(piece, x, marked)
-            if divergences:
-                self._add_divergences(x, a)
+            if not isinstance(ratio, TokenRatio):
+                self._add_exponentials(x, a)
             self._accumulate(piece, x, marked, b)
             if piece.kept is not None:
                 piece.kept.copy_(keep)
@@ -98,12 +98,6 @@ class Stream:
             else:
                 piece.sums.fill_(piece.loss.reshape(-1).dot(piece.factor.reshape(-1)))
         return self._finish(row_sums)
-
-    def _room(self, count: int) -> list[Tensor]:
-        """Buffers for the largest piece, each with a margin in front of it."""
-        height, width = self.pieces.height, self.pieces.width
-        flat = torch.empty((count, MARGIN + height * width), dtype=self.dtype)
-        return [part[MARGIN:].view(height, width) for part in flat]
 
     def _cut(self, *outputs: Tensor | None) -> tuple[Tensor, list[Piece]]:
         """Room for the row sums of lengths, signs and losses, and the pieces that fill it."""
@@ -116,24 +110,25 @@ class Stream:
             return [x] * len(places) if x is None or x.ndim == 0 else self.pieces.cut(x)
 
         views = [cut(x) for x in (*inputs, *outputs)]
-        sums = [x.split(height) for x in room]
+        sums = [torch.split(room[k], height) for k in range(3)]
         return room, [Piece(*parts) for parts in zip(places, *views, *sums, strict=True)]
 
     def _finish(self, room: Tensor) -> float:
         """Add what follows from the row sums; the loss."""
-        lengths, moved, losses = room.double().view(3, self.rows, -1).sum(-1)
-        self.sums.tokens = float(lengths.sum())
-        self.sums.usable += self.sums.tokens
-        self.sums.sequences = float(lengths.count_nonzero())
+        of_rows = room.double().view(3, self.rows, -1).sum(-1)
+        tokens, balance, loss = map(float, of_rows.sum(-1).tolist())
+        self.sums.tokens = tokens
+        self.sums.usable += tokens
+        self.sums.sequences = float(of_rows[0].count_nonzero())
         if isinstance(self.plan.ratio, TokenRatio):
             self.sums.d, self.sums.dd = self.sums.x, self.sums.xx  # one and the same, never truncated
-        self.row_bounds.count(moved, self.sums)  # nothing where other bounds than a row's were met
-        factor = self.factor.double()
-        if factor.ndim == 0:
-            losses = losses * factor
-        elif factor.shape[-1] == 1:
-            losses = losses * factor[:, 0]
-        return float(losses.sum())
+        else:
+            self.sums.k3 -= self.sums.d
+        if self.row_bounds.met:
+            self.row_bounds.count(of_rows[1], balance, self.sums)
+        if self.factor.ndim == 0:
+            return loss * float(self.factor)
+        return float(of_rows[2].dot(self.factor[:, 0].double())) if self.factor.shape[-1] == 1 else loss
 
     def _gather_totals(self, cut: CutRows, pieces: list[Piece], room: list[Tensor]) -> None:
         """First pass over cut rows: sums of whole sequences, nothing else."""
@@ -152,7 +147,6 @@ class Stream:
             Usable tokens as 0/1: `marked` where all under the mask are.
         """
         keep = marked.copy_(piece.mask)
-        torch.sum(marked, -1, out=piece.lengths)
         self._difference(piece, x).mul_(marked)
         # At most SATURATION² in all: then no token is beyond it, and none is NaN.
         squares = square(x)
@@ -179,22 +173,24 @@ class Stream:
         x.copy_(torch.where(usable, x, 0.0))
         return usable.to(self.dtype)
 
-    def _add_divergences(self, d: Tensor, spare: Tensor) -> None:
-        """Add Σd and Σ(e^d − 1 − d), the latter to 1e-7 a token in float32: far below any KL of note."""
-        linear = float(d.sum())
-        self.sums.d += linear
-        self.sums.k3 += float(exp(d, out=spare).sub_(1).sum()) - linear
+    def _add_exponentials(self, d: Tensor, spare: Tensor) -> None:
+        """Add Σ(e^d − 1), to 1e-7 a token in float32: far below any KL of note. `_finish` takes Σd off."""
+        self.sums.k3 += float(exp(d, out=spare).sub_(1).sum())
 
     def _accumulate(self, piece: Piece, x: Tensor, marked: Tensor, spare: Tensor) -> None:
         """Token log ratios to the ratio's statistic, in place; scale of the bounds into the loss if they have one."""
         ratio, pieces, place, scale = self.plan.ratio, self.pieces, piece.place, piece.loss
         positions = isinstance(ratio, PrefixMeanRatio)
         if self.plan.scaled or positions:
-            pieces.positions(piece.mask, scale, spare, place)
+            pieces.positions(piece.mask, scale, spare, place, piece.lengths)
             if positions or self.plan.bases.power < 0:
                 scale.clamp_(min=1)
+        else:
+            torch.sum(marked, -1, out=piece.lengths)
         if isinstance(ratio, (CumulativeRatio, PrefixMeanRatio)):
-            pieces.prefix_sum(x, place)
+            self.sums.d += pieces.prefix_sum(x, place)
+        else:
+            self.sums.d += float(x.sum())
         if positions:
             x.div_(scale)
         elif isinstance(ratio, SequenceRatio):
