@@ -125,6 +125,7 @@ def test_defaults_list_every_knob() -> None:
     [
         (lambda: SequenceShard(), "give exactly one"),
         (lambda: SequenceShard(positions=torch.zeros(2)), "positions: torch.float32"),
+        (lambda: SequenceShard(chunk_ids=torch.arange(0)), "chunk_ids: none"),
         (
             lambda: SequenceShard(positions=torch.zeros(2).long()).token_positions(3),
             "positions: 2 of them for 3",

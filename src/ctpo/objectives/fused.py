@@ -53,7 +53,7 @@ def run(
     advantages: Tensor,
     factor: Tensor,
     layout: Layout,
-    compiled: bool = False,
+    compiled: bool,
 ) -> Output:
     """Output of a call, equal to `compose`.
 

@@ -45,6 +45,8 @@ class SequenceShard:
                 raise ValueError(
                     f"{name}: {value.dtype} {tuple(value.shape)}; expected a 1-D integer tensor."
                 )
+        if self.chunk_ids is not None and self.chunk_ids.numel() == 0:
+            raise ValueError("chunk_ids: none; every rank holds at least one chunk (its tokens may be none).")
 
     def token_positions(self, length: int) -> Tensor:
         """[t] global positions of `length` local tokens.
@@ -57,7 +59,7 @@ class SequenceShard:
                 raise ValueError(f"positions: {self.positions.shape[0]} of them for {length} local tokens.")
             return self.positions
         assert self.chunk_ids is not None
-        if length % max(self.chunk_ids.shape[0], 1):
+        if length % self.chunk_ids.shape[0]:
             raise ValueError(
                 f"chunk_ids: {self.chunk_ids.shape[0]} chunks do not divide {length} local tokens."
             )
