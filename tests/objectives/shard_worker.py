@@ -159,6 +159,24 @@ def pooled(group: Any) -> Iterator[tuple[str, Difference]]:
         yield f"pooled/{name}", {"grad": (grad - expected[mine][:, :cut]).abs().max().item()}
 
 
+def local_numbers(group: Any) -> Iterator[tuple[str, Difference]]:
+    """Every rank numbers tokens or segments from 0, as if they were the whole."""
+    ids = torch.tensor([0, 0, 1, 1])
+    cases: dict[str, tuple[SequenceShard, Tensor | None]] = {
+        "holds position 0": (SequenceShard(group, positions=torch.arange(4)), None),
+        "token holds position": (SequenceShard(group, chunk_ids=torch.tensor([0])), None),
+        "segment_ids: 0 follows 1": (contiguous(group), ids),
+    }
+    for message, (shard, segment_ids) in cases.items():
+        try:
+            Sharded(shard, 4, torch.device("cpu"), segment_ids)
+        except ValueError as error:
+            refused = message in str(error)
+        else:
+            refused = False
+        yield f"local/{message}", {"taken": float(not refused)}
+
+
 def work(rank: int, world: int, folder: str) -> None:
     """Entry of a process; writes this rank's differences."""
     torch.set_num_threads(1)
@@ -169,7 +187,7 @@ def work(rank: int, world: int, folder: str) -> None:
     for size, group in groups.items():
         if group is None:
             continue
-        for cases in (padded, packed, corrections, pooled):
+        for cases in (padded, packed, corrections, pooled, local_numbers):
             results.update({f"{size}/{case}": difference for case, difference in cases(group)})
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()

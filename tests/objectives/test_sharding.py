@@ -55,3 +55,8 @@ def test_quantile_over_data_parallel_ranks(results: list[dict[str, Difference]],
     count, difference = largest(results, f"{world}/pooled/")
     assert count == world * 2
     assert difference < 1e-12
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_numbers_of_one_rank_are_refused(results: list[dict[str, Difference]], world: int) -> None:
+    assert largest(results, f"{world}/local/") == (world * 3, 0.0)

@@ -85,6 +85,25 @@ def striped(length: int, group: dist.ProcessGroup | None = None) -> SequenceShar
     return SequenceShard(group, positions=torch.arange(length) * world + rank)
 
 
+def _refuse_repeats(positions: Tensor) -> None:
+    repeated = positions[1:][positions.diff() == 0]
+    if repeated.numel():
+        raise ValueError(
+            f"shard: more than one token holds position {int(repeated[0])}; positions and "
+            "chunk_ids number the whole sequence, not the tokens of one rank."
+        )
+
+
+def _refuse_decrease(ids: Tensor) -> None:
+    falls = (ids.diff() < 0).nonzero()
+    if falls.numel():
+        at = int(falls[0]) + 1
+        raise ValueError(
+            f"segment_ids: {int(ids[at])} follows {int(ids[at - 1])} in the order of the whole stream; they may "
+            "only rise along the positions of all ranks."
+        )
+
+
 class Sharded:
     """Layout of sharded sequences: gather what is needed, sum in global order, take back one's own.
 
@@ -93,6 +112,9 @@ class Sharded:
         length: local tokens t.
         device: of the tokens.
         segment_ids: [t] ids of a packed stream, global numbering, or None for padded rows.
+
+    Raises:
+        ValueError: two tokens hold one position, or segment ids decrease along it (looked at on the CPU).
     """
 
     differentiable = False
@@ -109,13 +131,19 @@ class Sharded:
         rank = dist.get_rank(shard.group)
         everywhere = self._gather(shard.token_positions(length).to(device))
         self.order = everywhere.argsort()
+        readable = device.type == "cpu"  # elsewhere the host would have to wait for the answer
+        if readable:
+            _refuse_repeats(everywhere[self.order])
         self.own = self.order.argsort()[rank * length : (rank + 1) * length]
         self.chunks: Tensor | None = None
         self.inner: Layout = Padded()
         self.local_ids = None
         if segment_ids is not None:
             self.local_ids = segment_ids.to(torch.int64)
-            self.inner = Packed(self._gather(self.local_ids)[self.order])
+            ids = self._gather(self.local_ids)[self.order]
+            if readable:
+                _refuse_decrease(ids)
+            self.inner = Packed(ids)
         elif shard.chunk_ids is not None:
             chunks = shard.chunk_ids.to(device)
             self.chunks = self._gather(chunks).argsort()
