@@ -146,6 +146,7 @@ def test_a_missing_or_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(ValueError, match=r'found no C compiler; install gcc or clang, .* backend="auto"'):
         run(preset("ctpo", backend="compile"), make())
+    run(preset("ctpo"), make())  # needs none
     monkeypatch.setenv("CC", "false")
     with pytest.raises(ValueError, match="false failed"):
         run(preset("ctpo", backend="compile"), make())
