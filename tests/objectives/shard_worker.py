@@ -159,6 +159,16 @@ def pooled(group: Any) -> Iterator[tuple[str, Difference]]:
         yield f"pooled/{name}", {"grad": (grad - expected[mine][:, :cut]).abs().max().item()}
 
 
+def empty(group: Any) -> Iterator[tuple[str, Difference]]:
+    """Rows of no tokens."""
+    nothing = torch.zeros(2, 0, dtype=torch.float64)
+    for name, shard in (("contiguous", contiguous(group)), ("striped", striped(0, group))):
+        logps = nothing.clone().requires_grad_()
+        out = preset("ctpo")(logps, nothing, torch.ones(2, dtype=torch.float64), nothing.bool(), shard=shard)
+        out.loss.backward()
+        yield f"empty/{name}", {"loss": abs(out.loss.item()), "tokens": out.stats["tokens"].item()}
+
+
 def local_numbers(group: Any) -> Iterator[tuple[str, Difference]]:
     """Every rank numbers tokens or segments from 0, as if they were the whole."""
     ids = torch.tensor([0, 0, 1, 1])
@@ -187,7 +197,7 @@ def work(rank: int, world: int, folder: str) -> None:
     for size, group in groups.items():
         if group is None:
             continue
-        for cases in (padded, packed, corrections, pooled, local_numbers):
+        for cases in (padded, packed, corrections, pooled, empty, local_numbers):
             results.update({f"{size}/{case}": difference for case, difference in cases(group)})
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()

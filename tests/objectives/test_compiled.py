@@ -85,6 +85,17 @@ def test_packed(name: str) -> None:
     torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("name", FUSED)
+def test_one_token_a_row(name: str) -> None:
+    """Here one advantage a sequence and one a token have the same shape."""
+    fast, definition = pair(name)
+    for per_token in (False, True):
+        batch = make(rows=6, length=1, drift=0.5, seed=1, per_token=per_token)
+        (out, grad), (expected, expected_grad) = run(fast, batch), run(definition, batch)
+        same(out, expected, 1e-11)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
+
+
 def test_the_exponential() -> None:
     """Read off token losses of one-token rows: within two units in the last place."""
     x = torch.cat([torch.linspace(-19.9, 19.9, 40_001), torch.tensor([0.0, 1e-8, -1e-8])])
@@ -133,8 +144,8 @@ def test_a_weight_far_out_has_finite_squares() -> None:
 def test_empty_and_strided() -> None:
     nothing = torch.zeros(2, 0)
     assert preset("ctpo", backend="compile")(nothing, nothing, torch.zeros(2), nothing).loss.item() == 0
-    batch = make(drift=0.1)
-    strided = Batch(batch.logps.T.contiguous().T, batch.old, batch.advantages, batch.mask.T.contiguous().T)
+    batch = make(drift=0.1, per_token=True)
+    strided = Batch(*(x.T.contiguous().T for x in (batch.logps, batch.old, batch.advantages, batch.mask)))
     fast = preset("cispo", backend="compile")
     assert isinstance(fast.surrogate, StopGradientWeight)
     assert torch.equal(run(fast, strided)[1], run(fast, batch)[1])

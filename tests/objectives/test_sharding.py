@@ -60,3 +60,8 @@ def test_quantile_over_data_parallel_ranks(results: list[dict[str, Difference]],
 @pytest.mark.parametrize("world", [2, 4])
 def test_numbers_of_one_rank_are_refused(results: list[dict[str, Difference]], world: int) -> None:
     assert largest(results, f"{world}/local/") == (world * 3, 0.0)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_no_tokens(results: list[dict[str, Difference]], world: int) -> None:
+    assert largest(results, f"{world}/empty/") == (world * 2, 0.0)

@@ -6,12 +6,11 @@
 #include <string.h>
 
 enum { TOKEN, CUMULATIVE, PREFIX_MEAN, SEQUENCE, MIN_PREFIX, UNIT };
-enum { MIN_CLIP, WEIGHT, LINEAR };
 enum { TOKENS, SEQUENCES, USABLE, NONFINITE, SATURATED, HIGH, LOW, DUAL, X, XX, W, WW, D, DD, K3, LOWEST, HIGHEST,
        LOSS, N_SUMS };
 
 typedef struct {
-  int64_t ratio, surrogate, advantage_per_token;
+  int64_t ratio, by_sign, advantage_per_token; /* by_sign: the advantage says which bound binds */
   double low, high, dual, power, ceiling, widest, log_cap, exp_cap, saturation, far;
 } Plan;
 

@@ -33,7 +33,7 @@ from ctpo.objectives.ratios import (
     UnitRatio,
 )
 from ctpo.objectives.stats import Sums
-from ctpo.objectives.surrogates import Linear, MinClip, StopGradientWeight
+from ctpo.objectives.surrogates import Linear, MinClip
 
 RATIOS: Final[dict[type[Ratio], int]] = {
     TokenRatio: 0,
@@ -44,7 +44,6 @@ RATIOS: Final[dict[type[Ratio], int]] = {
     MinPrefixRatio: 4,
     UnitRatio: 5,
 }
-SURROGATES: Final = {MinClip: 0, StopGradientWeight: 1, Linear: 2}
 SUMS: Final = (
     "tokens", "sequences", "usable", "nonfinite", "saturated", "high", "low", "dual", "x", "xx", "weight",
     "weight_squared", "d", "dd", "k3", "lowest", "highest",
@@ -59,7 +58,7 @@ FLAGS: Final = (
 
 class _Plan(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("ratio", "surrogate", "advantage_per_token")),
+        *((name, ctypes.c_int64) for name in ("ratio", "by_sign", "advantage_per_token")),
         *(
             (name, ctypes.c_double)
             for name in (
@@ -102,7 +101,7 @@ class NativeStream:
         self.dtype, self.sums, (rows, length) = advantages.dtype, sums, logps.shape
         every_row = torch.arange(0, (rows + 1) * length, length)
         self.edges = every_row if starts is None else torch.tensor([*starts, length])
-        per_token = advantages.shape[-1] == length and (length > 1 or rows == 1)
+        per_token = advantages.shape[-1] == length
         self.mean = isinstance(plan.ratio, SequenceMeanRatio)
         self.factor_kind = 0 if factor.ndim == 0 else 1 if factor.shape[-1] == 1 < length else 2
         self.inputs = [x.to(self.dtype).contiguous() for x in (logps, old_logps)]
@@ -140,7 +139,7 @@ def _plan(plan: Plan, length: int, per_token: bool) -> _Plan:
     ceiling = plan.ceiling(length)
     return _Plan(
         ratio=RATIOS[type(plan.ratio)],
-        surrogate=SURROGATES[type(plan.surrogate)],
+        by_sign=isinstance(plan.surrogate, MinClip),
         advantage_per_token=per_token,
         low=-FAR if linear else max(bases.lower, -FAR),
         high=FAR if linear else min(bases.upper, FAR),

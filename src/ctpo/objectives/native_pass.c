@@ -135,7 +135,7 @@ typedef struct { REAL advantage[CHUNK], low[CHUNK], high[CHUNK]; } NAME(Bases);
 /* `step` is 0 for one advantage a sequence. */
 static void NAME(bases)(const Plan *plan, int64_t n, const REAL *a, int64_t step, NAME(Bases) *out) {
   REAL far = (REAL)plan->far, low = (REAL)plan->low, high = (REAL)plan->high, dual = (REAL)plan->dual;
-  int by_sign = plan->surrogate == MIN_CLIP;
+  int by_sign = plan->by_sign != 0;
   VECTOR for (int64_t j = 0; j < n; j++) {
     REAL one = a[step ? j : 0], harmed = one < 0 ? dual : far;
     out->advantage[j] = one;
@@ -151,7 +151,7 @@ static inline ALWAYS int NAME(clip)(const Plan *plan, int64_t n, const REAL *kee
                                     double *sums) {
   REAL cap = (REAL)plan->log_cap, limit = (REAL)plan->exp_cap, widest = (REAL)plan->widest, far = (REAL)plan->far;
   REAL fixed = (REAL)plan->ceiling, ups = 0, lows = 0, duals = 0, sx = 0, sxx = 0, lowest = far, highest = -far;
-  REAL by_sign = plan->surrogate == MIN_CLIP;
+  REAL by_sign = (REAL)plan->by_sign;
 #pragma omp simd reduction(+ : ups, lows, duals, sx, sxx) reduction(min : lowest) reduction(max : highest)
   for (int64_t j = 0; j < n; j++) {
     REAL k = keep[j], value = k != 0 ? x[j] : (REAL)0; /* 0 lies within every region */

@@ -75,7 +75,7 @@ class Packed:
     def start(self) -> Tensor:
         """[N] position of the first token of each token's segment."""
         start = torch.where(self._firsts, self.index, torch.zeros_like(self.index))
-        return start.cummax(0).values if self.length else start
+        return start.cummax(0).values
 
     def prefix_sum(self, values: Tensor) -> Tensor:
         """See `Layout.prefix_sum`."""
