@@ -97,6 +97,28 @@ def padded(group: Any) -> Iterator[tuple[str, Difference]]:
             yield f"padded/{layout}/{name}", compare(objective, whole, part, columns, group, shard=shard)
 
 
+def per_token(group: Any) -> Iterator[tuple[str, Difference]]:
+    """Advantages of tokens, of rows and of a stream."""
+    whole = batch()
+    values = torch.randn(whole.logps.shape, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    ids = torch.arange(LENGTH) // 5
+    for layout in LAYOUTS:
+        shard, columns = place(layout, group)
+        for name, take, packing in (
+            ("padded", lambda x: x, {}),
+            ("packed", lambda x: x[0], {"segment_ids": ids[columns], "whole_ids": ids}),
+        ):
+            all_of = Batch(*(take(x) for x in (whole.logps, whole.old, values, whole.mask)))
+            part = Batch(
+                *(x[..., columns] for x in (all_of.logps, all_of.old, all_of.advantages, all_of.mask))
+            )
+            objective = preset("ctpo")
+            yield (
+                f"per-token/{layout}/{name}",
+                compare(objective, all_of, part, columns, group, shard=shard, **packing),
+            )
+
+
 def packed(group: Any) -> Iterator[tuple[str, Difference]]:
     whole = make(rows=1, length=LENGTH, drift=0.2, seed=5)
     ids = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1, 3, 3, 3, 3, 4, 4, 4])
@@ -197,7 +219,7 @@ def work(rank: int, world: int, folder: str) -> None:
     for size, group in groups.items():
         if group is None:
             continue
-        for cases in (padded, packed, corrections, pooled, empty, local_numbers):
+        for cases in (padded, packed, per_token, corrections, pooled, empty, local_numbers):
             results.update({f"{size}/{case}": difference for case, difference in cases(group)})
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()

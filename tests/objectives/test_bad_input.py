@@ -132,6 +132,8 @@ def test_defaults_list_every_knob() -> None:
         ),
         (lambda: SequenceShard(chunk_ids=torch.arange(2)).token_positions(3), "2 chunks do not divide 3"),
         (lambda: packed_from(torch.tensor([1, 2]), 2, None), "cu_seqlens: runs from 1"),
+        (lambda: packed_from(torch.tensor([[0, 2]]), 2, None), r"cu_seqlens: shape \(1, 2\)"),
+        (lambda: packed_from(torch.tensor([], dtype=torch.int64), 0, None), r"cu_seqlens: shape \(0,\)"),
         (lambda: group_normalised(torch.zeros(4), 3), "group: 3 does not divide 4"),
         (lambda: group_normalised(torch.zeros(4), torch.zeros(3).long()), r"group: torch.int64 \(3,\)"),
         (lambda: rloo(torch.zeros(4, 2), 2), r"rewards: shape \(4, 2\)"),

@@ -44,6 +44,13 @@ def test_packed(results: list[dict[str, Difference]], world: int, layout: str) -
 
 
 @pytest.mark.parametrize("world", [2, 4])
+def test_advantages_of_tokens(results: list[dict[str, Difference]], world: int) -> None:
+    count, difference = largest(results, f"{world}/per-token/")
+    assert count == world * 2 * len(LAYOUTS)
+    assert difference < 1e-12
+
+
+@pytest.mark.parametrize("world", [2, 4])
 def test_rollout_correction(results: list[dict[str, Difference]], world: int) -> None:
     count, difference = largest(results, f"{world}/correction/")
     assert count == world * 2 * len(LAYOUTS)
