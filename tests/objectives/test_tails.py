@@ -118,3 +118,20 @@ def test_a_side_on_which_nothing_drifts_is_bounded_at_ratio_one() -> None:
         ValueError, match=r"fewer than a share of 0\.1 of the tokens moved the way of their advantage"
     ):
         calibrate(profile)
+
+
+def test_a_bin_without_tokens_changes_nothing() -> None:
+    edges = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
+    counts = torch.tensor([[5, 0, 3, 7, 11, 0], [0, 0, 0, 0, 0, 0]])
+    whole = {
+        "cell_edge": edges,
+        "gain": counts,
+        "harm": counts.flip(1),
+        "position_mean": torch.tensor([4.0, 0.0]),
+    }
+    full = {key: value if key == "cell_edge" else value[:1] for key, value in whole.items()}
+    tails, alone = Tails.of(whole), Tails.of(full)
+    assert tails is not None
+    assert alone is not None
+    assert tails.bases(0.5, 0.1) == pytest.approx(alone.bases(0.5, 0.1))
+    assert tails.clip_fraction(0.1, 0.1, 0.5).tolist() == [alone.clip_fraction(0.1, 0.1, 0.5).item(), 0.0]
