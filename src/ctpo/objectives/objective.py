@@ -12,10 +12,10 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ctpo.objectives import checks, triton_path
+from ctpo.objectives import checks, native, triton_path
 from ctpo.objectives.compose import Output, compose, examine
 from ctpo.objectives.details import Details
-from ctpo.objectives.fused import run, runs
+from ctpo.objectives.fused import reads_are_free, run, runs
 from ctpo.objectives.layouts import Layout, Padded
 from ctpo.objectives.numerics import compute_dtype
 from ctpo.objectives.penalties import KL_ESTIMATORS, entropy_penalty, kl_penalty
@@ -134,13 +134,14 @@ class Objective:
         mask = as_bool(mask)
         counted = mask if loss_mask is None else mask & as_bool(loss_mask)
         dtype = compute_dtype(logps, old_logps)
-        factor = self.reduction.factors(counted, layout, num_tokens, num_sequences, dtype)
+        compiled = self.backend == "compile" and reads_are_free(logps.device)
+        count = native.count if compiled else Tensor.count_nonzero
+        factor = self.reduction.factors(counted, layout, num_tokens, num_sequences, dtype, count)
         signal = layout.expand(advantages.detach()).to(dtype)
         if weights is not None:
             signal = signal * layout.expand(weights.detach()).to(dtype)
         if loss_mask is not None:
             signal = torch.where(counted, signal, torch.zeros_like(signal))
-        compiled = self.backend == "compile"
         if self.backend != "compose" and plan and plain and runs(plan, layout, logps.device, compiled):
             out = run(plan, logps, old_logps, mask, signal, factor, layout, compiled)
             if self.on_bad == "raise":

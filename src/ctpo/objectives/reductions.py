@@ -6,6 +6,7 @@ of the whole mini-batch when given explicitly, T_i a sequence's length, K a cons
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,13 +53,14 @@ class Reduction:
         num_tokens: Count | None,
         num_sequences: Count | None,
         dtype: torch.dtype,
+        count: Callable[[Tensor], Tensor] = Tensor.count_nonzero,
     ) -> Tensor:
-        """Factor of each token's loss, 0-d or broadcastable to the tokens."""
+        """Factor of each token's loss, 0-d or broadcastable to the tokens; `count` counts a mask's true values."""
         mask = as_bool(mask)
         if self.name == "sum":
             factor = torch.ones((), dtype=dtype, device=mask.device)
         elif self.name == "token-mean":
-            tokens = layout.sum_shards(mask.count_nonzero()) if num_tokens is None else num_tokens
+            tokens = layout.sum_shards(count(mask)) if num_tokens is None else num_tokens
             factor = _at_least_one(tokens, mask.device, dtype).reciprocal()
         else:
             sequences = layout.count_sequences(mask) if num_sequences is None else num_sequences
