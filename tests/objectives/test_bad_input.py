@@ -123,6 +123,7 @@ def test_defaults_list_every_knob() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: preset("ctpo").examine(X, X[:1], A, M), r"old_logps: shape \(1, 3\) differs"),
         (lambda: SequenceShard(), "give exactly one"),
         (lambda: SequenceShard(positions=torch.zeros(2)), "positions: torch.float32"),
         (lambda: SequenceShard(chunk_ids=torch.arange(0)), "chunk_ids: none"),

@@ -281,7 +281,8 @@ def test_the_device_path_reads_nothing_and_agrees(name: str, monkeypatch: pytest
     for drift in (0.1, 3.0):
         batch = make(drift=drift)
         batch.old[0, 3] = float("nan")
-        batch.old[1, 4] = -9999.0
+        batch.old[1, 4] = batch.logps[5, 4] = -9999.0
+        batch.mask[0, 3] = batch.mask[1, 4] = batch.mask[5, 4] = True
         with Reads() as reads:
             out, grad = run(preset(name), batch)
         assert reads.found == []

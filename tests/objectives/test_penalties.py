@@ -79,3 +79,33 @@ def test_an_unusable_reference_token_is_left_out() -> None:
     out, grad = run(preset("ctpo", kl_coef=0.5), batch, ref_logps=ref)
     assert out.loss.isfinite()
     assert grad.isfinite().all()
+
+
+def test_penalties_of_nothing_are_nothing() -> None:
+    """No token under the mask: figures of 0, not 0/0."""
+    batch = make(rows=2)
+    batch.mask[:] = False
+    objective = preset("ctpo", kl_coef=0.5, entropy_coef=0.25)
+    out, grad = run(objective, batch, ref_logps=batch.logps - 1, entropies=batch.logps.abs())
+    assert [out.loss.item(), out.stats["kl_ref"].item(), out.stats["entropy"].item()] == [0.0, 0.0, 0.0]
+    assert grad.abs().max().item() == 0.0
+
+
+@pytest.mark.parametrize("backend", ["auto", "compose"])
+def test_no_gradient_flows_but_into_the_policy(backend: str) -> None:
+    batch = make()
+    others = {
+        "old_logps": batch.old.clone(),
+        "advantages": batch.advantages.clone(),
+        "weights": torch.rand(batch.logps.shape, dtype=torch.float64),
+    }
+    if backend == "compose":
+        others["ref_logps"] = batch.logps - 0.3
+    for value in others.values():
+        value.requires_grad_()
+    logps = batch.logps.clone().requires_grad_()
+    coefficient = 0.5 if backend == "compose" else 0.0
+    out = preset("ctpo", backend=backend, kl_coef=coefficient)(logps, mask=batch.mask, **others)
+    out.loss.backward()
+    assert logps.grad is not None
+    assert [name for name, value in others.items() if value.grad is not None] == []
