@@ -85,3 +85,12 @@ def test_differences_too_small_to_square_stay_finite() -> None:
 def test_gae_of_nothing() -> None:
     empty = torch.zeros(2, 0)
     assert gae(torch.zeros(2), empty, empty > 0).shape == (2, 0)
+
+
+def test_rewards_and_values_receive_no_gradient() -> None:
+    rewards = torch.tensor([1.0, 0.0, 0.5, 0.25], requires_grad=True)
+    values = torch.rand(2, 2, requires_grad=True)
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    found = [function(rewards, 2) for function in (group_normalised, dr_grpo, rloo)]
+    found.append(gae(rewards.view(2, 2), values, mask))
+    assert not any(advantages.requires_grad for advantages in found)

@@ -164,6 +164,7 @@ COMPOSED = {
     "linear-growth": (CumulativeRatio(), LogBand(0.01, 0.02, 0.03, 1.0), MinClip()),
     "token-in-a-growing-band": (TokenRatio(), LogBand(0.01, 0.02, 0.03, 0.5), MinClip()),
     "beyond-the-cap": (CumulativeRatio(), LogBand(1.0, 3.0, None, 0.5), MinClip()),
+    "weight-without-a-top": (CumulativeRatio(), LogBand(0.1, float("inf")), StopGradientWeight()),
     "dual-only": (CumulativeRatio(), LogBand(float("inf"), float("inf"), 8.0, 0.5), MinClip()),
 }
 
@@ -297,3 +298,16 @@ def test_inputs_are_left_alone() -> None:
     run(preset("ctpo"), batch)
     for then, now in zip(before, (batch.logps, batch.old, batch.advantages, batch.mask), strict=True):
         assert torch.equal(then, now)
+
+
+@pytest.mark.parametrize("name", sorted(COMPOSED))
+def test_other_compositions_on_the_device_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "reads_are_free", lambda device: False)
+    parts = dict(zip(("ratio", "trust_region", "surrogate"), COMPOSED[name], strict=True))
+    batches = [make(drift=drift, length=25, per_token=drift == 1.5) for drift in (0.05, 1.5, 6.0, 0.05)]
+    batches[-1].old -= 12  # beyond what may be exponentiated
+    for batch in batches:
+        out, grad = run(Objective(**parts), batch)  # type: ignore[arg-type]
+        expected, expected_grad = run(Objective(**parts, backend="compose"), batch)  # type: ignore[arg-type]
+        same(out, expected, 1e-11)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)

@@ -55,6 +55,7 @@ def test_penalties_enter_the_loss_with_its_reduction(reduction: str) -> None:
     torch.testing.assert_close(out.loss, plain.loss + 0.5 * kl + 0.25 * entropy)
     assert out.stats["kl_ref"].item() == pytest.approx(0.3**2 / 2)
     assert out.stats["entropy"].item() == pytest.approx(entropies[batch.mask].mean().item())
+    assert not any(value.requires_grad for value in out.stats.values())
     per_token = {"token-mean": 0.3 * 0.5 / batch.mask.sum()}
     if reduction in per_token:
         expected = torch.where(batch.mask, plain_grad + per_token[reduction], 0.0)

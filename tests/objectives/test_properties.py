@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from ctpo.objectives import preset, preset_names
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.reductions import REDUCTIONS
+from ctpo.objectives.segments import packed_from
+from ctpo.objectives.surrogates import ceiling_of
+from ctpo.objectives.trust_regions import Bound, Limits
 
 from .batches import Batch, make, run, same
 
@@ -192,3 +195,27 @@ def test_quantile_of_nothing_left_out_is_the_plain_sequence_weight() -> None:
     assert isinstance(gated.trust_region, QuantileGate)
     wide = preset("sequence", low=1.0, high=1e6, dual=None)
     close(run(gated, batch)[1], run(wide, batch)[1])
+
+
+@pytest.mark.parametrize("upper", [12.0, torch.tensor([9.0, 12.0, 90.0]), float("inf")])
+@pytest.mark.parametrize("dual", [11.0, torch.tensor([13.0, 8.0, 8.0]), None])
+def test_the_ceiling_is_above_every_bound_and_below_what_may_be_exponentiated(
+    upper: Bound, dual: Bound | None
+) -> None:
+    got = torch.as_tensor(ceiling_of(Limits(-1.0, upper, dual, None), 10.0)).expand(3)
+    for i in range(3):
+        bounds = [float(b[i]) if isinstance(b, torch.Tensor) else b for b in (upper, dual) if b is not None]
+        assert got[i].item() == min(max([10.0, *(b for b in bounds if b != float("inf"))]), 80.0)
+
+
+@pytest.mark.parametrize("reduction", sorted(REDUCTIONS))
+def test_values_are_reduced_as_the_loss_is_also_of_a_stream(reduction: str) -> None:
+    rows = make(rows=1, length=30)
+    cu = torch.tensor([0, 4, 19, 30])
+    flat = Batch(
+        rows.logps[0], rows.old[0], torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64), rows.mask[0]
+    )
+    objective = preset("ctpo", reduction=reduction)
+    out, _ = run(objective, flat, cu_seqlens=cu)
+    got = objective.reduce(out.token_loss.detach(), flat.mask, layout=packed_from(cu, 30, 3))
+    torch.testing.assert_close(got, out.loss.detach(), rtol=1e-12, atol=0.0)

@@ -115,3 +115,10 @@ def test_anchors() -> None:
     old, rollout = torch.zeros(1), torch.ones(1)
     assert anchor_logps("old", old, None) is old
     assert anchor_logps("rollout", None, rollout) is rollout
+
+
+def test_no_tokens_are_no_mismatch() -> None:
+    old, rollout, mask = mismatch()
+    got = correct_rollout(old, rollout, mask & False)
+    assert {value.item() for value in got.stats.values()} == {0.0}
+    assert got.weights.unique().tolist() == [1.0]

@@ -126,7 +126,7 @@ def summarise(tokens: Tokens, log_weight: Tensor, terms: TokenTerms) -> dict[str
     """Figures of a composed call; `log_weight` is truncated and of the tokens' shape."""
     kept = tokens.kept
     wide = prefix_dtype(kept.device)
-    x, d = log_weight.detach().to(wide), tokens.log_ratio.detach().to(wide)
+    x, d = log_weight.to(wide), tokens.log_ratio.to(wide)
     zero, inf = d.new_zeros(()), d.new_full((1,), torch.inf)
 
     def count(flags: Tensor) -> Tensor:

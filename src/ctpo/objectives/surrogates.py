@@ -50,7 +50,7 @@ def ceiling_of(limits: Limits, log_cap: float) -> Bound:
     ceiling: Bound = log_cap
     for bound in (limits.upper, limits.dual):
         if isinstance(bound, Tensor):
-            ceiling = bound.clamp(min=ceiling) if not isinstance(ceiling, Tensor) else bound.maximum(ceiling)
+            ceiling = bound.clamp(min=ceiling)
         elif bound is not None and bound != math.inf:
             ceiling = ceiling.clamp(min=bound) if isinstance(ceiling, Tensor) else max(ceiling, bound)
     return ceiling.clamp(max=EXP_CAP) if isinstance(ceiling, Tensor) else min(ceiling, EXP_CAP)
