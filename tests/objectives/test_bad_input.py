@@ -48,6 +48,7 @@ V, VM = torch.zeros(4), torch.ones(4, dtype=torch.bool)
         ((V, V, A, VM), {"segment_ids": torch.zeros(4)}, "segment_ids: torch.float32"),
         ((V, V, A, VM), {"segment_ids": torch.tensor([0, 1, 1, 2])}, "values from 0 to 2; expected 0 to 1"),
         ((V, V, A, VM), {"segment_ids": torch.tensor([-1, 0, 0, 1])}, "values from -1"),
+        ((V, V, V, VM), {"segment_ids": torch.tensor([-1, 0, 0, 1])}, "values from -1 to 1; expected 0."),
         ((V, V, A, VM), {"segment_ids": torch.tensor([0, 1, 0, 1])}, "they fall somewhere"),
         ((V, V, A, VM), {"cu_seqlens": torch.tensor([0, 2, 5])}, "cu_seqlens: runs from 0 to 5"),
         ((V, V, A, VM), {"cu_seqlens": torch.tensor([0, 5, 4])}, "expected to rise"),

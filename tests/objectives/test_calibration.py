@@ -126,6 +126,7 @@ def test_positions_of_uneven_bins() -> None:
     ("arguments", "part"),
     [
         ((0.0, 0.1), "scale: 0.0"),
+        ((float("inf"), 0.1), "scale: inf"),
         ((0.3, 0.5), "share: 0.5"),
         ((0.3, 0.0), "share: 0.0"),
         ((0.3, 0.1, np.inf), "centre: inf"),
@@ -146,3 +147,17 @@ def test_nothing_to_fit() -> None:
         calibrate(one)
     assert calibrate(one, power=0.5).scale == pytest.approx(0.3, rel=1e-6)
     assert band_bases(0.1, 0.1, -1.0)[1] == 0.0
+
+
+def test_bins_stand_where_their_tokens_are() -> None:
+    """Wide bins whose tokens lie at their near ends, spread as a random walk."""
+    positions = torch.tensor([1.0, 4.0, 36.0], dtype=torch.float64)
+    profile = {
+        "edge": torch.tensor([3.0, 30.0, 300.0]),
+        "count": torch.full((3,), 100.0),
+        "log_ratio_mean": torch.zeros(3),
+        "log_ratio_std": 0.3 * positions.sqrt(),
+        "position_mean": positions,
+    }
+    found = calibrate(profile)
+    assert (found.power, found.scale) == (pytest.approx(0.5), pytest.approx(0.3))

@@ -10,10 +10,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctpo.objectives import Objective, fused, preset, preset_names, stream
-from ctpo.objectives.plan import plan_for
+from ctpo.objectives.layouts import Padded
+from ctpo.objectives.plan import RATIOS, plan_for
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.ratios import CumulativeRatio, PrefixMeanRatio, SequenceRatio, TokenRatio
 from ctpo.objectives.surrogates import Gated, Linear, MinClip, StopGradientWeight
+from ctpo.objectives.tokens import sanitise
 from ctpo.objectives.trust_regions import LogBand, RatioBand, Unbounded
 
 from .batches import Batch, make, run, same
@@ -183,6 +185,47 @@ def test_other_compositions(name: str) -> None:
         torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
 
 
+@pytest.mark.parametrize("name", sorted(COMPOSED))
+def test_other_compositions_of_a_stream(name: str) -> None:
+    """Segments that begin with masked tokens, hold nothing else, or hold nothing."""
+    parts = dict(zip(("ratio", "trust_region", "surrogate"), COMPOSED[name], strict=True))
+    rows = make(rows=1, length=40, drift=0.5)
+    rows.mask[0, [0, 1, 5, 20, 21, 22, 23]] = False
+    cu = torch.tensor([0, 5, 5, 20, 24, 40])
+    advantages = torch.tensor([1.0, 0.5, -0.5, 2.0, -1.0], dtype=torch.float64)
+    flat = Batch(rows.logps[0], rows.old[0], advantages, rows.mask[0])
+    out, grad = run(Objective(**parts), flat, cu_seqlens=cu)  # type: ignore[arg-type]
+    expected, expected_grad = run(Objective(**parts, backend="compose"), flat, cu_seqlens=cu)  # type: ignore[arg-type]
+    same(out, expected, 1e-11)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [*FUSED, *sorted(COMPOSED)])
+def test_no_step_of_the_composition_is_not_a_number(name: str) -> None:
+    """So that anomaly detection and hooks that look for NaN stay usable."""
+    if name in COMPOSED:
+        parts = dict(zip(("ratio", "trust_region", "surrogate"), COMPOSED[name], strict=True))
+        definition = Objective(**parts, backend="compose")  # type: ignore[arg-type]
+    else:
+        definition = preset(name, backend="compose")
+    batch = make(drift=0.5)
+    batch.mask[:, 0] = False
+    with Finite():
+        run(definition, batch)
+
+
+class Finite(TorchDispatchMode):
+    """Every result of every operation is a number."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and "empty" not in func.__name__:
+                assert not value.isnan().any(), func
+        return out
+
+
 @pytest.mark.parametrize("name", FUSED)
 def test_token_loss_carries_the_same_gradient(name: str) -> None:
     batch, grads = make(), []
@@ -311,3 +354,11 @@ def test_other_compositions_on_the_device_path(name: str, monkeypatch: pytest.Mo
         expected, expected_grad = run(Objective(**parts, backend="compose"), batch)  # type: ignore[arg-type]
         same(out, expected, 1e-11)
         torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_pullbacks_of_rows_without_tokens_are_numbers(ratio: Any) -> None:
+    batch = make()
+    batch.mask[:, 0] = False
+    tokens = sanitise(batch.logps, batch.old, batch.mask, Padded())
+    assert ratio().pullback(tokens, torch.ones_like(batch.logps)).isfinite().all()

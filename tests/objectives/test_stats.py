@@ -123,3 +123,16 @@ def test_the_room_imports_torch_and_the_standard_library_only() -> None:
                 assert name.split(".")[0] in allowed or name.startswith("ctpo.objectives"), (
                     f"{file.name}: {name}"
                 )
+
+
+def test_a_profile_of_one_value_and_of_empty_bins() -> None:
+    """Three equal values have a spread of 0 although their mean square less their squared mean is −9e-16."""
+    logps = torch.zeros(3, 1, dtype=torch.float64)
+    mask = torch.ones(3, 1, dtype=torch.bool)
+    out = preset("ctpo")(logps, logps - 1.69, torch.ones(3, dtype=torch.float64), mask, details=True)
+    assert out.details is not None
+    profile = position_profile(out.details, length=8, bins=2)
+    assert profile["log_ratio_std"].tolist() == [0.0, 0.0]
+    assert profile["clip_fraction"].tolist() == [1.0, 0.0]
+    with pytest.raises(ValueError, match="length: 0"):
+        position_profile(out.details, length=0, bins=2)

@@ -87,8 +87,6 @@ class Padded:
 
     def prefix_min_before(self, values: Tensor) -> Tensor:
         """See `Layout.prefix_min_before`."""
-        if values.shape[-1] == 0:
-            return values
         running = values.cummin(-1).values
         return torch.cat([torch.full_like(running[..., :1], torch.inf), running[..., :-1]], dim=-1)
 
