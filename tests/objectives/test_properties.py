@@ -15,7 +15,7 @@ from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.reductions import REDUCTIONS
 from ctpo.objectives.segments import packed_from
 from ctpo.objectives.surrogates import ceiling_of
-from ctpo.objectives.trust_regions import Bound, Limits
+from ctpo.objectives.trust_regions import Bound, Limits, LogBand
 
 from .batches import Batch, make, run, same
 
@@ -219,3 +219,11 @@ def test_values_are_reduced_as_the_loss_is_also_of_a_stream(reduction: str) -> N
     out, _ = run(objective, flat, cu_seqlens=cu)
     got = objective.reduce(out.token_loss.detach(), flat.mask, layout=packed_from(cu, 30, 3))
     torch.testing.assert_close(got, out.loss.detach(), rtol=1e-12, atol=0.0)
+
+
+def test_the_dual_bound_can_be_left_out() -> None:
+    for name, off in (("ctpo", None), ("ctpo-fixed-matched", None), ("ctpo-calibrated", False)):
+        with_one, without = preset(name).trust_region, preset(name, dual=off).trust_region
+        assert isinstance(with_one, LogBand)
+        assert isinstance(without, LogBand)
+        assert (with_one.dual, without.dual) == (with_one.high, None)
