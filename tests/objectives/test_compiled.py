@@ -145,11 +145,34 @@ def test_gradient_of_token_losses_and_half_precision(name: str) -> None:
         )
 
 
-def test_a_weight_far_out_has_finite_squares() -> None:
+@pytest.mark.parametrize("gap", [6.0, 9.0])
+def test_a_weight_far_out_has_finite_squares(gap: float) -> None:
+    """Inside of the bounds, and truncated at e^80."""
     logps = torch.zeros(2, 10)
-    batch = Batch(logps, logps - 9.0, torch.tensor([1.0, -0.5]), torch.ones(2, 10, dtype=torch.bool))
+    batch = Batch(logps, logps - gap, torch.tensor([1.0, -0.5]), torch.ones(2, 10, dtype=torch.bool))
     fast, definition = pair("ctpo", low=200.0, high=200.0, dual=None, power=0.0)
     same(run(fast, batch)[0], run(definition, batch)[0], 1e-5)
+
+
+@pytest.mark.parametrize("drift", [0.001, -0.001])
+def test_extremes_inside_of_the_bounds_are_of_tokens(drift: float) -> None:
+    """Not the zeros that stand for the others."""
+    logps = torch.full((2, 700), drift, dtype=torch.float64)
+    mask = torch.arange(700) % 5 > 1
+    batch = Batch(logps, torch.zeros_like(logps), torch.tensor([1.0, -0.5]), mask.expand(2, -1))
+    (out, _), (expected, _) = (run(objective, batch) for objective in pair("ctpo"))
+    assert out.stats["clip_fraction"] == 0
+    same(out, expected, 1e-11)
+
+
+def test_dual_bound_below_the_upper_one_under_advantages_of_tokens() -> None:
+    batch = make(rows=3, length=600, drift=0.001, per_token=True)
+    batch.logps[1] = batch.old[1] + 0.001
+    fast, definition = pair("ctpo", high=10.0, dual=0.01)
+    (out, grad), (expected, expected_grad) = run(fast, batch), run(definition, batch)
+    assert out.stats["clip_fraction_dual"] > 0
+    same(out, expected, 1e-11)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
 
 
 def test_empty_and_strided() -> None:

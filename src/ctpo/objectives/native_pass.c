@@ -1,8 +1,8 @@
-/* Included by native.c once for each type. */
+/* Included by native.c once for each type: from log-probs to a chunk's statistic, and the pass over the chunks. */
 
-/* Token log ratios of a chunk, 0 where unusable; usable tokens as 0/1; sums of both. */
-static void NAME(load)(const Plan *plan, int64_t n, const REAL *logps, const REAL *old, const uint8_t *mask, REAL *d,
-                       REAL *keep, double *sums) {
+/* Token log ratios of a chunk, 0 where unusable; usable tokens as 0/1; sums of both. Returns the mask's tokens. */
+static int64_t NAME(load)(const Plan *plan, int64_t n, const REAL *logps, const REAL *old, const uint8_t *mask, REAL *d,
+                          REAL *keep, double *sums) {
   REAL bound = (REAL)plan->saturation, sd = 0, sdd = 0, sk3 = 0, marked = 0, usable = 0;
   VECTOR for (int64_t j = 0; j < n; j++) keep[j] = (REAL)mask[j];
 #pragma omp simd reduction(+ : sd, sdd, sk3, marked, usable)
@@ -23,16 +23,17 @@ static void NAME(load)(const Plan *plan, int64_t n, const REAL *logps, const REA
   sums[D] += sd;
   sums[DD] += sdd;
   sums[K3] += sk3;
-  if (usable == marked) return;
-  for (int64_t j = 0; j < n; j++)
+  for (int64_t j = 0; j < n && usable < marked; j++)
     if (mask[j] && keep[j] == 0) sums[isfinite(logps[j]) && isfinite(old[j]) ? SATURATED : NONFINITE] += 1;
+  return (int64_t)marked;
 }
 
-typedef struct { double c, t, least; } NAME(Carry);
+typedef struct { double c, least; int64_t t; } NAME(Carry);
 
-/* Running counts of a whole chunk. A product by 0x0101... adds up the bytes below each byte of a word. */
-static int64_t NAME(count)(const uint8_t *mask, int64_t t, REAL *count) {
-  for (int64_t j = 0; j < CHUNK; j += 8) {
+/* Tokens so far. A product by 0x0101... adds up the bytes below each byte of a word. */
+static void NAME(count)(int64_t n, const uint8_t *mask, int64_t t, REAL *count) {
+  int64_t j = 0;
+  for (; j + 8 <= n; j += 8) {
     uint8_t running[8];
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
     uint64_t word;
@@ -47,58 +48,47 @@ static int64_t NAME(count)(const uint8_t *mask, int64_t t, REAL *count) {
     VECTOR for (int k = 0; k < 8; k++) count[j + k] = (REAL)running[k] + before;
     t += running[7];
   }
-  return t;
+  for (; j < n; j++) count[j] = (REAL)(t += mask[j]);
 }
 
-/* Running sums of a whole chunk. Four quarters run side by side, as one chain of additions waits for itself. */
-static double NAME(prefix)(const REAL *d, double c, double *sum) {
-  enum { Q = CHUNK / 4 };
+/* Running sums in double into `sum`. Four quarters run side by side, as one chain of additions waits for itself; what
+   comes before a quarter is left in `before`. Returns the tokens of a quarter. */
+static int64_t NAME(prefix)(int64_t n, const REAL *d, double *c, double *sum, double *before) {
+  int64_t q = n / 4;
   double c0 = 0, c1 = 0, c2 = 0, c3 = 0;
-  for (int64_t j = 0; j < Q; j++) {
+  for (int64_t j = 0; j < q; j++) {
     sum[j] = c0 += d[j];
-    sum[j + Q] = c1 += d[j + Q];
-    sum[j + 2 * Q] = c2 += d[j + 2 * Q];
-    sum[j + 3 * Q] = c3 += d[j + 3 * Q];
+    sum[j + q] = c1 += d[j + q];
+    sum[j + 2 * q] = c2 += d[j + 2 * q];
+    sum[j + 3 * q] = c3 += d[j + 3 * q];
   }
-  double before[4] = {c, c + c0, c + c0 + c1, c + c0 + c1 + c2};
-  for (int64_t q = 0; q < 4; q++) {
-    double *s = sum + q * Q, base = before[q];
-    VECTOR for (int64_t j = 0; j < Q; j++) s[j] += base;
-  }
-  return sum[CHUNK - 1];
+  before[0] = *c;
+  before[1] = before[0] + c0;
+  before[2] = before[1] + c1;
+  before[3] = before[2] + c2;
+  for (int64_t j = 4 * q; j < n; j++) sum[j] = c3 += d[j];
+  *c = before[3] + c3;
+  return q;
 }
 
-/* Token log ratios to the ratio's statistic, in place, and counts of generated tokens so far. */
-static void NAME(accumulate)(const Plan *plan, int64_t n, const uint8_t *mask, REAL *x, REAL *t, double fixed,
+/* Token log ratios to the ratio's statistic, in place, NaN in a mean of nothing; `t` counts tokens, for a mean. */
+static void NAME(accumulate)(const Plan *plan, int64_t n, const uint8_t *mask, REAL *x, const REAL *t, double fixed,
                              NAME(Carry) *carry) {
-  int64_t count = (int64_t)carry->t;
-  if (n == CHUNK && (plan->ratio == CUMULATIVE || plan->ratio == PREFIX_MEAN)) {
-    double sum[CHUNK];
-    carry->c = NAME(prefix)(x, carry->c, sum);
-    if (plan->power != 0 || plan->ratio == PREFIX_MEAN) {
-      carry->t = (double)NAME(count)(mask, count, t);
-    }
-    if (plan->ratio == CUMULATIVE) {
-      VECTOR for (int64_t j = 0; j < CHUNK; j++) x[j] = (REAL)sum[j];
-    } else {
-      VECTOR for (int64_t j = 0; j < CHUNK; j++) x[j] = (REAL)(sum[j] / (t[j] > 1 ? t[j] : 1));
-    }
-    return;
-  }
-  if (plan->power != 0 || plan->ratio == PREFIX_MEAN)
-    for (int64_t j = 0; j < n; j++) t[j] = (REAL)(count += mask[j] != 0);
-  carry->t = (double)count;
-  double c = carry->c, least = carry->least;
+  double least = carry->least, sum[CHUNK], before[4];
   switch (plan->ratio) {
     case CUMULATIVE:
-      for (int64_t j = 0; j < n; j++) x[j] = (REAL)(c += x[j]);
-      break;
-    case PREFIX_MEAN:
-      for (int64_t j = 0; j < n; j++) {
-        c += x[j];
-        x[j] = (REAL)(c / (t[j] > 1 ? t[j] : 1));
+    case PREFIX_MEAN: {
+      int64_t q = NAME(prefix)(n, x, &carry->c, sum, before);
+      for (int64_t k = 0; k < 4; k++) {
+        int64_t first = k * q, last = k < 3 ? first + q : n;
+        if (plan->ratio == CUMULATIVE) {
+          VECTOR for (int64_t j = first; j < last; j++) x[j] = (REAL)(sum[j] + before[k]);
+        } else {
+          VECTOR for (int64_t j = first; j < last; j++) x[j] = (REAL)((sum[j] + before[k]) / t[j]);
+        }
       }
       break;
+    }
     case MIN_PREFIX:
       for (int64_t j = 0; j < n; j++) {
         REAL d = x[j];
@@ -112,155 +102,7 @@ static void NAME(accumulate)(const Plan *plan, int64_t n, const uint8_t *mask, R
     case UNIT:
       memset(x, 0, n * sizeof(REAL));
   }
-  carry->c = c;
   carry->least = least;
-}
-
-/* Positions to the scale of the bounds. */
-static void NAME(scale)(double power, int64_t n, REAL *t) {
-  if (power == 0.5) {
-    VECTOR for (int64_t j = 0; j < n; j++) t[j] = SQRT(t[j]);
-  } else if (power == -0.5) {
-    VECTOR for (int64_t j = 0; j < n; j++) t[j] = (REAL)1 / SQRT(t[j] > 1 ? t[j] : 1);
-  } else if (power == 0) {
-    VECTOR for (int64_t j = 0; j < n; j++) t[j] = 1;
-  } else {
-    for (int64_t j = 0; j < n; j++) t[j] = POW(power < 0 && t[j] < 1 ? 1 : t[j], (REAL)power);
-  }
-}
-
-/* What tokens are clipped by: their advantages, and the bounds at t = 1 that bind for its sign. */
-typedef struct { REAL advantage[CHUNK], low[CHUNK], high[CHUNK]; } NAME(Bases);
-
-/* `step` is 0 for one advantage a sequence. */
-static void NAME(bases)(const Plan *plan, int64_t n, const REAL *a, int64_t step, NAME(Bases) *out) {
-  REAL far = (REAL)plan->far, low = (REAL)plan->low, high = (REAL)plan->high, dual = (REAL)plan->dual;
-  int by_sign = plan->by_sign != 0;
-  VECTOR for (int64_t j = 0; j < n; j++) {
-    REAL one = a[step ? j : 0], harmed = one < 0 ? dual : far;
-    out->advantage[j] = one;
-    out->low[j] = !by_sign || one < 0 ? low : -far;
-    out->high[j] = !by_sign || one > 0 ? high : harmed;
-  }
-}
-
-/* Clip and truncate a chunk's statistic: exponents of the weights that count into `x`, of the losses into `exponent`,
-   1 into `met` where a bound was met; counts and moments. Returns whether any was. `moving` is known when compiled. */
-static inline ALWAYS int NAME(clip)(const Plan *plan, int64_t n, const REAL *keep, const REAL *scale,
-                                    const NAME(Bases) *bases, int moving, REAL *x, REAL *exponent, REAL *met,
-                                    double *sums) {
-  REAL cap = (REAL)plan->log_cap, limit = (REAL)plan->exp_cap, widest = (REAL)plan->widest, far = (REAL)plan->far;
-  REAL fixed = (REAL)plan->ceiling, ups = 0, lows = 0, duals = 0, sx = 0, sxx = 0, lowest = far, highest = -far;
-  REAL by_sign = (REAL)plan->by_sign;
-#pragma omp simd reduction(+ : ups, lows, duals, sx, sxx) reduction(min : lowest) reduction(max : highest)
-  for (int64_t j = 0; j < n; j++) {
-    REAL k = keep[j], value = k != 0 ? x[j] : (REAL)0; /* 0 lies within every region */
-    REAL low = bases->low[j] * scale[j], high = bases->high[j] * scale[j];
-    REAL up = value > high ? (REAL)1 : (REAL)0, down = value < low ? (REAL)1 : (REAL)0;
-    REAL clipped = value > high ? high : value;
-    clipped = clipped < low ? low : clipped;
-    REAL top = fixed;
-    if (moving) {
-      top = widest * scale[j];
-      top = top > limit ? limit : top;
-      top = top < cap ? cap : top;
-    }
-    REAL cut = value < top ? value : top;
-    ups += up;
-    duals += bases->advantage[j] < 0 ? up : (REAL)0;
-    lows += down;
-    sx += cut;
-    sxx += cut * cut;
-    REAL least = k != 0 ? cut : far, most = k != 0 ? cut : -far;
-    lowest = least < lowest ? least : lowest;
-    highest = most > highest ? most : highest;
-    x[j] = cut;
-    exponent[j] = clipped < top ? clipped : top;
-    met[j] = up + down;
-  }
-  sums[HIGH] += ups - duals * by_sign;
-  sums[LOW] += lows;
-  sums[DUAL] += duals * by_sign;
-  sums[X] += sx;
-  sums[XX] += sxx;
-  if (lowest < sums[LOWEST]) sums[LOWEST] = lowest;
-  if (highest > sums[HIGHEST]) sums[HIGHEST] = highest;
-  return ups + lows > 0;
-}
-
-/* Weights from their exponents, in place, and their sums. */
-static void NAME(weigh)(int64_t n, const REAL *keep, REAL *x, double *sums) {
-  REAL sw = 0, sww = 0;
-#pragma omp simd reduction(+ : sw, sww)
-  for (int64_t j = 0; j < n; j++) {
-    REAL w = keep[j] * EXP(x[j]);
-    x[j] = w;
-    sw += w;
-    sww += w * w;
-  }
-  if (sww < (REAL)1e36) {
-    sums[W] += sw;
-    sums[WW] += sww;
-    return;
-  }
-  for (int64_t j = 0; j < n; j++) { /* squares beyond float's range */
-    double w = x[j];
-    sums[W] += w;
-    sums[WW] += w * w;
-  }
-}
-
-/* What a chunk's tokens leave; absent where null. */
-typedef struct { REAL *loss, *slope, *grad; uint8_t *active, *kept; } NAME(Outputs);
-
-static NAME(Outputs) NAME(at)(NAME(Outputs) all, int64_t b) {
-  if (all.slope) all.slope += b;
-  if (all.grad) all.grad += b;
-  if (all.active) all.active += b;
-  if (all.kept) all.kept += b;
-  all.loss += b;
-  return all;
-}
-
-/* A chunk without tokens. Its activity bits stay unwritten: they would multiply slopes of 0. */
-static void NAME(skip)(int64_t n, NAME(Outputs) out) {
-  memset(out.loss, 0, n * sizeof(REAL));
-  if (out.slope) memset(out.slope, 0, n * sizeof(REAL));
-  if (out.grad) memset(out.grad, 0, n * sizeof(REAL));
-  if (out.kept) memset(out.kept, 0, n);
-}
-
-/* Token losses of a chunk, everything counted of them, and the gradient. */
-static void NAME(terms)(const Plan *plan, int64_t n, const REAL *logps, const NAME(Bases) *bases, const REAL *factor,
-                        REAL *x, const REAL *keep, const REAL *scale, NAME(Outputs) out, double *sums) {
-  REAL exponent[CHUNK], met[CHUNK], total = 0, *loss = out.loss;
-  int any = isnan(plan->ceiling) ? NAME(clip)(plan, n, keep, scale, bases, 1, x, exponent, met, sums)
-                                 : NAME(clip)(plan, n, keep, scale, bases, 0, x, exponent, met, sums);
-  NAME(weigh)(n, keep, x, sums);
-  if (any) {
-    VECTOR for (int64_t j = 0; j < n; j++) loss[j] = keep[j] != 0 ? -bases->advantage[j] * EXP(exponent[j]) : (REAL)0;
-  } else { /* then the weights are those of the loss */
-    VECTOR for (int64_t j = 0; j < n; j++) loss[j] = keep[j] != 0 ? -bases->advantage[j] * x[j] : (REAL)0;
-  }
-  if (out.slope) {
-    memcpy(out.slope, loss, n * sizeof(REAL));
-    VECTOR for (int64_t j = 0; j < n; j++) {
-      REAL logp = keep[j] != 0 ? logps[j] : (REAL)0;
-      loss[j] = out.slope[j] * logp;
-    }
-  } else {
-    VECTOR for (int64_t j = 0; j < n; j++) out.active[j] = met[j] == 0;
-  }
-#pragma omp simd reduction(+ : total)
-  for (int64_t j = 0; j < n; j++) total += loss[j] * factor[j];
-  sums[LOSS] += total;
-  if (out.grad && out.slope) {
-    VECTOR for (int64_t j = 0; j < n; j++) out.grad[j] = out.slope[j] * factor[j];
-  } else if (out.grad) {
-    VECTOR for (int64_t j = 0; j < n; j++) out.grad[j] = met[j] == 0 ? loss[j] * factor[j] : (REAL)0;
-  }
-  if (out.kept)
-    for (int64_t j = 0; j < n; j++) out.kept[j] = keep[j] != 0;
 }
 
 /* Sums of log ratios and counts of tokens of one sequence. */
@@ -285,7 +127,7 @@ void NAME(run)(const Plan *plan, int64_t sequences, const int64_t *bounds, int64
   NAME(Outputs) all = {loss, slope, grad, active, kept};
   int64_t a_step = plan->advantage_per_token;
   for (int64_t i = 0; i < sequences; i++) {
-    NAME(Carry) carry = {0, 0, plan->far};
+    NAME(Carry) carry = {0, plan->far, 0};
     int64_t start = bounds[i], length = bounds[i + 1] - start;
     double fixed = 0, count = 0, before = sums[TOKENS];
     if (plan->ratio == SEQUENCE) {
@@ -302,11 +144,21 @@ void NAME(run)(const Plan *plan, int64_t sequences, const int64_t *bounds, int64
         NAME(skip)(n, out);
         continue;
       }
-      NAME(load)(plan, n, logps + b, old + b, mask + b, x, keep, sums);
+      int64_t tokens = NAME(load)(plan, n, logps + b, old + b, mask + b, x, keep, sums);
+      if (plan->ratio == PREFIX_MEAN) NAME(count)(n, mask + b, carry.t, t);
       NAME(accumulate)(plan, n, mask + b, x, t, fixed, &carry);
-      NAME(scale)(plan->power, n, t);
       if (a_step) NAME(bases)(plan, n, advantage + b, 1, &bases);
-      NAME(terms)(plan, n, logps + b, &bases, f_kind == 2 ? factor + b : factors, x, keep, t, out, sums);
+      double nearest = (double)(carry.t + (plan->power < 0 ? tokens : 1)); /* where bounds are closest to 0 */
+      double closest = MARGIN * pow(nearest, plan->power);
+      if (NAME(inside)(plan, n, keep, &bases, a_step, closest, x, sums)) {
+        NAME(plain)(n, logps + b, bases.advantage, f_kind == 2 ? factor + b : factors, x, keep, out, sums);
+      } else {
+        if (plan->power != 0 && plan->ratio != PREFIX_MEAN) NAME(count)(n, mask + b, carry.t, t);
+        NAME(scale)(plan->power, n, t);
+        NAME(bounded)(plan, n, logps + b, &bases, f_kind == 2 ? factor + b : factors, x, keep, t, out, sums);
+      }
+      for (int64_t j = 0; kept && j < n; j++) out.kept[j] = keep[j] != 0;
+      carry.t += tokens;
     }
     sums[SEQUENCES] += sums[TOKENS] > before;
   }
