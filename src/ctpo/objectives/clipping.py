@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ctpo.objectives.plan import Plan
 from ctpo.objectives.stats import Sums
+from ctpo.objectives.surrogates import Linear, MinClip, StopGradientWeight
 
 FAR: Final = 1e30
 """Stands for an absent bound: an infinite one would make 0·inf = NaN at t = 0."""
@@ -17,12 +18,12 @@ FAR: Final = 1e30
 
 @dataclass(slots=True)
 class RowBounds:
-    """Bounds of rows with one advantage each, whose sign picks them, and counts of the tokens that met one."""
+    """Bounds of rows with one advantage each, whose sign may pick them, and counts of the tokens that met one."""
 
     low: Tensor
     high: Tensor
     gain: Tensor
-    """[B, 1]: bounds at t = 1, and 1 where the advantage is positive."""
+    """[B, 1]: bounds at t = 1, and whether an upper bound is the trust region's own, not the dual one."""
     met: float = 0.0
 
     @classmethod
@@ -30,9 +31,13 @@ class RowBounds:
         """From [B, 1] advantages; of [B, T] those of the first token, unused."""
         first, bases = advantages[:, :1], plan.bases
         gain, harm = first > 0, first < 0
+        if isinstance(plan.surrogate, Linear):
+            gain = harm = torch.zeros_like(gain)
+        elif isinstance(plan.surrogate, StopGradientWeight):
+            gain = harm = torch.ones_like(gain)
         low = torch.full_like(first, -FAR).masked_fill_(harm, max(bases.lower, -FAR))
         high = torch.full_like(first, FAR).masked_fill_(gain, min(bases.upper, FAR))
-        if bases.dual is not None:
+        if bases.dual is not None and isinstance(plan.surrogate, MinClip):
             high.masked_fill_(harm, bases.dual)
         return cls(low, high, gain)
 

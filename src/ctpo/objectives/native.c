@@ -64,17 +64,3 @@ static inline float exp_float(float x) {
 #define ABS fabs
 #include "native_terms.c"
 #include "native_pass.c"
-
-/* True values of a mask. Lanes of one byte take 255 rows before they are added up. */
-int64_t count(const uint8_t *mask, int64_t n) {
-  int64_t total = 0, j = 0;
-  while (n - j >= 64) {
-    uint8_t lanes[64] = {0};
-    for (int row = 0; row < 255 && n - j >= 64; row++, j += 64) {
-      VECTOR for (int k = 0; k < 64; k++) lanes[k] += mask[j + k];
-    }
-    for (int k = 0; k < 64; k++) total += lanes[k];
-  }
-  for (; j < n; j++) total += mask[j];
-  return total;
-}

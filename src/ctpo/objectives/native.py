@@ -91,14 +91,6 @@ def library() -> ctypes.CDLL:
         return ctypes.CDLL(str(target))  # stays mapped after the folder is gone
 
 
-def count(mask: Tensor) -> Tensor:
-    """Number of true values of a boolean mask, 0-d: `count_nonzero` in a tenth of its time."""
-    function = library().count
-    function.restype = ctypes.c_int64
-    mask = mask.contiguous()
-    return torch.full((), function(_address(mask), ctypes.c_int64(mask.numel())))
-
-
 class NativeStream:
     """One forward pass; see `stream.Stream`, whose arguments and outputs these are."""
 

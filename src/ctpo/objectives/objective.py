@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ctpo.objectives import checks, native, triton_path
+from ctpo.objectives import checks, triton_path
 from ctpo.objectives.compose import Output, compose, examine
 from ctpo.objectives.details import Details
 from ctpo.objectives.fused import reads_are_free, run, runs
@@ -135,8 +135,7 @@ class Objective:
         counted = mask if loss_mask is None else mask & as_bool(loss_mask)
         dtype = compute_dtype(logps, old_logps)
         compiled = self.backend == "compile" and reads_are_free(logps.device)
-        count = native.count if compiled else Tensor.count_nonzero
-        factor = self.reduction.factors(counted, layout, num_tokens, num_sequences, dtype, count)
+        factor = self.reduction.factors(counted, layout, num_tokens, num_sequences, dtype)
         signal = layout.expand(advantages.detach()).to(dtype)
         if weights is not None:
             signal = signal * layout.expand(weights.detach()).to(dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ctpo.objectives.clipping import FAR
 from ctpo.objectives.numerics import SATURATION
+from ctpo.objectives.pieces import flat
 
 NO_TOKEN: Final = FAR / 2
 """Beyond it a minimum or maximum has seen no usable token."""
@@ -26,8 +27,9 @@ def exp(x: Tensor, out: Tensor) -> Tensor:
 
 
 def square(x: Tensor) -> float:
-    flat = x.reshape(-1)
-    return float(flat.dot(flat))
+    """Sum of squares of a buffer's piece."""
+    vector = flat(x)
+    return float(vector.dot(vector))
 
 
 def finite(advantages: Tensor, keep: Tensor) -> Tensor:
@@ -40,9 +42,15 @@ def all_usable(x: Tensor) -> bool:
     return float(low) >= -SATURATION and float(high) <= SATURATION  # false for NaN
 
 
-def extremes(x: Tensor, keep: Tensor) -> tuple[float, float]:
-    """Least and greatest statistic of the usable tokens; ±inf when there is none."""
-    low, high = (float(value) for value in torch.aminmax(x))
+def extremes(x: Tensor, keep: Tensor, found: tuple[float, float] | None = None) -> tuple[float, float]:
+    """Least and greatest statistic of the usable tokens; ±inf when there is none.
+
+    Args:
+        x: statistic, 0 at other tokens.
+        keep: usable tokens as 0/1.
+        found: least and greatest of x, where known.
+    """
+    low, high = found or (float(value) for value in torch.aminmax(x))
     if low < 0 < high:  # then the zeros of the other tokens are not the extremes
         return low, high
     away = torch.mul(keep, -FAR).add_(FAR)  # 0 at usable tokens, FAR at others

@@ -19,10 +19,31 @@ MARGIN: Final = 16
 """Numbers before a cut row's buffer, of which `CutRows.prefix_sum` uses two; the rest keeps the buffer aligned."""
 
 
+STRETCH: Final = 512
+"""Most tokens of a stretch, by which a piece is looked over."""
+
+
+def _stretch(width: int) -> tuple[int, int]:
+    """Stretches of a row and the tokens of each, which leave little over."""
+    count = -(-width // STRETCH)
+    return count, -(-width // count)
+
+
 def _counts(mask: Tensor, spare: Tensor, dtype: torch.dtype) -> Tensor:
     """Running counts of integers, in the place of a spare buffer."""
-    room = spare.view(-1).view(dtype)[: mask.numel()].view(mask.shape)
+    room = spare.as_strided((mask.numel(),), (1,)).view(dtype)[: mask.numel()].view(mask.shape)
     return torch.cumsum(mask, -1, dtype=dtype, out=room)
+
+
+def two(place: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Two small buffers in the place of a large one."""
+    first, second = place.as_strided((2, *shape), (shape[0] * shape[1], shape[1], 1))
+    return first, second
+
+
+def flat(x: Tensor) -> Tensor:
+    """A piece as a vector; of a buffer with what pads its rows, where there is nothing but zeros."""
+    return x.view(-1) if x.is_contiguous() else x.as_strided((x.shape[0] * x.stride(0),), (1,))
 
 
 class WholeRows:
@@ -36,6 +57,7 @@ class WholeRows:
     def __init__(self, rows: int, length: int, block: int) -> None:
         self.rows, self.length = rows, length
         self.height, self.width = max(1, min(rows, block // length)), length
+        self.many, self.size = _stretch(self.width)
 
     def __iter__(self) -> Iterator[Place]:
         for top in range(0, self.rows, self.height):
@@ -46,8 +68,23 @@ class WholeRows:
         return [x] if self.height == self.rows else list(x.split(self.height))  # type: ignore[no-untyped-call]
 
     def room(self, count: int, dtype: torch.dtype) -> list[Tensor]:
-        """Buffers for the largest piece."""
-        return [torch.empty(self.height, self.width, dtype=dtype) for _ in range(count)]
+        """Buffers for the largest piece, rows padded with zeros to whole stretches."""
+        padded = [torch.empty(self.height, self.many * self.size, dtype=dtype) for _ in range(count)]
+        if self.many * self.size > self.width:
+            for buffer in padded:
+                buffer[:, self.width :] = 0
+        return [buffer[:, : self.width] for buffer in padded]
+
+    def stretches(self, x: Tensor) -> Tensor:
+        """Stretches of a buffer's piece, those of a row one after the other."""
+        return x.as_strided((x.shape[0] * self.many, self.size), (self.size, 1))
+
+    def tokens_before(self, place: Place) -> float:
+        """Tokens of the row before the piece."""
+        return 0.0
+
+    def pass_over(self, place: Place, lengths: Tensor) -> None:
+        """Instead of `positions`, for a piece whose tokens are counted already."""
 
     def prefix_sum(self, x: Tensor, place: Place) -> float:
         """Inclusive sum along each row, in place; torch's float32 CPU kernel accumulates in double by itself.
@@ -88,6 +125,7 @@ class CutRows:
     def __init__(self, rows: int, length: int, block: int, starts: list[int] | None = None) -> None:
         self.rows, self.length, self.starts = rows, length, starts
         self.height, self.width = 1, -(-length // -(-length // block))
+        self.size = _stretch(self.width)[1]
         self.carried: dict[str, float] = {}
         self.totals: dict[str, Tensor] = {}
 
@@ -110,8 +148,26 @@ class CutRows:
         return [start - columns.start for start in self.starts[first:last]], first
 
     def room(self, count: int, dtype: torch.dtype) -> list[Tensor]:
-        """Buffers for the largest piece, each with a margin in front of it."""
-        return [torch.empty(MARGIN + self.width, dtype=dtype)[MARGIN:].unsqueeze(0) for _ in range(count)]
+        """Buffers for the largest piece, each with a margin in front of it, and padded to whole stretches."""
+        padded = -(-self.width // self.size) * self.size
+        wide = [torch.empty(MARGIN + padded, dtype=dtype)[MARGIN:] for _ in range(count)]
+        return [buffer[: self.width].unsqueeze(0) for buffer in wide]
+
+    def stretches(self, x: Tensor) -> Tensor:
+        """Stretches of a buffer's piece; the last is filled up with zeros."""
+        width = x.shape[1]
+        many = -(-width // self.size)
+        if many * self.size > width:
+            x.as_strided((many * self.size - width,), (1,), x.storage_offset() + width).zero_()
+        return x.as_strided((many, self.size), (self.size, 1))
+
+    def tokens_before(self, place: Place) -> float:
+        """Tokens of the row before the piece; not of a packed stream."""
+        return self.carried["t"] if place[1].start else 0.0
+
+    def pass_over(self, place: Place, lengths: Tensor) -> None:
+        """Instead of `positions`, for a piece whose tokens are counted already."""
+        self.carried["t"] = self.tokens_before(place) + float(lengths)
 
     def prefix_sum(self, x: Tensor, place: Place) -> float:
         """Inclusive sum along each sequence, in place; `x` has a margin before it.

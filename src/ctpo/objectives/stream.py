@@ -66,7 +66,7 @@ class Stream:
             # A row without tokens may hold a NaN, which must not meet its zeros.
             advantages = torch.where(mask.any(-1, keepdim=True), advantages, 0.0)
         self.advantages, self.row_bounds = advantages, RowBounds.of(plan, advantages)
-        self.terms = Terms(plan, self.row_bounds if self.row_level else None, self.length, sums)
+        self.terms = Terms(plan, self.pieces, self.row_bounds if self.row_level else None, self.length, sums)
 
     def fill(
         self, loss: Tensor, active: Tensor | None, slope: Tensor | None, kept: Tensor | None,
@@ -92,7 +92,7 @@ class Stream:
             self._accumulate(piece, x, marked, b)
             if piece.kept is not None:
                 piece.kept.copy_(keep)
-            self.terms.fill(piece, x, keep, a, b)
+            self.terms.fill(piece, x, marked, keep, a, b)
             if self.factor.ndim == 0 or self.factor.shape[-1] == 1:
                 torch.sum(piece.loss, -1, out=piece.sums)
             else:
@@ -178,33 +178,29 @@ class Stream:
         self.sums.k3 += float(exp(d, out=spare).sub_(1).sum())
 
     def _accumulate(self, piece: Piece, x: Tensor, marked: Tensor, spare: Tensor) -> None:
-        """Token log ratios to the ratio's statistic, in place; scale of the bounds into the loss if they have one."""
-        ratio, pieces, place, scale = self.plan.ratio, self.pieces, piece.place, piece.loss
-        positions = isinstance(ratio, PrefixMeanRatio)
-        if self.plan.scaled or positions:
-            pieces.positions(piece.mask, scale, spare, place, piece.lengths)
-            if positions or self.plan.bases.power < 0:
-                scale.clamp_(min=1)
-        else:
-            torch.sum(marked, -1, out=piece.lengths)
+        """Token log ratios to the ratio's statistic, in place; of a mean also positions, in the place of the losses."""
+        ratio, pieces, place = self.plan.ratio, self.pieces, piece.place
         if isinstance(ratio, (CumulativeRatio, PrefixMeanRatio)):
             self.sums.d += pieces.prefix_sum(x, place)
         else:
             self.sums.d += float(x.sum())
-        if positions:
-            x.div_(scale)
+        if isinstance(ratio, PrefixMeanRatio):
+            pieces.positions(piece.mask, piece.loss, spare, place, piece.lengths)
+            x.div_(piece.loss.clamp_(min=1))
         elif isinstance(ratio, SequenceRatio):
             x.copy_(pieces.sequence_sum(x, place, "d"))
         elif isinstance(ratio, SequenceMeanRatio):
-            whole = isinstance(pieces, WholeRows)
-            counts = piece.lengths.unsqueeze(-1) if whole else pieces.sequence_sum(marked, place, "t")
-            x.copy_(pieces.sequence_sum(x, place, "d") / counts.clamp(min=1))
+            x.copy_(pieces.sequence_sum(x, place, "d") / self._lengths(piece, marked).clamp(min=1))
         elif isinstance(ratio, MinPrefixRatio):
             self._add_smallest_before(place, x, marked)
         elif isinstance(ratio, UnitRatio):
             x.zero_()
-        if self.plan.scaled:
-            torch.pow(scale, self.plan.bases.power, out=scale)
+
+    def _lengths(self, piece: Piece, marked: Tensor) -> Tensor:
+        """Tokens of the sequences of a piece, which broadcast."""
+        if isinstance(self.pieces, WholeRows):
+            return marked.sum(-1, keepdim=True)
+        return self.pieces.sequence_sum(marked, piece.place, "t")
 
     def _add_smallest_before(self, place: Place, x: Tensor, marked: Tensor) -> None:
         """Add the least log ratio strictly before each token, 0 where there is none."""
