@@ -81,7 +81,9 @@ def test_it_takes_few_stretches(name: str, seen: list[Near | None]) -> None:
     out, _ = run(preset(name), batch)
     assert out.stats["clip_fraction"] > 0
     (near,) = seen
-    assert near is not None and 0 < len(near.index) < 26 and set(near.rows.tolist()) <= {0, 1, 5, 6}
+    assert near is not None
+    assert 0 < len(near.index) < 26
+    assert set(near.rows.tolist()) <= {0, 1, 5, 6}
     run(preset(name), make(length=LENGTH, drift=2.0))
     assert seen[-1] is None  # so many that all are taken
 
