@@ -10,7 +10,7 @@ import torch
 from ctpo.objectives import Objective, near_bounds, piece_terms, pieces, preset, stream
 from ctpo.objectives.near_bounds import Near, Survey
 from ctpo.objectives.ratios import CumulativeRatio, PrefixMeanRatio
-from ctpo.objectives.surrogates import MinClip
+from ctpo.objectives.surrogates import Linear, MinClip, StopGradientWeight
 from ctpo.objectives.trust_regions import LogBand
 
 from .batches import Batch, make, run, same
@@ -109,19 +109,71 @@ def test_a_neutralised_token(seen: list[Near | None]) -> None:
     assert not seen
 
 
-@pytest.mark.parametrize("power", [-0.5, 0.3])
-def test_bounds_that_shrink_and_that_grow(power: float, seen: list[Near | None]) -> None:
-    parts: dict[str, Any] = {"ratio": CumulativeRatio(), "surrogate": MinClip()}
-    parts["trust_region"] = LogBand(0.02, 0.03, dual=0.04, power=power)
-    batch = jumping(0.01, 2e-3)
-    batch.mask[0, 10:] = False
+def compare(batch: Batch, **parts: Any) -> torch.Tensor:
+    """Both ways of a composition; its clip fraction."""
     (out, grad), (expected, expected_grad) = (
         run(Objective(backend=backend, **parts), batch) for backend in ("auto", "compose")
     )
-    assert expected.stats["clip_fraction"] > 0 or power > 0
     same(out, expected, 1e-11)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
+    return expected.stats["clip_fraction"]
+
+
+@pytest.mark.parametrize("low", [0.0, 0.02])
+@pytest.mark.parametrize("power", [-0.5, 0.3])
+def test_bounds_that_shrink_and_that_grow(power: float, low: float, seen: list[Near | None]) -> None:
+    """One that shrinks is infinite before a row's first token."""
+    batch = jumping(0.3, 2e-3)
+    batch.mask[0, 10:] = False
+    region = LogBand(low, 0.03, dual=0.04, power=power)
+    assert compare(batch, ratio=CumulativeRatio(), surrogate=MinClip(), trust_region=region) > 0
     assert bool(seen) == (power > 0)
+
+
+def test_a_mean_brings_its_positions(seen: list[Near | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "BLOCK", 70)
+    region = LogBand(0.001, 0.001, power=0.5)
+    parts = {"ratio": PrefixMeanRatio(), "surrogate": MinClip(), "trust_region": region}
+    assert compare(jumping(1.0), **parts) > 0
+    assert not seen
+
+
+def test_advantages_of_tokens_are_not_surveyed(seen: list[Near | None]) -> None:
+    fast, definition = pair("ctpo")
+    batch = jumping(1.0, per_token=True)
+    same(run(fast, batch)[0], run(definition, batch)[0], 1e-11)
+    assert not seen
+
+
+@pytest.mark.parametrize("jump", [12.0, -12.0])
+def test_far_weights_without_an_upper_bound_are_truncated(jump: float, seen: list[Near | None]) -> None:
+    batch = jumping(1e-3)
+    batch.advantages = batch.advantages.abs().neg()
+    batch.old[1, 190] = batch.logps[1, 190] - jump
+    region = LogBand(20.0, 0.03, power=0.0)
+    compare(batch, ratio=CumulativeRatio(), surrogate=MinClip(), trust_region=region)
+    assert [len(near.index) for near in seen if near] == [3 if jump > 0 else 0]
+
+
+def test_bounds_of_a_weight_are_of_all_rows_and_a_linear_surrogate_has_none(seen: list[Near | None]) -> None:
+    region = LogBand(0.02, 0.03, dual=5.0, power=0.5)
+    parts = {"ratio": CumulativeRatio(), "trust_region": region}
+    assert compare(jumping(1.0), surrogate=StopGradientWeight(), **parts) > 0
+    assert seen[-1] is not None
+    compare(jumping(1.0), surrogate=Linear(), **parts)
+    assert seen[-1] is not None
+    assert len(seen[-1].index) == 0
+
+
+@pytest.mark.parametrize("drift", [1e-3, -1e-3])
+def test_extremes_are_of_tokens(drift: float, seen: list[Near | None]) -> None:
+    """Not the zeros that stand for the others."""
+    logps = torch.full((2, LENGTH), drift, dtype=torch.float64)
+    mask = (torch.arange(LENGTH) % 5 > 1).expand(2, -1)
+    batch = Batch(logps, torch.zeros_like(logps), torch.tensor([1.0, -0.5]).double(), mask)
+    fast, definition = pair("ctpo")
+    same(run(fast, batch)[0], run(definition, batch)[0], 1e-11)
+    assert seen[0] is not None
 
 
 def test_small_pieces_are_not_surveyed(monkeypatch: pytest.MonkeyPatch) -> None:
