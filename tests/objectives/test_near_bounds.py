@@ -84,8 +84,15 @@ def test_it_takes_few_stretches(name: str, seen: list[Near | None]) -> None:
     assert near is not None
     assert 0 < len(near.index) < 26
     assert set(near.rows.tolist()) <= {0, 1, 5, 6}
-    run(preset(name), make(length=LENGTH, drift=2.0))
-    assert seen[-1] is None  # so many that all are taken
+
+
+def test_where_many_are_near_all_are_taken(seen: list[Near | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no other piece is looked over."""
+    monkeypatch.setattr(stream, "BLOCK", 70)
+    fast, definition = pair("ctpo")
+    batch = make(length=LENGTH, drift=2.0)
+    same(run(fast, batch)[0], run(definition, batch)[0], 1e-11)
+    assert seen == [None]
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -74,6 +74,8 @@ class Terms:
         near = None
         if self.survey is not None and keep is marked and x.numel() >= FEWEST:
             near = self.survey.near(piece.place, x, marked, piece.low, piece.high, piece.lengths)
+            if near is None:
+                self.survey = None  # the other pieces will hardly be better
         if near is None:
             self._fill_all(piece, x, marked, keep, a, b)
         else:
