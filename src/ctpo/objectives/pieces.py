@@ -18,7 +18,6 @@ Place = tuple[slice, slice]
 MARGIN: Final = 16
 """Numbers before a cut row's buffer, of which `CutRows.prefix_sum` uses two; the rest keeps the buffer aligned."""
 
-
 STRETCH: Final = 512
 """Most tokens of a stretch, by which a piece is looked over."""
 
