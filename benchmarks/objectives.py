@@ -5,6 +5,7 @@
     python benchmarks/objectives.py --compile  # also the pass in C (first call: a second)
     python benchmarks/objectives.py --published core_algos.py torch_functional.py  # also the published CTPO loss
     python benchmarks/objectives.py --growth   # cost a token from 16k to 1M tokens a row
+    python benchmarks/objectives.py --drift 0.2  # log ratios that spread by more than 0.02 a token: more is clipped
 
 Each row is forward and backward on the same tensors, contenders interleaved, medians over the rounds (CPU time
 of one thread, else wall time); ratios are their time over ours. Peers run their own code on log-probs they did
@@ -42,6 +43,7 @@ from torch.profiler import ProfilerActivity, profile
 from ctpo.objectives import Objective, preset
 
 SHAPES = ((64, 1024), (64, 8192), (8, 65536), (1, 524288))
+DRIFT = 0.02
 ROWS = tuple((1, 1 << k) for k in range(14, 21))
 Step = Callable[[], None]
 
@@ -52,11 +54,11 @@ def clock() -> float:
     return time.process_time() if alone else time.perf_counter()
 
 
-def batch(rows: int, length: int, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probs with drift 0.02 a token and multi-turn masks: ragged ends, 64 tool tokens in every 512."""
+def batch(rows: int, length: int, device: str, drift: float = DRIFT) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probs that drift by as much a token, and multi-turn masks: ragged ends, 64 tool tokens in every 512."""
     g = torch.Generator().manual_seed(0)
     logps = -torch.rand(rows, length, generator=g)
-    old = logps - 0.02 * torch.randn(rows, length, generator=g)
+    old = logps - drift * torch.randn(rows, length, generator=g)
     column = torch.arange(length)
     ends = torch.randint(length // 2, length + 1, (rows, 1), generator=g)
     mask = (column < ends) & (column % 512 < 448)
@@ -196,18 +198,21 @@ def measure(
     device: str,
     compile_too: bool,
     published: list[Path] | None,
+    drift: float,
 ) -> dict[str, Any]:
     """All figures."""
     runs, missing = contenders(compile_too, published)
     table = []
     for rows, length in shapes:
-        inputs = batch(rows, length, device)
+        inputs = batch(rows, length, device, drift)
+        clipped = preset("ctpo")(*inputs).stats["clip_fraction"].item()
         steps = {name: step(loss, inputs) for name, loss in runs.items()}
         times = interleaved(steps, rounds)
         for name in runs:
             seconds = statistics.median(times[name])
             ours = "grpo" if name in ("trl", "liger", "grpo") else "ctpo"
             row = {"shape": [rows, length], "loss": name, "ms": seconds * 1e3, "ours": ours}
+            row["ctpo_clips"] = clipped
             row["ns_per_token"] = seconds * 1e9 / (rows * length)
             row["ratio"] = ratio(times, name, ours)
             if "published" in runs:
@@ -238,6 +243,8 @@ def show(results: dict[str, Any]) -> None:
     print(f"{'shape':>12} {'loss':>14} {'ms':>9} {'ns/token':>9} {'B/token':>8}  time over ours")
     for row in results["losses"]:
         shape = "×".join(map(str, row["shape"]))
+        if row["loss"] == "ctpo":
+            print(f"{shape:>12} {row['ctpo_clips']:.1%} of the tokens are clipped by ctpo")
         extra = f"  {row['kernels']} kernels, {row['synchronisations']} syncs" if "kernels" in row else ""
         if "published_over_it" in row:
             extra = f"  published takes {row['published_over_it']:.1f}×{extra}"
@@ -259,13 +266,14 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also measure backend='compile'")
     parser.add_argument("--published", type=Path, nargs="+", help="also the published loss, from these files")
     parser.add_argument("--growth", action="store_true", help="other shapes: one row of 16k to 1M tokens")
+    parser.add_argument("--drift", type=float, default=DRIFT, help="spread of a log ratio (default 0.02)")
     parser.add_argument("--small", action="store_true", help="only the first shape, three rounds")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     shapes, rounds = (SHAPES[:1], 3) if options.small else (SHAPES, options.rounds)
     shapes = ROWS if options.growth else shapes
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    results = measure(shapes, rounds, device, options.compile, options.published)
+    results = measure(shapes, rounds, device, options.compile, options.published, options.drift)
     if options.json:
         json.dump(results, sys.stdout, indent=1)
         print()

@@ -21,7 +21,7 @@ FEWEST: Final = 1 << 17
 """Tokens of a piece below which the calls of a survey cost more than they save."""
 
 MOST: Final = 0.25
-"""Share of the stretches above which all may as well be taken."""
+"""Share of the stretches above which all may as well be taken; two buffers of them must fit the place of a piece."""
 
 
 @dataclass(slots=True)
