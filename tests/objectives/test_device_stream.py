@@ -1,4 +1,4 @@
-"""The fused path of other devices than the CPU, on the tensors of the CPU: it reads nothing and equals the composition."""
+"""The fused path of other devices than the CPU, on tensors of the CPU: it reads nothing and equals the composition."""
 
 from __future__ import annotations
 
