@@ -70,11 +70,11 @@ def _run(words: list[str]) -> dict[str, float]:
     """CPU-seconds of the rollout batches, but for the first where there are more: it pays for what is done once."""
     from ctpo.cli.quiet import quieten
     from ctpo.training.diagnostics.watch import Diagnostics
-    from ctpo.training.heldout import HeldOut
-    from ctpo.training.recipe import embedded_recipe, merge, parse_overrides, read_recipe
-    from ctpo.training.run import train
-    from ctpo.training.rundir import RunDirectory
-    from ctpo.training.trainer import CTPOTrainer
+    from ctpo.training.run.heldout import HeldOut
+    from ctpo.training.config.recipe import embedded_recipe, merge, parse_overrides, read_recipe
+    from ctpo.training.run.train import train
+    from ctpo.runs.directory import RunDirectory
+    from ctpo.training.step.trainer import CTPOTrainer
 
     quieten()
     spent = dict.fromkeys(("diagnostics", "generation", "evaluation"), 0.0)

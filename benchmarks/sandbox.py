@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 from ctpo.sandbox import Sandbox, SandboxUnavailable
-from ctpo.sandbox.bubblewrap import find_bubblewrap
+from ctpo.sandbox.isolation.bubblewrap import find_bubblewrap
 
 PROGRAMS = {
     "print": "print(3+67)",

@@ -127,7 +127,7 @@ def _step(args: argparse.Namespace, side: str, lengths: str) -> dict[str, float]
     figures = {"step_s": step, "generation_s": generation, "training_s": training, "optimizer_s": optimizer}
     figures["peak_rss_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if side not in STOCK:
-        from ctpo.training.scoring.precision import computes_in_bfloat16
+        from ctpo.cpu.precision import computes_in_bfloat16
 
         dtype = torch.bfloat16 if computes_in_bfloat16(trainer) else torch.float32
         figures["peak_share"] = product_flops(trainer) / training / peak_flops(dtype)

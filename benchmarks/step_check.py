@@ -66,7 +66,7 @@ def _apart(found: tuple[float, Tensor], expected: tuple[float, Tensor], name: st
 def _loss_and_gradient(
     trainer: Any, inputs: dict[str, Any], settings: dict[str, Any]
 ) -> tuple[float, Tensor]:
-    from ctpo.training.microbatch import make_scorer
+    from ctpo.training.scoring.microbatch import make_scorer
 
     names = {key for levers in LEVERS.values() for key in levers}
     on: dict[str, Any] = dict.fromkeys(names, True)

@@ -46,7 +46,7 @@ def product_flops(trainer: Any) -> float:
     """Of the products with weights in forward and backward (attention's own left out), for the tokens that must be
     computed, those of rows with an advantage: prompts once, completions but for their last token; the head for every
     completion token."""
-    from ctpo.training.microbatch import loss_mask, rows_of
+    from ctpo.training.scoring.microbatch import loss_mask, rows_of
 
     head = trainer.model.get_output_embeddings().weight.numel()
     body = sum(p.numel() for p in trainer.model.parameters()) - head

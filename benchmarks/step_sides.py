@@ -107,8 +107,8 @@ def _rewards(zero_groups: int) -> Callable[..., list[float]]:
 
 def _rollout_func(planned: torch.Tensor) -> Callable[..., dict[str, Any]]:
     """Ours, each response ending where it is planned to and nowhere else."""
-    from ctpo.rollout import engine as module
-    from ctpo.training.rollout import make_rollout_func
+    from ctpo.rollout.local import engine as module
+    from ctpo.training.sampling.rollout_func import make_rollout_func
 
     class Planned(module.Batch):
         def end(self, ended: torch.Tensor) -> None:

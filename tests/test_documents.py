@@ -57,7 +57,7 @@ def test_readme_trainer(arithmetic: Any, tmp_path: Path, monkeypatch: pytest.Mon
 def test_readme_recipe() -> None:
     import yaml
 
-    from ctpo.training.settings import build
+    from ctpo.training.config.settings import build
 
     block = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)[0]
     recipe, config = build({**yaml.safe_load(block), "output_dir": "unused", "use_cpu": True})
@@ -90,7 +90,7 @@ def test_a_recipe_of_the_small_model(recipe: Path, monkeypatch: pytest.MonkeyPat
     import yaml
 
     from ctpo.tasks import get_task
-    from ctpo.training.settings import build
+    from ctpo.training.config.settings import build
 
     monkeypatch.chdir(ROOT)
     keys = yaml.safe_load(recipe.read_text(encoding="utf-8"))

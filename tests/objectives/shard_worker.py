@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctpo.objectives import SequenceShard, contiguous, correct_rollout, preset, preset_names, striped, zigzag
 from ctpo.objectives.reductions import REDUCTIONS
-from ctpo.objectives.sharding import Sharded
+from ctpo.objectives.layouts.sharded import Sharded
 
 from .batches import Batch, make, run
 

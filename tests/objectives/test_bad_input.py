@@ -13,7 +13,7 @@ from ctpo.objectives.details import position_profile
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.objectives.ratios import TokenRatio
 from ctpo.objectives.reductions import Reduction
-from ctpo.objectives.segments import packed_from
+from ctpo.objectives.layouts.packed import packed_from
 from ctpo.objectives.surrogates import MinClip
 from ctpo.objectives.trust_regions import RatioBand
 

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from ctpo.objectives import Objective, native, preset
+from ctpo.objectives import Objective, preset
+
+from ctpo.objectives.cpu import native
 from ctpo.objectives.surrogates import StopGradientWeight
 
 from .batches import Batch, make, run, same

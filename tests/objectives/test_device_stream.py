@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ctpo.objectives import Objective, fused, preset, preset_names
+from ctpo.objectives import Objective, preset, preset_names
+
+from ctpo.objectives.cpu import autograd as fused
 
 from .batches import make, run, same
 from .test_fused import COMPOSED

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ctpo.objectives import Objective, preset, preset_names, stream
-from ctpo.objectives.layouts import Padded
+from ctpo.objectives.layouts.padded import Padded
 from ctpo.objectives.plan import RATIOS, plan_for
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.ratios import CumulativeRatio, PrefixMeanRatio, SequenceRatio, TokenRatio

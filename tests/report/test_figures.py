@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ctpo.report.collection import collect
-from ctpo.report.figure import Figure, over_seeds, thinned
+from ctpo.report.figures.figure import Figure, over_seeds, thinned
 from ctpo.report.page import figures
-from ctpo.statistics.paired import mean
+from ctpo.runs.paired import mean
 from tests.report.made import BATCHES, EDGES, tokens, write_run
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ctpo.report.collection import collect
-from ctpo.report.files import read_run
+from ctpo.runs.reader import read_run
 from ctpo.report.page import figures, notes, page
-from ctpo.report.profiles import read_profiles
+from ctpo.runs.profiles import read_profiles
 from tests.report.made import BATCHES, EDGES, profile, write_lines, write_run
 
 

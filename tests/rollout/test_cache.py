@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from ctpo.rollout.cache import GrowingLayer, growing_cache, select_rows
+from ctpo.rollout.local.cache import GrowingLayer, growing_cache, select_rows
 
 
 def test_equals_the_dynamic_cache_through_growth_selection_and_repeats(embedded: Any) -> None:

@@ -12,8 +12,8 @@ import torch
 from ctpo.errors import UserError
 from ctpo.rollout import ToolRunner, TransformersEngine
 from ctpo.rollout.chat import adapt_tool, encode_prompt, encode_result
-from ctpo.rollout.decoders import PaddedDecoder, RaggedDecoder, decoder_for
-from ctpo.rollout.engine import Sampling
+from ctpo.rollout.local.decoders import PaddedDecoder, RaggedDecoder, decoder_for
+from ctpo.rollout.local.engine import Sampling
 from ctpo.tasks import CHAT_TOOL, PythonTool, Task
 
 from .conftest import CHATML, NATIVE, TALKS
@@ -69,7 +69,7 @@ def test_log_probs_of_ragged_tool_turns_are_exact(
     model, _ = chat_model
     assert isinstance(decoder_for(model, 0), RaggedDecoder)
     if not ragged:
-        monkeypatch.setattr("ctpo.rollout.engine.decoder_for", PaddedDecoder)
+        monkeypatch.setattr("ctpo.rollout.local.engine.decoder_for", PaddedDecoder)
     questions = [question for question in TALKS for _ in range(4)]
     sampling = Sampling(max_new_tokens=260, temperature=1.2)
     rollouts = converse(chat_model, chat_task, sandbox, questions, sampling)
@@ -91,7 +91,7 @@ def test_padded_and_ragged_rows_decode_alike(
     chat_model: Any, chat_task: Task, sandbox: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ragged = converse(chat_model, chat_task, sandbox, list(TALKS), GREEDY)
-    monkeypatch.setattr("ctpo.rollout.engine.decoder_for", PaddedDecoder)
+    monkeypatch.setattr("ctpo.rollout.local.engine.decoder_for", PaddedDecoder)
     padded = converse(chat_model, chat_task, sandbox, list(TALKS), GREEDY)
     assert [r.completion_ids for r in ragged] == [r.completion_ids for r in padded]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
-from ctpo.rollout.engine import Sampling
+from ctpo.rollout.local.engine import Sampling
 
 SAMPLING = Sampling(max_new_tokens=96)
 
@@ -91,7 +91,7 @@ def test_batches_and_padding_do_not_change_a_response(embedded: Any, prompts: li
 
 def test_what_all_prompts_begin_with_is_read_once(embedded: Any) -> None:
     """Logits are those of each prompt read alone, and the common tokens go through the model one time."""
-    from ctpo.rollout.decoders import RaggedDecoder
+    from ctpo.rollout.local.decoders import RaggedDecoder
 
     model, tokenizer = embedded
     [beginning] = encode(tokenizer, ["3+67+77-29+5-41=31+22-10+9"])

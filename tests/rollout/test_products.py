@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ctpo.rollout import products
-from ctpo.rollout.products import fast_products
+from ctpo.cpu import products
+from ctpo.cpu.products import fast_products
 
 
 @pytest.mark.parametrize("rows", [1, 8, 24, 129])

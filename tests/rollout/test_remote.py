@@ -10,7 +10,7 @@ import pytest
 
 from ctpo.errors import UserError
 from ctpo.rollout import Endpoint, EndpointEngine, ToolRunner
-from ctpo.rollout.engine import Sampling
+from ctpo.rollout.local.engine import Sampling
 from ctpo.tasks import CHAT_TOOL, Task
 
 from .served import Answer, choice, serving
@@ -204,7 +204,7 @@ def test_what_may_pass_is_tried_again(
     fenced: Task, sandbox: Any, monkeypatch: pytest.MonkeyPatch, trouble: Answer
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("ctpo.rollout.endpoint.time.sleep", waits.append)
+    monkeypatch.setattr("ctpo.rollout.remote.endpoint.time.sleep", waits.append)
     script = [trouble, trouble, said("at last"), said("at last")]
     (reply,), _ = respond(fenced, sandbox, script, "q", retries=3)
     if trouble[0] == 200:

@@ -15,7 +15,13 @@ import pytest
 from sandbox_helpers import HERE, SOURCE, unavailable
 from sandbox_hostile import HOSTILE
 
-from ctpo.sandbox import Sandbox, SandboxUnavailable, bubblewrap, engines, landlock, limits
+from ctpo.sandbox import Sandbox, SandboxUnavailable, limits
+
+from ctpo.sandbox.isolation import bubblewrap
+
+from ctpo.sandbox.isolation import engines
+
+from ctpo.sandbox.isolation import landlock
 
 
 def test_refuses_where_there_is_no_isolation(monkeypatch: pytest.MonkeyPatch) -> None:

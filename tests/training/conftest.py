@@ -37,7 +37,7 @@ def fit(arithmetic: Any, sandbox: Any, tmp_path_factory: pytest.TempPathFactory)
     from ctpo.rollout import ToolRunner
     from ctpo.tasks import reward_function
     from ctpo.tasks.arithmetic import model_path
-    from ctpo.training.rollout import make_rollout_func
+    from ctpo.training.sampling.rollout_func import make_rollout_func
 
     torch.set_num_threads(1)
     problems = Dataset.from_list([vars(problem) for problem in arithmetic.problems("train", 64, 0)])

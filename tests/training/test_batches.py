@@ -29,7 +29,7 @@ def test_what_is_proposed_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], processes: int
 ) -> None:
     """Each message names a key and a value; taking its advice, again where another count is wrong, ends well."""
-    from ctpo.training.batches import check_batches
+    from ctpo.training.config.checks import check_batches
 
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     keys = {"num_generations": 8, "per_device_train_batch_size": 32, "steps_per_generation": None}

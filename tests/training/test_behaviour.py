@@ -56,7 +56,7 @@ def test_a_batch_is_sampled_by_the_weights_of_lag_batches_ago(
     from ctpo.rollout import ToolRunner, TransformersEngine
     from ctpo.rollout.noise import row_uniforms
     from ctpo.tasks.arithmetic import model_path
-    from ctpo.training.rollout import sampling_of
+    from ctpo.training.sampling.rollout_func import sampling_of
 
     prompts, rollouts = lagged.batches[batch - 1]
     written = Path(lagged.args.output_dir)

@@ -14,7 +14,7 @@ from ctpo import CTPOConfig
 from ctpo.objectives import calibrate, preset
 from ctpo.objectives.tails import Tails
 from ctpo.training.diagnostics.pool import pool, read_profiles
-from ctpo.training.run import Outcome, train
+from ctpo.training.run.train import Outcome, train
 
 Recipe = Callable[..., dict[str, Any]]
 SHARE = 0.2

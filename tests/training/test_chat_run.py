@@ -11,7 +11,7 @@ from rollout.conftest import CHATML, make_tokenizer
 
 from ctpo.cli.main import main
 from ctpo.errors import UserError
-from ctpo.training.run import train
+from ctpo.training.run.train import train
 
 
 @pytest.fixture(scope="module")

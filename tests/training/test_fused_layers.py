@@ -11,9 +11,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
 from ctpo.tasks.arithmetic import model_path
-from ctpo.training.scoring import attention, norms
-from ctpo.training.scoring.attention import attend
-from ctpo.training.scoring.norms import fused_norms, rms_norm
+from ctpo.cpu import attention
+from ctpo.cpu import norms
+from ctpo.cpu.attention import attend
+from ctpo.cpu.norms import fused_norms, rms_norm
 
 
 class WideRMSNorm(nn.Module):

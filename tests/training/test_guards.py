@@ -11,7 +11,7 @@ import torch
 
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.errors import UserError
-from ctpo.training.guards import NonFiniteUpdates, UpdateGuard
+from ctpo.training.step.guards import NonFiniteUpdates, UpdateGuard
 
 
 class Poisoned(CTPOTrainer):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from ctpo.training.run import train
+from ctpo.training.run.train import train
 
 
 def events(path: Path) -> Iterator[Any]:

@@ -11,7 +11,7 @@ import pytest
 # 40 MB a block: above the 32 MiB up to which glibc raises its own threshold, so that untold it always returns them.
 _PROGRAM = """
 import resource, sys, torch
-from ctpo.training.memory import keep_freed_memory
+from ctpo.cpu.memory import keep_freed_memory
 assert sys.argv[1] == "no" or keep_freed_memory()
 def work():
     for _ in range(20):

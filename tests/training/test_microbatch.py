@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.objectives import preset
-from ctpo.training.microbatch import loss_mask, make_scorer, parts, rows_of
+from ctpo.training.scoring.microbatch import loss_mask, make_scorer, parts, rows_of
 
 PLAIN: dict[str, Any] = {
     "pack_rows": False,

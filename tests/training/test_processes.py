@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from ctpo.cli.main import main
 from ctpo.errors import UserError
-from ctpo.training.launch import check_launch
-from ctpo.training.minibatches import dealt_order
+from ctpo.training.config.launch import check_launch
+from ctpo.training.step.minibatches import dealt_order
 from ctpo.training.processes import share
 
 SMALL = (

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ctpo.errors import UserError
-from ctpo.training.events import Silent
-from ctpo.training.run import Outcome, train
-from ctpo.training.rundir import RunDirectory
+from ctpo.training.run.events import Silent
+from ctpo.training.run.train import Outcome, train
+from ctpo.runs.directory import RunDirectory
 
 Recipe = Callable[..., dict[str, Any]]
 CLOCKED = {"seconds", "batch_s", "generation_s", "tool_s", "training_s", "tokens_per_s", "tool_executed"}
@@ -81,7 +81,7 @@ def test_saved_model_loads_and_gives_the_last_accuracy(whole: Outcome) -> None:
 
 
 def test_its_own_config_runs_it_again(whole: Outcome, tmp_path: Path) -> None:
-    from ctpo.training.recipe import read_recipe
+    from ctpo.training.config.recipe import read_recipe
 
     again = train({**read_recipe(whole.run.config), "output_dir": str(tmp_path / "again")})
     assert all(

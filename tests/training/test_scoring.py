@@ -22,7 +22,7 @@ from transformers import (
 from ctpo.tasks.arithmetic import model_path
 from ctpo.training.scoring import Levers, Rows, Scorer
 from ctpo.training.scoring.head import token_log_probs
-from ctpo.training.scoring.plan import packs, token_limit
+from ctpo.training.scoring.rows import packs, token_limit
 from ctpo.training.scoring.scorer import SlowPassNote
 from ctpo.training.scoring.tree import grow
 

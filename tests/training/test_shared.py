@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ctpo.errors import UserError
-from ctpo.rollout.engine import Sampling
+from ctpo.rollout.local.engine import Sampling
 from ctpo.sandbox import SandboxResult
 from ctpo.tasks import Problem
-from ctpo.training.recipe import Recipe
-from ctpo.training.shared import KnownAnswers, shared_evaluation
+from ctpo.training.config.recipe import Recipe
+from ctpo.training.run.shared import KnownAnswers, shared_evaluation
 
 
 class Recording:

@@ -11,9 +11,9 @@ from trl import GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
-from ctpo.rollout.engine import Sampling
-from ctpo.rollout.vllm import Ask
-from ctpo.training.vllm import GENERATION_ATTRIBUTES, TRLCompleter, vllm_engine
+from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.remote.vllm import Ask
+from ctpo.training.sampling.vllm import GENERATION_ATTRIBUTES, TRLCompleter, vllm_engine
 
 SAMPLING = Sampling(max_new_tokens=9, temperature=0.8, top_p=0.9, top_k=4)
 
@@ -79,9 +79,9 @@ def test_every_process_gets_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> Non
     client = Client()
     other: dict[type, list[Any]] = {int: [1], Ask: [Ask(ids=[50], max_new_tokens=9)], bool: [True]}
     monkeypatch.setattr(
-        "ctpo.training.vllm.gather_object", lambda mine: mine + other[type((mine or [Ask])[0])]
+        "ctpo.training.sampling.vllm.gather_object", lambda mine: mine + other[type((mine or [Ask])[0])]
     )
-    monkeypatch.setattr("ctpo.training.vllm.broadcast_object_list", lambda objects, from_process: objects)
+    monkeypatch.setattr("ctpo.training.sampling.vllm.broadcast_object_list", lambda objects, from_process: objects)
     completer = TRLCompleter(server(client, processes=2), 100)
     mine = [Ask(ids=[i], max_new_tokens=9) for i in range(3)]
     assert [ids[0] for ids, _ in completer.complete(mine, SAMPLING, [])] == [1, 2, 3]
@@ -133,7 +133,7 @@ def test_weights_are_synchronised_when_the_step_changed() -> None:
 
 def test_use_vllm_picks_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     from ctpo.rollout import Rollout
-    from ctpo.training import rollout as module
+    from ctpo.training.sampling import rollout_func as module
 
     class Engine:
         def generate(

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--batches {args.batches} is too small; use at least 1")
     from ctpo.training.diagnostics.pool import read_profiles
     from ctpo.training.diagnostics.proposal import propose
-    from ctpo.training.rundir import RunDirectory
+    from ctpo.runs.directory import RunDirectory
 
     directory = RunDirectory(args.run)
     lines = read_profiles(directory)

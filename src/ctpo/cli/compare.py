@@ -13,10 +13,10 @@ from typing import Any
 
 from ctpo.cli.compare_tables import print_results, results_markdown
 from ctpo.cli.sole_use import sole_use
-from ctpo.comparison.book import Book
-from ctpo.comparison.compare import choose, final_cells, results, tuning_cells
-from ctpo.comparison.plan import Cell, Plan, read_plan
-from ctpo.comparison.runner import Budget, Failure, Runner
+from ctpo.lab.comparison.book import Book
+from ctpo.lab.comparison.compare import choose, final_cells, results, tuning_cells
+from ctpo.lab.comparison.plan import Cell, Plan, read_plan
+from ctpo.lab.comparison.runner import Budget, Failure, Runner
 from ctpo.errors import UserError
 
 _DESCRIPTION = """\
@@ -121,8 +121,8 @@ def _budget(args: argparse.Namespace) -> Budget:
 
 def _check_recipes(plan: Plan) -> None:
     """Every combination must be a recipe that could start: hours into a comparison is too late to find out."""
-    from ctpo.comparison.plan import cell
-    from ctpo.training.settings import build
+    from ctpo.lab.comparison.plan import cell
+    from ctpo.training.config.settings import build
 
     for regime in plan.regimes:
         for arm in plan.arms:

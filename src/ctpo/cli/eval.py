@@ -13,8 +13,8 @@ from ctpo.cli.sole_use import sole_use
 from ctpo.errors import UserError
 from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_path
-from ctpo.training.recipe import EMBEDDED_MODEL, SMOLLM2, Recipe
-from ctpo.training.rundir import RunDirectory
+from ctpo.training.config.recipe import EMBEDDED_MODEL, SMOLLM2, Recipe
+from ctpo.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from ctpo.evaluation.suite import Suite

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 from ctpo.sandbox import Sandbox, SandboxResult, SandboxUnavailable
-from ctpo.sandbox.probe import Check
+from ctpo.sandbox.isolation.probe import Check
 
 ENGINES = ("bubblewrap", "landlock")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ctpo.errors import UserError
 
 if TYPE_CHECKING:
-    from ctpo.theory import Analysis, Estimator, Problem, Setup
+    from ctpo.lab.theory import Analysis, Estimator, Problem, Setup
 
 _DESCRIPTION = """\
 Enumerate every response of a small autoregressive policy and print, for each ratio family and for any of the library's
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--draws {args.draws} is out of range; use 1 or more")
     if min(args.trajectories) < 1:
         raise UserError(f"--trajectories {min(args.trajectories)} is out of range; use 1 or more")
-    from ctpo.theory import Setup, analyse
+    from ctpo.lab.theory import Setup, analyse
 
     chosen = {field.name: getattr(args, field.name) for field in dataclasses.fields(Setup)}
     from_file = Path(args.policy).suffix in (".json", ".npz")
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         problem = _problem(dataclasses.replace(setup, seed=seed), args.policy if from_file else None)
         analyses.append(analyse(problem, _estimators(args, problem)))
     if args.figure is not None:
-        from ctpo.theory.figure import draw
+        from ctpo.lab.theory.figure import draw
 
         draw(analyses[0], args.figure, _title(args, problem))
     if args.json:
@@ -115,14 +115,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _problem(setup: Setup, file: str | None) -> Problem:
-    from ctpo.theory import read_tables
+    from ctpo.lab.theory import read_tables
 
     return setup.problem() if file is None else setup.given(read_tables(Path(file)))
 
 
 def _estimators(args: argparse.Namespace, problem: Problem) -> list[Estimator]:
     from ctpo.objectives.checks import choice
-    from ctpo.theory import FAMILIES, objective_estimator
+    from ctpo.lab.theory import FAMILIES, objective_estimator
 
     families = [] if args.family == ["none"] else args.family or list(FAMILIES)
     names = [*families, *args.objective]
@@ -154,7 +154,7 @@ def _title(args: argparse.Namespace, problem: Problem) -> str:
 
 
 def _report(args: argparse.Namespace, problem: Problem, analyses: list[Analysis]) -> dict[str, Any]:
-    from ctpo.theory.draws import average
+    from ctpo.lab.theory.draws import average
 
     keep = ("sharing", "distance", "spread", "reward", "advantage", "baseline", "against", "seed", "draws")
     settings = {"vocab": problem.tree.vocab, "horizon": problem.tree.horizon, "policy": args.policy}

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ctpo.theory import Analysis
-from ctpo.theory.draws import average
+from ctpo.lab.theory import Analysis
+from ctpo.lab.theory.draws import average
 
 _WIDTH: Final = 200
 

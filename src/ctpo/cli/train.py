@@ -12,9 +12,9 @@ from typing import Any
 from ctpo.cli.display import open_display
 from ctpo.cli.quiet import is_main_process, quieten
 from ctpo.errors import UserError
-from ctpo.training.launch import check_launch
-from ctpo.training.recipe import Recipe, embedded_recipe, merge, parse_overrides, read_recipe
-from ctpo.training.rundir import RunDirectory
+from ctpo.training.config.launch import check_launch
+from ctpo.training.config.recipe import Recipe, embedded_recipe, merge, parse_overrides, read_recipe
+from ctpo.runs.directory import RunDirectory
 
 _DESCRIPTION = """\
 Train a language model by reinforcement learning.
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         display.stage("loading torch, transformers and TRL")
         quieten()
         from ctpo.report.curve import draw_learning_curve
-        from ctpo.training.run import train
+        from ctpo.training.run.train import train
 
         outcome = train(keys, listener=display, resume=args.resume)
         if outcome.summary is not None:
@@ -108,7 +108,7 @@ def _collect(words: Sequence[str], resume: Path | None) -> dict[str, Any]:
 def _show(keys: dict[str, Any]) -> int:
     import yaml
 
-    from ctpo.training.settings import build, resolved
+    from ctpo.training.config.settings import build, resolved
 
     recipe, config = build({"output_dir": "unnamed", **keys})
     print(yaml.safe_dump(resolved(recipe, config, keys), sort_keys=False, allow_unicode=True), end="")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
-from ctpo.rollout.engine import Sampling
+from ctpo.rollout.local.engine import Sampling
 from ctpo.rollout.noise import row_uniforms
 from ctpo.tasks import Problem, Task
 

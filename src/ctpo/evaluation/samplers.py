@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ctpo.rollout import EndpointEngine, Rollout, ToolCall, ToolRunner, TransformersEngine
 from ctpo.rollout.chat import encode_prompt
-from ctpo.rollout.engine import Sampling
+from ctpo.rollout.local.engine import Sampling
 from ctpo.rollout.noise import row_uniforms
 from ctpo.tasks import Problem, Task
 

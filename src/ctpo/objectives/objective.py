@@ -15,15 +15,15 @@ from torch import Tensor
 from ctpo.objectives import checks, triton_path
 from ctpo.objectives.compose import Output, compose, examine
 from ctpo.objectives.details import Details
-from ctpo.objectives.fused import reads_are_free, run, runs
-from ctpo.objectives.layouts import Layout, Padded
+from ctpo.objectives.cpu.autograd import reads_are_free, run, runs
+from ctpo.objectives.layouts.padded import Layout, Padded
 from ctpo.objectives.numerics import compute_dtype
 from ctpo.objectives.penalties import KL_ESTIMATORS, entropy_penalty, kl_penalty
 from ctpo.objectives.plan import plan_for
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Count, Reduction
-from ctpo.objectives.segments import Packed, packed_from
-from ctpo.objectives.sharding import SequenceShard, Sharded
+from ctpo.objectives.layouts.packed import Packed, packed_from
+from ctpo.objectives.layouts.sharded import SequenceShard, Sharded
 from ctpo.objectives.surrogates import Surrogate
 from ctpo.objectives.tokens import Tokens, as_bool, sanitise
 from ctpo.objectives.trust_regions import TrustRegion

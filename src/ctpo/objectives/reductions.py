@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives import checks
-from ctpo.objectives.layouts import Layout
+from ctpo.objectives.layouts.padded import Layout
 from ctpo.objectives.tokens import as_bool
 
 REDUCTIONS: Final = {

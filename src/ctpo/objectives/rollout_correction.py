@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives import checks
-from ctpo.objectives.layouts import Layout, Padded
+from ctpo.objectives.layouts.padded import Layout, Padded
 from ctpo.objectives.numerics import SATURATION
 from ctpo.objectives.tokens import sanitise
 

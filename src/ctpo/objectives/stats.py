@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ctpo.objectives.layouts import Layout
+from ctpo.objectives.layouts.padded import Layout
 from ctpo.objectives.numerics import prefix_dtype
 from ctpo.objectives.surrogates import TokenTerms
 from ctpo.objectives.tokens import Tokens

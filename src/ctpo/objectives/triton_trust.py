@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ctpo.objectives import triton_path
 from ctpo.objectives.compose import Output, compose
-from ctpo.objectives.layouts import Padded
+from ctpo.objectives.layouts.padded import Padded
 from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import CumulativeRatio
 from ctpo.objectives.reductions import Reduction

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.errors import UserError
-from ctpo.report.files import Record, Run, is_run, number, read_run
-from ctpo.statistics.scores import Score, score
+from ctpo.runs.reader import Record, Run, is_run, number, read_run
+from ctpo.runs.scores import Score, score
 
 _CHANGES_NOTHING = (
     *("seed", "output_dir", "transcripts", "threads", "rollout_batch_size"),

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ctpo.errors import UserError
 from ctpo.report.collection import Collection
-from ctpo.report.figure import NEAR_ZERO, Axis, Figure, Series
+from ctpo.report.figures.figure import NEAR_ZERO, Axis, Figure, Series
 
 _WIDTH_IN, _HEIGHT_IN, _DPI = 6.4, 4.0, 160
 _MARKERS: Final = ("o", "s", "^", "D", "x", "+", "v", "o")  # as the page's script has them

@@ -14,12 +14,14 @@ from importlib.resources import files
 from typing import Any
 
 import ctpo
-from ctpo.report import by_batch, by_position, by_seed
+from ctpo.report.figures import by_batch
+from ctpo.report.figures import by_position
+from ctpo.report.figures import by_seed
 from ctpo.report.collection import Collection
-from ctpo.report.comparison_tables import comparison_tables
-from ctpo.report.figure import Axis, Figure, Series, Values
-from ctpo.report.headline import cards
-from ctpo.report.settings_tables import settings_tables
+from ctpo.report.tables.comparison import comparison_tables
+from ctpo.report.figures.figure import Axis, Figure, Series, Values
+from ctpo.report.tables.headline import cards
+from ctpo.report.tables.settings import settings_tables
 from ctpo.report.texts import all_texts
 
 _DIGITS = 4

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ctpo.report.collection import Collection
-from ctpo.report.files import Record, Run, number
+from ctpo.runs.reader import Record, Run, number
 
 BUDGET: Final = 2_400_000
 """Characters of text in the page, all runs together."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ctpo.training.config import CTPOConfig
-    from ctpo.training.run import train
-    from ctpo.training.trainer import CTPOTrainer
+    from ctpo.training.config.config import CTPOConfig
+    from ctpo.training.run.train import train
+    from ctpo.training.step.trainer import CTPOTrainer
 
 __all__ = ["CTPOConfig", "CTPOTrainer", "train"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctpo.objectives.layouts import Padded
+from ctpo.objectives.layouts.padded import Padded
 from ctpo.objectives.numerics import SATURATION, prefix_dtype
 from ctpo.objectives.tokens import sanitise
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from ctpo.objectives import Objective, calibrate
-from ctpo.training.config import CTPOConfig
+from ctpo.training.config.config import CTPOConfig
 from ctpo.training.diagnostics.profile import Sums
 from ctpo.training.diagnostics.record import as_profile
 

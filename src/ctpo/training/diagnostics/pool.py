@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctpo.errors import UserError
-from ctpo.training.rundir import RunDirectory, read_records
+from ctpo.runs.directory import RunDirectory, read_records
 
 _COLUMNS: Final = ("count", "position_mean", "high", "low", "dual", "log_ratio_mean", "log_ratio_std")
 _COUNTED: Final = ("count", "high", "low", "dual")

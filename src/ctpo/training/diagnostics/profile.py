@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives import Details, Objective
-from ctpo.objectives.layouts import Padded
+from ctpo.objectives.layouts.padded import Padded
 from ctpo.objectives.numerics import prefix_dtype
 from ctpo.training.diagnostics.bins import CELL_EDGES, position_edges
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives import Details, Objective
-from ctpo.training.microbatch import Scored, loss_mask, take_rows, weighted_advantages
+from ctpo.training.scoring.microbatch import Scored, loss_mask, take_rows, weighted_advantages
 
 
 def sample_rows(done: list[Scored], objective: Objective, tokenizer: Any, limit: int) -> list[dict[str, Any]]:

@@ -11,10 +11,10 @@ from ctpo.training.diagnostics.online import OnlineBand
 from ctpo.training.diagnostics.profile import PositionProfile, Sums
 from ctpo.training.diagnostics.record import by_position, profile_figures, profile_line
 from ctpo.training.diagnostics.samples import attach_rewards, sample_rows
-from ctpo.training.microbatch import Scored, loss_mask, row_wise, weighted_advantages
+from ctpo.training.scoring.microbatch import Scored, loss_mask, row_wise, weighted_advantages
 
 if TYPE_CHECKING:
-    from ctpo.training.trainer import CTPOTrainer
+    from ctpo.training.step.trainer import CTPOTrainer
 
 
 class Diagnostics:

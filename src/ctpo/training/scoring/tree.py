@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from ctpo.training.scoring.attention import attend
+from ctpo.cpu.attention import attend
 from ctpo.training.scoring.head import Targets
-from ctpo.training.scoring.plan import Rows
+from ctpo.training.scoring.rows import Rows
 
 NAME = "ctpo_tree"
 

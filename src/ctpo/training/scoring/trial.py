@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ctpo.training.scoring.plan import Rows
+from ctpo.training.scoring.rows import Rows
 from ctpo.training.scoring.scorer import evaluating
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What makes a CPU fast. Delete this folder and everything still trains."""

@@ -1,0 +1,1 @@
+"""Experiments of the method's own students: exact theory, and comparisons of objectives."""

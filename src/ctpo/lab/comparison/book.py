@@ -1,0 +1,138 @@
+"""The scores of a comparison's runs as one small file: what it holds need not be run again, here or elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import ctpo
+from ctpo.lab.comparison.plan import Cell
+from ctpo.errors import UserError
+from ctpo.runs.scores import Score
+
+COLUMNS: Final = (
+    *("regime", "objective", "setting", "seed"),
+    *("final", "stderr", "auc", "collapsed", "seconds", "clip_fraction", "ess"),
+    *("cpu_s", "commit", "recipe"),
+)
+_CHANGES_NOTHING: Final = {
+    *("rollout_batch_size", "save_steps", "save_strategy", "save_total_limit", "transcripts"),
+}
+_PLACES: Final = 6
+
+
+class Book:
+    """A CSV file, one line a run, written whole with every run that is entered.
+
+    The last column is a digest of the run's recipe: a line counts only for a run that is told the same.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._commit = path, _commit()
+        self._rows: dict[tuple[str, ...], dict[str, Any]] = {}
+        if path.is_file():
+            for row in self._read():
+                self._rows[self._key(row)] = row
+
+    def score(self, cell: Cell) -> Score | None:
+        """What is written of a cell.
+
+        Raises:
+            UserError: if it is that of another recipe.
+        """
+        row = self._rows.get(self._key(_name(cell)))
+        if row is None:
+            return None
+        if row["recipe"] != digest(cell.keys):
+            raise UserError(
+                f"{self._path} holds {cell.folder} of another recipe; give the changed comparison another file"
+            )
+        return _score(row)
+
+    def enter(self, cell: Cell, score: Score, cpu_s: float) -> None:
+        """Add a run, or replace it."""
+        row = {
+            **_name(cell),
+            **{name: _text(value) for name, value in vars(score).items()},
+            "cpu_s": _text(cpu_s),
+            "commit": self._commit,
+            "recipe": digest(cell.keys),
+        }
+        self._rows[self._key(row)] = row
+        partial = self._path.with_name(self._path.name + ".partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self._rows.values())
+        os.replace(partial, self._path)
+
+    def _read(self) -> list[dict[str, Any]]:
+        try:
+            with self._path.open(encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            for row in rows:
+                if set(row) != set(COLUMNS):
+                    raise ValueError("its columns are not those of a comparison's scores")
+                _score(row)
+        except (OSError, ValueError, TypeError, csv.Error) as error:
+            raise UserError(f"{self._path} is damaged ({error}); mend it, or give another file") from None
+        return rows
+
+    def _key(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(row[name] for name in ("regime", "objective", "setting", "seed"))
+
+
+def identity(keys: Any) -> dict[str, Any]:
+    """Of a recipe's keys, those that decide a result."""
+    return {name: value for name, value in dict(keys).items() if name not in _CHANGES_NOTHING}
+
+
+def digest(keys: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that say which recipe it was."""
+    told = json.dumps(identity(keys), sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+def _name(cell: Cell) -> dict[str, str]:
+    setting = cell.folder.parent.name
+    return {"regime": cell.regime, "objective": cell.arm, "setting": setting, "seed": str(cell.seed)}
+
+
+def _score(row: Mapping[str, str]) -> Score:
+    numbers = {
+        name: float(row[name]) if row[name] else None
+        for name in ("final", "auc", "seconds", "stderr", "clip_fraction", "ess")
+    }
+    needed = [numbers["final"], numbers["auc"], numbers["seconds"]]
+    if row["collapsed"] not in ("True", "False") or None in needed:
+        raise ValueError(f"no whole score: {dict(row)}")
+    return Score(collapsed=row["collapsed"] == "True", **numbers)  # type: ignore[arg-type]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{round(value, _PLACES)!r}" if isinstance(value, float) else str(value)
+
+
+def _commit() -> str:
+    """The commit this code is of, in a checkout; else its version."""
+    where = Path(ctpo.__file__).parent
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"],
+            cwd=where, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ctpo.__version__
+    return told.stdout.strip()

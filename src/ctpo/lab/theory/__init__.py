@@ -1,0 +1,30 @@
+"""Exact bias and variance of off-policy gradient estimators on policies small enough to enumerate."""
+
+from ctpo.lab.theory.analysis import Analysis, Crossing, Row, analyse
+from ctpo.lab.theory.families import FAMILIES, Estimator
+from ctpo.lab.theory.files import read_tables
+from ctpo.lab.theory.library import objective_estimator
+from ctpo.lab.theory.policies import SHARINGS, Policy, Sharing
+from ctpo.lab.theory.problems import ADVANTAGES, REWARDS, Problem
+from ctpo.lab.theory.setups import POLICIES, Setup
+from ctpo.lab.theory.trees import Tree
+
+__all__ = [
+    "ADVANTAGES",
+    "FAMILIES",
+    "POLICIES",
+    "REWARDS",
+    "SHARINGS",
+    "Analysis",
+    "Crossing",
+    "Estimator",
+    "Policy",
+    "Problem",
+    "Row",
+    "Setup",
+    "Sharing",
+    "Tree",
+    "analyse",
+    "objective_estimator",
+    "read_tables",
+]

@@ -1,0 +1,67 @@
+"""The same setup over several seeds: what holds on average, and how often."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ctpo.lab.theory.analysis import Analysis
+
+
+@dataclass(frozen=True)
+class Average:
+    """One estimator over several draws of the problem, in units of each draw's ‖∇J‖.
+
+    Attributes:
+        name: of the estimator.
+        bias, bias_stderr: mean of ‖E_b ĝ − ∇J‖ and its standard error over draws.
+        own_bias, own_bias_stderr: likewise against the own target.
+        cosine: mean.
+        variance: mean of tr Cov_b(ĝ).
+        wins: share of the draws in which it has the least mean squared error, one a number of trajectories; ties
+            go to the estimator named first.
+    """
+
+    name: str
+    bias: float
+    bias_stderr: float
+    own_bias: float
+    own_bias_stderr: float
+    cosine: float
+    variance: float
+    wins: tuple[float, ...]
+
+
+def average(analyses: Sequence[Analysis], sizes: Sequence[int]) -> list[Average]:
+    """Averages over draws of one setup, estimator by estimator."""
+    winners = [
+        [min(analysis.rows, key=lambda row: row.error(size)).name for analysis in analyses] for size in sizes
+    ]
+    averages = []
+    for index, first in enumerate(analyses[0].rows):
+        rows = [analysis.rows[index] for analysis in analyses]
+        bias, bias_stderr = _mean([row.bias for row in rows])
+        own_bias, own_bias_stderr = _mean([row.own_bias for row in rows])
+        averages.append(
+            Average(
+                name=first.name,
+                bias=bias,
+                bias_stderr=bias_stderr,
+                own_bias=own_bias,
+                own_bias_stderr=own_bias_stderr,
+                cosine=_mean([row.cosine for row in rows])[0],
+                variance=_mean([row.variance for row in rows])[0],
+                wins=tuple(names.count(first.name) / len(names) for names in winners),
+            )
+        )
+    return averages
+
+
+def _mean(values: list[float]) -> tuple[float, float]:
+    """Mean and its standard error (NaN of a single value)."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n < 2:
+        return mean, math.nan
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)

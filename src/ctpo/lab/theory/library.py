@@ -1,0 +1,149 @@
+"""Estimators that are the library's own objectives, trust region and all.
+
+A preset's coefficients are −∂loss/∂log π_t as the real objective computes them. Losses are summed over tokens, so that
+every objective estimates the same Σ_t; a preset's own reduction divides by lengths, which are all T here, and so only
+changes the scale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from ctpo.errors import UserError
+from ctpo.objectives import Objective, preset
+from ctpo.objectives.quantile_gate import QuantileGate
+from ctpo.objectives.ratios import (
+    CumulativeRatio,
+    MinPrefixRatio,
+    PrefixMeanRatio,
+    Ratio,
+    SequenceMeanRatio,
+    SequenceRatio,
+    TokenRatio,
+    UnitRatio,
+)
+from ctpo.objectives.reductions import Reduction
+from ctpo.objectives.tokens import Tokens
+from ctpo.objectives.trust_regions import Limits
+from ctpo.lab.theory.families import FAMILIES, Coefficients, Estimator
+from ctpo.lab.theory.problems import Problem, Trajectories
+
+_FAMILY_OF: Final[dict[type, str]] = {
+    TokenRatio: "token",
+    CumulativeRatio: "cumulative",
+    PrefixMeanRatio: "prefix-mean",
+    SequenceRatio: "sequence",
+    SequenceMeanRatio: "sequence-mean",
+    MinPrefixRatio: "min-prefix",
+    UnitRatio: "unit",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionBand:
+    """[−bound_t, bound_t] on the weight's log; a quantile gate in a batch without end.
+
+    Attributes:
+        bound: of every position, [T].
+    """
+
+    bound: Tensor
+
+    def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
+        """See `TrustRegion.limits`."""
+        return Limits(-self.bound.expand_as(log_weight), self.bound.expand_as(log_weight))
+
+
+def coefficients_of(objective: Objective) -> Coefficients:
+    """k_t(o) = −∂loss/∂log π_t of an objective whose tokens' losses are summed."""
+    summed = dataclasses.replace(objective, reduction=Reduction("sum"))
+
+    def coefficients(o: Trajectories) -> Tensor:
+        logps = o.logps.detach().T.contiguous().requires_grad_()
+        with torch.enable_grad():
+            out = summed(
+                logps, o.old_logps.T.contiguous(), o.advantages.T.contiguous(), torch.ones_like(logps).bool()
+            )
+            (gradient,) = torch.autograd.grad(out.loss, logps)
+        return -gradient.T
+
+    return coefficients
+
+
+def objective_estimator(spec: str, problem: Problem) -> Estimator:
+    """Estimator of a preset with its trust region.
+
+    Args:
+        spec: a preset's name, with knobs after a question mark: "ctpo?high=0.1&dual=none".
+        problem: quantile gates take their thresholds from it, as in an infinitely large mini-batch.
+
+    Raises:
+        UserError: unknown preset or knob, or a value out of range.
+    """
+    name, _, query = spec.partition("?")
+    try:
+        objective = preset(name, **_knobs(query))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"objective {spec!r}: {error}") from None
+    if objective.kl_coef or objective.entropy_coef:
+        raise UserError(
+            f"objective {spec!r}: penalties need a reference policy; leave kl_coef and entropy_coef at 0"
+        )
+    if isinstance(objective.trust_region, QuantileGate):
+        band = PositionBand(_gate_bounds(objective.ratio, objective.trust_region, problem))
+        objective = dataclasses.replace(objective, trust_region=band)
+    family = FAMILIES[family_of(objective.ratio)]
+    return dataclasses.replace(family, name=spec, coefficients=coefficients_of(objective))
+
+
+def family_of(ratio: Ratio) -> str:
+    """Name of the unclipped family of a ratio."""
+    if isinstance(ratio, CumulativeRatio) and ratio.gradient == "through":
+        return "prefix-gradient"
+    return _FAMILY_OF[type(ratio)]
+
+
+def _knobs(query: str) -> dict[str, Any]:
+    """Knobs of "a=1&b=none" as numbers, None, booleans or words."""
+    knobs: dict[str, Any] = {}
+    for part in filter(None, query.split("&")):
+        key, equals, text = part.partition("=")
+        if not equals:
+            raise ValueError(f"{part!r} is no knob; write name=value")
+        knobs[key] = _value(text)
+    return knobs
+
+
+def _value(text: str) -> Any:
+    named = {"none": None, "null": None, "true": True, "false": False}
+    if text.lower() in named:
+        return named[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _gate_bounds(ratio: Ratio, gate: QuantileGate, problem: Problem) -> Tensor:
+    """τ·σ_t of a quantile gate from the distribution of the statistic under b, [T]."""
+    o = problem.trajectories(problem.tree.whole())
+    statistic = o.log_ratios.cumsum(0) if isinstance(ratio, CumulativeRatio) else o.log_ratios.sum(0)
+    statistic = statistic.expand_as(o.logps)
+    mass = torch.where(o.advantages != 0, o.probability, 0.0)
+    scale = torch.ones(len(o.logps), 1, dtype=torch.float64)
+    if gate.by_position:
+        scale = ((mass * statistic.square()).sum(-1, keepdim=True) / mass.sum(-1, keepdim=True)).sqrt()
+        scale = torch.where(scale > 0, scale, 1.0)
+    order = (statistic.abs() / scale).reshape(-1).sort()
+    reached = mass.reshape(-1)[order.indices].cumsum(0)
+    first = int(torch.searchsorted(reached, (1 - gate.q - 1e-9) * reached[-1]))
+    # One rounding above the threshold itself, which must stay inside.
+    tau = order.values[min(first, len(order.values) - 1)] * (1 + 1e-12)
+    return tau * scale.squeeze(-1) if math.isfinite(tau) else torch.full((len(scale),), math.inf).double()

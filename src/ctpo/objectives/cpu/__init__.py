@@ -1,0 +1,1 @@
+"""The compiled C pass and its autograd function."""

@@ -1,0 +1,224 @@
+"""Sequences sharded over a process group (context parallelism): every rank holds some positions of each
+sequence.
+
+Only detached statistics cross ranks, in the forward pass; backward needs no collective. Each rank's loss is
+its share: the shares add up to the loss of the whole sequences, and so do the gradients.
+
+Shape legend: B rows, t positions a rank, W ranks, K chunks a rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ctpo.objectives.layouts.padded import Layout, Padded
+from ctpo.objectives.numerics import prefix_dtype
+from ctpo.objectives.layouts.packed import Packed
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceShard:
+    """Where a rank's tokens sit in the whole sequences. All ranks hold equally many.
+
+    Attributes:
+        group: process group that shares the sequences; None is the default group.
+        positions: [t] global position of each local column (or of each token of a packed stream), any order.
+        chunk_ids: [K] global number of each of K equal local chunks; gathers K sums a row instead of every
+            token.
+
+    Contiguous, zig-zag and striped layouts are given by `contiguous`, `zigzag` and `striped`.
+    """
+
+    group: dist.ProcessGroup | None = None
+    positions: Tensor | None = None
+    chunk_ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.positions is None) == (self.chunk_ids is None):
+            raise ValueError("positions, chunk_ids: give exactly one of them.")
+        for name, value in (("positions", self.positions), ("chunk_ids", self.chunk_ids)):
+            if value is not None and (value.ndim != 1 or value.is_floating_point()):
+                raise ValueError(
+                    f"{name}: {value.dtype} {tuple(value.shape)}; expected a 1-D integer tensor."
+                )
+        if self.chunk_ids is not None and self.chunk_ids.numel() == 0:
+            raise ValueError("chunk_ids: none; every rank holds at least one chunk (its tokens may be none).")
+
+    def token_positions(self, length: int) -> Tensor:
+        """[t] global positions of `length` local tokens.
+
+        Raises:
+            ValueError: the length does not fit the positions, or is not a multiple of the number of chunks.
+        """
+        if self.positions is not None:
+            if self.positions.shape[0] != length:
+                raise ValueError(f"positions: {self.positions.shape[0]} of them for {length} local tokens.")
+            return self.positions
+        assert self.chunk_ids is not None
+        if length % self.chunk_ids.shape[0]:
+            raise ValueError(
+                f"chunk_ids: {self.chunk_ids.shape[0]} chunks do not divide {length} local tokens."
+            )
+        size = length // self.chunk_ids.shape[0]
+        inside = torch.arange(size, device=self.chunk_ids.device)
+        return (self.chunk_ids.unsqueeze(-1) * size + inside).reshape(-1)
+
+
+def contiguous(group: dist.ProcessGroup | None = None) -> SequenceShard:
+    """Rank r holds the r-th of W equal pieces."""
+    return SequenceShard(group, chunk_ids=torch.tensor([dist.get_rank(group)]))
+
+
+def zigzag(group: dist.ProcessGroup | None = None) -> SequenceShard:
+    """Rank r holds pieces r and 2W − 1 − r of 2W, which evens out causal attention."""
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    return SequenceShard(group, chunk_ids=torch.tensor([rank, 2 * world - 1 - rank]))
+
+
+def striped(length: int, group: dist.ProcessGroup | None = None) -> SequenceShard:
+    """Rank r holds positions r, r + W, r + 2W, …; `length` of them."""
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    return SequenceShard(group, positions=torch.arange(length) * world + rank)
+
+
+def _refuse_repeats(positions: Tensor) -> None:
+    repeated = positions[1:][positions.diff() == 0]
+    if repeated.numel():
+        raise ValueError(
+            f"shard: more than one token holds position {int(repeated[0])}; positions and "
+            "chunk_ids number the whole sequence, not the tokens of one rank."
+        )
+
+
+def _refuse_decrease(ids: Tensor) -> None:
+    falls = (ids.diff() < 0).nonzero()
+    if falls.numel():
+        at = int(falls[0]) + 1
+        raise ValueError(
+            f"segment_ids: {int(ids[at])} follows {int(ids[at - 1])} in the order of the whole stream; they may "
+            "only rise along the positions of all ranks."
+        )
+
+
+class Sharded:
+    """Layout of sharded sequences: gather what is needed, sum in global order, take back one's own.
+
+    Args:
+        shard: where the local tokens sit.
+        length: local tokens t.
+        device: of the tokens.
+        segment_ids: [t] ids of a packed stream, global numbering, or None for padded rows.
+
+    Raises:
+        ValueError: two tokens hold one position, or segment ids decrease along it (looked at on the CPU).
+    """
+
+    differentiable = False
+
+    def __init__(
+        self,
+        shard: SequenceShard,
+        length: int,
+        device: torch.device,
+        segment_ids: Tensor | None = None,
+    ) -> None:
+        self.group = shard.group
+        self.world = dist.get_world_size(shard.group)
+        rank = dist.get_rank(shard.group)
+        everywhere = self._gather(shard.token_positions(length).to(device))
+        self.order = everywhere.argsort()
+        readable = device.type == "cpu"  # elsewhere the host would have to wait for the answer
+        if readable:
+            _refuse_repeats(everywhere[self.order])
+        self.own = self.order.argsort()[rank * length : (rank + 1) * length]
+        self.chunks: Tensor | None = None
+        self.inner: Layout = Padded()
+        self.local_ids = None
+        if segment_ids is not None:
+            self.local_ids = segment_ids.to(torch.int64)
+            ids = self._gather(self.local_ids)[self.order]
+            if readable:
+                _refuse_decrease(ids)
+            self.inner = Packed(ids)
+        elif shard.chunk_ids is not None:
+            chunks = shard.chunk_ids.to(device)
+            self.chunks = self._gather(chunks).argsort()
+            self.own_chunks = self.chunks.argsort()[rank * len(chunks) : (rank + 1) * len(chunks)]
+
+    def _gather(self, values: Tensor) -> Tensor:
+        """Values of all ranks side by side along the last dimension, in rank order."""
+        parts = [torch.empty_like(values) for _ in range(self.world)]
+        dist.all_gather(parts, values.detach().contiguous(), group=self.group)
+        return torch.cat(parts, dim=-1)
+
+    def _global(self, values: Tensor) -> Tensor:
+        return self._gather(values)[..., self.order]
+
+    def _wide(self, values: Tensor) -> Tensor:
+        return values.detach().to(prefix_dtype(values.device))
+
+    def _before(self, totals: Tensor) -> Tensor:
+        """Sum over the chunks that come before each own chunk; [B, K] in, [B, K] out."""
+        assert self.chunks is not None
+        ordered = self._gather(totals)[..., self.chunks]
+        return (ordered.cumsum(-1) - ordered)[..., self.own_chunks]
+
+    def prefix_sum(self, values: Tensor) -> Tensor:
+        """See `Layout.prefix_sum`."""
+        wide = self._wide(values)
+        if self.chunks is None:
+            return self.inner.prefix_sum(self._global(wide))[..., self.own]
+        count = len(self.own_chunks)
+        local = wide.reshape(*wide.shape[:-1], count, wide.shape[-1] // count).cumsum(-1)
+        totals = local[..., -1] if local.shape[-1] else local.sum(-1)
+        return (local + self._before(totals).unsqueeze(-1)).reshape(wide.shape)
+
+    def suffix_sum(self, values: Tensor) -> Tensor:
+        """See `Layout.suffix_sum`."""
+        wide = self._wide(values)
+        return self.sequence_sum(wide) - self.prefix_sum(wide) + wide
+
+    def sequence_sum(self, values: Tensor) -> Tensor:
+        """See `Layout.sequence_sum`."""
+        wide = self._wide(values)
+        if self.local_ids is None:
+            return self.sum_shards(wide.sum(-1, keepdim=True))
+        return self.inner.sequence_sum(self._global(wide))[..., self.own]
+
+    def prefix_min_before(self, values: Tensor) -> Tensor:
+        """See `Layout.prefix_min_before`."""
+        return self.inner.prefix_min_before(self._global(values.detach()))[..., self.own]
+
+    def count_sequences(self, mask: Tensor) -> Tensor:
+        """See `Layout.count_sequences`."""
+        return self.inner.count_sequences(self._global(mask.to(torch.uint8)) > 0)
+
+    def sum_shards(self, values: Tensor) -> Tensor:
+        """See `Layout.sum_shards`."""
+        total = values.detach().clone()
+        dist.all_reduce(total, group=self.group)
+        return total
+
+    def max_shards(self, values: Tensor) -> Tensor:
+        """See `Layout.max_shards`."""
+        largest = values.detach().clone()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
+        return largest
+
+    def gather_shards(self, values: Tensor) -> Tensor:
+        """See `Layout.gather_shards`."""
+        return self._gather(values)
+
+    def position_bound(self, length: int) -> int:
+        """See `Layout.position_bound`."""
+        return length * self.world
+
+    def expand(self, values: Tensor) -> Tensor:
+        """See `Layout.expand`."""
+        if self.local_ids is None:
+            return values.unsqueeze(-1) if values.ndim == 1 else values
+        return values if values.shape == self.local_ids.shape else values[self.local_ids]

@@ -1,0 +1,36 @@
+"""What each seed scored: the pairs behind the paired tests."""
+
+from __future__ import annotations
+
+from ctpo.report.collection import Collection
+from ctpo.report.figures.figure import Axis, Figure, Series
+from ctpo.runs.scores import Score
+
+_PLOTS = (
+    ("final", "Final accuracy, seed by seed", Axis(label="final held-out pass@1", percent=True)),
+    ("auc", "AUC, seed by seed", Axis(label="mean training reward")),
+)
+
+
+def figures(collection: Collection) -> list[Figure]:
+    """Nothing where no group has two finished seeds."""
+    scores = [group.scores for group in collection.groups]
+    if all(len(each) < 2 for each in scores):
+        return []
+    return [
+        Figure(
+            id=f"seeds-{name}", section="comparison", title=title,
+            text="The same seed means the same problems in the same order, so compare the points at each seed: "
+            "the paired tests are of their differences. Single low points may be collapses.",
+            x=Axis(label="seed", whole=True), y=axis,
+            series=[_series(place, each, name) for place, each in enumerate(scores) if each],
+        )
+        for name, title, axis in _PLOTS
+    ]  # fmt: skip
+
+
+def _series(place: int, scores: dict[int, Score], name: str) -> Series:
+    seeds = sorted(scores)
+    return Series(
+        group=place, x=[float(seed) for seed in seeds], y=[scores[seed].named(name) for seed in seeds]
+    )

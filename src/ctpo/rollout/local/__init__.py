@@ -1,0 +1,1 @@
+"""Responses sampled in this process."""

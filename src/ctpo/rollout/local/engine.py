@@ -1,0 +1,228 @@
+"""Generation in process, with any causal language model of transformers.
+
+All rows of a batch advance together, one token a step. A tool's output enters a row's cache where it stands, so
+tool turns need no second prefill and no re-tokenisation: a long output in one forward pass of the rows concerned,
+a short one a token a step, in place of sampled tokens, which costs no pass at all while other rows still decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ctpo.errors import UserError
+from ctpo.rollout.local.responses import Batch
+from ctpo.rollout.chat import called_program, encode_result
+from ctpo.rollout.local.decoders import Decoder, decoder_for
+from ctpo.cpu.products import fast_products
+from ctpo.rollout.records import Rollout
+from ctpo.rollout.sampling import sample_tokens
+from ctpo.rollout.tools import ToolRunner
+from ctpo.cpu.weights import bfloat16_products
+
+_CHUNK = 16
+"""Tokens from which an output is fed in a pass of its own; below, the pass costs more than it saves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. `max_new_tokens` counts the tool's tokens too, as TRL's completion length does."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class TransformersEngine:
+    """Samples responses, running the tool where the model calls it.
+
+    Args:
+        model: a causal language model; used as it is (dtype, device), in evaluation mode, without gradient.
+        tokenizer: its tokenizer, with a pad token.
+        eos_token_ids: ids that end a response; the tokenizer's and the generation config's if None.
+        batch_size: rows decoded at once; None for all together.
+        in_bfloat16: multiply in bfloat16, from copies of the weights made for each `generate`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        eos_token_ids: Iterable[int] | None = None,
+        batch_size: int | None = None,
+        in_bfloat16: bool = False,
+    ) -> None:
+        self._products: Callable[[Any], AbstractContextManager[Any]]
+        self._products = bfloat16_products if in_bfloat16 else nullcontext
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        ids = _eos_ids(model, tokenizer) if eos_token_ids is None else eos_token_ids
+        self._eos = torch.tensor(sorted(ids), device=model.device)
+        self._may_close: dict[str, Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where a random generator for `generate` lives."""
+        device: torch.device = self.model.device
+        return device
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        *,
+        tools: ToolRunner | None = None,
+        generator: torch.Generator | None = None,
+        uniforms: Tensor | None = None,
+    ) -> list[Rollout]:
+        """One response a prompt, in order; equal prompts share one prefill.
+
+        Args:
+            prompts: token ids of each.
+            sampling: how tokens are drawn.
+            tools: runs the programs that the model writes; None for a task without a tool.
+            generator: source of randomness shared by the rows; torch's global one if None.
+            uniforms: [prompts, max_new_tokens], each row's own random numbers (`row_uniforms`), instead of a
+                generator: a response is then the same whatever is decoded beside it.
+
+        Raises:
+            UserError: if a prompt is empty or leaves no room in the model's context.
+        """
+        self._check(prompts, sampling)
+        if tools is not None:
+            tools.adapt(self.tokenizer)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            rows = self.batch_size or max(len(prompts), 1)
+            noise = None if uniforms is None else uniforms.to(self.model.device)
+            with self._products(self.model), fast_products(self.model):
+                return [
+                    rollout
+                    for i in range(0, len(prompts), rows)
+                    for rollout in self._decode(
+                        list(prompts[i : i + rows]),
+                        sampling,
+                        tools,
+                        generator,
+                        None if noise is None else noise[i : i + rows],
+                    )
+                ]
+        finally:
+            self.model.train(was_training)
+
+    def fits(self, prompt: Sequence[int], sampling: Sampling) -> bool:
+        """Whether the model's context has room for the prompt and the longest response."""
+        limit = self._context()
+        return limit is None or len(prompt) + sampling.max_new_tokens <= limit
+
+    def _context(self) -> int | None:
+        limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return limit
+
+    def _check(self, prompts: Sequence[list[int]], sampling: Sampling) -> None:
+        limit = self._context()
+        for i, prompt in enumerate(prompts):
+            if not prompt:
+                raise UserError(f"prompt {i} is empty; a model needs at least one token to continue")
+            if not self.fits(prompt, sampling):
+                raise UserError(
+                    f"prompt {i} has {len(prompt)} tokens, which with max_new_tokens={sampling.max_new_tokens} "
+                    f"exceeds the model's context of {limit}; shorten the prompt or lower max_new_tokens"
+                )
+
+    def _decode(
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        tools: ToolRunner | None,
+        generator: torch.Generator | None,
+        uniforms_BN: Tensor | None,
+    ) -> list[Rollout]:
+        batch = Batch(prompts, sampling.max_new_tokens, self.model.device)
+        decoder = decoder_for(self.model, self.tokenizer.pad_token_id or 0)
+        logits = decoder.start(prompts)
+        while True:
+            tokens, logps = sample_tokens(
+                logits,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                generator=generator,
+                uniforms_B=None if uniforms_BN is None else uniforms_BN[batch.cursor()],
+            )
+            tokens, sampled = batch.write(tokens, logps)
+            batch.end(sampled & torch.isin(tokens, self._eos))
+            if tools is not None:
+                self._run_tools(batch, decoder, tokens, sampled, tools)
+            if not batch.active().any():
+                return batch.rollouts()
+            keep = batch.shrink()
+            if keep is not None:
+                decoder.keep(keep)
+                tokens = tokens[keep]
+            logits = decoder.step(tokens, batch.active())
+
+    def _run_tools(
+        self, batch: Batch, decoder: Decoder, tokens: Tensor, sampled: Tensor, tools: ToolRunner
+    ) -> None:
+        """Run the calls that this step's tokens completed, and put their outputs into the rows."""
+        closing = sampled & batch.active() & self._closes(tools.tool.close)[tokens]
+        asking: dict[int, int] = {}
+        programs: list[str] = []
+        for row, response, ids in batch.since_last_output(closing.nonzero().squeeze(-1)):
+            if len(batch.calls[response]) < tools.tool.max_calls:
+                program = called_program(self.tokenizer, tools.tool, ids)
+                if program is not None:
+                    asking[row] = response
+                    programs.append(program)
+        if not programs:
+            return
+        calls = tools.run(programs)
+        for response, call in zip(asking.values(), calls, strict=True):
+            batch.calls[response].append(call)
+        outputs = encode_result(self.tokenizer, tools.tool, [call.output for call in calls])
+        self._insert(batch, decoder, tokens, asking, outputs)
+
+    def _insert(
+        self, batch: Batch, decoder: Decoder, tokens: Tensor, asking: dict[int, int], outputs: list[list[int]]
+    ) -> None:
+        """Give each asking row (of response) its output, as far as there is room; `tokens` holds what is fed next."""
+        room = batch.room(list(asking.values()))
+        cut = [ids[:free] for ids, free in zip(outputs, room, strict=True)]
+        alone = len(asking) == int(batch.active().sum())
+        chunks: list[tuple[int, list[int]]] = []
+        for (row, response), ids, free in zip(asking.items(), cut, room, strict=True):
+            at_once = decoder.feeds_chunks and len(ids) >= (2 if alone else _CHUNK)
+            batch.force([response], [ids], at_once=at_once)
+            if at_once and len(ids) < free:
+                chunks.append((row, [int(tokens[row]), *ids[:-1]]))
+                tokens[row] = ids[-1]
+        if chunks:
+            decoder.feed([row for row, _ in chunks], [ids for _, ids in chunks])
+
+    def _closes(self, close: str) -> Tensor:
+        """For each token id, whether it could be the last token of the closing tag: decode only those rows."""
+        if close not in self._may_close:
+            vocabulary = self.model.get_input_embeddings().num_embeddings
+            texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+            table = torch.zeros(max(vocabulary, len(texts)), dtype=torch.bool)
+            table[: len(texts)] = torch.tensor([close[-1] in text for text in texts])
+            self._may_close[close] = table.to(self.model.device)
+        return self._may_close[close]
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    configured: Any = getattr(model, "generation_config", None) and model.generation_config.eos_token_id
+    several = configured if isinstance(configured, list) else [configured]
+    return {int(i) for i in (*several, tokenizer.eos_token_id) if i is not None}

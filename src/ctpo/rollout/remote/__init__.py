@@ -1,0 +1,1 @@
+"""Responses sampled by a server."""

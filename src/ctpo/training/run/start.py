@@ -1,0 +1,181 @@
+"""What a run starts from: its directory and keys, its problems, its length, and the checkpoint to continue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ctpo.errors import UserError
+from ctpo.evaluation.model import HELDOUT_SEED
+from ctpo.tasks import Problem, Task
+from ctpo.tasks.jsonl import ANY_COLUMNS, Columns, read_problems
+from ctpo.tasks.sources import DatasetSource
+from ctpo.tasks.task import ProblemSource
+from ctpo.runs.checkpoints import Choice, choose, is_checkpoint, step_of
+from ctpo.training.config.config import CTPOConfig
+from ctpo.training.config.recipe import DEFAULT_TRAIN_PROBLEMS, Recipe, merge
+from ctpo.runs.directory import RunDirectory, default_run_path
+
+# What may change when a run is resumed: how long and how watched it is, not what it is.
+MAY_CHANGE = {
+    *("rollout_batches", "max_steps", "num_train_epochs", "eval_every", "transcripts", "threads"),
+    *("save_steps", "save_total_limit", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb"),
+    *("unsafe_no_isolation", "max_nonfinite_updates", "shared"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a run lives, all of its keys, and where it goes on from."""
+
+    run: RunDirectory
+    keys: dict[str, Any]
+    resumes: bool
+    named: Path | None = None
+    """The checkpoint the user asked for."""
+    checkpoint: Path | None = None
+    notices: tuple[str, ...] = ()
+    """What was decided in the user's place."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps already done."""
+        return step_of(self.checkpoint) if self.checkpoint else 0
+
+
+def prepare(keys: Mapping[str, Any], resume: Path | None) -> Start:
+    """Settle a run's keys: a new one's, or those of the run (or the checkpoint in it) to resume.
+
+    Raises:
+        UserError: if it is no run, or a key would make the resumed run another one.
+    """
+    if resume is None:
+        named = keys.get("output_dir")
+        run = RunDirectory(Path(str(named)) if named else default_run_path(keys))
+        return Start(run=run, keys={**keys, "output_dir": str(run.path)}, resumes=False)
+    checkpoint = resume if is_checkpoint(resume) else None
+    run = RunDirectory(resume if checkpoint is None else resume.parent)
+    recipe = run.read_recipe()
+    for name, value in keys.items():
+        if name not in MAY_CHANGE and recipe.get(name) != value:
+            raise UserError(
+                f"{name}={value} cannot change when {run.path} is resumed (it is {recipe.get(name)}); start a new run"
+            )
+    merged = {**merge(recipe, keys), "output_dir": str(run.path)}
+    return Start(run=run, keys=merged, resumes=True, named=checkpoint)
+
+
+def settle(start: Start, identity: Mapping[str, Any]) -> Start:
+    """Claim a new run's directory, or find what a resumed one goes on from; without a checkpoint it starts again.
+
+    For the main process alone: what it finds, the others must be told.
+
+    Raises:
+        UserError: if the directory is taken, or no checkpoint can be used.
+    """
+    if not start.resumes:
+        start.run.check_free()
+        return start
+    choice = choose(start.run.path, identity, start.named)
+    return replace(start, checkpoint=choice.checkpoint, notices=tuple(_notices(start, choice)))
+
+
+def _notices(start: Start, choice: Choice) -> Iterator[str]:
+    for name, reason in choice.refused:
+        yield f"{name} is refused: {reason}"
+    if choice.checkpoint is None:
+        yield f"{start.run.path} has no checkpoint yet; starting again from the beginning"
+    else:
+        yield f"continuing from {choice.checkpoint.name}"
+
+
+def check_unfinished(start: Start, config: CTPOConfig) -> None:
+    """Refuse to resume a run that has nothing left to do.
+
+    Raises:
+        UserError: if its last update and its summary are there.
+    """
+    if start.checkpoint is None or not start.run.summary.is_file():
+        return
+    if start.step >= config.max_steps:
+        raise UserError(
+            f"{start.run.path} is complete ({start.step} updates, and {config.max_steps} were asked for); to train it "
+            "further, give a larger rollout_batches"
+        )
+
+
+def train_problems(recipe: Recipe, task: Task, config: CTPOConfig) -> list[Problem]:
+    """The training problems, enough of them for one rollout batch.
+
+    Raises:
+        UserError: if the dataset cannot be read, or there are too few.
+    """
+    if recipe.dataset is None:
+        source = _source(recipe, task)
+        problems = source("train", recipe.train_problems or DEFAULT_TRAIN_PROBLEMS, config.seed)
+    else:
+        problems = _read(recipe.dataset, recipe, task)
+    check_enough(problems, config)
+    return problems
+
+
+def check_enough(problems: Sequence[Problem], config: CTPOConfig) -> None:
+    """Refuse where there are not enough problems for one rollout batch.
+
+    Raises:
+        UserError: if so.
+    """
+    needed = config.generation_batch_size // config.num_generations
+    if len(problems) < needed:
+        raise UserError(
+            f"{len(problems)} training problems do not fill one rollout batch of {needed} prompts "
+            f"(generation_batch_size={config.generation_batch_size} / num_generations={config.num_generations}); "
+            "give more problems or lower generation_batch_size"
+        )
+
+
+def settle_length(config: CTPOConfig, problems: int) -> None:
+    """Express the run's length in optimizer steps, a whole number of rollout batches.
+
+    Raises:
+        UserError: if `max_steps` is not one.
+    """
+    updates = config.updates_per_rollout_batch
+    if config.max_steps <= 0:
+        batches_per_epoch = problems * config.num_generations // config.generation_batch_size
+        config.max_steps = int(config.num_train_epochs * batches_per_epoch) * updates
+    if config.max_steps % updates or config.max_steps < updates:
+        nearest = max(1, round(config.max_steps / updates)) * updates
+        raise UserError(
+            f"max_steps={config.max_steps} is not a whole number of rollout batches of {updates} updates; use {nearest}"
+        )
+
+
+def heldout_problems(recipe: Recipe, task: Task) -> list[Problem]:
+    """The problems every evaluation of the run samples."""
+    if recipe.eval_dataset is not None:
+        return _read(recipe.eval_dataset, recipe, task)[: recipe.eval_problems]
+    return _source(recipe, task)("test", recipe.eval_problems, HELDOUT_SEED)
+
+
+def _read(path: Path, recipe: Recipe, task: Task) -> list[Problem]:
+    """A file's problems, read as the task reads its own: by the same usual columns, answers in the same form."""
+    own = task.problems
+    usual = (ANY_COLUMNS, own.answer) if isinstance(own, DatasetSource) else (Columns(), str)
+    return read_problems(path, replace(usual[0], **(recipe.columns or {})), usual[1])
+
+
+def _source(recipe: Recipe, task: Task) -> ProblemSource:
+    """The task's own problems, their columns named as the recipe says."""
+    own = task.problems
+    if not recipe.columns:
+        return own
+    if not isinstance(own, DatasetSource):
+        if recipe.dataset is not None:
+            return own  # the columns are those of the dataset
+        raise UserError(
+            f"columns={recipe.columns} has no effect: task {task.name!r} makes its problems itself; give dataset=FILE"
+        )
+    return replace(own, columns=replace(own.columns, **recipe.columns))

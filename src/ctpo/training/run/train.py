@@ -1,0 +1,272 @@
+"""One training run, from checked settings to a saved model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, ProgressCallback
+
+from ctpo.errors import UserError
+from ctpo.evaluation.model import load_model, load_tokenizer
+from ctpo.rollout.tools import ToolRunner, open_tools
+from ctpo.tasks import Problem, Task, get_task
+from ctpo.tasks.arithmetic import model_path
+from ctpo.tasks.task import check_ready
+from ctpo.training.run.recorder import RunRecorder, StopCleanly
+from ctpo.runs.checkpoints import Unusable, compare, sealed_identity, set_aside_newer
+from ctpo.training.config.config import CTPOConfig
+from ctpo.training.run.environment import describe_environment
+from ctpo.training.run.events import Listener, RunPlan, Silent
+from ctpo.training.run.heldout import HeldOut
+from ctpo.runs.identity import describe_recipe
+from ctpo.training.config.launch import check_joined
+from ctpo.training.sampling.masking import check_void_turns
+from ctpo.training.processes import any_of, on_main
+from ctpo.training.sampling.prompts import leave_out_long
+from ctpo.training.config.recipe import EMBEDDED_MODEL, Recipe
+from ctpo.training.sampling.reward import Verdicts, reward_functions
+from ctpo.training.sampling.rollout_func import make_rollout_func
+from ctpo.runs.directory import RunDirectory
+from ctpo.training.step.saving import full_disk_in_one_line
+from ctpo.training.config.settings import build, resolved
+from ctpo.training.run.shared import shared_answers
+from ctpo.training.run.start import (
+    MAY_CHANGE,
+    Start,
+    check_enough,
+    check_unfinished,
+    heldout_problems,
+    prepare,
+    settle,
+    settle_length,
+    train_problems,
+)
+from ctpo.training.step.trainer import CTPOTrainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    run: RunDirectory
+    finished: bool
+    """False when it was interrupted; a checkpoint is then saved."""
+    summary: dict[str, Any] | None
+    """What `summary.json` holds, once finished; on the main process only."""
+
+
+def train(
+    keys: Mapping[str, Any], *, listener: Listener | None = None, resume: Path | None = None
+) -> Outcome:
+    """Train as a recipe's keys say; with `resume`, continue that run, the keys overriding its own.
+
+    Raises:
+        UserError: for anything wrong with the keys, the files or the output directory; before a model loads,
+            except where the model itself or the sandbox is what is wrong.
+    """
+    prepared = prepare(keys, resume)
+    recipe, config = build(prepared.keys)
+    processes, index = config.world_size, config.process_index
+    check_joined(processes)
+    listener = listener if listener is not None and index == 0 else Silent()
+    task = get_task(recipe.task)
+    check_void_turns(task, recipe.mask_void_turns)
+    check_ready(task)
+    everything = train_problems(recipe, task, config)
+    tokenizer, context = load_tokenizer(_model(recipe), **_loading(config, "revision", "trust_remote_code"))
+    problems = leave_out_long(everything, recipe, config, task, tokenizer, context)
+    check_enough(problems, config)
+    settle_length(config, len(problems))
+    heldout = heldout_problems(recipe, task)
+    written = resolved(recipe, config, prepared.keys)
+    identity = {"world_size": processes, "recipe": describe_recipe(written, MAY_CHANGE)}
+    start = on_main(lambda: settle(prepared, identity), processes, index)
+    config.output_dir = str(start.run.path)  # the main process's, where its clock named it
+    check_unfinished(start, config)
+    for notice in start.notices:
+        listener.notice(notice)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    listener.stage("starting the sandbox")
+    with (
+        full_disk_in_one_line(start.run.path),
+        _open_tools(recipe, task) as tools,
+        shared_answers(tools, recipe),
+    ):
+        listener.stage("loading the model")
+        trainer = _trainer(recipe, config, task, problems, tools, _location(recipe, config, start))
+        trainer.run_identity = identity
+        _check_model(trainer, start)
+        if index == 0:  # only now: what cannot start leaves no run behind
+            start.run.open(written, describe_environment(processes))
+            if start.resumes:
+                set_aside_newer(start.run.path, start.checkpoint)
+        held_out = HeldOut(trainer, task, heldout, tools, start.run, recipe)
+        left_out = len(everything) - len(problems)
+        return _run(trainer, held_out, start, recipe, listener, left_out)
+
+
+def _check_model(trainer: CTPOTrainer, start: Start) -> None:
+    """Refuse a checkpoint of a model of other shapes, before transformers trips over it."""
+    if start.checkpoint is None:
+        return
+    try:
+        compare(sealed_identity(start.checkpoint), {"model": trainer.identity()["model"]})
+    except Unusable as reason:
+        raise UserError(f"{start.checkpoint} cannot be resumed: {reason}; start a new run") from None
+
+
+def _open_tools(recipe: Recipe, task: Task) -> AbstractContextManager[ToolRunner | None]:
+    return open_tools(
+        task,
+        timeout_s=recipe.tool_timeout_s,
+        memory_mb=recipe.tool_memory_mb,
+        unsafe_no_isolation=recipe.unsafe_no_isolation,
+    )
+
+
+def _location(recipe: Recipe, config: CTPOConfig, start: Start) -> str:
+    """Where the weights come from; those of a run that only lacks its ending are its last checkpoint's."""
+    if start.checkpoint is not None and start.step >= config.max_steps:
+        return str(start.checkpoint)
+    return _model(recipe)
+
+
+def _model(recipe: Recipe) -> str:
+    return str(model_path()) if recipe.model == EMBEDDED_MODEL else recipe.model
+
+
+def _loading(config: CTPOConfig, *names: str) -> dict[str, Any]:
+    options = config.model_init_kwargs or {}
+    assert isinstance(options, dict)  # TRL's own post-init parses a JSON string
+    return {name: options[name] for name in names or options if name in options}
+
+
+def _trainer(
+    recipe: Recipe,
+    config: CTPOConfig,
+    task: Task,
+    problems: list[Problem],
+    tools: ToolRunner | None,
+    location: str,
+) -> CTPOTrainer:
+    # TRL's own default is float32 too; model_init_kwargs may say otherwise.
+    model, tokenizer = load_model(location, **_loading(config))
+
+    def tell(verdicts: Verdicts) -> None:
+        trainer.rollout_account.verdicts = dict(verdicts)
+
+    try:
+        trainer = CTPOTrainer(
+            model=model,
+            reward_funcs=reward_functions(task, recipe, config, tell),
+            args=config,
+            train_dataset=Dataset.from_list([vars(problem) for problem in problems]),
+            processing_class=tokenizer,
+            rollout_func=make_rollout_func(
+                tools,
+                batch_size=recipe.rollout_batch_size,
+                task=task,
+                void_turns=recipe.mask_void_turns,
+            ),
+        )
+    except (ValueError, ImportError, OSError) as error:  # settings that TRL or transformers refuse
+        raise UserError(" ".join(str(error).split())) from None
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    return trainer
+
+
+def _run(
+    trainer: CTPOTrainer, held_out: HeldOut, start: Start, recipe: Recipe, listener: Listener, left_out: int
+) -> Outcome:
+    config: CTPOConfig = trainer.args
+    run, updates = start.run, config.updates_per_rollout_batch
+    is_main = config.process_index == 0
+    records = on_main(lambda: run.rewind(start.step, updates), config.world_size, config.process_index)
+    if not records:
+        listener.stage("evaluating before training")
+        records = [{"batch": 0, "step": 0, "seconds": 0.0, **held_out.before()}]
+        if is_main:
+            run.append(records[0])
+    listener.started(_plan(trainer, run, recipe, start.step // updates, left_out))
+    for record in records:
+        listener.recorded(record)
+    recorder = RunRecorder(
+        run,
+        lambda: trainer.rollout_account.over_processes(trainer.accelerator),
+        held_out,
+        listener,
+        tell_loggers=trainer.tell_loggers,
+        diagnostics=trainer.diagnostics,
+        samples=recipe.transcripts,
+        updates_per_batch=updates,
+        eval_every=recipe.eval_every,
+        last_batch=config.max_steps // updates,
+        checkpoint=start.checkpoint,
+    )
+    trainer.checkpoint_writers.append(recorder.write_clock)
+    stop = StopCleanly(lambda asked: any_of(asked, trainer.accelerator))
+    trainer.add_callback(recorder)
+    trainer.add_callback(stop)
+    with stop.listening():  # also while saving: an interrupt there waits until everything is written
+        if start.step < config.max_steps:
+            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+            if trainer.state.global_step < config.max_steps:
+                return Outcome(run=run, finished=False, summary=None)
+        listener.stage("saving the model")
+        trainer.save_model(str(run.model))
+        if not is_main:
+            return Outcome(run=run, finished=True, summary=None)
+        summary = {**_summary(config, run), "prompts_left_out": left_out}
+        run.write_summary(summary)
+    return Outcome(run=run, finished=True, summary=summary)
+
+
+def _plan(
+    trainer: CTPOTrainer, run: RunDirectory, recipe: Recipe, start_batch: int, left_out: int
+) -> RunPlan:
+    config: CTPOConfig = trainer.args
+    return RunPlan(
+        output=run.path,
+        task=recipe.task,
+        model=recipe.model,
+        objective=config.objective,
+        seed=config.seed,
+        rollout_batches=config.max_steps // config.updates_per_rollout_batch,
+        updates_per_batch=config.updates_per_rollout_batch,
+        responses_per_batch=config.generation_batch_size,
+        parameters=trainer.model.num_parameters(),
+        start_batch=start_batch,
+        left_out=left_out,
+    )
+
+
+def _summary(config: CTPOConfig, run: RunDirectory) -> dict[str, Any]:
+    records = run.records()
+    evaluated = [record for record in records if "heldout_pass@1" in record]
+    return {
+        "objective": config.objective,
+        "objective_kwargs": config.objective_settings(),
+        "seed": config.seed,
+        "steps": config.max_steps,
+        "rollout_batches": config.max_steps // config.updates_per_rollout_batch,
+        "before": _heldout(evaluated[0]),
+        "after": _heldout(evaluated[-1]),
+        "wall_clock_s": records[-1]["seconds"],
+        "generation_s": round(sum(record.get("generation_s", 0.0) for record in records), 3),
+        "tool_s": round(sum(record.get("tool_s", 0.0) for record in records), 3),
+        "training_s": round(sum(record.get("training_s", 0.0) for record in records), 3),
+        "model": run.model.name,
+    }
+
+
+def _heldout(record: dict[str, Any]) -> dict[str, Any]:
+    prefix = "heldout_"
+    return {name.removeprefix(prefix): value for name, value in record.items() if name.startswith(prefix)}

@@ -1,0 +1,1 @@
+"""How TRL gets its rollouts and rewards from ours."""

@@ -1,0 +1,52 @@
+"""Leaving out training prompts that are too long, before the model loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from ctpo.errors import UserError
+from ctpo.rollout.chat import adapt_tool, encode_prompt
+from ctpo.tasks import Problem, Task
+from ctpo.training.config.config import CTPOConfig
+from ctpo.training.config.recipe import Recipe
+
+
+def leave_out_long(
+    problems: Sequence[Problem],
+    recipe: Recipe,
+    config: CTPOConfig,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int | None,
+) -> list[Problem]:
+    """The problems whose prompts have at most `max_prompt_length` tokens and leave the context room to answer.
+
+    Raises:
+        UserError: if none is left, or the model's chat template does not do for the task.
+    """
+    if task.tool is not None:
+        adapt_tool(task.tool, tokenizer)  # refuses now what would fail in the first rollout
+    room = None if context is None else context - config.max_completion_length
+    limit = min((each for each in (recipe.max_prompt_length, room) if each is not None), default=None)
+    if limit is None:
+        encode_prompt(tokenizer, task, problems[0].prompt)
+        return list(problems)
+    # A token is at least a byte, so most prompts need no tokenising: the template's own part is counted once.
+    frame = len(encode_prompt(tokenizer, task, "x")) + 16
+    kept = [
+        problem
+        for problem in problems
+        if frame + len(problem.prompt.encode()) <= limit
+        or len(encode_prompt(tokenizer, task, problem.prompt)) <= limit
+    ]
+    if not kept:
+        why = (
+            f"max_prompt_length={limit}; raise it"
+            if limit == recipe.max_prompt_length
+            else f"{limit}, which is the model's context of {context} less max_completion_length="
+            f"{config.max_completion_length}; lower that"
+        )
+        raise UserError(f"all {len(problems)} training prompts have more tokens than {why}")
+    return kept

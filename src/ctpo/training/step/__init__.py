@@ -1,0 +1,1 @@
+"""One training step: the trainer, its minibatches, guards and checkpoints."""

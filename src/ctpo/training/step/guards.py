@@ -1,0 +1,136 @@
+"""Updates that must not be taken: a loss, a gradient or a log-prob that is not a finite number.
+
+One such update would put NaN into every weight. It is skipped as if the mini-batch had not been: the optimizer
+keeps its moments and its step count. The learning rate moves on, since its schedule counts steps of the run, and
+so does the data. Several in a row mean that skipping does not help, and end the run with a diagnosis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ctpo.errors import UserError
+from ctpo.training.processes import any_of
+from ctpo.training.step.saving import advice
+
+if TYPE_CHECKING:
+    from ctpo.training.step.trainer import CTPOTrainer
+
+_SOURCES = ("log-probs", "loss", "gradient")  # in the order they are computed: the first to fail is the cause
+
+
+class NonFiniteUpdates(UserError):
+    """Too many updates in a row could not be taken."""
+
+
+@dataclass
+class UpdateGuard:
+    """Watches the updates of one process; all processes come to the same verdict.
+
+    Attributes:
+        limit: updates in a row that may be skipped before the run ends.
+    """
+
+    limit: int
+    in_a_row: int = 0
+    skipped: int = 0
+    """Since the last `flush`."""
+    total: int = 0
+    last_finite_norm: float | None = None
+    _bad: list[Tensor] = field(default_factory=list, repr=False)
+
+    def observe(self, loss: Tensor, logps: Tensor, mask: Tensor) -> None:
+        """Note one micro-batch of the update under way; nothing waits for the device here."""
+        logps_bad = (~logps.detach().isfinite() & mask).any()
+        self._bad.append(torch.stack([logps_bad, ~loss.detach().isfinite().all()]))
+
+    def judge(self, model: torch.nn.Module, grad_norm: Tensor | float | None, accelerator: Any) -> bool:
+        """Whether the update may be taken; if not, its gradients are dropped, which makes optimizers pass it over.
+
+        Raises:
+            NonFiniteUpdates: when it is one too many in a row.
+        """
+        device = accelerator.device
+        whole = getattr(grad_norm, "full_tensor", None)
+        grad_norm = whole() if whole else grad_norm  # FSDP2's is a DTensor
+        norm = torch.as_tensor(float("nan") if grad_norm is None else grad_norm, device=device).detach()
+        seen = (
+            torch.stack([bad.to(device) for bad in self._bad]).any(0)
+            if self._bad
+            else torch.zeros(2, device=device)
+        )
+        self._bad.clear()
+        bad = torch.cat([seen.float(), (~norm.isfinite()).float().reshape(1)])
+        causes = accelerator.reduce(bad, reduction="sum").tolist()
+        if not any(causes):
+            self.in_a_row, self.last_finite_norm = 0, float(norm)
+            return True
+        self.in_a_row += 1
+        self.skipped += 1
+        self.total += 1
+        for parameter in model.parameters():
+            parameter.grad = None
+        if self.in_a_row >= self.limit:
+            cause = next(name for name, count in zip(_SOURCES, causes, strict=True) if count)
+            raise NonFiniteUpdates(self._diagnosis(model, cause))
+        return False
+
+    def flush(self) -> int:
+        """Updates skipped since the last call."""
+        skipped, self.skipped = self.skipped, 0
+        return skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on with."""
+        return {name: getattr(self, name) for name in ("in_a_row", "skipped", "total", "last_finite_norm")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def _diagnosis(self, model: torch.nn.Module, cause: str) -> str:
+        broken = nonfinite_weight(model)
+        head = f"{self.in_a_row} updates in a row were skipped (max_nonfinite_updates={self.limit})"
+        norm = (
+            f"; the last finite gradient norm was {self.last_finite_norm:.3g}"
+            if self.last_finite_norm
+            else ""
+        )
+        if broken is not None:
+            return f"{head}: weights are no longer finite ({broken}){norm}; start again with a lower learning_rate"
+        mend = {
+            "log-probs": "the model gives no finite log-probs though its weights are finite: use float32 or bfloat16",
+            "loss": "log-probs are finite and the loss is not: look at the rewards and the objective's settings",
+            "gradient": "the loss is finite and its gradient is not: lower learning_rate, or use float32",
+        }[cause]
+        return f"{head}: {mend}{norm}"
+
+
+def nonfinite_weight(model: torch.nn.Module) -> str | None:
+    """The name of the first weight with a value that is not finite, of this process's shard where it is sharded."""
+    for name, parameter in model.named_parameters():
+        held = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # FSDP2's shard
+        if not bool(held.detach().isfinite().all()):
+            return name
+    return None
+
+
+def refuse_nonfinite_weights(trainer: CTPOTrainer) -> None:
+    """Called before a checkpoint is written: one of broken weights would in time push out the good ones.
+
+    Raises:
+        NonFiniteUpdates: in every process.
+    """
+    broken = nonfinite_weight(trainer.model)
+    if any_of(broken is not None, trainer.accelerator):
+        raise NonFiniteUpdates(
+            f"weights are no longer finite after update {trainer.state.global_step} "
+            f"({broken or 'in another process'}), so no checkpoint was saved; "
+            f"start again with a lower learning_rate, or look back: {advice(Path(trainer.args.output_dir), room=False)}"
+        )

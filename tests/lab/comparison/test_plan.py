@@ -1,0 +1,90 @@
+"""What a comparison file means, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ctpo.lab.comparison.plan import cell, read_plan
+from ctpo.errors import UserError
+
+TOLD: dict[str, Any] = {
+    "common": {"rollout_batches": 2},
+    "objectives": {
+        "ctpo": {"tune": {"objective_kwargs.high": [0.05, 0.4]}},
+        "wide": {"objective": "grpo", "tune": {"objective_kwargs.high": [0.2, 0.6]}},
+    },
+    "regimes": {"one": {}, "four": {"num_iterations": 4}},
+    "tune": {"learning_rate": [1e-4, 3e-4]},
+    "seeds": {"tune": [100], "test": [0, 1]},
+}
+
+
+def plan_of(folder: Path, **changes: Any) -> Any:
+    path = folder / "comparison.yaml"
+    path.write_text(yaml.safe_dump({**TOLD, **changes}), encoding="utf-8")
+    return read_plan(path)
+
+
+def test_cells_hold_everything_that_was_said(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    assert plan.runs == 2 * 2 * (4 * 1 + 2)
+    arm = plan.arm("wide")
+    assert len(arm.grid) == 4
+    keys = cell(plan, "four", arm, arm.grid[3], 7).keys
+    assert (keys["objective"], keys["num_iterations"], keys["seed"]) == ("grpo", 4, 7)
+    assert keys["learning_rate"] == 3e-4
+    assert keys["objective_kwargs"] == {"high": 0.6}
+    assert keys["rollout_batches"] == 2
+    assert keys["task"] == "arithmetic"  # the embedded recipe below it all
+
+
+def test_settings_have_directories_of_their_own(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    folders = {
+        cell(plan, regime, arm, setting, seed).folder
+        for regime in plan.regimes
+        for arm in plan.arms
+        for setting in arm.grid
+        for seed in (0, 1)
+    }
+    assert len(folders) == 2 * 2 * 4 * 2
+
+
+def test_an_objective_without_a_name_of_its_own_is_its_preset(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    assert plan.arm("ctpo").keys["objective"] == "ctpo"
+    assert [(each.one, each.other, each.regime, each.score) for each in plan.questions] == [
+        ("ctpo", "wide", regime, score) for regime in ("four", "one") for score in ("auc", "final")
+    ]
+    assert plan.secondary == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"seeds": {"tune": [0], "test": [0, 1]}}, "seed 0 is used for tuning and for the test"),
+        ({"seeds": {"test": [0, 1]}}, "seeds.tune is empty"),
+        ({"seeds": {"tune": [3], "test": []}}, "seeds.test is empty"),
+        ({"seeds": {"tune": [3], "test": [1, 1]}}, "names a seed twice"),
+        ({"seeds": None}, "seeds is missing"),
+        ({"objectives": {"ctpo": {"tune": {"beta": [1, 2]}}, "grpo": {}}}, r"ctpo 4, grpo 2"),
+        ({"objectives": {}}, "objectives is empty"),
+        ({"objectives": ["ctpo"]}, "is not a mapping"),
+        ({"tune": {"learning_rate": 1e-4}}, "is not a list of values"),
+        ({"compare": [["ctpo", "dapo"]]}, "'dapo', which is not one of ctpo, wide"),
+        ({"compare": [["ctpo"]]}, "write pairs"),
+        ({"secondary": [{"pair": ["ctpo", "wide"], "regime": "one"}]}, "secondary holds 'regime'"),
+        ({"compare": [{"pair": ["ctpo", "wide"], "regimes": ["two"]}]}, "compare.regimes names 'two'"),
+        ({"regimes": {"one": {}, "high": {"like": "two"}}}, "regimes.high.like names 'two'"),
+        ({"select_by": "luck"}, "'luck', which is not one of auc, final"),
+        ({"objectivs": {}}, "unknown key 'objectivs'"),
+        ({"recipe": "absent.yaml"}, "does not exist"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        plan_of(tmp_path, **changes)
