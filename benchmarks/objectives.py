@@ -81,7 +81,7 @@ def contenders(
         "ctpo-composed": preset("ctpo", backend="compose"),
     }
     if compile_too:
-        ours["ctpo-compiled"] = preset("ctpo", backend="compile")
+        ours["ctpo-compiled"] = preset("ctpo", backend="native")
     runs = {name: loss_of(objective) for name, objective in ours.items()}
     runs["eager"] = lambda *x: eager_ctpo(*x, True)
     runs["eager-bare"] = lambda *x: eager_ctpo(*x, False)

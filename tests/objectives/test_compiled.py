@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def pair(name: str, **knobs: Any) -> tuple[Objective, Objective]:
-    return preset(name, backend="compile", **knobs), preset(name, backend="compose", **knobs)
+    return preset(name, backend="native", **knobs), preset(name, backend="compose", **knobs)
 
 
 def hostile(length: int, drift: float, seed: int, per_token: bool) -> Batch:
@@ -69,7 +69,7 @@ def test_other_compositions(name: str) -> None:
     parts: dict[str, Any] = {"ratio": ratio, "trust_region": region, "surrogate": surrogate}
     for drift in (0.05, 1.5, 6.0):
         batch = make(drift=drift, length=600)
-        out, grad = run(Objective(**parts, backend="compile"), batch)
+        out, grad = run(Objective(**parts, backend="native"), batch)
         expected, expected_grad = run(Objective(**parts, backend="compose"), batch)
         same(out, expected, 1e-11)
         torch.testing.assert_close(grad, expected_grad, rtol=1e-11, atol=1e-16)
@@ -101,7 +101,7 @@ def test_one_token_a_row(name: str) -> None:
 def test_the_exponential() -> None:
     """Read off token losses of one-token rows: within two units in the last place."""
     x = torch.cat([torch.linspace(-19.9, 19.9, 40_001), torch.tensor([0.0, 1e-8, -1e-8])])
-    objective = preset("ppo", low=2.0, high=float("inf"), reduction="sum", backend="compile")
+    objective = preset("ppo", low=2.0, high=float("inf"), reduction="sum", backend="native")
     zeros = torch.zeros(len(x), 1)
     out = objective(x[:, None], zeros, torch.ones(len(x)), torch.ones(len(x), 1))
     exact = x.double().exp()
@@ -110,7 +110,7 @@ def test_the_exponential() -> None:
 
 def test_weights_below_the_range_of_float32_are_zero() -> None:
     logps = torch.zeros(1, 12)
-    out = preset("ctpo", backend="compile")(logps, logps + 15.0, torch.ones(1), torch.ones(1, 12))
+    out = preset("ctpo", backend="native")(logps, logps + 15.0, torch.ones(1), torch.ones(1, 12))
     exact = -(-15.0 * torch.arange(1, 13).double()).exp()
     torch.testing.assert_close(out.token_loss[0, :5].double(), exact[:5], rtol=5e-7, atol=0)
     assert not out.token_loss[0, 5:].any()
@@ -168,10 +168,10 @@ def test_dual_bound_below_the_upper_one_under_advantages_of_tokens() -> None:
 
 def test_empty_and_strided() -> None:
     nothing = torch.zeros(2, 0)
-    assert preset("ctpo", backend="compile")(nothing, nothing, torch.zeros(2), nothing).loss.item() == 0
+    assert preset("ctpo", backend="native")(nothing, nothing, torch.zeros(2), nothing).loss.item() == 0
     batch = make(drift=0.1, per_token=True)
     strided = Batch(*(x.T.contiguous().T for x in (batch.logps, batch.old, batch.advantages, batch.mask)))
-    fast = preset("cispo", backend="compile")
+    fast = preset("cispo", backend="native")
     assert isinstance(fast.surrogate, StopGradientWeight)
     assert torch.equal(run(fast, strided)[1], run(fast, batch)[1])
 
@@ -181,9 +181,9 @@ def test_a_missing_or_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(ValueError, match=r'found no C compiler; install gcc or clang, .* backend="auto"'):
-        run(preset("ctpo", backend="compile"), make())
+        run(preset("ctpo", backend="native"), make())
     run(preset("ctpo"), make())  # needs none
     monkeypatch.setenv("CC", "false")
     with pytest.raises(ValueError, match="false failed"):
-        run(preset("ctpo", backend="compile"), make())
+        run(preset("ctpo", backend="native"), make())
     native.library.cache_clear()

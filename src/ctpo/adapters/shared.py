@@ -15,7 +15,6 @@ from torch import Tensor
 from ctpo.errors import UserError
 from ctpo.objectives import Objective, Output, preset
 
-_PENALTIES: Final = ("kl_coef", "kl_estimator", "entropy_coef")
 _REDUCTIONS: Final = ("reduction", "norm_length")
 
 
@@ -44,8 +43,7 @@ def objective_for(name: str, knobs: Mapping[str, Any], *, trainer_reduces: bool 
         UserError: for a knob that the trainer owns.
         ValueError: for a preset or knob that does not exist.
     """
-    owned = _PENALTIES + (_REDUCTIONS if trainer_reduces else ())
-    for key in owned:
+    for key in _REDUCTIONS if trainer_reduces else ():
         if key in knobs:
             raise UserError(f"{key}={knobs[key]!r}: the trainer's own setting does this; drop it from knobs")
     return _built(name, tuple(sorted(knobs.items())), trainer_reduces)

@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate as the command line says."""
     if args.batches is not None and args.batches < 1:
         raise UserError(f"--batches {args.batches} is too small; use at least 1")
+    from ctpo.runs.directory import RunDirectory
     from ctpo.training.diagnostics.pool import read_profiles
     from ctpo.training.diagnostics.proposal import propose
-    from ctpo.runs.directory import RunDirectory
 
     directory = RunDirectory(args.run)
     lines = read_profiles(directory)

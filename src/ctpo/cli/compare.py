@@ -13,11 +13,11 @@ from typing import Any
 
 from ctpo.cli.compare_tables import print_results, results_markdown
 from ctpo.cli.sole_use import sole_use
+from ctpo.errors import UserError
 from ctpo.lab.comparison.book import Book
 from ctpo.lab.comparison.compare import choose, final_cells, results, tuning_cells
 from ctpo.lab.comparison.plan import Cell, Plan, read_plan
 from ctpo.lab.comparison.runner import Budget, Failure, Runner
-from ctpo.errors import UserError
 
 _DESCRIPTION = """\
 Compare objectives: a matrix of objectives x regimes x settings x seeds, run side by side as processes.

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from ctpo.runs.directory import RunDirectory
     from ctpo.training.run.events import RunPlan
     from ctpo.training.run.train import Outcome
-    from ctpo.runs.directory import RunDirectory
 
 # heading, width, how a record becomes a cell
 _COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from ctpo.cli.quiet import quieten
 from ctpo.cli.sole_use import sole_use
 from ctpo.errors import UserError
+from ctpo.runs.directory import RunDirectory
 from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_path
 from ctpo.training.config.recipe import EMBEDDED_MODEL, SMOLLM2, Recipe
-from ctpo.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
     from ctpo.evaluation.suite import Suite

@@ -121,8 +121,8 @@ def _problem(setup: Setup, file: str | None) -> Problem:
 
 
 def _estimators(args: argparse.Namespace, problem: Problem) -> list[Estimator]:
-    from ctpo.objectives.checks import choice
     from ctpo.lab.theory import FAMILIES, objective_estimator
+    from ctpo.objectives.checks import choice
 
     families = [] if args.family == ["none"] else args.family or list(FAMILIES)
     names = [*families, *args.objective]

@@ -12,9 +12,9 @@ from typing import Any
 from ctpo.cli.display import open_display
 from ctpo.cli.quiet import is_main_process, quieten
 from ctpo.errors import UserError
+from ctpo.runs.directory import RunDirectory
 from ctpo.training.config.launch import check_launch
 from ctpo.training.config.recipe import Recipe, embedded_recipe, merge, parse_overrides, read_recipe
-from ctpo.runs.directory import RunDirectory
 
 _DESCRIPTION = """\
 Train a language model by reinforcement learning.

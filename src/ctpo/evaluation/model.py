@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ctpo.cpu.products import has_bfloat16
 from ctpo.errors import UserError
 from ctpo.evaluation import smollm2
-from ctpo.cpu.products import has_bfloat16
 
 # What transformers, tokenizers and safetensors raise for damaged or foreign files.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)

@@ -29,6 +29,10 @@ sum.
 """
 
 
+FAR: Final = 1e30
+"""Stands for an absent bound: an infinite one would make 0·inf = NaN at t = 0."""
+
+
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """Dtype of the mathematics: float64 when any input is float64, float32 otherwise."""
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32

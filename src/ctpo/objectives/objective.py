@@ -6,29 +6,26 @@ definition; the fused path must equal it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Final
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ctpo.objectives import checks, triton_path
+from ctpo.objectives import checks
+from ctpo.objectives.backends import BACKENDS, takes_native
 from ctpo.objectives.compose import Output, compose, examine
+from ctpo.objectives.cpu.autograd import run
 from ctpo.objectives.details import Details
-from ctpo.objectives.cpu.autograd import reads_are_free, run, runs
+from ctpo.objectives.layouts.packed import Packed, packed_from
 from ctpo.objectives.layouts.padded import Layout, Padded
+from ctpo.objectives.layouts.sharded import SequenceShard, Sharded
 from ctpo.objectives.numerics import compute_dtype
-from ctpo.objectives.penalties import KL_ESTIMATORS, entropy_penalty, kl_penalty
 from ctpo.objectives.plan import plan_for
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Count, Reduction
-from ctpo.objectives.layouts.packed import Packed, packed_from
-from ctpo.objectives.layouts.sharded import SequenceShard, Sharded
 from ctpo.objectives.surrogates import Surrogate
-from ctpo.objectives.tokens import Tokens, as_bool, sanitise
+from ctpo.objectives.tokens import as_bool, sanitise
 from ctpo.objectives.trust_regions import TrustRegion
-
-BACKENDS: Final = ("auto", "compile", "compose", "triton")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +42,8 @@ class Objective:
         on_bad: "neutralise" treats a token under the mask with non-finite log-probs, or with |log ratio| >
             20, as ratio 1 without loss or gradient, and counts it; "raise" refuses the batch (reads a value
             from the device).
-        kl_coef: factor of the penalty KL(π_θ ‖ π_ref); needs `ref_logps` when not 0.
-        kl_estimator: "k1", "k2" or "k3".
-        entropy_coef: factor of the entropy bonus; needs `entropies` when not 0.
-        backend: "auto" takes the fused path where one applies (on a GPU with Triton installed, its kernels),
-            "compile" the same as compiled C (on the CPU; needs a C compiler), "triton" the kernels wherever the
-            tensors are, "compose" always the definition.
+        backend: "auto" takes the C pass for plain tensors on the CPU where the objective has one and it could be
+            built, "native" refuses where "auto" would not take it, "compose" always runs the definition.
     """
 
     ratio: Ratio
@@ -58,17 +51,11 @@ class Objective:
     surrogate: Surrogate
     reduction: Reduction = field(default_factory=Reduction)
     on_bad: str = "neutralise"
-    kl_coef: float = 0.0
-    kl_estimator: str = "k3"
-    entropy_coef: float = 0.0
     backend: str = "auto"
 
     def __post_init__(self) -> None:
         checks.choice("on_bad", self.on_bad, ("neutralise", "raise"))
-        checks.choice("kl_estimator", self.kl_estimator, KL_ESTIMATORS)
         checks.choice("backend", self.backend, BACKENDS)
-        checks.finite("kl_coef", self.kl_coef, 0.0)
-        checks.finite("entropy_coef", self.entropy_coef, 0.0)
 
     def __call__(
         self,
@@ -84,8 +71,6 @@ class Objective:
         shard: SequenceShard | None = None,
         weights: Tensor | None = None,
         loss_mask: Tensor | None = None,
-        ref_logps: Tensor | None = None,
-        entropies: Tensor | None = None,
         details: bool = False,
     ) -> Output:
         """Loss of one micro-batch.
@@ -107,9 +92,6 @@ class Objective:
             weights: [B] or the shape of logps, non-negative factors of the token losses (rollout correction).
             loss_mask: the shape of logps, tokens under the mask that count in loss and denominators
                 (rejection); products and positions still see the mask.
-            ref_logps: log π_ref, nats, the shape of logps; needed when kl_coef is not 0.
-            entropies: of the next-token distributions, nats, the shape of logps; needed when entropy_coef is
-                not 0.
             details: also return per-token details (takes the composed path).
 
         Returns:
@@ -124,25 +106,17 @@ class Objective:
         per_sequence = logps.shape[:1] if logps.ndim == 2 else advantages.shape[:1]
         checks.batch(logps, old_logps, advantages, mask, tuple(per_sequence), weights, loss_mask)
         plan = plan_for(self.ratio, self.trust_region, self.surrogate)
-        plain = self.kl_coef == 0.0 and self.entropy_coef == 0.0 and not details
-        if plan and plain and isinstance(layout, Padded) and triton_path.applies(self.backend, logps):
-            batch = (logps, old_logps, advantages, mask, weights, loss_mask, num_tokens, num_sequences)
-            out = triton_path.run(plan, self.reduction, triton_path.Batch(*batch))
-            if self.on_bad == "raise":
-                checks.unusable_tokens(out.stats["neutralised"])
-            return out
         mask = as_bool(mask)
         counted = mask if loss_mask is None else mask & as_bool(loss_mask)
         dtype = compute_dtype(logps, old_logps)
-        compiled = self.backend == "compile" and reads_are_free(logps.device)
         factor = self.reduction.factors(counted, layout, num_tokens, num_sequences, dtype)
         signal = layout.expand(advantages.detach()).to(dtype)
         if weights is not None:
             signal = signal * layout.expand(weights.detach()).to(dtype)
         if loss_mask is not None:
             signal = torch.where(counted, signal, torch.zeros_like(signal))
-        if self.backend != "compose" and plan and plain and runs(plan, layout, logps.device, compiled):
-            out = run(plan, logps, old_logps, mask, signal, factor, layout, compiled)
+        if plan and not details and takes_native(self.backend, layout, logps, old_logps, advantages, mask):
+            out = run(plan, logps, old_logps, mask, signal, factor, layout)
             if self.on_bad == "raise":
                 checks.unusable_tokens(out.stats["neutralised"])
             return out
@@ -152,9 +126,7 @@ class Objective:
         out = compose(self.ratio, self.trust_region, self.surrogate, tokens, signal, factor, details)
         if self.on_bad == "raise":
             checks.unusable_tokens(out.stats["neutralised"])
-        if self.kl_coef == 0.0 and self.entropy_coef == 0.0:
-            return out
-        return self._penalise(out, tokens, factor, counted, ref_logps, entropies)
+        return out
 
     @torch.no_grad()
     def examine(self, logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor) -> Details:
@@ -171,42 +143,6 @@ class Objective:
         signal = Padded().expand(advantages).to(tokens.logps.dtype)
         signal = torch.where(tokens.kept, signal, torch.zeros_like(signal))
         return examine(self.ratio, self.trust_region, self.surrogate, tokens, signal)
-
-    def _penalise(
-        self,
-        out: Output,
-        tokens: Tokens,
-        factor: Tensor,
-        counted: Tensor,
-        ref_logps: Tensor | None,
-        entropies: Tensor | None,
-    ) -> Output:
-        """Add the penalties with the reduction of the policy loss, and their means to the stats."""
-        loss, stats, total = out.loss, dict(out.stats), tokens.layout.sum_shards(counted.sum()).clamp(min=1)
-        for name, coefficient, source in (
-            ("kl_ref", self.kl_coef, ref_logps),
-            ("entropy", self.entropy_coef, entropies),
-        ):
-            if coefficient == 0.0:
-                continue
-            if source is None or source.shape != tokens.logps.shape:
-                argument = "ref_logps" if name == "kl_ref" else "entropies"
-                shape = None if source is None else tuple(source.shape)
-                raise ValueError(
-                    f"{argument}: shape {shape}; {name} needs one value a token, {tuple(tokens.logps.shape)}."
-                )
-            usable = tokens.kept & counted & source.detach().isfinite()
-            safe = torch.where(usable, source, torch.zeros_like(source)).to(tokens.logps.dtype)
-            penalised = (
-                kl_penalty(tokens.logps, safe, self.kl_estimator)
-                if name == "kl_ref"
-                else entropy_penalty(safe)
-            )
-            values = torch.where(usable, penalised, torch.zeros_like(penalised))
-            loss = loss + coefficient * (values * factor).sum()
-            mean = tokens.layout.sum_shards(values.detach().sum()) / total
-            stats[name] = mean if name == "kl_ref" else -mean
-        return replace(out, loss=loss, stats=stats)
 
     def reduce(
         self,

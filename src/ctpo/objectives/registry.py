@@ -34,9 +34,6 @@ _PRESETS: Final[dict[str, Callable[..., Objective]]] = {
 _SHARED: Final[dict[str, Any]] = {
     "norm_length": 1.0,
     "on_bad": "neutralise",
-    "kl_coef": 0.0,
-    "kl_estimator": "k3",
-    "entropy_coef": 0.0,
     "backend": "auto",
 }
 """Knobs every preset takes: K of seq-mean-token-sum-norm (tokens), and those of `Objective`."""

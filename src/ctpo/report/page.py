@@ -14,12 +14,10 @@ from importlib.resources import files
 from typing import Any
 
 import ctpo
-from ctpo.report.figures import by_batch
-from ctpo.report.figures import by_position
-from ctpo.report.figures import by_seed
 from ctpo.report.collection import Collection
-from ctpo.report.tables.comparison import comparison_tables
+from ctpo.report.figures import by_batch, by_position, by_seed
 from ctpo.report.figures.figure import Axis, Figure, Series, Values
+from ctpo.report.tables.comparison import comparison_tables
 from ctpo.report.tables.headline import cards
 from ctpo.report.tables.settings import settings_tables
 from ctpo.report.texts import all_texts

@@ -1,11 +1,11 @@
 """Multi-turn generation with tool calls: exact tokens, masks and log-probs."""
 
-from ctpo.rollout.remote.endpoint import Endpoint
 from ctpo.rollout.local.engine import TransformersEngine
 from ctpo.rollout.records import Rollout, ToolCall
+from ctpo.rollout.remote.endpoint import Endpoint
 from ctpo.rollout.remote.engine import EndpointEngine
-from ctpo.rollout.tools import ToolRunner
 from ctpo.rollout.remote.vllm import VLLMEngine
+from ctpo.rollout.tools import ToolRunner
 
 __all__ = [
     "Endpoint",

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from ctpo.sandbox.isolation.engines import Engine, candidates, unconfined
+from ctpo.sandbox.isolation.probe import Check, probe
 from ctpo.sandbox.jobs import Batch, Job
 from ctpo.sandbox.limits import check_memory_budget
 from ctpo.sandbox.pool import Pool
-from ctpo.sandbox.isolation.probe import Check, probe
 from ctpo.sandbox.result import SandboxResult, SandboxUnavailable
 
 _MEBIBYTE = 1 << 20

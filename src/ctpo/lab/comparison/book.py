@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import ctpo
-from ctpo.lab.comparison.plan import Cell
 from ctpo.errors import UserError
+from ctpo.lab.comparison.plan import Cell
 from ctpo.runs.scores import Score
 
 COLUMNS: Final = (

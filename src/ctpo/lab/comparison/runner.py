@@ -16,10 +16,10 @@ from typing import Final
 import psutil
 import yaml
 
+from ctpo.errors import UserError
 from ctpo.lab.comparison.book import Book, identity
 from ctpo.lab.comparison.launch import COST, start
 from ctpo.lab.comparison.plan import Cell
-from ctpo.errors import UserError
 from ctpo.runs.scores import Score, read_score
 
 _POLL_S: Final = 0.5

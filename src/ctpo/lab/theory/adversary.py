@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ctpo.errors import UserError
-from ctpo.objectives.checks import choice
 from ctpo.lab.theory.families import FAMILIES
 from ctpo.lab.theory.moments import expectation
 from ctpo.lab.theory.policies import Policy
 from ctpo.lab.theory.problems import Problem
+from ctpo.objectives.checks import choice
 
 _MOST_TRAJECTORIES: Final = 2**16
 """The search keeps the graph of a whole enumeration, some 100 bytes a trajectory and step."""

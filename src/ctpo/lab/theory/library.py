@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from ctpo.errors import UserError
+from ctpo.lab.theory.families import FAMILIES, Coefficients, Estimator
+from ctpo.lab.theory.problems import Problem, Trajectories
 from ctpo.objectives import Objective, preset
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.ratios import (
@@ -30,8 +32,6 @@ from ctpo.objectives.ratios import (
 from ctpo.objectives.reductions import Reduction
 from ctpo.objectives.tokens import Tokens
 from ctpo.objectives.trust_regions import Limits
-from ctpo.lab.theory.families import FAMILIES, Coefficients, Estimator
-from ctpo.lab.theory.problems import Problem, Trajectories
 
 _FAMILY_OF: Final[dict[type, str]] = {
     TokenRatio: "token",
@@ -90,10 +90,6 @@ def objective_estimator(spec: str, problem: Problem) -> Estimator:
         objective = preset(name, **_knobs(query))
     except (ValueError, TypeError) as error:
         raise UserError(f"objective {spec!r}: {error}") from None
-    if objective.kl_coef or objective.entropy_coef:
-        raise UserError(
-            f"objective {spec!r}: penalties need a reference policy; leave kl_coef and entropy_coef at 0"
-        )
     if isinstance(objective.trust_region, QuantileGate):
         band = PositionBand(_gate_bounds(objective.ratio, objective.trust_region, problem))
         objective = dataclasses.replace(objective, trust_region=band)

@@ -8,12 +8,12 @@ from typing import Final
 import torch
 
 from ctpo.errors import UserError
-from ctpo.objectives.numerics import SATURATION
 from ctpo.lab.theory.adversary import worst_direction
 from ctpo.lab.theory.files import GivenTables
 from ctpo.lab.theory.policies import Policy, Sharing, random_logits
 from ctpo.lab.theory.problems import Problem, draw_reward
 from ctpo.lab.theory.trees import Tree
+from ctpo.objectives.numerics import SATURATION
 
 POLICIES: Final = {
     "random": "π's logits are b's plus distance times standard normal numbers",

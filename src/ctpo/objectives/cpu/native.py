@@ -1,7 +1,6 @@
 """The streaming pass as one C function, compiled by the machine's own C compiler on first use (about a second).
 
-Optional (`backend="compile"`, on the CPU). One loop does per token what `stream` does in some forty passes over
-a piece, so it needs no memory besides the outputs.
+One loop does per token what the definition does in some forty passes, so it needs no memory besides the outputs.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ctpo.objectives.clipping import FAR
-from ctpo.objectives.numerics import EXP_CAP, SATURATION
+from ctpo.objectives.numerics import EXP_CAP, FAR, SATURATION
 from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import (
     CumulativeRatio,
@@ -78,7 +76,7 @@ def library() -> ctypes.CDLL:
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
     mend = 'install gcc or clang, name one in CC, or use backend="auto"'
     if compiler is None:
-        raise ValueError(f'backend: "compile" found no C compiler; {mend}.')
+        raise ValueError(f'backend: "native" found no C compiler; {mend}.')
     source = Path(__file__).with_name("native.c")
     with tempfile.TemporaryDirectory(prefix="ctpo-") as folder:
         target = Path(folder) / "native.so"
@@ -86,13 +84,22 @@ def library() -> ctypes.CDLL:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(
-                f'backend: "compile": {command[0]} failed ({done.stderr[-300:].strip()}); {mend}.'
+                f'backend: "native": {command[0]} failed ({done.stderr[-300:].strip()}); {mend}.'
             )
         return ctypes.CDLL(str(target))  # stays mapped after the folder is gone
 
 
-class NativeStream:
-    """One forward pass; see `stream.Stream`, whose arguments and outputs these are."""
+@lru_cache(maxsize=1)
+def available() -> bool:
+    """Whether the functions could be compiled here."""
+    try:
+        return library() is not None
+    except ValueError:
+        return False
+
+
+class NativePass:
+    """One forward pass over padded rows, or over the segments of a packed stream."""
 
     def __init__(
         self, plan: Plan, logps: Tensor, old_logps: Tensor, mask: Tensor, advantages: Tensor, factor: Tensor,
@@ -112,7 +119,7 @@ class NativeStream:
         self, loss: Tensor, active: Tensor | None, slope: Tensor | None, kept: Tensor | None,
         grad: Tensor | None,
     ) -> float:  # fmt: skip
-        """See `stream.Stream.fill`."""
+        """Fill the outputs, add to the sums, and return the loss."""
         run = _function("run", self.dtype)
         sums = (ctypes.c_double * (len(SUMS) + 1))()
         sums[SUMS.index("lowest")], sums[SUMS.index("highest")] = FAR, -FAR

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ctpo.objectives.layouts.packed import Packed
 from ctpo.objectives.layouts.padded import Layout, Padded
 from ctpo.objectives.numerics import prefix_dtype
-from ctpo.objectives.layouts.packed import Packed
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from ctpo.errors import UserError
 from ctpo.report.collection import Collection, Group, run_score
-from ctpo.runs.reader import Record, number
-from ctpo.report.tables.headline import heldout
 from ctpo.report.table import Table
+from ctpo.report.tables.headline import heldout
 from ctpo.report.tables.words import duration, mean_told, percent, probability, setting_words
 from ctpo.runs.paired import Mean, Paired, holm, mean, paired
+from ctpo.runs.reader import Record, number
 
 SCORES = {"final": "final pass@1", "auc": "AUC"}
 _WHAT_SCORES_ARE = (

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctpo.report.collection import Collection, run_score
-from ctpo.runs.reader import Record, Run, number
 from ctpo.report.tables.words import duration, percent
+from ctpo.runs.reader import Record, Run, number
 
 
 @dataclass(frozen=True, kw_only=True)

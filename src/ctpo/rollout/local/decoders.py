@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ctpo.rollout.local.cache import RaggedLayer, Slots, growing_cache, ragged_cache, select_rows
 from ctpo.cpu.weights import autocast_dtype
+from ctpo.rollout.local.cache import RaggedLayer, Slots, growing_cache, ragged_cache, select_rows
 
 _WORTH_SHARING = 16
 """Tokens of a beginning common to all prompts from which it is read in a pass of its own."""

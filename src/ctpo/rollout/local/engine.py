@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ctpo.cpu.products import fast_products
+from ctpo.cpu.weights import bfloat16_products
 from ctpo.errors import UserError
-from ctpo.rollout.local.responses import Batch
 from ctpo.rollout.chat import called_program, encode_result
 from ctpo.rollout.local.decoders import Decoder, decoder_for
-from ctpo.cpu.products import fast_products
+from ctpo.rollout.local.responses import Batch
 from ctpo.rollout.records import Rollout
 from ctpo.rollout.sampling import sample_tokens
 from ctpo.rollout.tools import ToolRunner
-from ctpo.cpu.weights import bfloat16_products
 
 _CHUNK = 16
 """Tokens from which an output is fed in a pass of its own; below, the pass costs more than it saves."""

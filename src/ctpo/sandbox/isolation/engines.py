@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctpo.sandbox import inside
-
-from ctpo.sandbox.isolation import bubblewrap
-
-from ctpo.sandbox.isolation import landlock
 from ctpo.sandbox.interpreter import Interpreter, find_interpreter
-from ctpo.sandbox.result import SandboxUnavailable
+from ctpo.sandbox.isolation import bubblewrap, landlock
 from ctpo.sandbox.isolation.seccomp import Filter, build_filter, supported_machine
+from ctpo.sandbox.result import SandboxUnavailable
 from ctpo.sandbox.worker import Confinement, encode_filter
 
 _INSIDE = Path(inside.__file__).resolve().parent

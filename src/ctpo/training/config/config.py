@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from trl import GRPOConfig
 
+from ctpo.cpu.precision import COMPUTE_DTYPES
 from ctpo.objectives import Objective, preset, preset_defaults
 from ctpo.training.config.checks import check_batches
 from ctpo.training.step.behaviour import check_lag
-from ctpo.cpu.precision import COMPUTE_DTYPES
 
 ANCHORS = ("old", "rollout")
 

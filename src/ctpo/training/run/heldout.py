@@ -7,13 +7,13 @@ from accelerate.utils import gather_object
 from ctpo.evaluation import Evaluation, evaluate
 from ctpo.evaluation.model import HELDOUT_SEED
 from ctpo.rollout import ToolRunner
-from ctpo.tasks import Problem, Task
-from ctpo.training.run.recorder import heldout_metrics
-from ctpo.training.processes import share
-from ctpo.training.config.recipe import Recipe
-from ctpo.training.sampling.rollout_func import open_engine, sampling_of
 from ctpo.runs.directory import RunDirectory
+from ctpo.tasks import Problem, Task
+from ctpo.training.config.recipe import Recipe
+from ctpo.training.processes import share
+from ctpo.training.run.recorder import heldout_metrics
 from ctpo.training.run.shared import shared_evaluation
+from ctpo.training.sampling.rollout_func import open_engine, sampling_of
 from ctpo.training.step.trainer import CTPOTrainer
 
 

@@ -13,11 +13,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ctpo.evaluation import Evaluation
+from ctpo.runs.directory import RunDirectory
 from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.run.events import Listener
 from ctpo.training.sampling.reward import OVERLONG
 from ctpo.training.sampling.rollout_func import RolloutAccount, rollout_figures
-from ctpo.runs.directory import RunDirectory
 from ctpo.training.scoring.stats import LOGGER_NAMES
 
 # TRL's and transformers' names on the left, the record's on the right; objective statistics keep their own.

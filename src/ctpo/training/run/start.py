@@ -9,14 +9,14 @@ from typing import Any
 
 from ctpo.errors import UserError
 from ctpo.evaluation.model import HELDOUT_SEED
+from ctpo.runs.checkpoints import Choice, choose, is_checkpoint, step_of
+from ctpo.runs.directory import RunDirectory, default_run_path
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.jsonl import ANY_COLUMNS, Columns, read_problems
 from ctpo.tasks.sources import DatasetSource
 from ctpo.tasks.task import ProblemSource
-from ctpo.runs.checkpoints import Choice, choose, is_checkpoint, step_of
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.recipe import DEFAULT_TRAIN_PROBLEMS, Recipe, merge
-from ctpo.runs.directory import RunDirectory, default_run_path
 
 # What may change when a run is resumed: how long and how watched it is, not what it is.
 MAY_CHANGE = {

@@ -15,26 +15,21 @@ from transformers import PrinterCallback, ProgressCallback
 from ctpo.errors import UserError
 from ctpo.evaluation.model import load_model, load_tokenizer
 from ctpo.rollout.tools import ToolRunner, open_tools
+from ctpo.runs.checkpoints import Unusable, compare, sealed_identity, set_aside_newer
+from ctpo.runs.directory import RunDirectory
+from ctpo.runs.identity import describe_recipe
 from ctpo.tasks import Problem, Task, get_task
 from ctpo.tasks.arithmetic import model_path
 from ctpo.tasks.task import check_ready
-from ctpo.training.run.recorder import RunRecorder, StopCleanly
-from ctpo.runs.checkpoints import Unusable, compare, sealed_identity, set_aside_newer
 from ctpo.training.config.config import CTPOConfig
+from ctpo.training.config.launch import check_joined
+from ctpo.training.config.recipe import EMBEDDED_MODEL, Recipe
+from ctpo.training.config.settings import build, resolved
+from ctpo.training.processes import any_of, on_main
 from ctpo.training.run.environment import describe_environment
 from ctpo.training.run.events import Listener, RunPlan, Silent
 from ctpo.training.run.heldout import HeldOut
-from ctpo.runs.identity import describe_recipe
-from ctpo.training.config.launch import check_joined
-from ctpo.training.sampling.masking import check_void_turns
-from ctpo.training.processes import any_of, on_main
-from ctpo.training.sampling.prompts import leave_out_long
-from ctpo.training.config.recipe import EMBEDDED_MODEL, Recipe
-from ctpo.training.sampling.reward import Verdicts, reward_functions
-from ctpo.training.sampling.rollout_func import make_rollout_func
-from ctpo.runs.directory import RunDirectory
-from ctpo.training.step.saving import full_disk_in_one_line
-from ctpo.training.config.settings import build, resolved
+from ctpo.training.run.recorder import RunRecorder, StopCleanly
 from ctpo.training.run.shared import shared_answers
 from ctpo.training.run.start import (
     MAY_CHANGE,
@@ -47,6 +42,11 @@ from ctpo.training.run.start import (
     settle_length,
     train_problems,
 )
+from ctpo.training.sampling.masking import check_void_turns
+from ctpo.training.sampling.prompts import leave_out_long
+from ctpo.training.sampling.reward import Verdicts, reward_functions
+from ctpo.training.sampling.rollout_func import make_rollout_func
+from ctpo.training.step.saving import full_disk_in_one_line
 from ctpo.training.step.trainer import CTPOTrainer
 
 

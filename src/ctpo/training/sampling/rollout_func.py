@@ -11,14 +11,14 @@ from typing import Any
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from ctpo.cpu.precision import computes_in_bfloat16
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.local.engine import Sampling
 from ctpo.rollout.noise import row_uniforms
 from ctpo.tasks import Task
-from ctpo.training.sampling.masking import VoidTurns, is_truncated, is_void
 from ctpo.training.processes import whole_model
-from ctpo.cpu.precision import computes_in_bfloat16
+from ctpo.training.sampling.masking import VoidTurns, is_truncated, is_void
 from ctpo.training.sampling.vllm import vllm_engine
 
 

@@ -10,12 +10,12 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 
+from ctpo.cpu.precision import computes_in_bfloat16
 from ctpo.objectives import Details
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.training.scoring import Levers, Rows, Scorer
 from ctpo.training.scoring.rows import packs, token_limit
-from ctpo.cpu.precision import computes_in_bfloat16
 from ctpo.training.scoring.stats import WEIGHT
 
 if TYPE_CHECKING:
@@ -228,9 +228,7 @@ def _live_rows(trainer: CTPOTrainer, inputs: dict[str, Any], mask: Tensor) -> Te
 
 def row_wise(trainer: CTPOTrainer) -> bool:
     """Whether a row's loss depends on that row and the denominators only."""
-    objective = trainer.objective
-    penalised = objective.kl_coef != 0.0 or objective.entropy_coef != 0.0
-    return not isinstance(objective.trust_region, QuantileGate) and not penalised
+    return not isinstance(trainer.objective.trust_region, QuantileGate)
 
 
 def _limit(trainer: CTPOTrainer) -> int | None:

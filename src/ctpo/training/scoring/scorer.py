@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ctpo.training.scoring.head import Targets, scoring_head
 from ctpo.cpu.norms import fused_norms
+from ctpo.training.scoring.head import Targets, scoring_head
 from ctpo.training.scoring.rows import Rows
 from ctpo.training.scoring.tree import grow, tree_attention_in
 

@@ -15,15 +15,12 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
+from ctpo.cpu.memory import keep_freed_memory
 from ctpo.objectives.penalties import kl_penalty
-from ctpo.training.step.behaviour import Behaviour
-from ctpo.training.step.state import load_rollout_buffer, save_rollout_buffer
-from ctpo.training.step.warnings import warn_if_engines_differ, warn_if_inert
+from ctpo.runs.identity import describe_model
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.diagnostics.watch import Diagnostics
-from ctpo.training.step.guards import UpdateGuard, refuse_nonfinite_weights
-from ctpo.runs.identity import describe_model
-from ctpo.cpu.memory import keep_freed_memory
+from ctpo.training.sampling.rollout_func import RolloutAccount, tool_figures
 from ctpo.training.scoring.microbatch import (
     FORWARD_EXTRAS,
     Part,
@@ -39,10 +36,13 @@ from ctpo.training.scoring.microbatch import (
     weighted_advantages,
     whole_stats,
 )
-from ctpo.training.step.minibatches import deal
-from ctpo.training.sampling.rollout_func import RolloutAccount, tool_figures
-from ctpo.training.step.saving import staged
 from ctpo.training.scoring.stats import LOGGER_NAMES, StatsAccumulator
+from ctpo.training.step.behaviour import Behaviour
+from ctpo.training.step.guards import UpdateGuard, refuse_nonfinite_weights
+from ctpo.training.step.minibatches import deal
+from ctpo.training.step.saving import staged
+from ctpo.training.step.state import load_rollout_buffer, save_rollout_buffer
+from ctpo.training.step.warnings import warn_if_engines_differ, warn_if_inert
 
 SEAMS: dict[str, tuple[str, ...]] = {
     "_compute_loss": ("self", "model", "inputs"),
