@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CTPOConfig", "CTPOTrainer", "train"]
 
-_HOMES = {"CTPOConfig": "config", "CTPOTrainer": "trainer", "train": "run"}
+_HOMES = {"CTPOConfig": "config.config", "CTPOTrainer": "step.trainer", "train": "run.train"}
 
 
 def __getattr__(name: str) -> Any:
