@@ -15,8 +15,7 @@ import pytest
 from launcher import finish, launch
 
 from ctpo.cli.main import main
-from ctpo.runs.checkpoints import Unusable, all_checkpoints, examine, last_good, step_of
-from ctpo.training.step.saving import STAGING
+from ctpo.runs.checkpoints import STAGING, Unusable, all_checkpoints, examine, last_good, step_of
 
 # Two rollout batches an epoch and two epochs, so that data order and a threshold's average have a past to forget.
 SMALL = (

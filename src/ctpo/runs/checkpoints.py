@@ -7,6 +7,7 @@ and the seal tells which.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,11 @@ from ctpo.errors import UserError
 SEAL = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _ASIDE = "set-aside"
+STAGING = ".saving"
+"""The folder of a run in which a checkpoint is written before it moves into place."""
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+_DISK_WORDS = ("no space left", "file too large", "disk quota", "file write failed", "unexpected pos", "iostream")
+"""Parts of the messages with which torch and safetensors report a full disk."""
 
 
 class Unusable(ValueError):
@@ -150,6 +156,61 @@ def last_good(run: Path) -> Path | None:
             continue
         return checkpoint
     return None
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Move a sealed checkpoint from the staging folder into place, in one rename.
+
+    A checkpoint that is already there under that name, because its step was taken again, is replaced.
+    """
+    old = folder.parent / "old"
+    if target.exists():
+        os.replace(target, old)
+    os.replace(folder, target)
+    sync_folder(target.parent)
+    shutil.rmtree(folder.parent, ignore_errors=True)
+
+
+def rotate(run: Path, limit: int | None) -> None:
+    """Remove all checkpoints of a run but the newest `limit`; None removes nothing.
+
+    Each is moved into the staging folder before it is deleted, so that a kill never leaves half a checkpoint.
+    """
+    for old in all_checkpoints(run)[limit:] if limit else []:
+        away = run / STAGING / old.name
+        away.parent.mkdir(exist_ok=True)
+        os.replace(old, away)
+    shutil.rmtree(run / STAGING, ignore_errors=True)
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether writing failed because the disk is full, over a quota, read-only or broken."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _DISK_ERRORS
+    return any(word in str(error).lower() for word in _DISK_WORDS)
+
+
+def reason(error: BaseException) -> str:
+    """The cause of a disk error in a few words, for an error message."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).lower()
+    cut_short = "a file was cut short, as on a full disk"  # all that torch.save says
+    names = (os.strerror(number) for number in _DISK_ERRORS)
+    return next((name for name in names if name.lower() in text), cut_short)
+
+
+def advice(run: Path, *, room: bool = True) -> str:
+    """What a user can continue from after a failure, and how.
+
+    Args:
+        run: the run's directory.
+        room: whether the disk was full, so that space must be freed first.
+    """
+    good, first = last_good(run), "free some space and " if room else ""
+    if good is None:
+        return f"no checkpoint was saved before: {first}start again"
+    return f"{good.name} is intact: {first}continue with `ctpo train --resume {run}`"
 
 
 def compare(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

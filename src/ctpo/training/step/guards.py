@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ctpo.errors import UserError
+from ctpo.runs.checkpoints import advice
 from ctpo.training.processes import any_of
-from ctpo.training.step.saving import advice
 
 if TYPE_CHECKING:
     from ctpo.training.step.trainer import CTPOTrainer

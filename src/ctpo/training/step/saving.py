@@ -6,8 +6,6 @@ into place in one rename, and only then removes the oldest.
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +16,11 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ctpo.errors import UserError
-from ctpo.runs.checkpoints import all_checkpoints, last_good, seal, sync_folder
+from ctpo.runs.checkpoints import STAGING, advice, is_disk_error, publish, reason, rotate, seal
 
 if TYPE_CHECKING:
     from ctpo.training.step.trainer import CTPOTrainer
 
-STAGING = ".saving"
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-_WORDS = ("no space left", "file too large", "disk quota", "file write failed", "unexpected pos", "iostream")
 
 
 class WriteFailed(UserError):
@@ -61,49 +56,6 @@ def staged(trainer: CTPOTrainer) -> Iterator[Path]:
             raise
         shutil.rmtree(run / STAGING, ignore_errors=True)
         raise WriteFailed(f"{name} could not be written to {run} ({reason(error)}); {advice(run)}") from None
-
-
-def publish(folder: Path, target: Path) -> None:
-    """Move a sealed folder into place; one of that name (a step done again) makes way."""
-    old = folder.parent / "old"
-    if target.exists():
-        os.replace(target, old)
-    os.replace(folder, target)
-    sync_folder(target.parent)
-    shutil.rmtree(folder.parent, ignore_errors=True)
-
-
-def rotate(run: Path, limit: int | None) -> None:
-    """Keep the newest `limit` checkpoints. One is moved away before it is deleted: never half a checkpoint."""
-    for old in all_checkpoints(run)[limit:] if limit else []:
-        away = run / STAGING / old.name
-        away.parent.mkdir(exist_ok=True)
-        os.replace(old, away)
-    shutil.rmtree(run / STAGING, ignore_errors=True)
-
-
-def is_disk_error(error: BaseException) -> bool:
-    """Whether writing failed for want of room, or because the disk is unwell."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _DISK
-    return any(word in str(error).lower() for word in _WORDS)
-
-
-def reason(error: BaseException) -> str:
-    """The cause in a few words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = str(error).lower()
-    cut_short = "a file was cut short, as on a full disk"  # all that torch.save says
-    return next((os.strerror(number) for number in _DISK if os.strerror(number).lower() in text), cut_short)
-
-
-def advice(run: Path, *, room: bool = True) -> str:
-    """What there is to go on from, and how; `room` says that the disk was full."""
-    good, first = last_good(run), "free some space and " if room else ""
-    if good is None:
-        return f"no checkpoint was saved before: {first}start again"
-    return f"{good.name} is intact: {first}continue with `ctpo train --resume {run}`"
 
 
 @contextmanager
