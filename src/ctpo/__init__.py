@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ctpo.version import __version__
+
 if TYPE_CHECKING:
     from ctpo.training import CTPOConfig, CTPOTrainer
 
-__version__ = "0.1.0.dev0"
 __all__ = ["CTPOConfig", "CTPOTrainer", "__version__"]
 
 

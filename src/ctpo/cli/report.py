@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctpo.errors import UserError
+from ctpo.runs.atomic import write_text
 
 if TYPE_CHECKING:
     from ctpo.report.collection import Collection
@@ -88,12 +88,8 @@ def _title(collection: Collection) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replace the file whole, so that a kill leaves the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, text)
     except OSError as error:
         raise UserError(f"--output {path} cannot be written ({error.strerror}); choose another") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from ctpo.evaluation.metrics import majority, mean_and_error, pass_at_k, reporte
 from ctpo.evaluation.samplers import Response, endpoint_responses, local_responses
 from ctpo.rollout import EndpointEngine, ToolRunner, TransformersEngine
 from ctpo.rollout.local.engine import Sampling
+from ctpo.runs.atomic import json_line, write_json_lines
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.task import verdict
 
@@ -178,7 +178,7 @@ def _whole_blocks(saved: Path | None, blocks: Sequence[Sequence[Problem]], sampl
             break
         whole.append(part)
         start += len(part)
-    _replace(saved, rows[:start])
+    write_json_lines(saved, rows[:start])
     return whole
 
 
@@ -187,20 +187,10 @@ def _save(saved: Path | None, before: list[Row], new: list[Row], held: list[list
     if saved is None:
         return
     if held:
-        _replace(saved, [*before, *new, *(row for block in held[1:] for row in block)])
+        write_json_lines(saved, [*before, *new, *(row for block in held[1:] for row in block)])
         return
     with saved.open("a", encoding="utf-8") as file:
-        file.write(_text(new))
-
-
-def _replace(path: Path, rows: Sequence[Row]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(_text(rows), encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _text(rows: Sequence[Row]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(map(json_line, new))
 
 
 def _readable(path: Path) -> Iterator[Row]:

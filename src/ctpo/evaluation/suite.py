@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ctpo.evaluation.sampled import Row, sample_task, summarise
 from ctpo.rollout import Endpoint, EndpointEngine, TransformersEngine
 from ctpo.rollout.local.engine import Sampling
 from ctpo.rollout.tools import open_tools
+from ctpo.runs.atomic import write_json
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.sources import DatasetSource
 from ctpo.tasks.task import check_ready
@@ -126,7 +126,7 @@ def run_suite(
         **_average(results, suite.samples),
     }
     if output is not None:
-        _replace(output / "eval.json", json.dumps(figures, indent=2) + "\n")
+        write_json(output / "eval.json", figures)
     return figures, rows
 
 
@@ -172,7 +172,7 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            _replace(path, json.dumps(settings, indent=2) + "\n")
+            write_json(path, settings)
         held = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--output {output} cannot be made ({error.strerror}); choose another") from None
@@ -183,9 +183,3 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
             raise UserError(
                 f"--output {output} holds an evaluation with {name}={held.get(name)}, not {value}; choose another"
             )
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

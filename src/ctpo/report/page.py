@@ -13,7 +13,6 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-import ctpo
 from ctpo.report.collection import Collection
 from ctpo.report.figures import by_batch, by_position, by_seed
 from ctpo.report.figures.figure import Axis, Figure, Series, Values
@@ -21,6 +20,7 @@ from ctpo.report.tables.comparison import comparison_tables
 from ctpo.report.tables.headline import cards
 from ctpo.report.tables.settings import settings_tables
 from ctpo.report.texts import all_texts
+from ctpo.version import __version__
 
 _DIGITS = 4
 _SCRIPTS = ("elements.js", "chart.js", "figures.js", "transcripts.js", "page.js")
@@ -88,7 +88,7 @@ def _payload(collection: Collection, plots: Sequence[Figure], title: str) -> dic
     shown = all_texts(collection)
     payload = {
         "title": title,
-        "version": ctpo.__version__,
+        "version": __version__,
         "sections": _SECTIONS,
         "regimes": collection.regimes,
         "groups": [{"name": group.name, "regime": group.regime} for group in collection.groups],

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.errors import UserError
+from ctpo.runs.atomic import sync_folder, write_json
 
 SEAL = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -65,10 +66,7 @@ def seal(folder: Path, identity: Mapping[str, Any]) -> None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": digest}
-    with (folder / SEAL).open("w", encoding="utf-8") as file:
-        json.dump({"identity": plain(identity), "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(folder / SEAL, {"identity": plain(identity), "files": files})
     for each in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         sync_folder(each)
 
@@ -244,15 +242,6 @@ def compare(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
 def plain(value: Any) -> Any:
     """A value as it comes back from JSON."""
     return json.loads(json.dumps(value, default=str))
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk, so that a rename survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _model(facts: Any) -> str:

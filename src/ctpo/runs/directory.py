@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,9 +13,8 @@ from typing import Any
 import yaml
 
 from ctpo.errors import UserError
+from ctpo.runs.atomic import PARTIAL, append_json_line, write_json, write_json_lines, write_text
 from ctpo.runs.checkpoints import last_good
-
-_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,8 @@ class RunDirectory:
             UserError: if that cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            _write(self.config, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-            _write(self.environment, json.dumps(environment, indent=2) + "\n")
+            write_text(self.config, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+            write_json(self.environment, environment)
         except OSError as error:
             raise UserError(
                 f"output_dir={self.path} cannot be written ({error.strerror}); choose another"
@@ -102,7 +99,7 @@ class RunDirectory:
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"output_dir={self.path} is a file; choose a directory")
             if self.path.is_dir() and any(
-                p.suffix != _PARTIAL for p in self.path.iterdir()
+                p.suffix != PARTIAL for p in self.path.iterdir()
             ):  # checkpoints are rotated: others' would go
                 raise UserError(f"output_dir={self.path} is not empty; choose a directory of the run's own")
         except OSError as error:
@@ -138,8 +135,8 @@ class RunDirectory:
     def append(self, record: dict[str, Any], profile: dict[str, Any] | None = None) -> None:
         """Add one line to the metrics, and its profile to the profiles where there is one."""
         if profile is not None:  # first, so that a record is never without it
-            _append(self.profile, {"batch": record["batch"], "step": record["step"], **profile})
-        _append(self.metrics, _plain(record))
+            append_json_line(self.profile, {"batch": record["batch"], "step": record["step"], **profile})
+        append_json_line(self.metrics, _plain(record))
 
     def records(self) -> list[dict[str, Any]]:
         """The metrics so far; a last line cut short by a kill is left out.
@@ -167,18 +164,21 @@ class RunDirectory:
             raise UserError(f"{self.metrics} {which}; put it back as it was, or start the run afresh")
         profiles = [line for line in read_records(self.profile) if line["step"] <= step]
         if profiles or self.profile.exists():
-            _write(self.profile, "".join(_line(profile) for profile in profiles))
-        _write(self.metrics, "".join(_line(record) for record in kept))
+            write_json_lines(self.profile, profiles)
+        write_json_lines(self.metrics, kept)
         return kept
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        _write(self.summary, json.dumps(summary, indent=2) + "\n")
+        """Write `summary.json`, which says that the run is complete."""
+        write_json(self.summary, summary)
 
     def write_transcripts(self, batch: int, rows: Iterable[dict[str, Any]]) -> None:
-        _write_rows(self.transcripts(batch), rows)
+        """Write the held-out responses sampled after this many rollout batches, one JSON object per line."""
+        write_json_lines(self.transcripts(batch), rows)
 
     def write_samples(self, batch: int, rows: Iterable[dict[str, Any]]) -> None:
-        _write_rows(self.samples(batch), rows)
+        """Write training responses of this rollout batch token by token, one JSON object per response."""
+        write_json_lines(self.samples(batch), rows)
 
     def read_transcripts(self, batch: int) -> list[dict[str, Any]]:
         """What `write_transcripts` wrote; nothing where nothing was written."""
@@ -221,35 +221,9 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     raise UserError(f"{path} line {number} is damaged; mend it, or start the run afresh")
 
 
-def _append(path: Path, record: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(record))
-        file.flush()
-        os.fsync(file.fileno())  # a checkpoint must not outlive the records before it
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record) + "\n"
-
-
 def _plain(record: dict[str, Any]) -> dict[str, Any]:
     """NaN and infinity as null: JSON has neither."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in record.items()
     }
-
-
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file whole, so that a kill leaves the old one or the new one."""
-    partial = path.with_name(path.name + _PARTIAL)
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
-import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import ctpo
 from ctpo.errors import UserError
 from ctpo.lab.comparison.plan import Cell
+from ctpo.runs.atomic import write_text
 from ctpo.runs.scores import Score
+from ctpo.version import __version__
 
 COLUMNS: Final = (
     *("regime", "objective", "setting", "seed"),
@@ -68,13 +69,11 @@ class Book:
             "recipe": digest(cell.keys),
         }
         self._rows[self._key(row)] = row
-        partial = self._path.with_name(self._path.name + ".partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self._rows.values())
-        os.replace(partial, self._path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows.values())
+        write_text(self._path, text.getvalue())
 
     def _read(self) -> list[dict[str, Any]]:
         try:
@@ -127,12 +126,12 @@ def _text(value: Any) -> str:
 
 def _commit() -> str:
     """The commit this code is of, in a checkout; else its version."""
-    where = Path(ctpo.__file__).parent
+    where = Path(__file__).parent
     try:
         told = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"],
             cwd=where, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return ctpo.__version__
+        return __version__
     return told.stdout.strip()

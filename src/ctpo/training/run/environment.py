@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-import ctpo
+from ctpo.version import __version__
 
 _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
 
@@ -18,7 +18,7 @@ _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
 def describe_environment(processes: int = 1) -> dict[str, Any]:
     """Versions of what computes, the machine in words, the number of processes, and the command line."""
     return {
-        "ctpo": ctpo.__version__,
+        "ctpo": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "platform": platform.platform(),

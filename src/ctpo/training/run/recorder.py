@@ -13,6 +13,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ctpo.evaluation import Evaluation
+from ctpo.runs.atomic import write_json
 from ctpo.runs.directory import RunDirectory
 from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.run.events import Listener
@@ -124,7 +125,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     def write_clock(self, folder: Path) -> None:
         """Put the clocks into a checkpoint being written."""
         clock = {"seconds": self.seconds, "batch_seconds": self._batch_seconds}
-        (folder / _CLOCK).write_text(json.dumps(clock), encoding="utf-8")
+        write_json(folder / _CLOCK, clock)
 
     def _costs(self) -> dict[str, Any]:
         account, wall = self._account(), self._batch_seconds

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +24,7 @@ from ctpo.errors import UserError
 from ctpo.evaluation.model import HELDOUT_SEED
 from ctpo.rollout.local.engine import Sampling
 from ctpo.rollout.tools import LASTING, Runs, ToolRunner
+from ctpo.runs.atomic import write_json
 from ctpo.sandbox import SandboxResult
 from ctpo.tasks import Problem
 from ctpo.training.config.recipe import Recipe
@@ -138,10 +138,7 @@ def shared_evaluation(
         return figures
     except (OSError, ValueError):
         figures = measure()
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    recipe.shared.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(figures), encoding="utf-8")
-    os.replace(partial, path)
+    write_json(path, figures)
     return figures
 
 
