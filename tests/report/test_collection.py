@@ -10,8 +10,8 @@ import pytest
 
 from ctpo.errors import UserError
 from ctpo.report.collection import collect
-from ctpo.report.tables.comparison import comparison_tables
 from ctpo.report.page import figures, page
+from ctpo.report.tables.comparison import comparison_tables
 from ctpo.runs.paired import paired
 from tests.report.made import ENVIRONMENT, write_comparison, write_run
 

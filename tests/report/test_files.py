@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ctpo.report.collection import collect
-from ctpo.runs.reader import read_run
 from ctpo.report.page import figures, notes, page
 from ctpo.runs.profiles import read_profiles
+from ctpo.runs.reader import read_run
 from tests.report.made import BATCHES, EDGES, profile, write_lines, write_run
 
 

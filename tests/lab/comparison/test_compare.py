@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from ctpo.cli.main import main
+from ctpo.errors import UserError
 from ctpo.lab.comparison.compare import choose, final_cells, results, tuning_cells
 from ctpo.lab.comparison.plan import Plan, read_plan
 from ctpo.lab.comparison.runner import Budget, Runner
-from ctpo.errors import UserError
 from ctpo.runs.scores import read_score
 
 SMALL = {

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ctpo.lab.comparison.plan import cell, read_plan
 from ctpo.errors import UserError
+from ctpo.lab.comparison.plan import cell, read_plan
 
 TOLD: dict[str, Any] = {
     "common": {"rollout_batches": 2},

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from ctpo.errors import UserError
+from ctpo.lab.theory import FAMILIES, Problem, Setup, objective_estimator
+from ctpo.lab.theory.library import family_of
+from ctpo.lab.theory.moments import expectation, moments
 from ctpo.objectives import Objective, preset, preset_names
 from ctpo.objectives import ratios as r
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.reductions import Reduction
 from ctpo.objectives.surrogates import Linear, StopGradientWeight
 from ctpo.objectives.trust_regions import Unbounded
-from ctpo.lab.theory import FAMILIES, Problem, Setup, objective_estimator
-from ctpo.lab.theory.library import family_of
-from ctpo.lab.theory.moments import expectation, moments
 
 from .loops import row_of, world_of
 
