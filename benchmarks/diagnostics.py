@@ -69,11 +69,11 @@ def _in_a_process(words: list[str]) -> dict[str, float]:
 def _run(words: list[str]) -> dict[str, float]:
     """CPU-seconds of the rollout batches, but for the first where there are more: it pays for what is done once."""
     from ctpo.cli.quiet import quieten
+    from ctpo.runs.directory import RunDirectory
+    from ctpo.training.config.recipe import embedded_recipe, merge, parse_overrides, read_recipe
     from ctpo.training.diagnostics.watch import Diagnostics
     from ctpo.training.run.heldout import HeldOut
-    from ctpo.training.config.recipe import embedded_recipe, merge, parse_overrides, read_recipe
     from ctpo.training.run.train import train
-    from ctpo.runs.directory import RunDirectory
     from ctpo.training.step.trainer import CTPOTrainer
 
     quieten()

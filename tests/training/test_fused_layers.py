@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
-from ctpo.tasks.arithmetic import model_path
-from ctpo.cpu import attention
-from ctpo.cpu import norms
+from ctpo.cpu import attention, norms
 from ctpo.cpu.attention import attend
 from ctpo.cpu.norms import fused_norms, rms_norm
+from ctpo.tasks.arithmetic import model_path
 
 
 class WideRMSNorm(nn.Module):

@@ -12,8 +12,8 @@ import pytest
 from ctpo.errors import UserError
 from ctpo.rollout import Rollout, ToolCall
 from ctpo.tasks import get_task
-from ctpo.training.sampling.masking import check_void_turns, is_void
 from ctpo.training.run.train import train
+from ctpo.training.sampling.masking import check_void_turns, is_void
 
 CALL = ToolCall(program="print(5)", status="ok", output="<out>5</out>")
 

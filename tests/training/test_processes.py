@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from ctpo.cli.main import main
 from ctpo.errors import UserError
 from ctpo.training.config.launch import check_launch
-from ctpo.training.step.minibatches import dealt_order
 from ctpo.training.processes import share
+from ctpo.training.step.minibatches import dealt_order
 
 SMALL = (
     "rollout_batches=3 generation_batch_size=32 num_generations=4 train_problems=32 eval_problems=9 eval_every=1 "

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ctpo.errors import UserError
+from ctpo.runs.directory import RunDirectory
 from ctpo.training.run.events import Silent
 from ctpo.training.run.train import Outcome, train
-from ctpo.runs.directory import RunDirectory
 
 Recipe = Callable[..., dict[str, Any]]
 CLOCKED = {"seconds", "batch_s", "generation_s", "tool_s", "training_s", "tokens_per_s", "tool_executed"}

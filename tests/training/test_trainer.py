@@ -13,9 +13,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.objectives import preset
-from ctpo.training.step.warnings import AnchorMismatchWarning, InertObjectiveWarning, warn_if_inert
 from ctpo.training.step.minibatches import dealt_order
 from ctpo.training.step.trainer import SEAMS
+from ctpo.training.step.warnings import AnchorMismatchWarning, InertObjectiveWarning, warn_if_inert
 
 
 def parameters(trainer: Any) -> torch.Tensor:

@@ -74,6 +74,10 @@ def run(args: argparse.Namespace) -> int:
     keys = _collect(args.words, args.resume)
     if args.show:
         return _show(keys if args.resume is None else merge(RunDirectory(args.resume).read_recipe(), keys))
+    if args.resume is None:
+        from ctpo.training.config.settings import check
+
+        check(keys)
     with open_display(shown=is_main_process()) as display:
         display.stage("loading torch, transformers and TRL")
         quieten()
@@ -108,10 +112,9 @@ def _collect(words: Sequence[str], resume: Path | None) -> dict[str, Any]:
 def _show(keys: dict[str, Any]) -> int:
     import yaml
 
-    from ctpo.training.config.settings import build, resolved
+    from ctpo.training.config.settings import resolved
 
-    recipe, config = build({"output_dir": "unnamed", **keys})
-    print(yaml.safe_dump(resolved(recipe, config, keys), sort_keys=False, allow_unicode=True), end="")
+    print(yaml.safe_dump(resolved(keys), sort_keys=False, allow_unicode=True), end="")
     return 0
 
 

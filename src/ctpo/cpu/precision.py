@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-COMPUTE_DTYPES = ("auto", "float32", "bfloat16")
 _WORTH = 1.2  # conversions, norms and the optimizer stay as they are
 _TOKENS = 256
 
@@ -28,7 +27,7 @@ def wants_bfloat16(model: Any, compute_dtype: str, *, exact_anchor: bool) -> boo
 
     Args:
         model: whose width is measured.
-        compute_dtype: one of COMPUTE_DTYPES; "auto" on a CPU measures once a process, elsewhere leaves the choice
+        compute_dtype: "auto", "float32" or "bfloat16"; "auto" on a CPU measures once a process, elsewhere leaves the choice
             to `bf16`.
         exact_anchor: the ratio's anchor comes from the rollout engine, with which "auto" must not disagree.
     """

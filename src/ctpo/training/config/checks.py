@@ -1,40 +1,120 @@
-"""Whether batch, group and process counts fit together; where not, which number to change to what."""
+"""Checks of settings that depend on each other. Every error names one setting and a value that works.
+
+The checks read plain attributes, so they run on a finished `CTPOConfig` and also on the values of a recipe, before
+TRL is imported (`ctpo.training.config.settings`).
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
 
-if TYPE_CHECKING:
-    from ctpo.training.config.config import CTPOConfig
+ANCHORS: Final = ("old", "rollout")
+COMPUTE_DTYPES: Final = ("auto", "float32", "bfloat16")
+
+_REPLACED: Final = {
+    "loss_type": "objective and objective_kwargs.reduction",
+    "importance_sampling_level": "objective",
+    "epsilon": "objective_kwargs.low",
+    "epsilon_high": "objective_kwargs.high",
+    "delta": "objective_kwargs.dual",
+    "off_policy_mask_threshold": "objective",
+}
+"""Settings of TRL's own loss, each with the setting to use instead. The objective takes the place of that loss, so
+these would have no effect."""
+_UNSUPPORTED: Final = {
+    "top_entropy_quantile": 1.0,
+    "entropy_coef": 0.0,
+    "use_adaptive_entropy": False,
+}
+"""Settings of TRL that `CTPOTrainer` does not support, each with TRL's default."""
 
 
-def check_batches(config: CTPOConfig) -> None:
-    """Refuse counts that do not divide, before TRL does without saying what would.
+class BatchSettings(Protocol):
+    """The sizes of batches. A value of None is derived from the others, as TRL does."""
 
-    A rollout batch is a whole number of groups (samples of one prompt), and each process takes the same number of
-    micro-batches of it.
+    generation_batch_size: int | None
+    """Responses per rollout batch, over all processes."""
+    num_generations: int
+    """Responses per prompt."""
+    per_device_train_batch_size: int
+    """Responses per micro-batch, in one process."""
+    steps_per_generation: int | None
+    """Micro-batches per rollout batch, in one process."""
+    gradient_accumulation_steps: int
+    """Micro-batches per optimizer step."""
+
+
+class Settings(BatchSettings, Protocol):
+    """The settings that `check_settings` reads. `ctpo.training.config.config.CTPOConfig` describes them."""
+
+    anchor: str
+    behaviour_lag: int
+    calibrate_online: bool
+    compute_dtype: str
+    diagnostics: bool
+    max_nonfinite_updates: int
+    max_tokens_per_micro_batch: int | None
+    objective: str
+    use_vllm: bool
+
+
+def check_settings(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
+    """Check everything but the batch sizes, for which there is `check_batches`.
+
+    Args:
+        settings: the values in use.
+        trl_defaults: the defaults of TRL's GRPOConfig by name.
 
     Raises:
-        ValueError: naming one number and what to set it to.
+        ValueError: for the first setting that is out of range, has no effect, or conflicts with another one.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if settings.anchor not in ANCHORS:
+        raise ValueError(f"anchor={settings.anchor!r} is not one of {', '.join(ANCHORS)}")
+    if settings.max_nonfinite_updates < 1:
+        raise ValueError(
+            f"max_nonfinite_updates={settings.max_nonfinite_updates} is too small; use at least 1"
+        )
+    if settings.compute_dtype not in COMPUTE_DTYPES:
+        raise ValueError(
+            f"compute_dtype={settings.compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}"
+        )
+    limit = settings.max_tokens_per_micro_batch
+    if limit is not None and limit < 0:
+        raise ValueError(f"max_tokens_per_micro_batch={limit} is negative; use 0 for no limit")
+    check_lag(settings)
+    _check_online(settings)
+    _refuse_replaced(settings, trl_defaults)
+    _check_windows(settings)
+
+
+def check_batches(settings: BatchSettings) -> None:
+    """Check that the batch sizes divide each other.
+
+    TRL checks this too, but its errors do not give a value that works. A rollout batch holds whole groups (all
+    responses to one prompt), and each process takes the same number of micro-batches from it.
+
+    Raises:
+        ValueError: naming one setting and the nearest value that works.
+    """
+    processes = _processes()
     batch, group, rows = (
-        config.generation_batch_size,
-        config.num_generations,
-        config.per_device_train_batch_size,
+        settings.generation_batch_size,
+        settings.num_generations,
+        settings.per_device_train_batch_size,
     )
     for name, value, least, why in (
-        ("num_generations", group, 2, "an advantage compares samples of one prompt"),
-        ("per_device_train_batch_size", rows, 1, "a micro-batch has rows"),
-        ("generation_batch_size", batch, 1, "a rollout batch has responses"),
-        ("steps_per_generation", config.steps_per_generation, 1, "a rollout batch has micro-batches"),
+        ("num_generations", group, 2, "an advantage compares the responses to one prompt"),
+        ("per_device_train_batch_size", rows, 1, "a micro-batch holds at least one response"),
+        ("generation_batch_size", batch, 1, "a rollout batch holds at least one response"),
+        ("steps_per_generation", settings.steps_per_generation, 1, "a rollout batch has micro-batches"),
     ):
         if value is not None and value < least:
             raise ValueError(f"{name}={value} is too small; use at least {least} ({why})")
     if batch is None:
-        _check_product(config, processes)
+        _check_product(settings, processes)
     elif batch % group:
         other = _nearest_divisor(batch, group)
         raise ValueError(
@@ -44,6 +124,93 @@ def check_batches(config: CTPOConfig) -> None:
         )
     elif batch % (rows * processes):
         raise ValueError(_uneven(batch, group, rows, processes))
+
+
+def check_lag(settings: Settings) -> None:
+    """Check that `behaviour_lag` fits the other settings.
+
+    Raises:
+        ValueError: naming the setting and a value that works.
+    """
+    lag = settings.behaviour_lag
+    if lag < 0:
+        raise ValueError(f"behaviour_lag={lag} is negative; use 0 to sample with the current weights")
+    if lag and settings.anchor != "rollout":
+        raise ValueError(
+            f"behaviour_lag={lag} needs anchor='rollout': anchor={settings.anchor!r} takes log-probs of the weights "
+            "that learn, not of those that sampled"
+        )
+    if lag and settings.use_vllm:
+        raise ValueError(
+            f"behaviour_lag={lag} is not possible with use_vllm=True, because vLLM samples with its own copy of the "
+            "weights; use behaviour_lag=0 or use_vllm=False"
+        )
+
+
+def _check_windows(settings: Settings) -> None:
+    """Check that an optimizer step lies within one rollout batch, or covers whole rollout batches.
+
+    Otherwise the number of tokens in its denominator could not be known exactly.
+    """
+    accumulation = settings.gradient_accumulation_steps
+    if accumulation < 1:
+        raise ValueError(f"gradient_accumulation_steps={accumulation} is too small; use at least 1")
+    steps = micro_batches_per_rollout_batch(settings)
+    if steps % accumulation and accumulation % steps:
+        nearest = max(d for d in range(1, accumulation + 1) if steps % d == 0)
+        raise ValueError(
+            f"gradient_accumulation_steps={accumulation} and steps_per_generation={steps} (micro-batches per rollout "
+            f"batch): one must divide the other; use gradient_accumulation_steps={nearest}"
+        )
+
+
+def micro_batches_per_rollout_batch(settings: BatchSettings) -> int:
+    """The value of `steps_per_generation`, derived as TRL derives it where it is not set."""
+    if settings.steps_per_generation is not None:
+        return settings.steps_per_generation
+    if settings.generation_batch_size is None:
+        return settings.gradient_accumulation_steps
+    return settings.generation_batch_size // (settings.per_device_train_batch_size * _processes())
+
+
+def _check_online(settings: Settings) -> None:
+    if not settings.calibrate_online:
+        return
+    if settings.objective != "ctpo-calibrated":
+        raise ValueError(
+            f"calibrate_online=True has no effect on objective={settings.objective!r}; use objective='ctpo-calibrated'"
+        )
+    if not settings.diagnostics:
+        raise ValueError(
+            "calibrate_online=True needs the profile that diagnostics measure; use diagnostics=True"
+        )
+
+
+def _refuse_replaced(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
+    for name, instead in _REPLACED.items():
+        value = getattr(settings, name)
+        if value != trl_defaults[name]:
+            raise ValueError(f"{name}={value!r} has no effect under CTPO; set {instead} instead")
+    for name, default in _UNSUPPORTED.items():
+        value = getattr(settings, name)
+        if value != default:
+            raise ValueError(f"{name}={value!r} is not supported by CTPOTrainer; leave it unset")
+
+
+def _check_product(settings: BatchSettings, processes: int) -> None:
+    """Check a rollout batch whose size is the number of micro-batches times their size."""
+    name = "gradient_accumulation_steps" if settings.steps_per_generation is None else "steps_per_generation"
+    steps, rows, group = (
+        getattr(settings, name),
+        settings.per_device_train_batch_size,
+        settings.num_generations,
+    )
+    if steps * rows * processes % group:
+        raise ValueError(
+            f"{name}={steps} x per_device_train_batch_size={rows} x {processes} processes = {steps * rows * processes} "
+            f"responses do not hold whole groups of num_generations={group} samples; use "
+            f"{name}={_nearest_multiple(steps, group // math.gcd(group, rows * processes))}"
+        )
 
 
 def _uneven(batch: int, group: int, rows: int, processes: int) -> str:
@@ -59,16 +226,9 @@ def _uneven(batch: int, group: int, rows: int, processes: int) -> str:
     return f"{head}; use per_device_train_batch_size={_largest_divisor(batch // processes, rows)}"
 
 
-def _check_product(config: CTPOConfig, processes: int) -> None:
-    """The rollout batch is what the micro-batches add up to."""
-    name = "gradient_accumulation_steps" if config.steps_per_generation is None else "steps_per_generation"
-    steps, rows, group = getattr(config, name), config.per_device_train_batch_size, config.num_generations
-    if steps * rows * processes % group:
-        raise ValueError(
-            f"{name}={steps} x per_device_train_batch_size={rows} x {processes} processes = {steps * rows * processes} "
-            f"responses do not hold whole groups of num_generations={group} samples; use "
-            f"{name}={_nearest_multiple(steps, group // math.gcd(group, rows * processes))}"
-        )
+def _processes() -> int:
+    """The number of processes of this run, as launchers such as torchrun write it into the environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _nearest_multiple(value: int, of: int) -> int:
@@ -80,6 +240,6 @@ def _largest_divisor(number: int, at_most: int) -> int:
 
 
 def _nearest_divisor(number: int, to: int) -> int | None:
-    """The divisor of at least 2 that lies nearest."""
-    found = [d for d in range(2, min(number, 2 * to) + 1) if number % d == 0]
-    return min(found, key=lambda d: abs(d - to)) if found else None
+    """The divisor of `number` that is nearest to `to` and at least 2; None if there is none up to twice `to`."""
+    divisors = [d for d in range(2, min(number, 2 * to) + 1) if number % d == 0]
+    return min(divisors, key=lambda d: abs(d - to)) if divisors else None

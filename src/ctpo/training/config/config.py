@@ -1,254 +1,193 @@
-"""`CTPOConfig`: TRL's `GRPOConfig` with the objective chosen by name."""
+"""`CTPOConfig`: TRL's `GRPOConfig` with an objective chosen by name."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from trl import GRPOConfig
 
-from ctpo.cpu.precision import COMPUTE_DTYPES
 from ctpo.objectives import Objective, preset, preset_defaults
-from ctpo.training.config.checks import check_batches
-from ctpo.training.step.behaviour import check_lag
-
-ANCHORS = ("old", "rollout")
-
-# Settings of GRPOConfig that shape TRL's own loss. The objective takes their place, so a value other than
-# TRL's default would be ignored without a word; each names what to set instead.
-_REPLACED = {
-    "loss_type": "objective and objective_kwargs.reduction",
-    "importance_sampling_level": "objective",
-    "epsilon": "objective_kwargs.low",
-    "epsilon_high": "objective_kwargs.high",
-    "delta": "objective_kwargs.dual",
-    "off_policy_mask_threshold": "objective",
-}
-_UNSUPPORTED = {
-    "top_entropy_quantile": 1.0,
-    "entropy_coef": 0.0,
-    "use_adaptive_entropy": False,
-}
+from ctpo.training.config.checks import check_batches, check_settings
 
 
 @dataclass
 class CTPOConfig(GRPOConfig):  # type: ignore[misc]
-    """Settings of [`CTPOTrainer`]: every field of `trl.GRPOConfig`, and those below.
+    """The settings of `CTPOTrainer`: every field of `trl.GRPOConfig`, and the fields below.
 
-    Where the defaults differ from GRPOConfig's: `gradient_checkpointing` is off (it recomputes every activation;
-    `max_tokens_per_micro_batch` bounds memory without), and `bf16`, when left unset, is off on a CPU, where
-    `compute_dtype` decides.
+    Two defaults differ from GRPOConfig's. `gradient_checkpointing` is off, because it recomputes every activation;
+    `max_tokens_per_micro_batch` bounds the memory without that. `bf16` is off on a CPU if it is not set;
+    `compute_dtype` decides there.
 
     Raises:
-        ValueError: for an unknown preset or override, or a TRL loss setting that the objective replaces.
+        ValueError: if a preset or one of its knobs is unknown, if a value is out of range, or if a setting of TRL's
+            own loss is changed, which the objective replaces.
     """
 
     objective: str = field(
         default="ctpo",
-        metadata={"help": "Preset of `ctpo.objectives`: which ratio, trust region, surrogate and reduction."},
+        metadata={
+            "help": "Name of a preset of `ctpo.objectives`. A preset sets the ratio, the trust region, the surrogate "
+            "and the reduction of the loss."
+        },
     )
     objective_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={
-            "help": "Overrides of the preset's settings, e.g. '{\"high\": 0.1}'; names as in the preset."
-        },
+        metadata={"help": "Knobs of the preset to change, for example '{\"high\": 0.1}'."},
     )
     anchor: str = field(
         default="old",
         metadata={
-            "help": "Denominator of the importance ratio. `old`: log-probs recomputed with the trainer's forward "
-            "pass before the first update on a rollout batch. `rollout`: those the rollout engine reported, which "
-            "saves that pass and is exact when the engine runs the same weights in the same precision."
+            "help": "Where the log-probs in the denominator of the importance ratio come from. `old`: the trainer "
+            "computes them before the first update on a rollout batch. `rollout`: the rollout engine reports them. "
+            "That saves one forward pass. It is exact if the engine runs the same weights in the same precision."
         },
     )
     behaviour_lag: int = field(
         default=0,
         metadata={
-            "help": "Rollout batches by which the policy that samples is older than the one that learns, as in "
-            "asynchronous training: 0 samples with the current weights. Needs anchor='rollout'; keeps lag + 1 copies "
-            "of the trained weights in memory and lag of them in a checkpoint."
+            "help": "Age of the weights that sample, in rollout batches, as in asynchronous training. 0 samples with "
+            "the current weights. A lag needs anchor='rollout'. It keeps lag + 1 copies of the trained weights in "
+            "memory and lag copies in each checkpoint."
         },
     )
     gradient_checkpointing: bool | None = field(
         default=None,
-        metadata={"help": "Recompute activations in the backward pass. Unset: off; it excludes pack_rows."},
+        metadata={
+            "help": "Recompute activations in the backward pass, which saves memory and costs time. Off if not set. "
+            "If on, pack_rows has no effect."
+        },
     )
 
     pack_rows: bool = field(
         default=True,
-        metadata={"help": "Score rows as one stream without padding, where the model allows it."},
+        metadata={
+            "help": "Run the responses of a micro-batch through the model as one sequence without padding, where the "
+            "model allows it."
+        },
     )
     share_prompts: bool = field(
         default=True,
-        metadata={"help": "With pack_rows: run a prompt once for all its samples of a micro-batch."},
+        metadata={
+            "help": "Run each prompt through the model once for all of its responses in a micro-batch. Needs pack_rows."
+        },
     )
     whole_groups: bool = field(
         default=True,
         metadata={
-            "help": "Keep the samples of a prompt in one mini-batch, where it is large enough; off: spread them, so "
-            "that a mini-batch holds as many prompts as can be, and share_prompts finds little to share."
+            "help": "Keep all responses to one prompt in the same mini-batch, if they fit. If off, they are spread "
+            "over the mini-batches: each then holds as many prompts as possible, and share_prompts saves little."
         },
     )
     completion_head: bool = field(
         default=True,
         metadata={
-            "help": "Compute logits of the model's own tokens only, in chunks; off also turns pack_rows off."
+            "help": "Compute logits only for the tokens that the model sampled, a chunk of tokens at a time. If off, "
+            "pack_rows is off too."
         },
     )
     fused_layers: bool = field(
         default=True,
         metadata={
-            "help": "On a CPU: norms as one step each and, in bfloat16, attention over short prompts and completions "
-            "as whole products. Another order of the same sums."
+            "help": "On a CPU, compute each normalisation layer in one step. In bfloat16, also compute attention over "
+            "short prompts and responses as full matrix products. The results differ by rounding only."
         },
     )
     skip_zero_advantage: bool = field(
         default=True,
         metadata={
-            "help": "Leave rows whose advantage is 0 out of forward and backward; they stay in the denominators. "
-            "The objective's statistics then cover the other rows. Without effect with beta, or with an objective "
-            "whose limits depend on all rows."
+            "help": "Skip responses whose advantage is 0 in the forward and backward pass. They still count in the "
+            "denominators of the loss; the objective's statistics leave them out. No effect with beta, or with an "
+            "objective whose limits depend on all responses."
         },
     )
     max_tokens_per_micro_batch: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens that go through the model at once; a micro-batch of more is cut, which changes nothing but "
-            "rounding and memory. Unset: as many as keep activations below three times the weights; 0: no limit."
+            "help": "Largest number of tokens that go through the model at once. A larger micro-batch is split, which "
+            "changes only memory and rounding. If not set, activations take at most about three times the memory of "
+            "the weights. 0 means no limit."
         },
     )
     compute_dtype: str = field(
         default="auto",
         metadata={
-            "help": "Of the products in forward, backward and sampling in process, on a CPU; weights and optimizer "
-            "stay as they are. `auto`: bfloat16 where it was measured to be faster and anchor is not `rollout`; "
-            "`float32`; `bfloat16`."
+            "help": "Number format of matrix products on a CPU, in training and in sampling: `float32`, `bfloat16` or "
+            "`auto`. `auto` is bfloat16 if that was measured to be faster and anchor is not `rollout`. Weights and "
+            "optimizer states keep their own format."
         },
     )
     keep_freed_memory: bool = field(
         default=True,
         metadata={
-            "help": "On a CPU: memory that tensors give back stays with the process (glibc's mallopt), since the "
-            "system clears what it hands out anew."
+            "help": "On a CPU, keep memory that tensors free in the process (glibc's mallopt). The system would "
+            "otherwise clear it each time it is handed out again, which takes time."
         },
     )
     max_nonfinite_updates: int = field(
         default=3,
         metadata={
-            "help": "Updates in a row that may be skipped because a loss, gradient or log-prob is not finite; at this "
-            "many the run ends with a diagnosis."
+            "help": "Number of updates in a row that may be skipped because a loss, gradient or log-prob is not "
+            "finite. When it is reached, the run ends with a diagnosis."
         },
     )
 
     diagnostics: bool = field(
         default=True,
         metadata={
-            "help": "Record clipping, spread of the log ratio and gradient removed by position, and the drift from the "
-            "rollout engine (docs/diagnostics.md)."
+            "help": "Record the share of clipped tokens, the spread of the log ratio and the gradient that clipping "
+            "removes, by position in the response, and the difference to the rollout engine's log-probs "
+            "(docs/diagnostics.md)."
         },
     )
     calibrate_online: bool = field(
         default=False,
         metadata={
-            "help": "With objective ctpo-calibrated: fit scale, power and centre after each rollout batch, so that "
-            "the band clips `share` of the tokens at every position; those given are where it starts."
+            "help": "Fit the trust region again after each rollout batch, so that it clips `share` of the tokens at "
+            "every position. Only for objective='ctpo-calibrated'. The first rollout batch uses the given scale, "
+            "power and centre."
         },
     )
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "objective_kwargs"]
 
     def __post_init__(self) -> None:
-        _resolve_device_defaults(self)
+        if _will_run_on_cpu(self):
+            self.bf16 = bool(self.bf16)
         check_batches(self)
-        if getattr(self, "ddp_find_unused_parameters", None) is None:  # every weight has a part in every loss
-            self.ddp_find_unused_parameters = False
+        if getattr(self, "ddp_find_unused_parameters", None) is None:
+            self.ddp_find_unused_parameters = False  # every weight takes part in every loss
         super().__post_init__()
-        if self.anchor not in ANCHORS:
-            raise ValueError(f"anchor={self.anchor!r} is not one of {', '.join(ANCHORS)}")
-        if self.max_nonfinite_updates < 1:
-            raise ValueError(
-                f"max_nonfinite_updates={self.max_nonfinite_updates} is too small; use at least 1"
-            )
-        if self.compute_dtype not in COMPUTE_DTYPES:
-            raise ValueError(
-                f"compute_dtype={self.compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}"
-            )
-        if self.max_tokens_per_micro_batch is not None and self.max_tokens_per_micro_batch < 0:
-            raise ValueError(
-                f"max_tokens_per_micro_batch={self.max_tokens_per_micro_batch} is negative; use 0 for no limit"
-            )
-        check_lag(self)
-        _check_online(self)
-        _refuse_replaced(self)
-        _check_windows(self)
+        check_settings(self, {each.name: each.default for each in dataclasses.fields(GRPOConfig)})
         self.build_objective()
 
     def objective_settings(self) -> dict[str, Any]:
-        """Every knob of the objective, defaults included."""
+        """All knobs of the objective by name, with defaults for those that are not set."""
         overrides = self.objective_kwargs or {}
         assert isinstance(overrides, dict)
         return {**preset_defaults(self.objective), **overrides}
 
     def build_objective(self, **knobs: Any) -> Objective:
-        """The objective these settings name, with these of its knobs changed."""
+        """The objective that these settings describe.
+
+        Args:
+            knobs: knobs to change, on top of `objective_kwargs`.
+
+        Raises:
+            ValueError: if the preset or a knob is unknown, or a value is out of range.
+        """
         overrides = self.objective_kwargs or {}
-        assert isinstance(overrides, dict)  # TRL's own post-init parses a JSON string
+        assert isinstance(overrides, dict)  # TRL parses a JSON string in its own __post_init__
         return preset(self.objective, **{**overrides, **knobs})
 
     @property
     def updates_per_rollout_batch(self) -> int:
-        """Optimizer steps taken on one batch of rollouts."""
+        """The number of optimizer steps taken on one rollout batch."""
         updates: int = self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps
         return max(1, updates)
 
 
-def _resolve_device_defaults(config: CTPOConfig) -> None:
-    if _will_run_on_cpu(config):
-        config.bf16 = bool(config.bf16)
-
-
 def _will_run_on_cpu(config: CTPOConfig) -> bool:
-    if config.use_cpu:
-        return True
-    import torch
-
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator is None
-
-
-def _check_windows(config: CTPOConfig) -> None:
-    """An optimizer step must lie within one rollout batch, or span whole ones: else no denominator is exact."""
-    steps, accumulation = config.steps_per_generation, config.gradient_accumulation_steps
-    if accumulation < 1:
-        raise ValueError(f"gradient_accumulation_steps={accumulation} is too small; use at least 1")
-    if steps % accumulation and accumulation % steps:
-        nearest = max(d for d in range(1, accumulation + 1) if steps % d == 0)
-        raise ValueError(
-            f"gradient_accumulation_steps={accumulation} and steps_per_generation={steps} (micro-batches a rollout "
-            f"batch): one must divide the other; use gradient_accumulation_steps={nearest}"
-        )
-
-
-def _check_online(config: CTPOConfig) -> None:
-    if not config.calibrate_online:
-        return
-    if config.objective != "ctpo-calibrated":
-        raise ValueError(
-            f"calibrate_online=True has no effect on objective={config.objective!r}; use objective='ctpo-calibrated'"
-        )
-    if not config.diagnostics:
-        raise ValueError("calibrate_online=True fits what diagnostics measure; drop diagnostics=False")
-
-
-def _refuse_replaced(config: CTPOConfig) -> None:
-    for name, instead in _REPLACED.items():
-        default = GRPOConfig.__dataclass_fields__[name].default
-        if getattr(config, name) != default:
-            raise ValueError(
-                f"{name}={getattr(config, name)!r} has no effect under CTPO; set {instead} instead"
-            )
-    for name, default in _UNSUPPORTED.items():
-        if getattr(config, name) != default:
-            raise ValueError(
-                f"{name}={getattr(config, name)!r} is not supported by CTPOTrainer; leave it unset"
-            )
+    return bool(config.use_cpu) or not torch.accelerator.is_available()

@@ -1,38 +1,48 @@
-"""From a recipe's keys to the two checked configurations."""
+"""Checks a recipe's keys, and makes the two configurations of a run from them.
+
+`check` needs neither torch nor TRL, so it answers at once; `ctpo train` calls it before it loads anything. `build`
+makes the `CTPOConfig` as well, which imports both.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from ctpo.errors import UserError
-from ctpo.training.config.config import CTPOConfig
+from ctpo.training.config.checks import check_batches, check_settings
 from ctpo.training.config.recipe import RIVALS, Recipe
+from ctpo.training.config.sources import MISSING, preset_knobs, trainer_fields, trl_fields
 
-# Settings of TRL that the run itself decides.
+if TYPE_CHECKING:
+    from ctpo.training.config.config import CTPOConfig
+
 _DECIDED = {
-    "logging_steps": "a run logs once a rollout batch",
-    "logging_strategy": "a run logs once a rollout batch",
+    "logging_steps": "a run logs once per rollout batch",
+    "logging_strategy": "a run logs once per rollout batch",
     "eval_strategy": "held-out evaluation is set by eval_every and eval_problems",
     "resume_from_checkpoint": "use `ctpo train --resume RUN`",
-    "disable_tqdm": "the display is ctpo's own",
-    "logging_first_step": "a run logs once a rollout batch",
+    "disable_tqdm": "ctpo has its own display",
+    "logging_first_step": "a run logs once per rollout batch",
     "eval_on_start": "every run evaluates before training",
     "ignore_data_skip": "a resumed run would train on the same problems again",
-    "save_only_model": "a checkpoint that cannot be resumed is none",
-    "generation_kwargs": "the engines have temperature, top_p and top_k",
-    "min_p": "the engines have temperature, top_p and top_k",
-    "repetition_penalty": "the engines have temperature, top_p and top_k",
-    "vllm_structured_outputs_regex": "the engines have temperature, top_p and top_k",
+    "save_only_model": "such a checkpoint could not be resumed",
+    "generation_kwargs": "the rollout engines take temperature, top_p and top_k only",
+    "min_p": "the rollout engines take temperature, top_p and top_k only",
+    "repetition_penalty": "the rollout engines take temperature, top_p and top_k only",
+    "vllm_structured_outputs_regex": "the rollout engines take temperature, top_p and top_k only",
 }
+"""Settings of TRL that a recipe cannot change, each with the reason."""
 _AT_LEAST_ONE = (lambda value: value >= 1, "at least 1")
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (lambda value: 0 <= value < 1, "0 or more and less than 1"),  # also refuses nan
@@ -45,107 +55,121 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "gradient_accumulation_steps": _AT_LEAST_ONE,
     "num_iterations": _AT_LEAST_ONE,
 }
-# Written into every run's recipe, so that a later default of TRL's cannot change what it means.
+"""Values that TRL would only fail on in the middle of a run."""
 _ALWAYS_SAVED = ("seed", "learning_rate", "max_completion_length", "temperature", "top_p", "top_k")
+"""Settings that are written into every run's recipe, so that another default in a later TRL does not change it."""
 
 
-def build(keys: Mapping[str, Any]) -> tuple[Recipe, CTPOConfig]:
-    """Check every key and make the two configurations.
+def check(keys: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe, and the given settings of `CTPOConfig`, without importing torch or TRL.
+
+    What only TRL or an objective can check (a value out of an objective's range, for example) is left to `build`.
 
     Raises:
         UserError: for the first key that is unknown, of a wrong type, out of range, or in conflict with another.
     """
-    ours, trainers = split(keys)
+    ours, given = split(keys)
     _check_conflicts(keys)
-    _check_ranges(trainers)
+    for name, (holds, wanted) in _RANGES.items():
+        if name in given and not (given[name] is not None and holds(given[name])):
+            raise UserError(f"{name}={given[name]} is out of range; use {wanted}")
     recipe = Recipe(**ours)
+    defaults = {name: each.default for name, each in trainer_fields().items() if each.default is not MISSING}
+    settings: Any = SimpleNamespace(**{**defaults, **given})
     try:
-        trainers = {
-            "log_level_replica": "error",
-            **trainers,
-        }  # transformers' own notices are the main process's
-        config = CTPOConfig(**trainers, logging_strategy="steps", disable_tqdm=True)
+        check_batches(settings)
+        check_settings(settings, {name: each.default for name, each in trl_fields().items()})
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    _check_objective(settings.objective)
+    _check_together(recipe, settings)
+    return recipe, given
+
+
+def build(keys: Mapping[str, Any]) -> tuple[Recipe, CTPOConfig]:
+    """The two configurations of a run, fully checked. Imports torch and TRL.
+
+    Raises:
+        UserError: for the first key that is unknown, of a wrong type, out of range, or in conflict with another.
+    """
+    recipe, given = check(keys)
+    from ctpo.training.config.config import CTPOConfig
+
+    # Only the main process prints the notices of transformers.
+    quiet = {"log_level_replica": "error", **given}
+    try:
+        config = CTPOConfig(**quiet, logging_strategy="steps", disable_tqdm=True)
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from None
-    _check_together(recipe, config)
     config.logging_steps = config.updates_per_rollout_batch
     if recipe.rollout_batches is not None:
         config.max_steps = recipe.rollout_batches * config.updates_per_rollout_batch
     return recipe, config
 
 
-def _check_together(recipe: Recipe, config: CTPOConfig) -> None:
-    if config.use_vllm and recipe.rollout_batch_size is not None:
-        raise UserError(
-            f"rollout_batch_size={recipe.rollout_batch_size} has no effect with use_vllm, which decides itself; drop it"
-        )
-    if config.use_vllm and find_spec("vllm") is None:
-        raise UserError("use_vllm=True needs vLLM, which is not installed; pip install 'trl[vllm]'")
-    if recipe.overlong_buffer is not None and recipe.overlong_buffer > config.max_completion_length:
-        raise UserError(
-            f"overlong_buffer={recipe.overlong_buffer} exceeds max_completion_length="
-            f"{config.max_completion_length}; use a part of it"
-        )
+def resolved(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe as plain YAML values that runs the same run again, without importing torch or TRL.
 
+    It holds every key of `Recipe`, the settings of TRL that were given or that shape the result most, and the
+    objective with all of its knobs. The output directory is not part of it.
 
-def _check_ranges(trainers: Mapping[str, Any]) -> None:
-    """What TRL would only trip over later, in the middle of a run."""
-    for name, (holds, wanted) in _RANGES.items():
-        if name in trainers and not (trainers[name] is not None and holds(trainers[name])):
-            raise UserError(f"{name}={trainers[name]} is out of range; use {wanted}")
-
-
-def resolved(recipe: Recipe, config: CTPOConfig, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The run as plain YAML values, a recipe that runs it again: all of our keys, those of TRL's that were given or
-    that shape the result most, the objective with every setting. The output directory is not part of it."""
+    Raises:
+        UserError: as `check` does.
+    """
+    recipe, given = check(keys)
     ours = {name: str(value) if isinstance(value, Path) else value for name, value in vars(recipe).items()}
-    given = {name: value for name, value in split(keys)[1].items() if name != "output_dir"}
-    effective = {name: getattr(config, name) for name in _ALWAYS_SAVED}
-    objective = {"objective": config.objective, "objective_kwargs": config.objective_settings()}
-    return {**ours, **effective, **given, **objective}
+    fields = trainer_fields()
+    effective = {name: given.get(name, fields[name].default) for name in _ALWAYS_SAVED}
+    objective = given.get("objective", fields["objective"].default)
+    knobs = {**preset_knobs()[objective], **_overrides(given.get("objective_kwargs"))}
+    given = {name: value for name, value in given.items() if name != "output_dir"}
+    return {**ours, **effective, **given, "objective": objective, "objective_kwargs": knobs}
 
 
 def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A recipe's keys as (Recipe's, CTPOConfig's), each value of its field's type."""
+    """A recipe's keys as two mappings, those of `Recipe` and those of `CTPOConfig`, each value of its field's type.
+
+    Raises:
+        UserError: for a key that is unknown, cannot be set, or has a value of a wrong type.
+    """
     ours: dict[str, Any] = {}
-    trainers: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for name, value in keys.items():
         if name in _DECIDED:
             raise UserError(f"{name}={value!r} cannot be set: {_DECIDED[name]}; drop it")
-        if name in _types(Recipe):
-            ours[name] = _checked(Recipe, name, value)
+        if name in _recipe_types():
+            ours[name] = _checked(name, value, _recipe_types()[name])
         elif name == "objective_kwargs" and isinstance(value, dict):
-            trainers[name] = {knob: _number(setting) for knob, setting in value.items()}
-        elif name in _types(CTPOConfig):
-            trainers[name] = _checked(CTPOConfig, name, value)
+            given[name] = {knob: _number(setting) for knob, setting in value.items()}
+        elif name in trainer_fields():
+            given[name] = _checked(name, value, trainer_fields()[name].type)
         else:
-            raise UserError(_unknown(str(name), [*_types(Recipe), *_types(CTPOConfig)]))
-    return ours, trainers
+            raise UserError(_unknown(str(name), [*_recipe_types(), *trainer_fields()]))
+    return ours, given
 
 
 @cache
-def _types(owner: type) -> dict[str, Any]:
-    hints = get_type_hints(owner)
-    return {each.name: hints[each.name] for each in dataclasses.fields(owner) if each.init}
+def _recipe_types() -> dict[str, Any]:
+    hints = get_type_hints(Recipe)
+    return {each.name: hints[each.name] for each in dataclasses.fields(Recipe)}
 
 
-def _checked(owner: type, name: str, value: Any) -> Any:
-    """The value as the field's type; numbers may come as strings (YAML reads 2e-4 as one)."""
-    wanted = _types(owner)[name]
+def _checked(name: str, value: Any, wanted: Any) -> Any:
+    """The value as the wanted type. A number may come as a string, because YAML reads 2e-4 as one."""
     shown = getattr(wanted, "__name__", None) if isinstance(wanted, type) else str(wanted)
     if isinstance(value, bool) and wanted in (int, float):
         raise UserError(f"{name}={value!r} is not of type {shown}")
     try:
         adapter = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))
         checked = adapter.validate_python(value)
-    except PydanticSchemaGenerationError:  # a type of TRL's that has no schema: its own checks must do
+    except PydanticSchemaGenerationError:  # a type without a schema, which TRL checks itself
         return value
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise UserError(
             f"{name}={value!r} is not of type {shown} ({reason[0].lower()}{reason[1:]})"
         ) from None
-    # An int stays one where a float would do, as in TRL's own defaults.
+    # An int stays an int where a float would do, as in TRL's own defaults.
     return value if type(value) is int and type(checked) is float else checked
 
 
@@ -156,8 +180,38 @@ def _check_conflicts(keys: Mapping[str, Any]) -> None:
                 raise UserError(f"{one}={keys[one]} and {other}={keys[other]} are both set; drop one")
 
 
+def _check_objective(name: str) -> None:
+    known = preset_knobs()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "use one of these:"
+        raise UserError(f"objective={name!r} is unknown; {hint} Known: {', '.join(sorted(known))}")
+
+
+def _check_together(recipe: Recipe, settings: Any) -> None:
+    """Check settings of `CTPOConfig` against keys of the recipe."""
+    if settings.use_vllm and recipe.rollout_batch_size is not None:
+        raise UserError(
+            f"rollout_batch_size={recipe.rollout_batch_size} has no effect with use_vllm=True, because vLLM sizes its "
+            "own batches; drop it"
+        )
+    if settings.use_vllm and find_spec("vllm") is None:
+        raise UserError("use_vllm=True needs vLLM, which is not installed; pip install 'trl[vllm]'")
+    if recipe.overlong_buffer is not None and recipe.overlong_buffer > settings.max_completion_length:
+        raise UserError(
+            f"overlong_buffer={recipe.overlong_buffer} exceeds max_completion_length="
+            f"{settings.max_completion_length}; use a smaller number of tokens"
+        )
+
+
+def _overrides(given: Any) -> dict[str, Any]:
+    """`objective_kwargs` as a mapping; TRL also takes a JSON string for it."""
+    overrides: dict[str, Any] = json.loads(given) if isinstance(given, str) else dict(given or {})
+    return overrides
+
+
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as a string; inside a free mapping no field's type mends that."""
+    """The value, as a float if it is a string that holds a number: YAML 1.1 reads 1e-4 as a string."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

@@ -84,7 +84,7 @@ def train(
     check_enough(problems, config)
     settle_length(config, len(problems))
     heldout = heldout_problems(recipe, task)
-    written = resolved(recipe, config, prepared.keys)
+    written = resolved(prepared.keys)
     identity = {"world_size": processes, "recipe": describe_recipe(written, MAY_CHANGE)}
     start = on_main(lambda: settle(prepared, identity), processes, index)
     config.output_dir = str(start.run.path)  # the main process's, where its clock named it

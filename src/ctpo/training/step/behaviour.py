@@ -10,33 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from ctpo.training.config.config import CTPOConfig
-
-
-def check_lag(config: CTPOConfig) -> None:
-    """Refuse what a lag cannot be combined with.
-
-    Raises:
-        ValueError: naming the setting and what to set it to.
-    """
-    lag = config.behaviour_lag
-    if lag < 0:
-        raise ValueError(f"behaviour_lag={lag} is negative; use 0 to sample with the current weights")
-    if lag and config.anchor != "rollout":
-        raise ValueError(
-            f"behaviour_lag={lag} needs anchor='rollout': anchor={config.anchor!r} takes log-probs of the weights that "
-            "learn, not of those that sampled"
-        )
-    if lag and config.use_vllm:
-        raise ValueError(
-            f"behaviour_lag={lag} cannot be had with use_vllm, which samples with its own weights"
-        )
 
 
 class Behaviour:

@@ -1,0 +1,86 @@
+"""A recipe's keys are checked without torch and TRL, by the same names, types and defaults that an import gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import typing
+from typing import Any
+
+import pytest
+from trl import GRPOConfig
+
+from ctpo import CTPOConfig
+from ctpo.objectives import preset_defaults, preset_names
+from ctpo.training.config.recipe import embedded_recipe, merge
+from ctpo.training.config.settings import build, resolved
+from ctpo.training.config.sources import Field, preset_knobs, trainer_fields, trl_fields
+
+HEAVY = {"torch", "transformers", "trl", "accelerate", "datasets"}
+
+
+@pytest.mark.parametrize(("owner", "read"), [(GRPOConfig, trl_fields), (CTPOConfig, trainer_fields)])
+def test_fields_read_from_the_sources_are_those_of_the_class(owner: Any, read: Any) -> None:
+    hints = typing.get_type_hints(owner)
+    expected = {each.name: each for each in dataclasses.fields(owner) if each.init}
+    found: dict[str, Field] = dict(read())
+    assert found.keys() == expected.keys()
+    unread = {name for name, each in found.items() if each.default != expected[name].default}
+    assert unread == {name for name in unread if found[name].default is dataclasses.MISSING}
+    assert not unread & {"seed", "learning_rate", "num_generations", "epsilon", "loss_type", "temperature"}
+    assert len(unread) < 12, unread
+    for name, each in found.items():
+        if "Any" not in str(each.type):
+            assert each.type == hints[name], name
+    assert found["learning_rate"].type is float
+
+
+def test_knobs_read_from_the_sources_are_those_of_the_presets() -> None:
+    assert dict(preset_knobs()) == {name: preset_defaults(name) for name in preset_names()}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"objective": "gspo", "objective_kwargs": {"reduction": "token-mean"}, "seed": 5},
+        {"objective": "grpo", "objective_kwargs": '{"reduction": "token-mean"}', "learning_rate": "1e-4"},
+    ],
+)
+def test_what_is_shown_is_what_a_run_uses(overrides: dict[str, Any]) -> None:
+    keys = {**merge(embedded_recipe(), overrides), "output_dir": "unused"}
+    shown, (recipe, config) = resolved(keys), build(keys)
+    fields = {each.name for each in dataclasses.fields(recipe)}
+    for name, value in shown.items():
+        if name != "objective_kwargs":
+            assert value == getattr(recipe if name in fields else config, name), name
+    assert shown["objective_kwargs"] == config.objective_settings()
+    assert {"seed", "learning_rate", "temperature", "top_p", "top_k"} <= shown.keys()
+    assert "output_dir" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "printed"),
+    [
+        (["--show"], 0, "objective: ctpo"),
+        (["lerning_rate=1"], 2, "did you mean 'learning_rate'?"),
+        (["objective=ctpoo"], 2, "did you mean 'ctpo'?"),
+        (["task=sudoku"], 2, "task 'sudoku' is unknown"),
+        (["learning_rate=fast"], 2, "learning_rate='fast' is not of type float"),
+        (["generation_batch_size=500"], 2, "use generation_batch_size="),
+        (["epsilon=0.1"], 2, "epsilon=0.1 has no effect under CTPO"),
+        (["behaviour_lag=-1"], 2, "behaviour_lag=-1 is negative"),
+    ],
+)
+def test_an_answer_that_needs_no_model_imports_nothing_heavy(
+    words: list[str], code: int, printed: str
+) -> None:
+    """In a fresh interpreter, because this one has imported everything."""
+    program = (
+        "import sys; from ctpo.cli.main import main; "
+        f"code = main(['train', *{words!r}]); print(code, *sorted(set(sys.modules) & {HEAVY!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == str(code)
+    assert printed in done.stdout + done.stderr
