@@ -27,8 +27,8 @@ def wants_bfloat16(model: Any, compute_dtype: str, *, exact_anchor: bool) -> boo
 
     Args:
         model: whose width is measured.
-        compute_dtype: "auto", "float32" or "bfloat16"; "auto" on a CPU measures once a process, elsewhere leaves the choice
-            to `bf16`.
+        compute_dtype: "float32", "bfloat16" or "auto". On a CPU "auto" measures once per process; elsewhere it leaves
+            the choice to `bf16`.
         exact_anchor: the ratio's anchor comes from the rollout engine, with which "auto" must not disagree.
     """
     if model.dtype != torch.float32 or compute_dtype == "float32":

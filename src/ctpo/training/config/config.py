@@ -155,7 +155,7 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         if _will_run_on_cpu(self):
-            self.bf16 = bool(self.bf16)
+            self.bf16: bool | None = bool(self.bf16)
         check_batches(self)
         if getattr(self, "ddp_find_unused_parameters", None) is None:
             self.ddp_find_unused_parameters = False  # every weight takes part in every loss

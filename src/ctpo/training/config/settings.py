@@ -22,7 +22,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 from ctpo.errors import UserError
 from ctpo.training.config.checks import check_batches, check_settings
 from ctpo.training.config.recipe import RIVALS, Recipe
-from ctpo.training.config.sources import MISSING, preset_knobs, trainer_fields, trl_fields
+from ctpo.training.config.sources import preset_knobs, trainer_fields, trl_fields
 
 if TYPE_CHECKING:
     from ctpo.training.config.config import CTPOConfig
@@ -74,7 +74,11 @@ def check(keys: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
         if name in given and not (given[name] is not None and holds(given[name])):
             raise UserError(f"{name}={given[name]} is out of range; use {wanted}")
     recipe = Recipe(**ours)
-    defaults = {name: each.default for name, each in trainer_fields().items() if each.default is not MISSING}
+    defaults = {
+        name: each.default
+        for name, each in trainer_fields().items()
+        if each.default is not dataclasses.MISSING
+    }
     settings: Any = SimpleNamespace(**{**defaults, **given})
     try:
         check_batches(settings)
