@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from ctpo.objectives import Objective, preset
-
 from ctpo.objectives.cpu import native
 from ctpo.objectives.surrogates import StopGradientWeight
 
@@ -178,6 +177,7 @@ def test_empty_and_strided() -> None:
 
 def test_a_missing_or_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     native.library.cache_clear()
+    native.available.cache_clear()
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(ValueError, match=r'found no C compiler; install gcc or clang, .* backend="auto"'):
@@ -187,3 +187,4 @@ def test_a_missing_or_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ValueError, match="false failed"):
         run(preset("ctpo", backend="native"), make())
     native.library.cache_clear()
+    native.available.cache_clear()

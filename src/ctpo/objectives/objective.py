@@ -7,25 +7,27 @@ definition; the fused path must equal it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from ctpo.objectives import checks
-from ctpo.objectives.backends import BACKENDS, takes_native
 from ctpo.objectives.compose import Output, compose, examine
-from ctpo.objectives.cpu.autograd import run
+from ctpo.objectives.cpu.autograd import native_output
 from ctpo.objectives.details import Details
+from ctpo.objectives.inputs import Inputs
 from ctpo.objectives.layouts.packed import Packed, packed_from
 from ctpo.objectives.layouts.padded import Layout, Padded
 from ctpo.objectives.layouts.sharded import SequenceShard, Sharded
 from ctpo.objectives.numerics import compute_dtype
-from ctpo.objectives.plan import plan_for
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Count, Reduction
 from ctpo.objectives.surrogates import Surrogate
 from ctpo.objectives.tokens import as_bool, sanitise
 from ctpo.objectives.trust_regions import TrustRegion
+
+BACKENDS: Final = ("auto", "native", "compose")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,31 +104,48 @@ class Objective:
             ValueError: shapes, dtypes or mask values that do not fit; unusable tokens when `on_bad` is
             "raise".
         """
-        layout = _layout(logps, advantages, segment_ids, cu_seqlens, shard)
+        checks.packing(logps, segment_ids, cu_seqlens)
         per_sequence = logps.shape[:1] if logps.ndim == 2 else advantages.shape[:1]
         checks.batch(logps, old_logps, advantages, mask, tuple(per_sequence), weights, loss_mask)
-        plan = plan_for(self.ratio, self.trust_region, self.surrogate)
-        mask = as_bool(mask)
-        counted = mask if loss_mask is None else mask & as_bool(loss_mask)
-        dtype = compute_dtype(logps, old_logps)
-        factor = self.reduction.factors(counted, layout, num_tokens, num_sequences, dtype)
-        signal = layout.expand(advantages.detach()).to(dtype)
-        if weights is not None:
-            signal = signal * layout.expand(weights.detach()).to(dtype)
-        if loss_mask is not None:
-            signal = torch.where(counted, signal, torch.zeros_like(signal))
-        if plan and not details and takes_native(self.backend, layout, logps, old_logps, advantages, mask):
-            out = run(plan, logps, old_logps, mask, signal, factor, layout)
-            if self.on_bad == "raise":
-                checks.unusable_tokens(out.stats["neutralised"])
-            return out
-        tokens = sanitise(logps, old_logps, mask, layout)
-        # A masked or neutralised token may carry a NaN advantage, which would reach the gradient as 0·NaN.
-        signal = torch.where(tokens.kept, signal, torch.zeros_like(signal))
-        out = compose(self.ratio, self.trust_region, self.surrogate, tokens, signal, factor, details)
+        inputs = Inputs(
+            logps=logps,
+            old_logps=old_logps,
+            advantages=advantages,
+            response_mask=mask,
+            rejection_mask=None if loss_mask is None else loss_mask == 0,
+            weights=weights,
+            num_tokens=num_tokens,
+            num_sequences=num_sequences,
+            segment_ids=segment_ids,
+            cu_seqlens=cu_seqlens,
+        )
+        out = None
+        if self.backend != "compose" and shard is None and not details:
+            out = native_output(
+                self.ratio, self.trust_region, self.surrogate, self.reduction, inputs, self.backend, _layout
+            )
+        if out is None:
+            out = self._definition(inputs, shard, details)
         if self.on_bad == "raise":
             checks.unusable_tokens(out.stats["neutralised"])
         return out
+
+    def _definition(
+        self, inputs: Inputs, shard: SequenceShard | None = None, details: bool = False
+    ) -> Output:
+        """The output of a call by the definition: every part applied in torch, one after the other."""
+        layout = _layout(inputs, shard)
+        mask = as_bool(inputs.response_mask)
+        counted = mask if inputs.rejection_mask is None else mask & ~as_bool(inputs.rejection_mask)
+        dtype = compute_dtype(inputs.logps, inputs.old_logps)
+        factor = self.reduction.factors(counted, layout, inputs.num_tokens, inputs.num_sequences, dtype)
+        signal = layout.expand(inputs.advantages.detach()).to(dtype)
+        if inputs.weights is not None:
+            signal = signal * layout.expand(inputs.weights.detach()).to(dtype)
+        tokens = sanitise(inputs.logps, inputs.old_logps, mask, layout)
+        # A masked or neutralised token may carry a NaN advantage, which would reach the gradient as 0·NaN.
+        signal = torch.where(tokens.kept & counted, signal, torch.zeros_like(signal))
+        return compose(self.ratio, self.trust_region, self.surrogate, tokens, signal, factor, details)
 
     @torch.no_grad()
     def examine(self, logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor) -> Details:
@@ -169,15 +188,10 @@ class Objective:
         return (torch.where(as_bool(mask), values, torch.zeros_like(values)) * factor).sum()
 
 
-def _layout(
-    logps: Tensor,
-    advantages: Tensor,
-    segment_ids: Tensor | None,
-    cu_seqlens: Tensor | None,
-    shard: SequenceShard | None,
-) -> Layout:
-    """Layout of a call's tokens, after checking that the arguments describe exactly one."""
-    checks.packing(logps, segment_ids, cu_seqlens)
+def _layout(inputs: Inputs, shard: SequenceShard | None) -> Layout:
+    """The layout of a call's tokens, after a check of its segments."""
+    logps, advantages = inputs.logps, inputs.advantages
+    segment_ids, cu_seqlens = inputs.segment_ids, inputs.cu_seqlens
     length = logps.shape[-1]
     if logps.ndim == 2:
         return Padded() if shard is None else Sharded(shard, length, logps.device)

@@ -1,13 +1,14 @@
 """The fast path: loss, statistics and gradient from one streaming pass.
 
 With the stop-gradient decomposition d L_t / d log π_t needs token t only, and is L_t itself wherever the
-token is not clipped. So the forward pass also leaves the gradient of the loss, which the backward pass hands over; the token losses and one
-bit per token are kept beside it for other upstream gradients and further backward passes. A gradient "through" the
-statistic adds the statistic's transpose, a sum along the sequence. Tests hold it equal to `compose` for every preset.
+token is not clipped. So the forward pass also leaves the gradient of the loss, which the backward pass hands
+over; the token losses and one bit per token are kept beside it for other upstream gradients. A gradient
+"through" the statistic adds the statistic's transpose. Tests hold it equal to `compose` for every preset.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,13 +17,44 @@ from torch.autograd.function import once_differentiable
 
 from ctpo.objectives.compose import Output
 from ctpo.objectives.cpu.native import NativePass
+from ctpo.objectives.cpu.plan import Plan, plan_for
+from ctpo.objectives.cpu.supported import takes_native
+from ctpo.objectives.inputs import Inputs
 from ctpo.objectives.layouts.packed import Packed
 from ctpo.objectives.layouts.padded import Layout
-from ctpo.objectives.numerics import prefix_dtype
-from ctpo.objectives.plan import Plan
+from ctpo.objectives.numerics import compute_dtype, prefix_dtype
+from ctpo.objectives.ratios import Ratio
+from ctpo.objectives.reductions import Reduction
 from ctpo.objectives.stats import Sums, finalise
-from ctpo.objectives.surrogates import StopGradientWeight
-from ctpo.objectives.tokens import Tokens
+from ctpo.objectives.surrogates import StopGradientWeight, Surrogate
+from ctpo.objectives.tokens import Tokens, as_bool
+from ctpo.objectives.trust_regions import TrustRegion
+
+
+def native_output(
+    ratio: Ratio,
+    region: TrustRegion,
+    surrogate: Surrogate,
+    reduction: Reduction,
+    inputs: Inputs,
+    backend: str,
+    layout_of: Callable[[Inputs, None], Layout],
+) -> Output | None:
+    """The output of a call by the C pass, or None where the definition has to run."""
+    plan = plan_for(ratio, region, surrogate)
+    if plan is None or not takes_native(backend, *inputs.tensors()):
+        return None
+    layout = layout_of(inputs, None)
+    mask = as_bool(inputs.response_mask)
+    counted = mask if inputs.rejection_mask is None else mask & ~as_bool(inputs.rejection_mask)
+    dtype = compute_dtype(inputs.logps, inputs.old_logps)
+    factor = reduction.factors(counted, layout, inputs.num_tokens, inputs.num_sequences, dtype)
+    signal = layout.expand(inputs.advantages.detach()).to(dtype)
+    if inputs.weights is not None:
+        signal = signal * layout.expand(inputs.weights.detach()).to(dtype)
+    if inputs.rejection_mask is not None:
+        signal = torch.where(counted, signal, torch.zeros_like(signal))
+    return run(plan, inputs.logps, inputs.old_logps, mask, signal, factor, layout)
 
 
 def run(

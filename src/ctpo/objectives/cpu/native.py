@@ -18,8 +18,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from ctpo.objectives.cpu.plan import Plan
 from ctpo.objectives.numerics import EXP_CAP, FAR, SATURATION
-from ctpo.objectives.plan import Plan
 from ctpo.objectives.ratios import (
     CumulativeRatio,
     MinPrefixRatio,
