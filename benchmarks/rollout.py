@@ -25,7 +25,7 @@ from ctpo.evaluation.model import load_model
 from ctpo.rollout import TransformersEngine
 from ctpo.rollout.local.responses import SHRINK_BELOW
 from ctpo.rollout.local.decoders import decoder_for
-from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.sampling import Sampling
 from ctpo.cpu.products import fast_products
 from ctpo.rollout.sampling import sample_tokens
 

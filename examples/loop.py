@@ -20,7 +20,7 @@ from ctpo.evaluation.heldout import evaluate
 from ctpo.objectives import Objective, Output, preset
 from ctpo.objectives.advantages import group_normalised
 from ctpo.rollout import Rollout, TransformersEngine
-from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import open_tools
 from ctpo.tasks import get_task
 from ctpo.tasks.arithmetic import model_path

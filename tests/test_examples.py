@@ -12,7 +12,7 @@ import torch
 
 from ctpo.objectives import preset
 from ctpo.rollout import ToolRunner, TransformersEngine
-from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Task
 from ctpo.tasks.arithmetic.task import TOOL
 

@@ -53,7 +53,7 @@ def test_greedy_equals_generate_and_log_probs_are_exact() -> None:
     from ctpo.evaluation.model import load_model
     from ctpo.rollout import TransformersEngine
     from ctpo.rollout.chat import encode_prompt
-    from ctpo.rollout.local.engine import Sampling
+    from ctpo.rollout.sampling import Sampling
     from ctpo.tasks import get_task
 
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from ctpo.errors import UserError
 from ctpo.rollout import ToolRunner, TransformersEngine
 from ctpo.rollout.chat import adapt_tool, encode_prompt, encode_result
 from ctpo.rollout.local.decoders import PaddedDecoder, RaggedDecoder, decoder_for
-from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import CHAT_TOOL, PythonTool, Task
 
 from .conftest import CHATML, NATIVE, TALKS

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
-from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.sampling import Sampling
 
 SAMPLING = Sampling(max_new_tokens=96)
 

@@ -10,7 +10,7 @@ import pytest
 
 from ctpo.errors import UserError
 from ctpo.rollout import Endpoint, EndpointEngine, ToolRunner
-from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import CHAT_TOOL, Task
 
 from .served import Answer, choice, serving

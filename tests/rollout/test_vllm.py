@@ -12,7 +12,7 @@ import torch
 from ctpo.errors import UserError
 from ctpo.rollout import ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
-from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.noise import row_uniforms
 from ctpo.rollout.remote.vllm import Ask, Said
 from ctpo.tasks import Task

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ctpo.rollout import TransformersEngine
 from ctpo.rollout.local.decoders import RaggedDecoder, decoder_for
-from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.sampling import Sampling
 from ctpo.cpu.weights import bfloat16_products
 from ctpo.tasks.arithmetic import model_path
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ctpo.errors import UserError
-from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.sampling import Sampling
 from ctpo.sandbox import SandboxResult
 from ctpo.tasks import Problem
 from ctpo.training.config.recipe import Recipe

@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
-from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.remote.vllm import Ask
 from ctpo.training.sampling.vllm import GENERATION_ATTRIBUTES, TRLCompleter, vllm_engine
 

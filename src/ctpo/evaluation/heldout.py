@@ -9,8 +9,8 @@ from typing import Any
 
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
-from ctpo.rollout.local.engine import Sampling
 from ctpo.rollout.noise import row_uniforms
+from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
 
 

@@ -13,7 +13,7 @@ from ctpo.errors import UserError
 from ctpo.evaluation.metrics import majority, mean_and_error, pass_at_k, reported_ks
 from ctpo.evaluation.samplers import Response, endpoint_responses, local_responses
 from ctpo.rollout import EndpointEngine, ToolRunner, TransformersEngine
-from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.sampling import Sampling
 from ctpo.runs.atomic import json_line, write_json_lines
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.task import verdict

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from ctpo.rollout import EndpointEngine, Rollout, ToolCall, ToolRunner, TransformersEngine
 from ctpo.rollout.chat import encode_prompt
-from ctpo.rollout.local.engine import Sampling
 from ctpo.rollout.noise import row_uniforms
+from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
 
 _BEYOND_CONTEXT = re.compile(r"HTTP 4\d\d: .*\bcontext\b", re.IGNORECASE)

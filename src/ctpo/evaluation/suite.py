@@ -14,7 +14,7 @@ from ctpo.errors import UserError
 from ctpo.evaluation.model import HELDOUT_SEED, SMALL, choose_device, in_fastest_dtype, load_model
 from ctpo.evaluation.sampled import Row, sample_task, summarise
 from ctpo.rollout import Endpoint, EndpointEngine, TransformersEngine
-from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import open_tools
 from ctpo.runs.atomic import write_json
 from ctpo.tasks import Problem, Task

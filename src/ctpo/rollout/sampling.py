@@ -5,11 +5,23 @@ Shape legend: B rows, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 _BLOCK = 256
 """Entries summed at once in a large vocabulary: a running sum over all of it would cost as much as the softmax."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. `max_new_tokens` counts the tool's tokens too, as TRL's completion length does."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
 
 
 def sample_tokens(

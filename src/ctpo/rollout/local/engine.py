@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,21 +22,11 @@ from ctpo.rollout.chat import called_program, encode_result
 from ctpo.rollout.local.decoders import Decoder, decoder_for
 from ctpo.rollout.local.responses import Batch
 from ctpo.rollout.records import Rollout
-from ctpo.rollout.sampling import sample_tokens
+from ctpo.rollout.sampling import Sampling, sample_tokens
 from ctpo.rollout.tools import ToolRunner
 
 _CHUNK = 16
 """Tokens from which an output is fed in a pass of its own; below, the pass costs more than it saves."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How tokens are drawn. `max_new_tokens` counts the tool's tokens too, as TRL's completion length does."""
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
 
 
 class TransformersEngine:

@@ -8,9 +8,9 @@ from typing import Any
 
 from ctpo.errors import UserError
 from ctpo.rollout.chat import SCHEMA
-from ctpo.rollout.local.engine import Sampling
 from ctpo.rollout.records import ToolCall
 from ctpo.rollout.remote.endpoint import Endpoint, RequestFailed
+from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import PythonTool, Task
 from ctpo.tasks.tool import SUCCESS
 

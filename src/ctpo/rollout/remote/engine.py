@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ctpo.rollout.local.engine import Sampling
 from ctpo.rollout.remote.conversation import Chat, Reply, Server, Talk, Text
 from ctpo.rollout.remote.endpoint import Endpoint
+from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import ToolRunner
 from ctpo.tasks import Task
 

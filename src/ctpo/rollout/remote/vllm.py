@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ctpo.errors import UserError
 from ctpo.rollout.chat import called_program, encode_result
-from ctpo.rollout.local.engine import Sampling
 from ctpo.rollout.records import Rollout
+from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import ToolRunner
 
 

@@ -22,7 +22,7 @@ import torch
 
 from ctpo.errors import UserError
 from ctpo.evaluation.model import HELDOUT_SEED
-from ctpo.rollout.local.engine import Sampling
+from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import LASTING, Runs, ToolRunner
 from ctpo.runs.atomic import write_json
 from ctpo.sandbox import SandboxResult
