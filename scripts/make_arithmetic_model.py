@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctpo.tasks.arithmetic.warmup import main
+from arithmetic_model.warmup import main
 
 if __name__ == "__main__":
     main()

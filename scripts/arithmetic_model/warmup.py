@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from arithmetic_model.demonstrations import Demonstrator
 
-from ctpo.tasks.arithmetic.demonstrations import Demonstrator
 from ctpo.tasks.arithmetic.task import TOOL, problems
 from ctpo.tasks.arithmetic.tokenizer import EOS, MAX_LENGTH, build_tokenizer
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from arithmetic_model.demonstrations import Demonstrator
+from arithmetic_model.warmup import IGNORED, WarmupConfig, collate, make_model, train
 
 from ctpo.tasks import get_task
-from ctpo.tasks.arithmetic.demonstrations import Demonstrator
 from ctpo.tasks.arithmetic.tokenizer import VOCABULARY, build_tokenizer
-from ctpo.tasks.arithmetic.warmup import IGNORED, WarmupConfig, collate, make_model, train
 
 TASK = get_task("arithmetic")
 PROMPT = "3+67+77-29+5-99="
