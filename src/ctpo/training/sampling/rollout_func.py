@@ -14,8 +14,8 @@ from torch import Tensor
 from ctpo.cpu.precision import computes_in_bfloat16
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
-from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.noise import row_uniforms
+from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Task
 from ctpo.training.processes import whole_model
 from ctpo.training.sampling.masking import VoidTurns, is_truncated, is_void

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.remote.vllm import Ask, Said, VLLMEngine
+from ctpo.rollout.sampling import Sampling
 
 _CONNECTIONS = 64  # requests to a server at a time, as many as TRL's own client makes
 
