@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ctpo.objectives import SequenceShard, contiguous, correct_rollout, preset, preset_names, striped, zigzag
-from ctpo.objectives.reductions import REDUCTIONS
 from ctpo.objectives.layouts.sharded import Sharded
+from ctpo.objectives.reductions import REDUCTIONS
 
 from .batches import Batch, make, run
 

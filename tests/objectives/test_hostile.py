@@ -56,7 +56,7 @@ def test_masked_advantages_change_nothing(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", [*BACKENDS.args[1], "native"])
 def test_a_log_ratio_at_the_limit_is_still_usable(backend: str) -> None:
-    if backend == "compile" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
+    if backend == "native" and not any(map(shutil.which, ("cc", "gcc", "clang"))):
         pytest.skip("needs a C compiler")
     logps = torch.tensor([[0.0, -SATURATION, 0.0, -SATURATION - 1e-12]], dtype=torch.float64)
     old = torch.tensor([[-SATURATION, 0.0, -SATURATION - 1e-12, 0.0]], dtype=torch.float64)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctpo.objectives import preset, preset_names
+from ctpo.objectives.layouts.packed import packed_from
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.reductions import REDUCTIONS, count_true
-from ctpo.objectives.layouts.packed import packed_from
 from ctpo.objectives.surrogates import ceiling_of
 from ctpo.objectives.trust_regions import Bound, Limits, LogBand
 

@@ -107,13 +107,11 @@ def test_details_and_profile() -> None:
 
 def test_the_room_imports_torch_and_the_standard_library_only() -> None:
     folder = Path(ctpo.objectives.__file__).parent
-    base = {"torch", *sys.stdlib_module_names}
+    allowed = {"torch", *sys.stdlib_module_names}
     # The package's own __init__ imports its trainer on first use only; tests/test_walls.py runs that.
     files = [*folder.glob("**/*.py")]
     assert len(files) > 15
     for file in files:
-        # Optional, and imported lazily: a GPU's kernels.
-        allowed = base | {"triton"} if file.name.startswith("triton_") else base
         for node in ast.walk(ast.parse(file.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):

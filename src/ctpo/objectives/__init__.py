@@ -5,7 +5,7 @@ from ctpo.objectives.compose import Output
 from ctpo.objectives.details import Details, position_profile
 from ctpo.objectives.layouts.sharded import SequenceShard, contiguous, striped, zigzag
 from ctpo.objectives.objective import Objective
-from ctpo.objectives.registry import preset, preset_defaults, preset_names
+from ctpo.objectives.presets import preset, preset_defaults, preset_names
 from ctpo.objectives.rollout_correction import Correction, anchor_logps, correct_rollout
 
 __all__ = [

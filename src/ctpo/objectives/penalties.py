@@ -1,7 +1,7 @@
 """Penalties added to a policy loss: divergence from a reference policy, entropy.
 
-Per-token tensors; reduce them with `Objective.reduce`, or let an objective's `kl_coef` and `entropy_coef` do
-it.
+Both return one value per token. `Objective.reduce` reduces them as it reduces the loss:
+`loss + beta * objective.reduce(kl_penalty(logps, ref_logps), response_mask, num_tokens=...)`.
 """
 
 from __future__ import annotations

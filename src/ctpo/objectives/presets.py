@@ -5,8 +5,13 @@ Equations, sources and what is known of each: docs/objectives.md.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
+from collections.abc import Callable
+from typing import Any, Final
 
+from ctpo.objectives import checks
 from ctpo.objectives.calibration import band_bases
 from ctpo.objectives.objective import Objective
 from ctpo.objectives.quantile_gate import QuantileGate, Smoothing
@@ -150,8 +155,8 @@ def grpo(
     """PPO's term with GRPO's mean over sequences of the mean over tokens.
 
     The band is the one CTPO's paper runs its GRPO baseline with; GRPO's own is symmetric, without dual clip
-    and with a KL penalty (`high=0.2, dual=None, kl_coef=0.04`; its paper gives the 0.04 and no band, 0.2 is what
-    implementations take).
+    and with a KL penalty (`high=0.2, dual=None`, and 0.04 times `penalties.kl_penalty`). Its paper gives the 0.04 and
+    no band; 0.2 is what implementations take.
     """
     return ppo(low, high, dual, reduction)
 
@@ -277,3 +282,82 @@ def prefix_quantile(
 
 def _smoothing(ema: float | None) -> Smoothing | None:
     return None if ema is None else Smoothing(ema)
+
+
+_PRESETS: Final[dict[str, Callable[..., Objective]]] = {
+    "ctpo": ctpo,
+    "ctpo-fixed": ctpo_fixed,
+    "ctpo-fixed-matched": ctpo_fixed_matched,
+    "ctpo-calibrated": ctpo_calibrated,
+    "ctpo-geomean": ctpo_geomean,
+    "ctpo-prefix-gradient": ctpo_prefix_gradient,
+    "sequence": sequence,
+    "ppo": ppo,
+    "grpo": grpo,
+    "dapo": dapo,
+    "dr-grpo": dr_grpo,
+    "gspo": gspo,
+    "gspo-token": gspo_token,
+    "cispo": cispo,
+    "minpro": minpro,
+    "reinforce": reinforce,
+    "sequence-quantile": sequence_quantile,
+    "prefix-quantile": prefix_quantile,
+}
+
+_SHARED: Final[dict[str, Any]] = {
+    "norm_length": 1.0,
+    "on_bad": "neutralise",
+    "backend": "auto",
+}
+"""Knobs that every preset takes: `norm_length` (tokens) of `Reduction`, and those of `Objective`."""
+
+_PENALTIES: Final = {
+    "kl_coef": "kl_penalty(logps, ref_logps)",
+    "kl_estimator": "kl_penalty(logps, ref_logps, estimator)",
+    "entropy_coef": "entropy_penalty(entropies)",
+}
+"""Knobs that an objective no longer has, and the function of `ctpo.objectives.penalties` that replaces each."""
+
+
+def preset_names() -> tuple[str, ...]:
+    """The names that `preset` knows."""
+    return tuple(_PRESETS)
+
+
+def preset_defaults(name: str) -> dict[str, Any]:
+    """The knobs of a preset with their default values, its own knobs first.
+
+    Raises:
+        ValueError: unknown preset.
+    """
+    builder = _PRESETS[checks.choice("preset", name, _PRESETS)]
+    own = {key: parameter.default for key, parameter in inspect.signature(builder).parameters.items()}
+    return {**own, **_SHARED}
+
+
+def preset(name: str, **overrides: Any) -> Objective:
+    """The objective of that name, with some of its knobs changed.
+
+    Example: `preset("grpo", reduction="token-mean")`.
+
+    Args:
+        name: one of `preset_names()`.
+        overrides: knobs of that preset, see `preset_defaults(name)`.
+
+    Raises:
+        ValueError: unknown preset or knob (the message gives the nearest match), or a value out of range.
+    """
+    known = preset_defaults(name)
+    for key in overrides:
+        if key in _PENALTIES:
+            raise ValueError(
+                f"{key}: an objective holds no penalty; use loss + beta * objective.reduce("
+                f"{_PENALTIES[key]}, response_mask, num_tokens=...) with ctpo.objectives.penalties."
+            )
+        checks.choice(f"override of preset {name!r}", key, known)
+    knobs = {**known, **overrides}
+    shared = {key: knobs.pop(key) for key in _SHARED}
+    objective = _PRESETS[name](**knobs)
+    reduction = dataclasses.replace(objective.reduction, norm_length=shared.pop("norm_length"))
+    return dataclasses.replace(objective, reduction=reduction, **shared)

@@ -72,13 +72,7 @@ def trainer_fields() -> Mapping[str, Field]:
 def preset_knobs() -> Mapping[str, Mapping[str, Any]]:
     """The knobs of every preset with their defaults, as `ctpo.objectives.preset_defaults` gives them."""
     try:
-        body = [
-            node
-            for name in ("presets.py", "registry.py")
-            if (_OBJECTIVES / name).exists()
-            for node in _parse(_OBJECTIVES / name).body
-        ]
-        tree = ast.Module(body, [])
+        tree = _parse(_OBJECTIVES / "presets.py")
         table, shared = _assigned(tree, "_PRESETS"), ast.literal_eval(_assigned(tree, "_SHARED"))
         functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         if not isinstance(table, ast.Dict):
