@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ctpo.report.curve import draw_learning_curve
+from ctpo.report.drawing import draw_learning_curve
 
 RECORDS = [
     {"batch": 0, "step": 0, "seconds": 0.0, "heldout_pass@1": 0.2, "heldout_stderr": 0.01},
@@ -23,7 +23,7 @@ def draw(run: Path, records: list[dict[str, object]]) -> bytes:
     (run / "summary.json").write_text(json.dumps(SUMMARY))
     path = draw_learning_curve(run)
     with Image.open(path) as image:
-        assert image.size == (1120, 640)
+        assert image.size == (1024, 640)
         assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20
         return image.convert("RGB").tobytes()
 

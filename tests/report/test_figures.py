@@ -11,7 +11,7 @@ import pytest
 from ctpo.report.collection import collect
 from ctpo.report.figures.figure import Figure, over_seeds, thinned
 from ctpo.report.page import figures
-from ctpo.runs.paired import mean
+from ctpo.runs.means import mean
 from tests.report.made import BATCHES, EDGES, tokens, write_run
 
 
@@ -35,7 +35,7 @@ def test_all_batches_together_are_the_union_of_their_tokens(one: dict[str, Figur
     clip = one["clip-by-position"]
     assert clip.parts[0] == "all"
     curve = next(s for s in clip.series if s.frame == 0 and s.part == 0)
-    assert curve.of == [len(of_bin(i)) for i in range(len(EDGES))]
+    assert curve.token_counts == [len(of_bin(i)) for i in range(len(EDGES))]
     for place, share in enumerate(curve.y):
         t, value = of_bin(place).T
         assert share == pytest.approx(np.mean((value > 0.05 * np.sqrt(t)) | (value < -0.025 * np.sqrt(t))))

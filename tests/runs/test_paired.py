@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ctpo.runs.paired import holm, mean, paired
+from ctpo.runs.means import mean
+from ctpo.runs.paired import holm, paired
 
 ONE = [0.91, 0.93, 0.88, 0.95, 0.90]
 OTHER = [0.85, 0.94, 0.80, 0.90, 0.89]

@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ctpo.training.run.train", "ctpo.report.curve"])
+_CONTEXT.set_forkserver_preload(["ctpo.training.run.train", "ctpo.report.drawing"])
 
 
 def launch(

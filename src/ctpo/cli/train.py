@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     with open_display(shown=is_main_process()) as display:
         display.stage("loading torch, transformers and TRL")
         quieten()
-        from ctpo.report.curve import draw_learning_curve
+        from ctpo.report.drawing import draw_learning_curve
         from ctpo.training.run.train import train
 
         outcome = train(keys, listener=display, resume=args.resume)

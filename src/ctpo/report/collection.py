@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.errors import UserError
+from ctpo.runs.identity import CHANGES_NOTHING, deciding_settings
 from ctpo.runs.reader import Record, Run, is_run, number, read_run
 from ctpo.runs.scores import Score, score
 
-_CHANGES_NOTHING = (
-    *("seed", "output_dir", "transcripts", "threads", "rollout_batch_size"),
-    *("save_steps", "save_total_limit", "save_strategy", "report_to", "run_name", "logging_dir"),
-)
+_SAME_GROUP = CHANGES_NOTHING | {"seed", "threads"}
+"""Settings in which the runs of one group may differ. The number of threads changes no more than the rounding."""
 _LONGEST_NAME = 60
 
 
@@ -191,7 +190,7 @@ def _holds(config: Record, setting: Any) -> bool:
 def _grouped(runs: Iterable[Run], notes: list[str]) -> list[Group]:
     by_recipe: dict[str, list[Run]] = {}
     for run in runs:
-        recipe = {key: value for key, value in run.config.items() if key not in _CHANGES_NOTHING}
+        recipe = deciding_settings(run.config, _SAME_GROUP)
         key = json.dumps(recipe, sort_keys=True, default=str) if recipe else f"{run.objective} of {run.path}"
         by_recipe.setdefault(key, []).append(run)
     groups = []
@@ -214,8 +213,7 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
         differing = [
             key
             for key in mine
-            if key.split(".")[0] not in _CHANGES_NOTHING
-            and any(told.get(key) != mine[key] for told in others)
+            if key.split(".")[0] not in _SAME_GROUP and any(told.get(key) != mine[key] for told in others)
         ]
         words = [f"{key.split('.')[-1]} {mine[key]}" for key in differing]
         name = ", ".join([objective, *words])

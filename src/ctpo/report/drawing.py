@@ -1,4 +1,4 @@
-"""The same figures as PNG and SVG files, drawn by matplotlib in the page's light colours."""
+"""Figures as PNG and SVG files, drawn by matplotlib in the light colours of the page."""
 
 from __future__ import annotations
 
@@ -10,110 +10,132 @@ from typing import Any, Final
 
 from ctpo.errors import UserError
 from ctpo.report.collection import Collection
-from ctpo.report.figures.figure import NEAR_ZERO, Axis, Figure, Series
+from ctpo.report.figures.by_batch import learning_curve
+from ctpo.report.figures.figure import NEAR_ZERO, Axis, Figure, Series, Values
+from ctpo.runs.directory import RunDirectory
+from ctpo.runs.reader import read_run
 
 _WIDTH_IN, _HEIGHT_IN, _DPI = 6.4, 4.0, 160
-_MARKERS: Final = ("o", "s", "^", "D", "x", "+", "v", "o")  # as the page's script has them
+_MARKERS: Final = ("o", "s", "^", "D", "x", "+", "v", "o")
+"""By colour, as in the page's script."""
+_MOST_MARKERS = 30
+"""A curve with more points than this has none of them marked."""
 _STYLES = {"line": "-", "seed": "-", "reference": ":", "limit": "--"}
 _WIDTHS = {"line": 1.8, "seed": 0.7, "reference": 1.1, "limit": 1.5}
 
 
 def draw(collection: Collection, figures: Sequence[Figure], folder: Path) -> list[Path]:
-    """Write every figure, one a regime (and one a group where groups are looked at one at a time); return the paths.
+    """Write every figure as PNG and SVG, and return the paths.
+
+    There is one picture per regime, or one per group for figures that show one group at a time. A figure with frames
+    shows its first, and single seeds are left out.
 
     Raises:
         UserError: if the folder cannot be written.
     """
     written = []
+    group_names = [group.name for group in collection.groups]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for figure in figures:
-            for name, title, series in _views(collection, figure):
-                drawn = _drawn(collection, figure, title, series)
+            for file_name, subtitle, series in _views(collection, figure):
+                picture = _picture(figure, subtitle, series, group_names)
                 for ending in (".png", ".svg"):
-                    path = folder / f"{name}{ending}"
-                    drawn.savefig(path)
+                    path = folder / f"{file_name}{ending}"
+                    picture.savefig(path)
                     written.append(path)
     except OSError as error:
         raise UserError(f"--plots {folder} cannot be written ({error.strerror}); choose another") from None
     return written
 
 
+def draw_learning_curve(run: Path) -> Path:
+    """Draw held-out accuracy and training reward of one run against wall-clock time; return the PNG's path.
+
+    Raises:
+        OSError: if the picture cannot be written.
+    """
+    figure, path = learning_curve(read_run(run)), RunDirectory(run).curve
+    _picture(figure, "", figure.series, []).savefig(path)
+    return path
+
+
 def _views(collection: Collection, figure: Figure) -> Iterator[tuple[str, str, list[Series]]]:
-    """(file name, what is shown, its curves): the first frame, without single seeds."""
-    shown = [s for s in figure.series if s.role != "seed" and s.frame in (None, 0)]
+    """Yield the file name, the subtitle and the curves of each picture of a figure."""
+    shown = [each for each in figure.series if each.role != "seed" and each.frame in (None, 0)]
     if figure.one_group:
         for place, group in enumerate(collection.groups):
-            mine = [s for s in shown if s.group == place]
-            told = " · ".join(filter(None, (group.regime, group.name)))
-            if mine:
-                yield (
-                    "--".join([figure.id, *map(_slug, filter(None, (group.regime, group.name)))]),
-                    told,
-                    mine,
-                )
+            series = [each for each in shown if each.group == place]
+            words = [word for word in (group.regime, group.name) if word]
+            if series:
+                yield "--".join([figure.id, *map(_file_name, words)]), " · ".join(words), series
         return
     for regime in collection.regimes:
-        mine = [s for s in shown if s.group is None or collection.groups[s.group].regime == regime]
-        if mine:
-            yield "--".join([figure.id, *([_slug(regime)] if regime else [])]), regime, mine
+        series = [
+            each for each in shown if each.group is None or collection.groups[each.group].regime == regime
+        ]
+        if series:
+            yield "--".join([figure.id, *([_file_name(regime)] if regime else [])]), regime, series
 
 
-def _slug(name: str) -> str:
+def _file_name(name: str) -> str:
     return re.sub(r"[^\w.=-]+", "-", name).strip("-") or "unnamed"
 
 
-def _drawn(collection: Collection, figure: Figure, title: str, series: Sequence[Series]) -> Any:
+def _picture(figure: Figure, subtitle: str, series: Sequence[Series], group_names: Sequence[str]) -> Any:
+    """Return the matplotlib figure of these curves. Groups with the same name, in several regimes, share a colour."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
+    from matplotlib.figure import Figure as Picture
 
-    canvas = Canvas(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes = canvas.add_subplot()
-    names = list(dict.fromkeys(group.name for group in collection.groups))
-    colours = _colours()
-    told: set[str] = set()
+    picture = Picture(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(picture)
+    axes = picture.add_subplot()
+    colours, names = _colours(), list(dict.fromkeys(group_names))
+    labelled: set[str] = set()
     for each in series:
-        group = collection.groups[each.group].name if each.group is not None else ""
-        place = each.part if each.part is not None else names.index(group)
-        name = figure.parts[each.part] if each.part is not None else group
+        if each.part is not None:
+            place, name = each.part, figure.parts[each.part]
+        else:
+            name = group_names[each.group] if each.group is not None else ""
+            place = names.index(name)
         label = name if each.role != "reference" else each.name
-        _curve(
+        _draw_curve(
             axes,
             each,
             colours[place % len(colours)],
             _MARKERS[place % len(_MARKERS)],
-            "" if label in told else label,
+            None if label in labelled else label or None,
         )
-        told.add(label)
-    _axis(axes, "x", figure.x)
-    _axis(axes, "y", figure.y)
+        labelled.add(label)
+    _set_axis(axes, "x", figure.x)
+    _set_axis(axes, "y", figure.y)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     frame = figure.frames[0] if figure.frames else ""
-    axes.set_title(" · ".join(filter(None, (figure.title, title, frame))), loc="left", fontsize=10)
-    if len(told) > 1:
+    axes.set_title(" · ".join(filter(None, (figure.title, subtitle, frame))), loc="left", fontsize=10)
+    if len(labelled) > 1:
         axes.legend(frameon=False, fontsize=8)
-    return canvas
+    return picture
 
 
-def _curve(axes: Any, series: Series, colour: str, marker: str, label: str) -> None:
-    x, y = [_plain(value) for value in series.x], [_plain(value) for value in series.y]
-    few = series.role == "line" and len(x) <= 30
+def _draw_curve(axes: Any, series: Series, colour: str, marker: str, label: str | None) -> None:
+    x, y = _with_gaps(series.x), _with_gaps(series.y)
+    marked = series.role == "line" and len(x) <= _MOST_MARKERS
     axes.plot(
         x, y, color=colour, linestyle=_STYLES[series.role], linewidth=_WIDTHS[series.role],
-        marker=marker if few else None, markersize=4, label=label or None,
+        marker=marker if marked else None, markersize=4, label=label,
     )  # fmt: skip
     if series.low is not None and series.high is not None:
-        low, high = [_plain(value) for value in series.low], [_plain(value) for value in series.high]
+        low, high = _with_gaps(series.low), _with_gaps(series.high)
         axes.fill_between(x, low, high, color=colour, alpha=0.17, linewidth=0)
 
 
-def _plain(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _with_gaps(values: Values) -> list[float]:
+    """Return the values with NaN for None, where matplotlib leaves a gap."""
+    return [float("nan") if value is None else value for value in values]
 
 
-def _axis(axes: Any, which: str, axis: Axis) -> None:
+def _set_axis(axes: Any, which: str, axis: Axis) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
     getattr(axes, f"set_{which}label")(axis.label)
@@ -130,6 +152,6 @@ def _axis(axes: Any, which: str, axis: Axis) -> None:
 
 
 def _colours() -> list[str]:
-    """The curves' light colours, from the page's own style sheet."""
+    """Return the light colours of the curves, from the page's style sheet."""
     style = files("ctpo.report").joinpath("web", "page.css").read_text(encoding="utf-8")
     return re.findall(r"--series-\d+: light-dark\((#\w+),", style)

@@ -37,9 +37,7 @@ _SECTIONS = {
 
 def figures(collection: Collection) -> list[Figure]:
     """Every plot of the report, in the order of the page."""
-    parts = by_batch.clip_parts(collection)
-    found = [*by_batch.figures(collection), *([parts] if parts else []), *by_seed.figures(collection)]
-    found += by_position.figures(collection)
+    found = [each for room in (by_batch, by_seed, by_position) for each in room.figures(collection)]
     return sorted(found, key=lambda figure: list(_SECTIONS).index(figure.section))
 
 
@@ -168,7 +166,7 @@ def _series(series: Series, place: Any) -> dict[str, Any]:
         "y": _rounded(series.y),
         "low": None if series.low is None else _rounded(series.low),
         "high": None if series.high is None else _rounded(series.high),
-        "of": None if series.of is None else _rounded(series.of),
+        "of": None if series.token_counts is None else _rounded(series.token_counts),
     }
     return {key: value for key, value in told.items() if value is not None}
 

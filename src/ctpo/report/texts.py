@@ -48,12 +48,12 @@ def texts(run: Run, runs: int) -> dict[str, list[Batch]]:
     heldout = _chosen(run, run.batches("transcripts"), allowed - spent, _transcript)
     for batch in heldout:
         del batch["size"]
-    if run.told_not_to("transcripts"):
+    if run.switched_off("transcripts"):
         run.notes.append("transcripts: 0 in its recipe: no responses were kept")
         return {"heldout": heldout, "samples": samples}
     if not heldout:
         run.notes.append("transcripts/ holds no held-out responses")
-    if not samples and not run.told_not_to("diagnostics"):
+    if not samples and not run.switched_off("diagnostics"):
         run.notes.append("samples/ holds no training responses (ratios and clipping on the text)")
     return {"heldout": heldout, "samples": samples}
 

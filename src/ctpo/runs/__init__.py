@@ -1,1 +1,1 @@
-"""What finished runs scored, from their files, and statistics over seeds."""
+"""What a run leaves on disk: its files are written here and read here, and scored once they are complete."""

@@ -1,8 +1,8 @@
-"""Checkpoints that can be trusted: sealed when whole, examined before use, the newest good one chosen.
+"""Checkpoints that can be trusted: sealed once they are complete, and examined before a run continues from one.
 
-A checkpoint is written beside its place, sealed with a list of its files, their sizes and digests, and moved into
-place in one rename (`training/saving.py`). So what is called `checkpoint-8` is either whole or was damaged later,
-and the seal tells which.
+A checkpoint is written in a staging folder. When it is complete, a seal is added: a file that lists all the others
+with their sizes and digests. Then the folder moves into place in one rename. So a folder `checkpoint-8` was complete
+once, and the seal shows whether it was damaged later.
 """
 
 from __future__ import annotations
@@ -27,39 +27,53 @@ _ASIDE = "set-aside"
 STAGING = ".saving"
 """The folder of a run in which a checkpoint is written before it moves into place."""
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
-_DISK_WORDS = ("no space left", "file too large", "disk quota", "file write failed", "unexpected pos", "iostream")
+_DISK_WORDS = (
+    "no space left",
+    "file too large",
+    "disk quota",
+    "file write failed",
+    "unexpected pos",
+    "iostream",
+)
 """Parts of the messages with which torch and safetensors report a full disk."""
 
 
 class Unusable(ValueError):
-    """Why a checkpoint cannot be resumed from."""
+    """A run cannot continue from this checkpoint; the message gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a run goes on from, and which newer checkpoints were refused, each with the reason."""
+    """The checkpoint that a run continues from."""
 
     checkpoint: Path | None
+    """None if the run has no checkpoint yet."""
     refused: tuple[tuple[str, str], ...] = ()
+    """Newer checkpoints that cannot be used, each with the reason."""
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer steps done when it was saved."""
+    """Return the number of optimizer steps done when the checkpoint was saved."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether this is a checkpoint's name, inside a run."""
+    """Return whether the path has the name of a checkpoint and lies in a run's directory."""
     return bool(_NAME.fullmatch(path.name)) and (path.parent / "config.yaml").is_file()
 
 
 def all_checkpoints(run: Path) -> list[Path]:
-    """A run's checkpoints, newest first, good or not."""
+    """Return the paths of a run's checkpoints, the newest first, damaged ones included."""
     return sorted((p for p in run.glob("checkpoint-*") if _NAME.fullmatch(p.name)), key=step_of, reverse=True)
 
 
 def seal(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Force every file to the disk, then write the seal: what the checkpoint is of, and what it consists of."""
+    """Force every file of a checkpoint to the disk, then write the seal.
+
+    Args:
+        folder: the checkpoint.
+        identity: of the run it belongs to; `examine` compares it later.
+    """
     files = {}
     for path in _files(folder):
         with path.open("rb") as file:
@@ -72,14 +86,14 @@ def seal(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def examine(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Make sure that a checkpoint is whole and this run's.
+    """Check that a checkpoint is undamaged and belongs to this run.
 
     Args:
         folder: the checkpoint.
-        identity: of the run that would go on from it; only what is given here is compared.
+        identity: of the run that is to continue from it. Only the entries given here are compared.
 
     Raises:
-        Unusable: with the reason.
+        Unusable: if it does not, with the reason.
     """
     sealed = _read_seal(folder)
     for name, facts in sealed["files"].items():
@@ -98,16 +112,25 @@ def examine(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def sealed_identity(folder: Path) -> dict[str, Any]:
-    """What the checkpoint says it is of."""
+    """Return the identity of the run that saved the checkpoint, from its seal.
+
+    Raises:
+        Unusable: if the seal is missing or damaged.
+    """
     identity: dict[str, Any] = _read_seal(folder)["identity"]
     return identity
 
 
 def choose(run: Path, identity: Mapping[str, Any], named: Path | None = None) -> Choice:
-    """The checkpoint to go on from: the one named, else the newest good one; None where there is none at all.
+    """Return the checkpoint that a run continues from.
+
+    Args:
+        run: the run's directory.
+        identity: of the run; see `examine`.
+        named: the checkpoint that the user asked for; None takes the newest undamaged one.
 
     Raises:
-        UserError: if the one named cannot be used, or if there are checkpoints and none can.
+        UserError: if the named checkpoint cannot be used, or if there are checkpoints and none can be used.
     """
     if named is not None:
         try:
@@ -132,9 +155,9 @@ def choose(run: Path, identity: Mapping[str, Any], named: Path | None = None) ->
 
 
 def set_aside_newer(run: Path, checkpoint: Path | None) -> None:
-    """Move checkpoints after this one out of the way: the run writes those steps again.
+    """Move the checkpoints after this one to a folder of their own, because the run will take those steps again.
 
-    Left where they are, a later resume could take one of them for this run's, with records missing between.
+    Otherwise a later resume could continue from one of them, and the records in between would be missing.
     """
     step = -1 if checkpoint is None else step_of(checkpoint)
     for newer in all_checkpoints(run):
@@ -146,7 +169,7 @@ def set_aside_newer(run: Path, checkpoint: Path | None) -> None:
 
 
 def last_good(run: Path) -> Path | None:
-    """The newest whole checkpoint, whoever's it is."""
+    """Return the newest undamaged checkpoint of a run, or None; whose run it is of is not examined."""
     for checkpoint in all_checkpoints(run):
         try:
             examine(checkpoint, {})
@@ -182,14 +205,14 @@ def rotate(run: Path, limit: int | None) -> None:
 
 
 def is_disk_error(error: BaseException) -> bool:
-    """Whether writing failed because the disk is full, over a quota, read-only or broken."""
+    """Return whether writing failed because the disk is full, over a quota, read-only or broken."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _DISK_ERRORS
     return any(word in str(error).lower() for word in _DISK_WORDS)
 
 
 def reason(error: BaseException) -> str:
-    """The cause of a disk error in a few words, for an error message."""
+    """Return the cause of a disk error in a few words, for an error message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).lower()
@@ -199,7 +222,7 @@ def reason(error: BaseException) -> str:
 
 
 def advice(run: Path, *, room: bool = True) -> str:
-    """What a user can continue from after a failure, and how.
+    """Return a sentence on what a user can continue from after a failure, and how.
 
     Args:
         run: the run's directory.
@@ -212,10 +235,14 @@ def advice(run: Path, *, room: bool = True) -> str:
 
 
 def compare(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Find what a checkpoint and the run disagree about.
+    """Check that a checkpoint's identity is that of the run.
+
+    Args:
+        held: the identity in the checkpoint's seal.
+        wanted: the run's. Only its entries among `world_size`, `recipe` and `model` are compared.
 
     Raises:
-        Unusable: naming the first difference.
+        Unusable: if they differ, naming the first difference.
     """
     wanted = plain(wanted)
     if "world_size" in wanted and held.get("world_size") != wanted["world_size"]:
@@ -240,7 +267,7 @@ def compare(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value as it comes back from JSON."""
+    """Return the value as it would come back from a JSON file; what JSON does not know becomes a string."""
     return json.loads(json.dumps(value, default=str))
 
 

@@ -1,8 +1,7 @@
-"""The files of a run: who writes where, and how a run is recognised."""
+"""The files of one run: where they are, how they are written, and how they are read while the run goes on."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -15,66 +14,72 @@ import yaml
 from ctpo.errors import UserError
 from ctpo.runs.atomic import PARTIAL, append_json_line, write_json, write_json_lines, write_text
 from ctpo.runs.checkpoints import last_good
+from ctpo.runs.json_lines import read_json_lines
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths inside one run's directory, and the reading and writing of its small files."""
+    """One run's directory: the paths in it, and the reading and writing of its small files.
+
+    Reading is strict here, because a run that continues must not continue from damaged records. Reports read with
+    `ctpo.runs.reader`, which leaves damaged parts out.
+    """
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """The resolved recipe; `ctpo train` on it runs the run again."""
+        """The complete recipe. `ctpo train` with this file repeats the run."""
         return self.path / "config.yaml"
 
     @property
     def environment(self) -> Path:
-        """Versions, machine and command line."""
+        """Versions of the packages, the machine, and the command line."""
         return self.path / "environment.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a rollout batch; line 0 is the evaluation before training."""
+        """One JSON object per rollout batch, on one line each. The first is the evaluation before training."""
         return self.path / "metrics.jsonl"
 
     @property
     def profile(self) -> Path:
-        """One JSON object a rollout batch: clipping and drift by position (docs/diagnostics.md)."""
+        """One JSON object per rollout batch: clipping and drift by position (docs/diagnostics.md)."""
         return self.path / "profile.jsonl"
 
     @property
     def summary(self) -> Path:
-        """The run's result, written when it is complete."""
+        """The result of the run. The file exists only once the run is complete."""
         return self.path / "summary.json"
 
     @property
     def model(self) -> Path:
-        """The trained model and its tokenizer, as transformers saves them."""
+        """The folder of the trained model and its tokenizer, as transformers saves them."""
         return self.path / "model"
 
     @property
     def curve(self) -> Path:
-        """The learning curve."""
+        """The picture of the learning curve."""
         return self.path / "curve.png"
 
     def transcripts(self, batch: int) -> Path:
-        """Sampled held-out responses after this many rollout batches."""
+        """Return the path of the held-out responses that were sampled after this many rollout batches."""
         return self.path / "transcripts" / f"batch-{batch:04d}.jsonl"
 
     def samples(self, batch: int) -> Path:
-        """Training responses of the last update of this rollout batch, token by token."""
+        """Return the path of training responses of this rollout batch's last update, token by token."""
         return self.path / "samples" / f"batch-{batch:04d}.jsonl"
 
     @property
     def holds_a_run(self) -> bool:
+        """Whether a run was started in this directory."""
         return self.config.exists() or self.metrics.exists()
 
     def open(self, recipe: dict[str, Any], environment: dict[str, Any]) -> None:
-        """Make the directory where there is none yet, and write down what runs here and on what.
+        """Make the directory if there is none, and write the recipe and the environment of the run.
 
         Raises:
-            UserError: if that cannot be written.
+            UserError: if they cannot be written.
         """
         try:
             write_text(self.config, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
@@ -85,10 +90,10 @@ class RunDirectory:
             ) from None
 
     def check_free(self) -> None:
-        """Refuse a directory that is taken.
+        """Check that a new run may use this directory.
 
         Raises:
-            UserError: if it holds a run or anything else, or cannot be used.
+            UserError: if it holds a run or other files, or cannot be used.
         """
         try:
             if self.holds_a_run:
@@ -98,9 +103,8 @@ class RunDirectory:
                 )
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"output_dir={self.path} is a file; choose a directory")
-            if self.path.is_dir() and any(
-                p.suffix != PARTIAL for p in self.path.iterdir()
-            ):  # checkpoints are rotated: others' would go
+            # Old checkpoints are removed during a run, and those of somebody else would be among them.
+            if self.path.is_dir() and any(each.suffix != PARTIAL for each in self.path.iterdir()):
                 raise UserError(f"output_dir={self.path} is not empty; choose a directory of the run's own")
         except OSError as error:
             raise UserError(
@@ -108,60 +112,59 @@ class RunDirectory:
             ) from None
 
     def read_recipe(self) -> dict[str, Any]:
-        """The keys this run was started with.
+        """Return the recipe that the run was started with.
 
         Raises:
-            UserError: if the directory is not a run's, or its recipe cannot be read.
+            UserError: if this is not a run's directory, or the recipe cannot be read.
         """
         try:
             if not self.config.is_file():
                 raise UserError(
                     f"{self.path} is not a run (it has no {self.config.name}); give a run's directory"
                 )
-            keys = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            recipe = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except UserError:
             raise
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{self.config} is damaged ({reason}); start the run afresh") from None
-        if not isinstance(keys, dict):
-            raise UserError(f"{self.config} is damaged (not a mapping); start the run afresh")
-        return keys
+            raise UserError(f"{self.config} is damaged ({reason}); start a new run") from None
+        if not isinstance(recipe, dict):
+            raise UserError(f"{self.config} is damaged (not a mapping); start a new run")
+        return recipe
 
     def last_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint, or None."""
+        """Return the newest undamaged checkpoint, or None."""
         return last_good(self.path)
 
     def append(self, record: dict[str, Any], profile: dict[str, Any] | None = None) -> None:
-        """Add one line to the metrics, and its profile to the profiles where there is one."""
-        if profile is not None:  # first, so that a record is never without it
+        """Add the record of one rollout batch to the metrics, and its position profile, if any, to the profiles.
+
+        The profile is written first, so that a kill in between never leaves a record without its profile.
+        """
+        if profile is not None:
             append_json_line(self.profile, {"batch": record["batch"], "step": record["step"], **profile})
-        append_json_line(self.metrics, _plain(record))
+        append_json_line(self.metrics, _without_nan(record))
 
     def records(self) -> list[dict[str, Any]]:
-        """The metrics so far; a last line cut short by a kill is left out.
-
-        Raises:
-            UserError: if another line is damaged; nothing is changed then.
-        """
+        """Return the records written so far; see `read_records`."""
         return read_records(self.metrics)
 
     def rewind(self, step: int, updates: int) -> list[dict[str, Any]]:
-        """Drop the records after this optimizer step, which a resumed run will write again.
+        """Remove the records after an optimizer step, which a resumed run will write again; return those kept.
 
         Args:
-            step: optimizer steps done.
-            updates: optimizer steps a rollout batch.
+            step: the optimizer steps done.
+            updates: the optimizer steps per rollout batch.
 
         Raises:
-            UserError: if a record before it is missing.
+            UserError: if a record before that step is missing, or is there twice.
         """
         kept = [record for record in self.records() if record["step"] <= step]
         expected = [*range(0, step + 1, updates)] if kept or step else []
         missing = sorted(set(expected) - {record["step"] for record in kept})
         if missing or len(kept) != len(expected):
-            which = f"lacks the record of update {missing[0]}" if missing else "holds a record twice"
-            raise UserError(f"{self.metrics} {which}; put it back as it was, or start the run afresh")
+            problem = f"lacks the record of update {missing[0]}" if missing else "holds a record twice"
+            raise UserError(f"{self.metrics} {problem}; restore the file, or start a new run")
         profiles = [line for line in read_records(self.profile) if line["step"] <= step]
         if profiles or self.profile.exists():
             write_json_lines(self.profile, profiles)
@@ -169,11 +172,11 @@ class RunDirectory:
         return kept
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json`, which says that the run is complete."""
+        """Write the result of the run, which marks it as complete."""
         write_json(self.summary, summary)
 
     def write_transcripts(self, batch: int, rows: Iterable[dict[str, Any]]) -> None:
-        """Write the held-out responses sampled after this many rollout batches, one JSON object per line."""
+        """Write the held-out responses that were sampled after this many rollout batches."""
         write_json_lines(self.transcripts(batch), rows)
 
     def write_samples(self, batch: int, rows: Iterable[dict[str, Any]]) -> None:
@@ -181,16 +184,14 @@ class RunDirectory:
         write_json_lines(self.samples(batch), rows)
 
     def read_transcripts(self, batch: int) -> list[dict[str, Any]]:
-        """What `write_transcripts` wrote; nothing where nothing was written."""
+        """Return what `write_transcripts` wrote; an empty list if it wrote nothing. Damaged lines are left out."""
         path = self.transcripts(batch)
-        if not path.is_file():
-            return []
-        # Not splitlines(): a response may hold U+2028 and its like.
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        lines = read_json_lines(path) if path.is_file() else []
+        return [line.record for line in lines if line.record is not None]
 
 
 def default_run_path(keys: Mapping[str, Any]) -> Path:
-    """`runs/<task>-<objective>-s<seed>-<time>`."""
+    """Return `runs/<task>-<objective>-s<seed>-<time>`, the directory of a run that names none."""
     task, objective, seed = (
         keys.get("task", "arithmetic"),
         keys.get("objective", "ctpo"),
@@ -200,29 +201,25 @@ def default_run_path(keys: Mapping[str, Any]) -> Path:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file with one record a rollout batch; a last one cut short by a kill is left out.
+    """Return the lines of a file that holds one record per rollout batch.
+
+    A last line without a line feed was cut short by a kill and is left out. There are no lines if there is no file.
 
     Raises:
         UserError: if another line is damaged.
     """
-    if not path.is_file():
-        return []
-    whole = path.read_bytes().split(b"\n")[:-1]  # every complete line ends with a line feed
-    return [_record(path, number, line) for number, line in enumerate(whole, start=1)]
+    records = []
+    for line in read_json_lines(path) if path.is_file() else []:
+        if not line.complete:
+            continue
+        if line.record is None or not isinstance(line.record.get("step"), int):
+            raise UserError(f"{path} line {line.number} is damaged; restore it, or start a new run")
+        records.append(line.record)
+    return records
 
 
-def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            return record
-    except (ValueError, RecursionError):
-        pass
-    raise UserError(f"{path} line {number} is damaged; mend it, or start the run afresh")
-
-
-def _plain(record: dict[str, Any]) -> dict[str, Any]:
-    """NaN and infinity as null: JSON has neither."""
+def _without_nan(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record with null for NaN and infinity, which JSON does not have."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in record.items()

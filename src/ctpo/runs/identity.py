@@ -1,29 +1,46 @@
-"""What makes a checkpoint this run's and no other's."""
+"""What makes two runs the same run: the settings that decide a result, and the shapes of the model."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+CHANGES_NOTHING: Final = frozenset(
+    {
+        *("output_dir", "transcripts", "rollout_batch_size", "report_to", "run_name", "logging_dir"),
+        *("save_steps", "save_total_limit", "save_strategy"),
+    }
+)
+"""Settings that say where a run lives, how it is watched and how it is split up, and leave its result as it is.
+
+`threads` is not among them: sums over several threads are rounded differently.
+"""
+
+
+def deciding_settings(
+    settings: Mapping[str, Any], leave_out: Collection[str] = CHANGES_NOTHING
+) -> dict[str, Any]:
+    """Return the settings of a recipe that decide the result of its run."""
+    return {name: value for name, value in settings.items() if name not in leave_out}
 
 
 def describe_model(model: torch.nn.Module) -> dict[str, Any]:
-    """Number of parameters and a digest of their names and shapes, before anything shards them."""
+    """Return the number of parameters and a SHA-256 digest of their names and shapes.
+
+    DeepSpeed's ZeRO-3 splits parameters while the model loads; their whole shapes are used.
+    """
     shapes = [f"{name}:{list(_shape(parameter))}" for name, parameter in sorted(model.named_parameters())]
     digest = hashlib.sha256("\n".join(shapes).encode()).hexdigest()
-    return {"parameters": sum(_numel(parameter) for parameter in model.parameters()), "shapes": digest}
-
-
-def describe_recipe(keys: Mapping[str, Any], may_change: Collection[str]) -> dict[str, Any]:
-    """The keys that decide a run's result."""
-    return {name: value for name, value in keys.items() if name not in may_change}
+    return {"parameters": sum(_size(parameter) for parameter in model.parameters()), "shapes": digest}
 
 
 def _shape(parameter: torch.nn.Parameter) -> Any:
-    return getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed's ZeRO-3 shards at load time
+    return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def _numel(parameter: torch.nn.Parameter) -> int:
+def _size(parameter: torch.nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))

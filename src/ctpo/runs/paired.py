@@ -1,61 +1,42 @@
-"""Paired statistics over seeds.
+"""Paired tests over seeds.
 
-Runs of two objectives with the same seed see the same problems in the same order and are measured on the same
-held-out problems, so their difference is the quantity with the least noise; means and tests are taken over it.
+Runs of two objectives with the same seed see the same problems in the same order, and are measured on the same
+held-out problems. The difference of such a pair has less noise than either score, so tests are made on differences.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ctpo.errors import UserError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mean:
-    """A mean over seeds with its standard error (None for one seed)."""
-
-    value: float
-    stderr: float | None
-    n: int
+from ctpo.runs.means import Mean, mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """A paired difference over seeds and its two-sided t-test."""
+    """The mean difference of pairs and its two-sided t-test."""
 
     difference: Mean
     t: float | None
     p: float | None
-    """None where there is no test: fewer than two seeds, or differences that are all alike."""
-
-
-def mean(values: Sequence[float]) -> Mean:
-    """Mean and standard error s/√n.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    if not values:
-        raise ValueError("values: none given; a mean needs at least one")
-    n, center = len(values), math.fsum(values) / len(values)
-    if n == 1:
-        return Mean(value=center, stderr=None, n=1)
-    variance = math.fsum((value - center) ** 2 for value in values) / (n - 1)
-    return Mean(value=center, stderr=math.sqrt(variance / n), n=n)
+    """None where no test is possible: with fewer than two seeds, or if all differences are equal."""
 
 
 def paired(one: Sequence[float], other: Sequence[float]) -> Paired:
-    """Student's paired t-test of one − other, two-sided.
+    """Return the mean of one − other and Student's paired t-test of it, two-sided.
+
+    Args:
+        one: the scores of one objective, one per seed.
+        other: the scores of the other objective, for the same seeds in the same order.
 
     Raises:
-        ValueError: if the lengths differ.
+        ValueError: if the lengths differ or are 0.
+        UserError: if scipy is not installed and a test is possible.
     """
     if len(one) != len(other):
-        raise ValueError(f"one: {len(one)} values against {len(other)}; pairs need as many of each")
+        raise ValueError(f"one: {len(one)} values against {len(other)}; give both one value per seed")
     difference = mean([a - b for a, b in zip(one, other, strict=True)])
     if not difference.stderr:
         return Paired(difference=difference, t=None, p=None)
@@ -64,10 +45,13 @@ def paired(one: Sequence[float], other: Sequence[float]) -> Paired:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction: the familywise error over all the tests given stays below the level.
+    """Return p-values corrected for the number of tests.
 
-    The i-th smallest of m p-values becomes max over j ≤ i of min(1, (m − j + 1) p_(j)); absent ones stay so and
-    are not counted. Source: Holm (1979), A simple sequentially rejective multiple test procedure.
+    If every corrected value below a level α is called significant, the chance of at least one false call is at most
+    α. The i-th smallest of m p-values becomes max over j ≤ i of min(1, (m − j + 1) p_(j)). A test without a p-value
+    stays None and does not count towards m.
+
+    Source: Holm (1979), "A simple sequentially rejective multiple test procedure".
     """
     tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)

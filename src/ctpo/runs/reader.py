@@ -1,118 +1,121 @@
-"""A run's files as they are: what is missing or damaged is left out and noted, never guessed."""
+"""Reading what a run left on disk, for reports: missing and damaged parts are left out, and each is noted in words."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ctpo.runs.directory import RunDirectory
+from ctpo.runs.json_lines import read_json_lines
+
 Record = Mapping[str, Any]
-MARKS = ("config.yaml", "metrics.jsonl", "summary.json")
-"""A directory that holds one of these is a run's."""
 
 _LARGEST = 1e100
-_STEP_FIELDS = ("batch", "step")
+"""Larger figures are taken for damage; their squares could overflow."""
+_MOST_LINES_NAMED = 5
+_MOST_METRICS_NAMED = 6
 
 
 @dataclass(kw_only=True)
 class Run:
-    """What one run's directory holds, as far as it can be read."""
+    """The contents of one run's directory, as far as they can be read."""
 
     path: Path
     config: Record = field(default_factory=dict)
     environment: Record = field(default_factory=dict)
     summary: Record = field(default_factory=dict)
-    """Empty where the run has not finished."""
+    """Empty if the run is not finished."""
     records: list[Record] = field(default_factory=list)
-    """`metrics.jsonl`, one a rollout batch; numbers that are not finite are None."""
+    """The lines of `metrics.jsonl`, one per rollout batch, in order."""
     profiles: list[Record] = field(default_factory=list)
-    """`profile.jsonl`, unchecked but for being objects with a batch."""
+    """The lines of `profile.jsonl`, in order. Only their batch and step are checked."""
     notes: list[str] = field(default_factory=list)
-    """What is missing, in words."""
+    """What is missing or damaged, one sentence each."""
 
     @property
     def objective(self) -> str:
-        """The preset's name."""
+        """The name of the preset."""
         return str(self.config.get("objective") or self.summary.get("objective") or "unknown objective")
 
     @property
     def seed(self) -> int | None:
-        """The run's seed."""
+        """The seed of the run."""
         seed = self.config.get("seed", self.summary.get("seed"))
         return seed if isinstance(seed, int) else None
 
-    def told_not_to(self, key: str) -> bool:
-        """Whether the recipe switched this kind of record off (`diagnostics: false`, `transcripts: 0`)."""
-        return self.config.get(key) in (False, 0)
+    def switched_off(self, setting: str) -> bool:
+        """Return whether the recipe asks for no files of a kind, as `diagnostics: false` or `transcripts: 0` do."""
+        return self.config.get(setting) in (False, 0)
 
     def batches(self, folder: str) -> dict[int, Path]:
-        """The files `batch-0004.jsonl` in one of the run's folders, by batch."""
-        found = {}
+        """Return the files `batch-0004.jsonl` of one of the run's folders, by the number of the rollout batch."""
+        files = {}
         for path in sorted(self.path.joinpath(folder).glob("batch-*.jsonl")):
-            number = path.stem.removeprefix("batch-")
-            if number.isdecimal():
-                found[int(number)] = path
-        return found
+            digits = path.stem.removeprefix("batch-")
+            if digits.isdecimal():
+                files[int(digits)] = path
+        return files
 
     def rows(self, path: Path) -> list[Record]:
-        """The lines of a file of the run's; damaged ones are left out and noted."""
-        return _lines(path, str(path.relative_to(self.path)), self.notes, may_be_empty=True)
+        """Return the JSON objects in one of the run's files; damaged lines are left out and noted."""
+        return _read_lines(path, str(path.relative_to(self.path)), self.notes, may_be_empty=True)
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory looks like a run's."""
-    return any(path.joinpath(name).is_file() for name in MARKS)
+    """Return whether a directory holds a file by which a run is recognised."""
+    files = RunDirectory(path)
+    return any(each.is_file() for each in (files.config, files.metrics, files.summary))
 
 
 def read_run(path: Path) -> Run:
-    """Everything but the transcripts and samples, which are read when they are chosen."""
-    run = Run(path=path)
-    run.config = _mapping(path / "config.yaml", run.notes, yaml.safe_load)
-    run.environment = _mapping(path / "environment.json", run.notes, json.loads)
-    run.records = _ordered(
-        _lines(path / "metrics.jsonl", "metrics.jsonl", run.notes), "metrics.jsonl", run.notes
-    )
-    if run.told_not_to("diagnostics"):
-        run.notes.append("diagnostics: false in its recipe: no figures by position, no ratios token by token")
+    """Read a run's directory. The transcripts and samples are read later, when some of them are chosen."""
+    files, run = RunDirectory(path), Run(path=path)
+    run.config = _read_mapping(files.config, run.notes, yaml.safe_load)
+    run.environment = _read_mapping(files.environment, run.notes, json.loads)
+    run.records = _read_batches(files.metrics, run.notes)
+    if run.switched_off("diagnostics"):
+        run.notes.append(
+            "diagnostics: false in its recipe: no figures by position, and no ratios token by token"
+        )
     else:
-        lines = _lines(path / "profile.jsonl", "profile.jsonl", run.notes)
-        run.profiles = _ordered(lines, "profile.jsonl", run.notes)
-    if path.joinpath("summary.json").is_file():
-        run.summary = _mapping(path / "summary.json", run.notes, json.loads)
+        run.profiles = _read_batches(files.profile, run.notes)
+    if files.summary.is_file():
+        run.summary = _read_mapping(files.summary, run.notes, json.loads)
     else:
         run.notes.append(
-            "summary.json is missing: the run has not finished; figures are those of its last record"
+            "summary.json is missing: the run is not finished; its figures are those of its last record"
         )
-    _note_absent_numbers(run)
+    _note_values_that_are_no_numbers(run)
     return run
 
 
 def number(value: Any) -> float | None:
-    """A number that can be reckoned with, or None: neither infinite nor NaN nor so large that squares overflow."""
+    """Return the value as a float; None if it is no number, infinite, NaN, or so large that its square overflows."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
         return None
     return float(value)
 
 
 def numbers(value: Any) -> list[float | None]:
-    """A list of numbers, None where one is not; empty where it is no list."""
+    """Return the elements of a list, each as `number` gives it; an empty list if the value is no list."""
     return [number(each) for each in value] if isinstance(value, list) else []
 
 
-def _mapping(path: Path, notes: list[str], parse: Any) -> Record:
+def _read_mapping(path: Path, notes: list[str], parse: Callable[[str], Any]) -> Record:
     if not path.is_file():
         notes.append(f"{path.name} is missing")
         return {}
     try:
-        found = parse(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
+        content = parse(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
         reason = "not a mapping"
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
@@ -120,66 +123,60 @@ def _mapping(path: Path, notes: list[str], parse: Any) -> Record:
     return {}
 
 
-def _lines(path: Path, name: str, notes: list[str], *, may_be_empty: bool = False) -> list[Record]:
-    """JSON objects, one a line. Not splitlines(): a response may hold U+2028 and its like."""
+def _read_lines(path: Path, name: str, notes: list[str], *, may_be_empty: bool = False) -> list[Record]:
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_json_lines(path)
     except FileNotFoundError:
         notes.append(f"{name} is missing")
         return []
     except OSError as error:
         notes.append(f"{name} cannot be read ({error.strerror})")
         return []
-    found: list[Record] = []
-    damaged: list[int] = []
-    for place, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError
-            found.append(record)
-        except (ValueError, RecursionError):
-            damaged.append(place)
-    if damaged == [len(lines)]:
+    damaged = [line for line in lines if line.record is None]
+    if len(damaged) == 1 and not damaged[0].complete:
         notes.append(f"{name} is cut short: its last line is left out")
     elif damaged:
-        notes.append(f"{name}: {_places(damaged)} damaged and left out")
-    if not found and not damaged and not may_be_empty:
+        notes.append(f"{name}: {_named([line.number for line in damaged])} damaged and left out")
+    if not lines and not may_be_empty:
         notes.append(f"{name} is empty")
-    return found
+    return [line.record for line in lines if line.record is not None]
 
 
-def _places(damaged: list[int]) -> str:
-    told = ", ".join(map(str, damaged[:5])) + (", …" if len(damaged) > 5 else "")
-    return f"line {told} is" if len(damaged) == 1 else f"{len(damaged)} lines ({told}) are"
+def _named(lines: list[int]) -> str:
+    named = ", ".join(map(str, lines[:_MOST_LINES_NAMED])) + (", …" if len(lines) > _MOST_LINES_NAMED else "")
+    return f"line {named} is" if len(lines) == 1 else f"{len(lines)} lines ({named}) are"
 
 
-def _ordered(records: Iterable[Record], name: str, notes: list[str]) -> list[Record]:
-    """By batch, the last of two that tell of the same one."""
+def _read_batches(path: Path, notes: list[str]) -> list[Record]:
+    """Return the records of a file in the order of their batches; of two with the same batch, the later."""
     by_batch: dict[int, Record] = {}
-    strangers = repeated = 0
-    for record in records:
-        if not all(type(record.get(key)) is int and number(record[key]) is not None for key in _STEP_FIELDS):
-            strangers += 1
+    without_batch = repeated = 0
+    for record in _read_lines(path, path.name, notes):
+        if not all(_is_count(record.get(name)) for name in ("batch", "step")):
+            without_batch += 1
             continue
         repeated += record["batch"] in by_batch
         by_batch[record["batch"]] = record
-    if strangers:
-        notes.append(f"{name}: {strangers} lines without batch and step are left out")
+    if without_batch:
+        notes.append(f"{path.name}: {without_batch} lines without batch and step are left out")
     if repeated:
-        notes.append(f"{name}: {repeated} batches are told twice; the later line counts")
+        notes.append(f"{path.name}: {repeated} batches have two lines; the later line is used")
     return [by_batch[batch] for batch in sorted(by_batch)]
 
 
-def _note_absent_numbers(run: Run) -> None:
-    absent = Counter(
+def _is_count(value: Any) -> bool:
+    return type(value) is int and number(value) is not None
+
+
+def _note_values_that_are_no_numbers(run: Run) -> None:
+    missing = Counter(
         name
         for record in run.records
         for name, value in record.items()
         if value is None or (isinstance(value, float) and not math.isfinite(value))
     )
-    if absent:
-        told = ", ".join(f"{name} ({count})" for name, count in absent.most_common(6))
-        run.notes.append(f"metrics.jsonl holds values that are no numbers, left out of the curves: {told}")
+    if missing:
+        named = ", ".join(f"{name} ({count})" for name, count in missing.most_common(_MOST_METRICS_NAMED))
+        run.notes.append(
+            f"metrics.jsonl holds values that are no numbers; they are left out of the curves: {named}"
+        )

@@ -1,4 +1,4 @@
-"""The figures that a comparison and a report take from a run's files."""
+"""The scores that a comparison and a report give to a finished run."""
 
 from __future__ import annotations
 
@@ -6,66 +6,72 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ctpo.errors import UserError
+from ctpo.runs.directory import RunDirectory
+from ctpo.runs.json_lines import read_json_lines
 
-COLLAPSE: float = 0.5
-"""A run has collapsed when its final held-out accuracy is below this share of the best it had: held-out accuracy or
-mean reward of a rollout batch, whichever was higher."""
+COLLAPSE: Final = 0.5
+"""A run has collapsed if its final held-out accuracy is below this share of the best it had. The best is the highest
+held-out accuracy or mean reward of a rollout batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One finished run."""
+    """The scores of one finished run."""
 
     final: float
     """Held-out pass@1 after training."""
     auc: float
-    """Mean over rollout batches of the training reward, the area under the learning curve on a unit of time."""
+    """Mean training reward over the rollout batches: the area under the learning curve, per rollout batch."""
     collapsed: bool
     seconds: float
+    """Wall-clock time of the run."""
     stderr: float | None = None
-    """Of `final`, over the held-out problems."""
+    """Standard error of `final` over the held-out problems."""
     clip_fraction: float | None = None
-    """Mean over rollout batches of the share of tokens whose gradient the trust region removed."""
+    """Share of tokens whose gradient the trust region removed, averaged over the rollout batches."""
     ess: float | None = None
-    """Least relative effective sample size of a rollout batch."""
+    """The smallest relative effective sample size of any rollout batch."""
 
     def named(self, name: str) -> float:
-        """`final` or `auc`."""
+        """Return the score with this name, `final` or `auc`."""
         value: float = getattr(self, name)
         return value
 
 
 def read_score(run: Path) -> Score | None:
-    """The figures of a run, or None where it is not finished.
+    """Return the scores of the run in this directory, or None if it is not finished.
 
     Raises:
         UserError: if a file of a finished run is damaged.
     """
-    summary_path = run / "summary.json"
-    if not summary_path.is_file():
+    directory = RunDirectory(run)
+    if not directory.summary.is_file():
         return None
     try:
-        summary = json.loads(summary_path.read_text(encoding="utf-8"))
-        records = [
-            json.loads(line)
-            for line in (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
-            if line
-        ]
-        return score(summary, records)
+        summary = json.loads(directory.summary.read_text(encoding="utf-8"))
+        lines = read_json_lines(directory.metrics)
+        damaged = [line.number for line in lines if line.record is None]
+        if damaged:
+            raise ValueError(f"{directory.metrics.name} line {damaged[0]} is no JSON object")
+        return score(summary, [line.record for line in lines if line.record is not None])
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"{run} is damaged ({error}); delete it, and the comparison runs it again") from None
 
 
 def score(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Score:
-    """The figures of what the files hold.
+    """Return the scores of a run from the contents of its files.
+
+    Args:
+        summary: the content of `summary.json`.
+        records: the lines of `metrics.jsonl`.
 
     Raises:
-        KeyError, TypeError, ZeroDivisionError: if something is not there.
+        KeyError, TypeError, ZeroDivisionError: if a figure is missing or is no number.
     """
-    # A reward lost to a non-finite batch counts as no right answer, not as a batch that was not there.
+    # A reward of None belongs to a batch that was not finite. It counts as 0; leaving it out would reward the loss.
     rewards = [record.get("reward") or 0.0 for record in records if record["batch"] > 0]
     heldout = [record["heldout_pass@1"] for record in records if record.get("heldout_pass@1") is not None]
     final = float(summary["after"]["pass@1"])

@@ -14,6 +14,7 @@ from typing import Any, Final
 from ctpo.errors import UserError
 from ctpo.lab.comparison.plan import Cell
 from ctpo.runs.atomic import write_text
+from ctpo.runs.identity import deciding_settings
 from ctpo.runs.scores import Score
 from ctpo.version import __version__
 
@@ -22,9 +23,6 @@ COLUMNS: Final = (
     *("final", "stderr", "auc", "collapsed", "seconds", "clip_fraction", "ess"),
     *("cpu_s", "commit", "recipe"),
 )
-_CHANGES_NOTHING: Final = {
-    *("rollout_batch_size", "save_steps", "save_strategy", "save_total_limit", "transcripts"),
-}
 _PLACES: Final = 6
 
 
@@ -91,14 +89,9 @@ class Book:
         return tuple(row[name] for name in ("regime", "objective", "setting", "seed"))
 
 
-def identity(keys: Any) -> dict[str, Any]:
-    """Of a recipe's keys, those that decide a result."""
-    return {name: value for name, value in dict(keys).items() if name not in _CHANGES_NOTHING}
-
-
 def digest(keys: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that say which recipe it was."""
-    told = json.dumps(identity(keys), sort_keys=True, default=str)
+    told = json.dumps(deciding_settings(keys), sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 

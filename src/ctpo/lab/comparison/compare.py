@@ -8,7 +8,8 @@ from typing import Any
 
 from ctpo.lab.comparison.plan import SCORES, Arm, Cell, Plan, Question, cell
 from ctpo.lab.comparison.runner import Failure, Runner
-from ctpo.runs.paired import Paired, holm, mean, paired
+from ctpo.runs.means import mean
+from ctpo.runs.paired import Paired, holm, paired
 from ctpo.runs.scores import Score
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 PRELOADED: Final = (
-    *("ctpo.training.run.train", "ctpo.report.curve", "ctpo.cli.main"),
+    *("ctpo.training.run.train", "ctpo.report.drawing", "ctpo.cli.main"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "transformers.generation.utils"),
     "transformers.models.llama.modeling_llama",
 )

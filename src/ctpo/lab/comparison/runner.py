@@ -17,9 +17,10 @@ import psutil
 import yaml
 
 from ctpo.errors import UserError
-from ctpo.lab.comparison.book import Book, identity
+from ctpo.lab.comparison.book import Book
 from ctpo.lab.comparison.launch import COST, start
 from ctpo.lab.comparison.plan import Cell
+from ctpo.runs.identity import deciding_settings
 from ctpo.runs.scores import Score, read_score
 
 _POLL_S: Final = 0.5
@@ -95,9 +96,9 @@ class Runner:
         if self._book is not None and self._book.score(cell) is not None:
             return True
         held = self.directory(cell).parent / _RECIPE
-        if held.is_file() and identity(yaml.safe_load(held.read_text(encoding="utf-8"))) != identity(
-            cell.keys
-        ):
+        if held.is_file() and deciding_settings(
+            yaml.safe_load(held.read_text(encoding="utf-8"))
+        ) != deciding_settings(cell.keys):
             raise UserError(
                 f"{held.parent} holds a run of another recipe; give the changed comparison another --output"
             )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ctpo.lab.theory.analysis import Analysis
+from ctpo.runs.means import mean
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,6 @@ def average(analyses: Sequence[Analysis], sizes: Sequence[int]) -> list[Average]
 
 
 def _mean(values: list[float]) -> tuple[float, float]:
-    """Mean and its standard error (NaN of a single value)."""
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n < 2:
-        return mean, math.nan
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    """Return the mean and its standard error, NaN for a single value."""
+    average = mean(values)
+    return average.value, math.nan if average.stderr is None else average.stderr

@@ -1,1 +1,1 @@
-"""The figures of a report, as data."""
+"""The figures of a report as data: what is drawn, and the words beside it."""

@@ -1,4 +1,4 @@
-"""Curves over the rollout batches: learning, tool use, and what the trainer recorded on the way."""
+"""Curves over the rollout batches: learning, tool use, and what the trainer recorded about its updates."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ctpo.report.collection import Collection, Group
-from ctpo.report.figures.figure import Axis, Figure, Series, Values, has_values, over_seeds, thinned
+from ctpo.report.figures.figure import Axis, Figure, Series, Values, drawn, has_values, over_seeds, thinned
 from ctpo.runs.reader import Run, number
 
 _MOST_POINTS = 240
 _BATCHES = Axis(label="rollout batches", low=0, whole=True)
 _TIME = Axis(label="wall-clock, minutes", low=0)
+_LONG_RUN_S = 600
+"""The learning curve of a longer run has minutes on its axis instead of seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Metric:
+    """One figure of `metrics.jsonl` and how it is shown."""
+
     key: str
     title: str
     text: str
@@ -23,6 +27,7 @@ class _Metric:
     section: str = "training"
     large: bool = False
     divided_by: str = ""
+    """The name of another figure to divide by."""
 
 
 def _share(label: str, high: float | None = None) -> Axis:
@@ -32,48 +37,48 @@ def _share(label: str, high: float | None = None) -> Axis:
 _METRICS = (
     _Metric(
         key="heldout_pass@1", section="learning", large=True, title="Held-out accuracy",
-        text="Share of held-out problems solved, one sample each, measured on the same problems as training goes on. "
-        "Look for how early a curve rises, where it ends, and whether it falls again (a collapse).",
+        text="Share of held-out problems solved, with one sample per problem. The problems are the same at every "
+        "evaluation. Look for how early a curve rises, where it ends, and whether it falls again (a collapse).",
         y=_share("held-out pass@1", 1.0),
     ),
     _Metric(
         key="reward", section="learning", large=True, title="Training reward",
-        text="Mean reward of the responses of each rollout batch, sampled before the batch is trained on. "
+        text="Mean reward of the responses of each rollout batch, which are sampled before the policy trains on them. "
         "The mean height of this curve is the AUC in the tables.",
         y=Axis(label="mean reward"),
     ),
     _Metric(
         key="tool_calls_per_response", section="tools", title="Tool calls per response",
-        text="How often the model calls its tool. Look for whether training makes it call more, or unlearns the tool.",
+        text="How often the model calls its tool. Look for whether training makes it call more often, or less.",
         y=Axis(label="calls per response", low=0),
     ),
     _Metric(
         key="tool_failures", divided_by="tool_calls", section="tools", title="Failed tool calls",
-        text="Share of the calls whose program failed (an error, a time limit, no output).",
+        text="Share of the tool calls whose program failed: it raised an error, ran out of time or printed nothing.",
         y=_share("share of calls"),
     ),
     _Metric(
         key="tool_s", divided_by="batch_s", section="tools", title="Time in the tool",
-        text="Share of a rollout batch's time spent waiting for programs. A high share says that a faster sandbox, "
-        "not a faster model, would shorten the run.",
+        text="Share of a rollout batch's time spent waiting for programs. If the share is high, a faster sandbox would "
+        "shorten the run more than a faster model.",
         y=_share("share of time", 1.0),
     ),
     _Metric(
         key="clip_fraction", title="Clip fraction",
-        text="Share of the batch's tokens whose gradient the trust region cut off. Near zero the objective is "
-        "unclipped; above a half most of the data is thrown away.",
+        text="Share of the batch's tokens whose gradient the trust region removed. Near zero the objective works "
+        "without clipping; above one half, most of the data is lost.",
         y=_share("share of tokens"),
     ),
     _Metric(
         key="ess", title="Effective sample size",
-        text="How many equally weighted tokens the weighted ones are worth, as a share. It falls towards zero when a "
-        "few tokens carry all the weight.",
+        text="The number of equally weighted tokens that would give as precise an estimate, as a share of all tokens. "
+        "It falls towards zero when a few tokens carry all the weight.",
         y=_share("share of tokens", 1.0),
     ),
     _Metric(
         key="log_ratio_std", title="Spread of the log ratio",
-        text="Standard deviation of the log ratio that weighs tokens, over the batch: how far the policy has moved "
-        "from the one that sampled.",
+        text="Standard deviation over the batch of the log ratio that weights the tokens. It shows how far the policy "
+        "has moved from the one that sampled.",
         y=Axis(label="standard deviation, nats", low=0),
     ),
     _Metric(
@@ -83,24 +88,24 @@ _METRICS = (
     ),
     _Metric(
         key="gradient_removed", title="Gradient removed",
-        text="Share of the tokens' weights times advantages that the trust region took away: clipping counted by what "
-        "the clipped tokens weigh.",
+        text="Share of the sum of weight times advantage, in absolute values, that the trust region removed. It counts "
+        "each clipped token by its weight.",
         y=_share("share of gradient"),
     ),
     _Metric(
         key="engine_kl_k3", title="Gap to the rollout engine",
-        text="KL divergence between what the rollout engine sampled from and what the trainer computes for the same "
-        "weights, per token. It is a numerical error, not learning: it should be tiny and stay so.",
+        text="KL divergence per token between the probabilities of the rollout engine and those that the trainer "
+        "computes for the same weights. It is a numerical error and should stay tiny.",
         y=Axis(label="nats per token", low=0),
     ),
     _Metric(
         key="entropy", title="Entropy",
-        text="Of the policy, per token. A fast fall to zero means that it no longer explores.",
+        text="Entropy of the policy per token. A fast fall to zero means that it no longer explores.",
         y=Axis(label="nats per token", low=0),
     ),
     _Metric(
         key="zero_variance_groups", title="Groups without a signal",
-        text="Share of prompts whose samples all got the same reward, which leaves no advantage to learn from.",
+        text="Share of prompts whose samples all got the same reward. They have no advantage to learn from.",
         y=_share("share of prompts", 1.0),
     ),
     _Metric(
@@ -110,22 +115,23 @@ _METRICS = (
     ),
     _Metric(
         key="truncated", title="Truncated responses",
-        text="Share of responses cut off at the length limit.",
+        text="Share of responses that were cut off at the length limit.",
         y=_share("share of responses", None),
     ),
     _Metric(
         key="grad_norm", title="Gradient norm",
-        text="Before clipping, mean over the batch's updates. Spikes come before a collapse.",
+        text="Norm of the gradient before it is clipped, averaged over the batch's updates. Spikes often come before a "
+        "collapse.",
         y=Axis(label="norm", low=0),
     ),
     _Metric(
         key="skipped_updates", title="Skipped updates",
-        text="Updates that were not finite and therefore not taken.",
+        text="Updates that were not taken because their gradient was not finite.",
         y=Axis(label="updates", low=0),
     ),
     _Metric(
         key="tokens_per_s", title="Throughput",
-        text="Response tokens a second of the whole loop: generation, tools and updates.",
+        text="Response tokens per second of the whole loop: generation, tools and updates.",
         y=Axis(label="tokens/s", low=0),
     ),
 )  # fmt: skip
@@ -137,7 +143,7 @@ _CLIP_PARTS = {
 
 
 def figures(collection: Collection) -> list[Figure]:
-    """A figure for each metric that any run recorded."""
+    """Return one figure for each metric that any run recorded, and one of what clips."""
     found = []
     for metric in _METRICS:
         series = [
@@ -146,7 +152,7 @@ def figures(collection: Collection) -> list[Figure]:
             for each in _series(group, place, metric, single_seeds=metric.large)
         ]
         if metric.key == "skipped_updates" and not any(any(each.y) for each in series):
-            continue  # nothing was skipped anywhere: no news
+            continue  # a figure of zeros would only take room
         if series:
             found.append(
                 Figure(
@@ -155,89 +161,109 @@ def figures(collection: Collection) -> list[Figure]:
                     other_x=_TIME if metric.large else None, small=not metric.large,
                 )
             )  # fmt: skip
-    return found
+    return [*found, *_clip_parts(collection)]
 
 
-def clip_parts(collection: Collection) -> Figure | None:
-    """Which limit clips, over the batches, one group at a time."""
+def _clip_parts(collection: Collection) -> list[Figure]:
+    """Return the figure of which limit clips, one group at a time; none if no run recorded it."""
     series = []
     for place, group in enumerate(collection.groups):
         for part, key in enumerate(_CLIP_PARTS):
             metric = _Metric(key=key, title="", text="", y=_BATCHES)
             series += _series(group, place, metric, single_seeds=False, part=part)
-    if not series:
-        return None
-    return Figure(
+    figure = Figure(
         id="clip-parts", section="training", title="Which limit clips",
-        text="The upper limit holds back tokens with a positive advantage, the lower one those with a negative, and "
-        "the dual clip bounds the weight of the latter.",
+        text="The upper limit clips tokens with a positive advantage, the lower limit those with a negative one. The "
+        "dual clip bounds the weight of tokens with a negative advantage.",
         x=_BATCHES, y=_share("share of tokens"), series=series, parts=list(_CLIP_PARTS.values()),
         one_group=True, small=True,
+    )  # fmt: skip
+    return [figure] if series else []
+
+
+def learning_curve(run: Run) -> Figure:
+    """Return the figure of one run's learning: held-out accuracy and training reward against wall-clock time."""
+    long = any((number(record.get("seconds")) or 0.0) > _LONG_RUN_S for record in run.records)
+    unit, seconds_per_unit = ("minutes", 60.0) if long else ("seconds", 1.0)
+    batches = [record["batch"] for record in run.records]
+    x = _seconds(run, batches, seconds_per_unit)
+    accuracy, reward = (_column(run, name, batches) for name in ("heldout_pass@1", "reward"))
+    measured = [place for place, value in enumerate(accuracy) if value is not None]
+    low, high = _error_over_problems(run, [batches[place] for place in measured])
+    curves = [
+        Series(group=0, part=1, x=x, y=reward),
+        Series(
+            group=0, part=0, x=[x[place] for place in measured], y=[accuracy[place] for place in measured],
+            low=drawn(low), high=drawn(high),
+        ),
+    ]  # fmt: skip
+    known = [value for value in accuracy if value is not None]
+    gain = f": held-out pass@1 {known[0]:.2f} → {known[-1]:.2f}" if known else ""
+    return Figure(
+        id="learning-curve", section="learning", text="", title=f"{run.objective}, seed {run.seed}{gain}",
+        x=Axis(label=f"wall-clock, {unit}", low=0), y=Axis(label="share of right answers", low=0, high=1),
+        series=[each for each in curves if has_values(each.y)],
+        parts=["held-out pass@1 ± standard error", "training reward per rollout batch"],
     )  # fmt: skip
 
 
 def _series(
     group: Group, place: int, metric: _Metric, *, single_seeds: bool, part: int | None = None
 ) -> list[Series]:
+    """Return the mean curve of a group over its seeds, and if asked the curve of every seed; none without values."""
     batches = sorted({record["batch"] for run in group.runs for record in run.records})
     batches = [batches[index] for index in thinned(len(batches), _MOST_POINTS)]
-    curves = [_curve(run, metric, batches) for run in group.runs]
-    told = [(run, curve) for run, curve in zip(group.runs, curves, strict=True) if has_values(curve)]
-    if not told:
+    curves = [_column(run, metric.key, batches, metric.divided_by) for run in group.runs]
+    recorded = [(run, curve) for run, curve in zip(group.runs, curves, strict=True) if has_values(curve)]
+    if not recorded:
         return []
-    kept = [i for i in range(len(batches)) if any(curve[i] is not None for _, curve in told)]
+    kept = [i for i in range(len(batches)) if any(curve[i] is not None for _, curve in recorded)]
     x = [batches[i] for i in kept]
-    band = over_seeds([[curve[i] for i in kept] for _, curve in told])
+    band = over_seeds([[curve[i] for i in kept] for _, curve in recorded])
     low: Values = band.low
     high: Values = band.high
-    if len(told) == 1 and metric.key == "heldout_pass@1":
-        low, high = _own_band(told[0][0], x)
-    minutes = over_seeds([_minutes(run, x) for run, _ in told]).mean
-    found = [
+    if len(recorded) == 1 and metric.key == "heldout_pass@1":
+        low, high = _error_over_problems(recorded[0][0], x)
+    minutes = over_seeds([_seconds(run, x, 60) for run, _ in recorded]).mean
+    series = [
         Series(
-            group=place, x=x, y=band.mean, low=low if has_values(low) else None,
-            high=high if has_values(high) else None, other_x=minutes, part=part,
+            group=place, x=x, y=band.mean, low=drawn(low), high=drawn(high), other_x=minutes, part=part
         )
     ]  # fmt: skip
-    if single_seeds and len(told) > 1:
-        found += [
+    if single_seeds and len(recorded) > 1:
+        series += [
             Series(
-                group=place, x=x, y=[curve[i] for i in kept], role="seed", other_x=_minutes(run, x),
+                group=place, x=x, y=[curve[i] for i in kept], role="seed", other_x=_seconds(run, x, 60),
                 name=f"seed {run.seed}",
             )
-            for run, curve in told
+            for run, curve in recorded
         ]  # fmt: skip
-    return found
+    return series
 
 
-def _curve(run: Run, metric: _Metric, batches: Sequence[int]) -> list[float | None]:
+def _column(run: Run, key: str, batches: Sequence[int], divided_by: str = "") -> list[float | None]:
+    """Return a metric at these rollout batches; None where the run has no number."""
     by_batch = {record["batch"]: record for record in run.records}
     values = []
     for batch in batches:
         record = by_batch.get(batch, {})
-        value = number(record.get(metric.key))
-        if metric.divided_by and value is not None:
-            whole = number(record.get(metric.divided_by))
+        value = number(record.get(key))
+        if divided_by and value is not None:
+            whole = number(record.get(divided_by))
             value = value / whole if whole else None
         values.append(value)
     return values
 
 
-def _own_band(run: Run, batches: Sequence[float]) -> tuple[Values, Values]:
-    """One run's standard error over held-out problems."""
-    by_batch = {record["batch"]: record for record in run.records}
-    low: list[float | None] = []
-    high: list[float | None] = []
-    for batch in batches:
-        record = by_batch.get(int(batch), {})
-        value, stderr = number(record.get("heldout_pass@1")), number(record.get("heldout_stderr"))
-        known = value is not None and stderr is not None
-        low.append(value - stderr if known else None)  # type: ignore[operator]
-        high.append(value + stderr if known else None)  # type: ignore[operator]
+def _error_over_problems(run: Run, batches: Sequence[int]) -> tuple[Values, Values]:
+    """Return the held-out accuracy minus and plus its standard error over the held-out problems."""
+    accuracy, stderr = (_column(run, name, batches) for name in ("heldout_pass@1", "heldout_stderr"))
+    pairs = list(zip(accuracy, stderr, strict=True))
+    low = [None if value is None or error is None else value - error for value, error in pairs]
+    high = [None if value is None or error is None else value + error for value, error in pairs]
     return low, high
 
 
-def _minutes(run: Run, batches: Sequence[float]) -> list[float | None]:
-    by_batch = {record["batch"]: number(record.get("seconds")) for record in run.records}
-    seconds = [by_batch.get(int(batch)) for batch in batches]
-    return [None if value is None else value / 60 for value in seconds]
+def _seconds(run: Run, batches: Sequence[int], seconds_per_unit: float) -> list[float | None]:
+    """Return the wall-clock time of the run at the end of these rollout batches, in a unit of so many seconds."""
+    return [None if value is None else value / seconds_per_unit for value in _column(run, "seconds", batches)]

@@ -104,7 +104,7 @@ def _curves(
             series.append(
                 Series(
                     group=group, frame=frame, part=part, x=x, y=band.mean,
-                    of=_total([profile.columns["count"] for profile in profiles]) if counted else None,
+                    token_counts=_total([profile.columns["count"] for profile in profiles]) if counted else None,
                     low=band.low if has_values(band.low) else None,
                     high=band.high if has_values(band.high) else None,
                 )

@@ -1,4 +1,4 @@
-"""What each seed scored: the pairs behind the paired tests."""
+"""The score of each seed: the pairs that the paired tests compare."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _PLOTS = (
 
 
 def figures(collection: Collection) -> list[Figure]:
-    """Nothing where no group has two finished seeds."""
+    """Return one figure per score; none if no group has two finished seeds."""
     scores = [group.scores for group in collection.groups]
     if all(len(each) < 2 for each in scores):
         return []
     return [
         Figure(
             id=f"seeds-{name}", section="comparison", title=title,
-            text="The same seed means the same problems in the same order, so compare the points at each seed: "
-            "the paired tests are of their differences. Single low points may be collapses.",
+            text="Runs with the same seed see the same problems in the same order. So compare the points above one "
+            "seed: the paired tests use their differences. A single low point may be a collapse.",
             x=Axis(label="seed", whole=True), y=axis,
             series=[_series(place, each, name) for place, each in enumerate(scores) if each],
         )

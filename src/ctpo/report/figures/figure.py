@@ -1,79 +1,86 @@
-"""What a plot is before anything draws it: the page's script and matplotlib draw the same values."""
+"""A figure as data. The page's script and matplotlib draw the same values from it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ctpo.runs.means import mean
+
 Values = Sequence[float | None]
 NEAR_ZERO = 1e-3
-"""Where a symlog axis turns from linear to logarithmic."""
+"""The value at which a `symlog` axis turns from linear to logarithmic."""
 
 Role = Literal["line", "seed", "reference", "limit"]
+"""How a curve is drawn: a result, a single seed behind the mean, a line to compare with, or a trust region's limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One axis; limits that are None come from the values."""
+    """One axis of a figure."""
 
     label: str
     scale: Literal["linear", "log", "symlog"] = "linear"
-    """`symlog` is linear near zero and logarithmic on both sides of it: asinh(v / NEAR_ZERO)."""
+    """`symlog` is linear near zero and logarithmic on both sides of it: asinh(value / NEAR_ZERO)."""
     low: float | None = None
+    """The lower end; None takes the smallest value."""
     high: float | None = None
+    """The upper end; None takes the largest value."""
     percent: bool = False
     whole: bool = False
-    """Whether values are whole numbers, and ticks between them make no sense."""
+    """Whether only whole numbers get a tick."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One curve, with a band where `low` and `high` are given."""
+    """One curve, with a band around it if `low` and `high` are given."""
 
     group: int | None
-    """Whose colour it has, and whose switch hides it."""
+    """The index of its group of runs, which gives the colour and can be hidden; None if it belongs to no group."""
     x: Values
     y: Values
     low: Values | None = None
     high: Values | None = None
     part: int | None = None
-    """Its entry in the figure's own legend, whose colour it has then instead."""
+    """Its index in the figure's own legend, which then gives the colour instead of the group."""
     role: Role = "line"
     frame: int | None = None
+    """The index of the frame that it is shown in; None if the figure has no frames."""
     other_x: Values | None = None
-    of: Values | None = None
-    """How many tokens a value is of."""
+    """Its values on the figure's second x axis."""
+    token_counts: Values | None = None
+    """The number of tokens behind each value."""
     name: str = ""
-    """Where it needs one beside its group's and its part's."""
+    """What the curve is, where its group and part do not say it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One plot with everything that is said about it."""
+    """One figure with its title and explanation."""
 
     id: str
     section: str
     title: str
     text: str
-    """What is shown and what to look for, in a sentence or two."""
+    """What the figure shows and what to look for, in one or two sentences."""
     x: Axis
     y: Axis
     series: Sequence[Series]
     parts: Sequence[str] = ()
-    """A legend of its own, where curves are not one a group."""
+    """The entries of a legend of its own, for figures with more than one curve per group."""
     frames: Sequence[str] = ()
-    """What the figure can be stepped through; the first is shown at first."""
+    """The names of what a reader can step through; the first frame is shown at the start."""
     one_group: bool = False
-    """Whether groups are looked at one at a time."""
+    """Whether the figure shows one group at a time."""
     other_x: Axis | None = None
+    """A second x axis that a reader can switch to."""
     small: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """A mean over seeds and its standard error either side (no band for one seed)."""
+    """A mean curve, and curves one standard error below and above it (None where there is one value only)."""
 
     mean: list[float | None] = field(default_factory=list)
     low: list[float | None] = field(default_factory=list)
@@ -81,30 +88,30 @@ class Band:
 
 
 def over_seeds(curves: Sequence[Values]) -> Band:
-    """Mean ± standard error over runs at each place; a run without a value there is not counted."""
+    """Return the mean ± standard error over runs at each place. A run without a value there does not count."""
     band = Band()
     for place in range(max((len(curve) for curve in curves), default=0)):
         values = [value for curve in curves if place < len(curve) and (value := curve[place]) is not None]
-        mean = math.fsum(values) / len(values) if values else None
-        band.mean.append(mean)
-        if mean is None or len(values) < 2:
-            band.low.append(None)
-            band.high.append(None)
-            continue
-        variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-        stderr = math.sqrt(variance / len(values))
-        band.low.append(mean - stderr)
-        band.high.append(mean + stderr)
+        average = mean(values) if values else None
+        spread = None if average is None else average.stderr
+        band.mean.append(None if average is None else average.value)
+        band.low.append(None if average is None or spread is None else average.value - spread)
+        band.high.append(None if average is None or spread is None else average.value + spread)
     return band
 
 
 def has_values(values: Iterable[float | None] | None) -> bool:
-    """Whether anything can be drawn."""
+    """Return whether there is anything to draw."""
     return values is not None and any(value is not None for value in values)
 
 
+def drawn(values: Values) -> Values | None:
+    """Return the values, or None if there is nothing to draw."""
+    return values if has_values(values) else None
+
+
 def thinned(count: int, most: int) -> list[int]:
-    """At most `most` of the indices 0 … count − 1, evenly spread, both ends among them."""
+    """Return at most `most` of the indices 0 … count − 1, evenly spread, both ends among them."""
     if count <= most:
         return list(range(count))
     return sorted({round(step * (count - 1) / (most - 1)) for step in range(most)})

@@ -1,1 +1,1 @@
-"""The tables of a report, as rows and words."""
+"""The tables and headline numbers of a report, as the words that are shown."""

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ctpo.errors import UserError
 from ctpo.report.collection import Collection, Group, run_score
-from ctpo.report.table import Table
 from ctpo.report.tables.headline import heldout
 from ctpo.report.tables.words import duration, mean_told, percent, probability, setting_words
-from ctpo.runs.paired import Mean, Paired, holm, mean, paired
+from ctpo.runs.means import Mean, mean
+from ctpo.runs.paired import Paired, holm, paired
 from ctpo.runs.reader import Record, number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table as it is shown."""
+
+    id: str
+    section: str
+    title: str
+    text: str
+    """What the table holds, in a sentence or two."""
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    groups: Sequence[int | None] = ()
+    """The index of the group of runs that each row belongs to, for its colour."""
+
 
 SCORES = {"final": "final pass@1", "auc": "AUC"}
 _WHAT_SCORES_ARE = (

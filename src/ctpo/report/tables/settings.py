@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ctpo.report.collection import Collection, flatten
-from ctpo.report.table import Table
+from ctpo.report.tables.comparison import Table
 from ctpo.report.tables.words import setting
 
 

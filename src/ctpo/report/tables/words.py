@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ctpo.runs.paired import Mean
+from ctpo.runs.means import Mean
 
 
 def percent(value: float) -> str:

@@ -17,7 +17,7 @@ from ctpo.evaluation.model import load_model, load_tokenizer
 from ctpo.rollout.tools import ToolRunner, open_tools
 from ctpo.runs.checkpoints import Unusable, compare, sealed_identity, set_aside_newer
 from ctpo.runs.directory import RunDirectory
-from ctpo.runs.identity import describe_recipe
+from ctpo.runs.identity import deciding_settings
 from ctpo.tasks import Problem, Task, get_task
 from ctpo.tasks.arithmetic import model_path
 from ctpo.tasks.task import check_ready
@@ -85,7 +85,7 @@ def train(
     settle_length(config, len(problems))
     heldout = heldout_problems(recipe, task)
     written = resolved(prepared.keys)
-    identity = {"world_size": processes, "recipe": describe_recipe(written, MAY_CHANGE)}
+    identity = {"world_size": processes, "recipe": deciding_settings(written, MAY_CHANGE)}
     start = on_main(lambda: settle(prepared, identity), processes, index)
     config.output_dir = str(start.run.path)  # the main process's, where its clock named it
     check_unfinished(start, config)
