@@ -12,8 +12,10 @@ import torch
 
 from ctpo.cli.main import main
 from ctpo.objectives import preset
-from ctpo.training.diagnostics.pool import pool
-from ctpo.training.diagnostics.profile import PositionProfile, Sums
+from ctpo.runs.directory import RunDirectory
+from ctpo.runs.profiles import pooled, read_checked_profiles
+from ctpo.training.diagnostics.profile import PositionProfile, ProfileSums
+from ctpo.training.diagnostics.proposal import calibration_columns
 from ctpo.training.diagnostics.record import as_profile, profile_line
 
 LONGEST, WIDTH = 64, 0.05
@@ -35,7 +37,7 @@ def batch(seed: int, rows: int = 1500) -> tuple[torch.Tensor, ...]:
     return logps, logps - d, advantages, torch.ones(rows, LONGEST, dtype=torch.bool)
 
 
-def sums_of(seed: int, **knobs: Any) -> Sums:
+def sums_of(seed: int, **knobs: Any) -> ProfileSums:
     objective = preset("ctpo-calibrated", **knobs) if knobs else preset("ctpo")
     profile = PositionProfile(lambda: objective, LONGEST)
     profile.add(*batch(seed))
@@ -114,7 +116,7 @@ def test_a_last_line_cut_short_is_left_out(
     assert "rollout batches 1 to 3" in printed(capsys, str(run))
 
 
-def test_pooled_lines_are_one_profile() -> None:
+def test_pooled_lines_are_one_profile(tmp_path: Path) -> None:
     """Of batches that drifted apart, and one that is shorter: as if their tokens had been one batch's."""
     profile = PositionProfile(lambda: preset("ctpo"), LONGEST)
     lines, total = [], None
@@ -124,11 +126,13 @@ def test_pooled_lines_are_one_profile() -> None:
         profile.add(logps, old - shift, advantages, mask)
         sums = profile.close(OneProcess())
         assert sums is not None
-        lines.append(profile_line(sums, preset("ctpo")))
+        lines.append({"batch": seed + 1, "step": seed + 1, **profile_line(sums, preset("ctpo"))})
         total = sums if total is None else total + sums
     assert total is not None
+    profiles = read_checked_profiles(RunDirectory(write(tmp_path / "run", lines)))
+    columns = calibration_columns(pooled(list(profiles.values())))
     for name, expected in as_profile(total).items():
-        torch.testing.assert_close(pool(lines)[name], expected.double(), rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(columns[name], expected.double(), rtol=1e-5, atol=1e-6, msg=name)
 
 
 def changed(lines: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:

@@ -13,7 +13,9 @@ from test_run import InterruptAt
 from ctpo import CTPOConfig
 from ctpo.objectives import calibrate, preset
 from ctpo.objectives.tails import Tails
-from ctpo.training.diagnostics.pool import pool, read_profiles
+from ctpo.runs.directory import read_records
+from ctpo.runs.profiles import read_checked_profiles
+from ctpo.training.diagnostics.proposal import calibration_columns
 from ctpo.training.run.train import Outcome, train
 
 Recipe = Callable[..., dict[str, Any]]
@@ -36,10 +38,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[Path], dict[
 
 def test_each_band_is_the_fit_of_the_batch_before(whole: Outcome) -> None:
     """And clips the share of that batch's tokens, counted from its profile; the figures are in the records."""
-    lines, records = read_profiles(whole.run), whole.run.records()[1:]
+    lines, records = read_records(whole.run.profile), whole.run.records()[1:]
+    profiles = list(read_checked_profiles(whole.run).values())
     assert [records[0][f"band_{name}"] for name in ("scale", "power", "centre")] == [0.5, 0.5, 0.0]
-    for line, record, following in zip(lines, records[1:], lines[1:], strict=False):
-        profile = pool([line])
+    for each, record, following in zip(profiles, records[1:], lines[1:], strict=False):
+        profile = calibration_columns(each)
         fit, tails = calibrate(profile, SHARE), Tails.of(profile)
         assert tails is not None
         for name in ("scale", "power", "centre"):
@@ -103,7 +106,7 @@ def test_only_where_it_has_an_effect(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"use_cpu": True, "calibrate_online": True}
     with pytest.raises(ValueError, match=r"no effect on objective='ctpo'; use objective='ctpo-calibrated'"):
         CTPOConfig(str(tmp_path), **settings)
-    with pytest.raises(ValueError, match=r"fits what diagnostics measure; drop diagnostics=False"):
+    with pytest.raises(ValueError, match=r"needs the profile that diagnostics measure; use diagnostics=True"):
         CTPOConfig(str(tmp_path), objective="ctpo-calibrated", diagnostics=False, **settings)
 
 

@@ -16,9 +16,8 @@ from ctpo.objectives.numerics import LOG_WEIGHT_CAP
 from ctpo.objectives.ratios import CumulativeRatio, SequenceMeanRatio
 from ctpo.objectives.surrogates import Linear, StopGradientWeight
 from ctpo.objectives.trust_regions import Unbounded
-from ctpo.training.diagnostics.bins import BINS, CELL_EDGES, position_edges
 from ctpo.training.diagnostics.drift import EngineDrift
-from ctpo.training.diagnostics.profile import PositionProfile, Sums
+from ctpo.training.diagnostics.profile import BINS, CELL_EDGES, PositionProfile, ProfileSums, position_edges
 from ctpo.training.diagnostics.record import profile_figures, profile_line
 from ctpo.training.diagnostics.samples import pieces
 
@@ -48,7 +47,7 @@ def objective_named(name: str) -> Objective:
     return preset(name, low=widths[name], high=widths[name]) if name in widths else preset(name)
 
 
-def profile_of(objective: Objective, *batches: Batch) -> Sums:
+def profile_of(objective: Objective, *batches: Batch) -> ProfileSums:
     profile = PositionProfile(lambda: objective, LONGEST)
     for batch in batches:
         profile.add(batch.logps, batch.old, batch.advantages, batch.mask)

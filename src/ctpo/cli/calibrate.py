@@ -55,13 +55,14 @@ def run(args: argparse.Namespace) -> int:
     if args.batches is not None and args.batches < 1:
         raise UserError(f"--batches {args.batches} is too small; use at least 1")
     from ctpo.runs.directory import RunDirectory
-    from ctpo.training.diagnostics.pool import read_profiles
+    from ctpo.runs.profiles import read_checked_profiles
     from ctpo.training.diagnostics.proposal import propose
 
     directory = RunDirectory(args.run)
-    lines = read_profiles(directory)
+    profiles = read_checked_profiles(directory)
     recipe = directory.read_recipe() if directory.config.is_file() else {}
-    proposal = propose(lines[-(args.batches or len(lines)) :], args.share, args.power, recipe)
+    chosen = list(profiles.items())[-(args.batches or len(profiles)) :]
+    proposal = propose(dict(chosen), args.share, args.power, recipe)
     if args.json:
         print(json.dumps(proposal.as_dict(), indent=2, allow_nan=False))
     else:

@@ -214,7 +214,7 @@ def _histogram(labels: list[str], frames: Frames) -> Figure:
         pooled_counts = pooled_histogram([profile.histogram for profile in profiles])
         if pooled_counts is None:
             continue
-        x, y = _steps(*pooled_counts)
+        x, y = _steps(pooled_counts.edges, pooled_counts.counts)
         series.append(Series(group=group, frame=frame, part=0, x=x, y=y))
         top = max(value for value in y if value is not None)
         for part, name in enumerate(("high", "low", "dual"), start=1):

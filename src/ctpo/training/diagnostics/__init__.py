@@ -1,1 +1,1 @@
-"""What a run records of its policy's drift and of what its objective does about it; equations: docs/diagnostics.md."""
+"""What a run records about the drift of its policy and about what its objective clips (docs/diagnostics.md)."""

@@ -1,4 +1,4 @@
-"""How far the trainer's log-probs lie from those the rollout engine reported for the same policy."""
+"""How far the trainer's log-probs are from those that the rollout engine reported for the same policy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ctpo.objectives.tokens import sanitise
 
 
 class EngineDrift:
-    """Sums over tokens of δ = log π_trainer − log π_engine, before any update on them; collected until read."""
+    """Collects sums over tokens of δ = log π_trainer − log π_engine, measured before any update on those tokens."""
 
     def __init__(self) -> None:
         self._sums: list[Tensor] = []
@@ -21,7 +21,13 @@ class EngineDrift:
 
     @torch.no_grad()
     def add(self, logps: Tensor, engine_logps: Tensor, mask: Tensor) -> None:
-        """Take rows, [B, T]; tokens that the engine could not score are left out. Nothing waits for the device."""
+        """Add the tokens of some responses. This does not wait for the device.
+
+        Args:
+            logps, engine_logps: [B, T] log-probs of the trainer and of the engine, nats. Tokens that the engine could
+                not score (NaN) are left out.
+            mask: [B, T] True where the model sampled the token.
+        """
         tokens = sanitise(logps.detach(), engine_logps, mask, Padded())
         wide = prefix_dtype(mask.device)
         delta = tokens.log_ratio.to(wide)
@@ -37,7 +43,10 @@ class EngineDrift:
         self._highest.append(delta.abs().amax() if delta.numel() else delta.new_zeros(()))
 
     def flush(self, accelerator: Any) -> dict[str, float]:
-        """The figures since the last call over all processes, each of which must call it; none if nothing came."""
+        """The figures since the last call, over all processes; empty if there were no tokens. Every process must call.
+
+        docs/diagnostics.md gives their equations. Mean and largest |δ| and the KL estimates are in nats.
+        """
         device = accelerator.device
         zero = torch.zeros(9, dtype=prefix_dtype(device), device=device)
         mine = torch.cat([sum(self._sums, zero), max([*self._highest, zero[0]])[None]])
@@ -56,9 +65,9 @@ class EngineDrift:
         }
 
     def state_dict(self) -> dict[str, list[Tensor]]:
-        """What has come since the last `flush`."""
+        """What was added since the last `flush`, for a checkpoint."""
         return {"sums": self._sums, "highest": self._highest}
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         self._sums, self._highest = list(state["sums"]), list(state["highest"])

@@ -1,33 +1,36 @@
-"""`calibrate_online`: the band of `ctpo-calibrated` follows the drift of the run it is in."""
+"""`calibrate_online`: the trust region of `ctpo-calibrated` follows the drift of the run that uses it."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from ctpo.objectives import Objective, calibrate
-from ctpo.training.config.config import CTPOConfig
-from ctpo.training.diagnostics.profile import Sums
+from ctpo.training.diagnostics.profile import ProfileSums
 from ctpo.training.diagnostics.record import as_profile
 
 _FITTED: Final = ("scale", "power", "centre")
 
 
 class OnlineBand:
-    """Fits the band for the next rollout batch to the one just trained on.
+    """Fits the trust region for the next rollout batch to the rollout batch that was just trained on.
 
-    To that one alone: averages over earlier ones were tried on the embedded task, where drift falls tenfold within a
-    few batches, and each lagged behind more than the last batch does (docs/diagnostics.md). The sums are those of all
-    processes, so each fits the same band. A rollout batch that cannot be fitted, since nothing has moved, changes
-    nothing. The band in use first is the one that the settings name.
+    Only the last rollout batch counts. Averages over earlier ones were tried on the embedded task, where drift falls
+    tenfold within a few rollout batches; they followed it more slowly (docs/diagnostics.md). The sums cover all
+    processes, so each process fits the same band. If a rollout batch cannot be fitted, because nothing has moved, the
+    band stays as it is.
+
+    Args:
+        settings: all knobs of the objective. The band in use first is the one they describe.
+        build: makes the objective with some of its knobs changed.
     """
 
-    def __init__(self, config: CTPOConfig) -> None:
-        settings = config.objective_settings()
-        self._config, self._share = config, float(settings["share"])
+    def __init__(self, settings: Mapping[str, Any], build: Callable[..., Objective]) -> None:
+        self._share, self._build = float(settings["share"]), build
         self._knobs: dict[str, float] = {name: float(settings[name]) for name in _FITTED}
 
-    def update(self, sums: Sums) -> Objective:
-        """The objective with the band for the next rollout batch."""
+    def update(self, sums: ProfileSums) -> Objective:
+        """The objective with the band for the next rollout batch, fitted to these sums."""
         try:
             knobs = calibrate(as_profile(sums), self._share).knobs
         except ValueError:
@@ -36,17 +39,17 @@ class OnlineBand:
         return self.objective()
 
     def objective(self) -> Objective:
-        """The one in use."""
-        return self._config.build_objective(**self._knobs)
+        """The objective with the band in use."""
+        return self._build(**self._knobs)
 
     def figures(self) -> dict[str, float]:
-        """The band in use."""
+        """The band in use, for the records."""
         return {f"band_{name}": value for name, value in self._knobs.items()}
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run goes on with."""
+        """The band in use, for a checkpoint."""
         return dict(self._knobs)
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         self._knobs = dict(state)

@@ -1,7 +1,7 @@
-"""What happened at each position of the responses of one rollout batch, as sums from which every figure follows.
+"""Statistics by position in the response of one rollout batch, as sums from which every figure follows.
 
-Micro-batches are kept as they come and looked at together, so that an update waits for nothing and pays for a few
-large operations instead of many small ones.
+Micro-batches are kept as they come and processed together. So no update waits for the device, and a few large
+operations take the place of many small ones.
 """
 
 from __future__ import annotations
@@ -17,60 +17,78 @@ from torch import Tensor
 from ctpo.objectives import Details, Objective
 from ctpo.objectives.layouts.padded import Padded
 from ctpo.objectives.numerics import prefix_dtype
-from ctpo.training.diagnostics.bins import CELL_EDGES, position_edges
 
-_TOGETHER: Final = 2**18
-"""Tokens looked at in one go: some 40 MB of temporaries."""
+BINS: Final = 32
+"""The largest number of position bins."""
+_OCTAVES: Final = (-12, 4)
+_MAGNITUDES: Final = [2 ** (half / 2) for half in range(2 * _OCTAVES[0], 2 * _OCTAVES[1] + 1)]
+CELL_EDGES: Final = [-edge for edge in reversed(_MAGNITUDES)] + _MAGNITUDES
+"""The 66 edges of the 67 cells of a log ratio, in nats: ±2^(k/2) from 2^−12 to 16. A cell is 41 % wide at any scale.
+The first cell holds everything up to the first edge, the last cell everything above the last edge."""
 CELLS: Final = len(CELL_EDGES) + 1
 GAIN, HARM = 0, 1
-"""Tokens with a positive and with a negative advantage: the upper bound clips one, the lower the other."""
+"""Tokens with a positive and with a negative advantage. The upper bound clips the first, the lower the second."""
+_TOGETHER: Final = 2**18
+"""The number of tokens processed at once; their temporary tensors take about 40 MB."""
+
+
+def position_edges(longest: int) -> list[int]:
+    """The upper ends, in tokens, of at most 32 position bins over 1..longest.
+
+    The first bins hold one position each; then the ends grow by a constant factor. The spread of a log ratio is a
+    power of the position, so it grows by the same factor from bin to bin, at 40 tokens as at 8,000.
+    """
+    edges = {round(longest ** (k / (BINS - 1))) for k in range(BINS)}
+    return sorted(edges | {longest})
 
 
 @dataclass(frozen=True)
-class Sums:
-    """Over the tokens of one or several rollout batches; K bins of position, 67 cells of a log ratio, float64.
+class ProfileSums:
+    """Sums over the tokens of one or several rollout batches, in float64, by K position bins and 67 cells.
 
-    c is the cumulative log ratio of the token's prefix and itself, x the objective's weighing log ratio.
+    Notation: t is the token's position, c the cumulative log ratio up to and including the token, x the log ratio
+    that weighs the token in the objective, A its advantage.
     """
 
     edges: list[int]
+    """Upper ends of the position bins, tokens."""
     cells: Tensor
-    """[2, K, 67] tokens by sign of their advantage, position, and c."""
+    """[2, K, 67] number of tokens by sign of the advantage, position, and c."""
     weights: Tensor
-    """[67] tokens by x."""
+    """[67] number of tokens by x."""
     clipped: Tensor
-    """[4, K] tokens inside the trust region, above, dual-clipped, below."""
+    """[4, K] number of tokens inside the trust region, clipped above, dual-clipped, and clipped below."""
     moments: Tensor
-    """[7, K] sums of t, c, c², x, x², of the slope |A|·e^x, and of what clipping took from it."""
+    """[7, K] sums of t, c, c², x, x², |A|·e^x, and of the part of |A|·e^x that clipping removed."""
 
     @property
     def count(self) -> Tensor:
-        """[K] tokens."""
+        """[K] number of tokens."""
         return self.cells.sum(dim=(0, 2))
 
     def flat(self) -> Tensor:
-        """All of them in one row, to send or to save."""
+        """All sums in one vector, to send to other processes or to save."""
         return torch.cat(
             [part.reshape(-1) for part in (self.cells, self.weights, self.clipped, self.moments)]
         )
 
     @staticmethod
-    def of(flat: Tensor, edges: list[int]) -> Sums:
-        """Back from `flat`."""
+    def from_flat(flat: Tensor, edges: list[int]) -> ProfileSums:
+        """The sums whose `flat` this is."""
         shapes = _shapes(len(edges))
         parts = torch.split(flat, [math.prod(shape) for shape in shapes])
-        return Sums(edges, *(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)))
+        return ProfileSums(edges, *(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)))
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums.of(self.flat() + other.flat(), self.edges)
+    def __add__(self, other: ProfileSums) -> ProfileSums:
+        return ProfileSums.from_flat(self.flat() + other.flat(), self.edges)
 
 
 class PositionProfile:
-    """Collects one rollout batch.
+    """Collects the sums of one rollout batch.
 
     Args:
-        objective: what clips, at the time of asking.
-        longest: tokens no response exceeds.
+        objective: returns the objective in use when it is called.
+        longest: a number of tokens that no response exceeds.
     """
 
     def __init__(self, objective: Callable[[], Objective], longest: int) -> None:
@@ -82,42 +100,43 @@ class PositionProfile:
     def add(
         self, logps: Tensor, anchor: Tensor, advantages: Tensor, mask: Tensor, details: Details | None = None
     ) -> None:
-        """Take the rows of one pass; nothing waits for the device here.
+        """Add the responses of one forward pass. This does not wait for the device.
 
         Args:
-            logps, anchor: [B, T] log-probs of model and anchor, nats.
-            advantages: [B] or [B, T]; tokens of advantage 0 are left out, since nothing could clip them.
-            mask: [B, T] model tokens.
-            details: of the objective's own call, where asking again would not give the same.
+            logps, anchor: [B, T] log-probs of the model and of the anchor, nats.
+            advantages: [B] or [B, T]. Tokens whose advantage is 0 are left out, because nothing can clip them.
+            mask: [B, T] True where the model sampled the token.
+            details: from the objective's own call. Needed if a second call would not give the same.
         """
         signal = Padded().expand(advantages).expand_as(logps)
         rows = {"logps": logps, "anchor": anchor} if details is None else dict(vars(details))
         self._waiting.append({**rows, "advantages": signal, "mask": mask})
         if sum(rows["mask"].numel() for rows in self._waiting) >= _TOGETHER:
-            self._look()
+            self._process()
 
-    def close(self, accelerator: Any) -> Sums | None:
-        """The sums since the last call, over all processes; None if nothing came. Every process must call it."""
-        self._look()
+    def close(self, accelerator: Any) -> ProfileSums | None:
+        """The sums since the last call, over all processes; None if there were no tokens. Every process must call."""
+        self._process()
         empty = torch.zeros(
             sum(map(math.prod, _shapes(len(self.edges)))), dtype=prefix_dtype(accelerator.device)
         )
         mine = empty.to(accelerator.device) if self._sums is None else self._sums
-        total = accelerator.gather(mine[None]).sum(dim=0)  # in the order of ranks: the same bits everywhere
+        total = accelerator.gather(mine[None]).sum(dim=0)  # in order of rank, so that all get the same bits
         self._sums = None
-        sums = Sums.of(total, self.edges)
+        sums = ProfileSums.from_flat(total, self.edges)
         return sums if bool(sums.count.sum() > 0) else None
 
     def state_dict(self) -> dict[str, Any]:
-        """What has come since the last `close`."""
+        """What was added since the last `close`, for a checkpoint."""
         return {"waiting": self._waiting, "sums": self._sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         self._waiting, self._sums = list(state["waiting"]), state["sums"]
 
     @torch.no_grad()
-    def _look(self) -> None:
+    def _process(self) -> None:
+        """Turn the waiting micro-batches into sums."""
         if not self._waiting:
             return
         names = self._waiting[0]
@@ -128,21 +147,21 @@ class PositionProfile:
             details = self._objective().examine(rows["logps"], rows["anchor"], advantages, mask)
         else:
             details = Details(**rows)
-        found = sums_of(details, advantages, self.edges).flat()
-        self._sums = found if self._sums is None else self._sums + found
+        sums = sums_of(details, advantages, self.edges).flat()
+        self._sums = sums if self._sums is None else self._sums + sums
 
 
-def sums_of(details: Details, advantages: Tensor, edges: list[int]) -> Sums:
-    """Sums over the kept tokens with an advantage.
+def sums_of(details: Details, advantages: Tensor, edges: list[int]) -> ProfileSums:
+    """The sums over all usable tokens whose advantage is not 0.
 
     Args:
-        details: of padded rows, [B, T].
+        details: of padded responses, [B, T].
         advantages: [B, T].
-        edges: of the position bins.
+        edges: upper ends of the position bins, tokens.
     """
     device, bins = details.clip.device, len(edges)
     wide = prefix_dtype(device)
-    # One wait for the device a look, and half the work where tools and padding are half of the tokens.
+    # `nonzero` waits for the device once, and halves the work where tools and padding make up half of the tokens.
     counted = (details.kept & (advantages != 0)).reshape(-1).nonzero()[:, 0]
 
     def chosen(values: Tensor) -> Tensor:
@@ -165,7 +184,7 @@ def sums_of(details: Details, advantages: Tensor, edges: list[int]) -> Sums:
     side, t = torch.where(signal > 0, GAIN, HARM), position.to(wide)
     cell = (side * bins + place) * CELLS + torch.bucketize(c, cell_edges)
     values = (t, c, c.square(), x, x.square(), slope, removed)
-    return Sums(
+    return ProfileSums(
         edges,
         table(cell, ones, 2 * bins * CELLS).reshape(2, bins, CELLS),
         table(torch.bucketize(x, cell_edges), ones, CELLS),
@@ -175,4 +194,5 @@ def sums_of(details: Details, advantages: Tensor, edges: list[int]) -> Sums:
 
 
 def _shapes(bins: int) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the parts of `ProfileSums.flat`."""
     return (2, bins, CELLS), (CELLS,), (4, bins), (7, bins)

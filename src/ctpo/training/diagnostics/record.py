@@ -1,4 +1,4 @@
-"""A rollout batch's profile as a line of `profile.jsonl`, and as the few figures that records and loggers take."""
+"""A rollout batch's profile as a line of `profile.jsonl`, and as the few figures that records and loggers get."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from torch import Tensor
 
 from ctpo.objectives import Objective, calibrate
 from ctpo.objectives.trust_regions import Bases
-from ctpo.training.diagnostics.bins import CELL_EDGES
-from ctpo.training.diagnostics.profile import GAIN, HARM, Sums
+from ctpo.training.diagnostics.profile import CELL_EDGES, GAIN, HARM, ProfileSums
 
-_HIGH, _DUAL, _LOW = 1, 2, 3  # of Sums.clipped
+_HIGH, _DUAL, _LOW = 1, 2, 3  # rows of ProfileSums.clipped
 
 
-def profile_line(sums: Sums, objective: Objective) -> dict[str, Any]:
-    """The figures of one rollout batch by position; null where a bin is empty. See docs/diagnostics.md."""
+def profile_line(sums: ProfileSums, objective: Objective) -> dict[str, Any]:
+    """The figures of one rollout batch by position, as docs/diagnostics.md describes; None where a bin is empty."""
     count = sums.count
     t, c, cc, x, xx, slope, removed = sums.moments
     return {
@@ -42,15 +41,15 @@ def profile_line(sums: Sums, objective: Objective) -> dict[str, Any]:
     }
 
 
-def profile_figures(sums: Sums) -> dict[str, float]:
-    """What a profile comes to over all positions: share of the gradient removed, and the spread's power law."""
+def profile_figures(sums: ProfileSums) -> dict[str, float]:
+    """The share of the gradient that clipping removed over all positions, and the fitted power law of the spread."""
     slope, removed = sums.moments[5].sum(), sums.moments[6].sum()
     spread = {name: value for name, value in _spread(sums).items() if value is not None}
     return {"gradient_removed": float(removed / slope) if slope > 0 else 0.0, **spread}
 
 
 def by_position(line: dict[str, Any]) -> dict[str, float]:
-    """What loggers get of a line of the profile: three curves, one name a bin, by its upper end in tokens."""
+    """Three curves of a profile line for loggers. Each bin has a name of its own, with its upper end in tokens."""
     bins = zip(line["edge"], line["count"], line["high"], line["low"], strict=True)
     clipped = [(high + low) / count if count else None for _, count, high, low in bins]
     columns = {"clip_ratio": clipped, **{name: line[name] for name in ("log_ratio_std", "gradient_removed")}}
@@ -62,8 +61,8 @@ def by_position(line: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def as_profile(sums: Sums) -> dict[str, Tensor]:
-    """The columns that `calibrate` reads."""
+def as_profile(sums: ProfileSums) -> dict[str, Tensor]:
+    """The columns that `ctpo.objectives.calibrate` reads."""
     count = sums.count.clamp(min=1)
     t, c, cc = sums.moments[:3]
     mean = c / count
@@ -79,7 +78,8 @@ def as_profile(sums: Sums) -> dict[str, Tensor]:
     }
 
 
-def _spread(sums: Sums) -> dict[str, float | None]:
+def _spread(sums: ProfileSums) -> dict[str, float | None]:
+    """The fitted scale and power of the spread; None where there is nothing to fit."""
     names = ("scale", "power", "power_stderr")
     columns = ("edge", "count", "position_mean", "log_ratio_mean", "log_ratio_std")
     profile = as_profile(sums)
@@ -91,7 +91,7 @@ def _spread(sums: Sums) -> dict[str, float | None]:
 
 
 def _band(objective: Objective, positions: list[float | None]) -> dict[str, Any] | None:
-    """The trust region's limits on the weighing log ratio at these positions; null where it has none there."""
+    """The trust region's limits on the log ratio at these positions, in nats; None if it has no fixed limits."""
     region = objective.trust_region
     bases = getattr(region, "bases", None)
     if not isinstance(bases, Bases) or getattr(region, "statistic", None) is not None:
@@ -115,11 +115,11 @@ def _share(part: Tensor, whole: Tensor) -> list[float | None]:
 
 
 def _std(total: Tensor, squares: Tensor, count: Tensor) -> list[float | None]:
-    """Population standard deviation."""
+    """The population standard deviation of each bin, from sums of values and of squares."""
     rows = zip(total.tolist(), squares.tolist(), count.tolist(), strict=True)
     return [_finite(math.sqrt(max(q / n - (s / n) ** 2, 0.0))) if n else None for s, q, n in rows]
 
 
 def _finite(value: float) -> float | None:
-    """Seven digits of it, as a float32 has, where it is a number."""
+    """The value to seven digits, as many as a float32 has; None if it is not finite."""
     return float(f"{value:.7g}") if math.isfinite(value) else None

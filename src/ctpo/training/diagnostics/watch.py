@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ctpo.training.diagnostics.drift import EngineDrift
 from ctpo.training.diagnostics.online import OnlineBand
-from ctpo.training.diagnostics.profile import PositionProfile, Sums
+from ctpo.training.diagnostics.profile import PositionProfile, ProfileSums
 from ctpo.training.diagnostics.record import by_position, profile_figures, profile_line
 from ctpo.training.diagnostics.samples import attach_rewards, sample_rows
 from ctpo.training.scoring.microbatch import Scored, loss_mask, row_wise, weighted_advantages
@@ -28,10 +28,13 @@ class Diagnostics:
         self._trainer, self._on = trainer, trainer.args.diagnostics
         self._profile = PositionProfile(lambda: trainer.objective, trainer.args.max_completion_length)
         self._drift = EngineDrift()
-        self._online = OnlineBand(trainer.args) if trainer.args.calibrate_online else None
+        args = trainer.args
+        self._online = (
+            OnlineBand(args.objective_settings(), args.build_objective) if args.calibrate_online else None
+        )
         self._used: dict[str, float] = {}
         self._open = False
-        self._closed: Sums | None = None
+        self._closed: ProfileSums | None = None
         self._objective = trainer.objective
         """That of the rollout batch closed last."""
         self.line: dict[str, Any] | None = None
@@ -109,7 +112,9 @@ class Diagnostics:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self._open = state["open"]
-        self._closed = None if state["closed"] is None else Sums.of(state["closed"], self._profile.edges)
+        self._closed = (
+            None if state["closed"] is None else ProfileSums.from_flat(state["closed"], self._profile.edges)
+        )
         self._profile.load_state_dict(state["profile"])
         self._drift.load_state_dict(state["drift"])
         self._used = dict(state["used"])
