@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ctpo.cli.main import main
-from ctpo.cli.sole_use import sole_use
+from ctpo.cli.quiet import sole_use
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

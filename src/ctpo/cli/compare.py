@@ -6,28 +6,31 @@ import argparse
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-from ctpo.cli.compare_tables import print_results, results_markdown
-from ctpo.cli.sole_use import sole_use
+from ctpo.cli.quiet import sole_use
+from ctpo.cli.table import table
 from ctpo.errors import UserError
-from ctpo.lab.comparison.book import Book
-from ctpo.lab.comparison.compare import choose, final_cells, results, tuning_cells
-from ctpo.lab.comparison.plan import Cell, Plan, read_plan
-from ctpo.lab.comparison.runner import Budget, Failure, Runner
+from ctpo.extras import require
 
-_DESCRIPTION = """\
+if TYPE_CHECKING:
+    from ctpo.lab.comparison.plan import Cell, Plan
+    from ctpo.lab.comparison.runner import Budget, Failure, Runner
+
+_DESCRIPTION: Final = """\
 Compare objectives: a matrix of objectives x regimes x settings x seeds, run side by side as processes.
 
-Every objective is tuned over the same number of settings on tuning seeds, by regime; the best setting then runs on
-test seeds, which must be others. Differences are paired by seed and tested with Student's t; Holm's correction counts
-every test of the comparison. What is done is not done again: the same command continues after an interrupt, and runs
-only what was added to the file; with --scores, also on another machine.
+In each regime every objective is tuned over the same number of settings, on tuning seeds. The best setting then runs
+on test seeds, which must be others. Differences are paired by seed and tested with Student's t. Holm's correction
+counts every test of the comparison.
+
+What is done is not done again. The same command continues after an interrupt, and runs only what was added to the
+file. With --scores this also holds on another machine.
 """
-_EPILOG = """\
+_EPILOG: Final = """\
 a comparison file:
   recipe: null                # the embedded one, or the path of a YAML recipe
   common: {rollout_batches: 16}
@@ -38,67 +41,76 @@ a comparison file:
     16 updates: {}
     64 updates: {num_iterations: 4}
     lag 2: {behaviour_lag: 2}
-    high rate: {like: 16 updates, learning_rate: 1.0e-3}   # tuned there, but for what is set here
+    high rate: {like: 16 updates, learning_rate: 1.0e-3}   # takes the settings tuned there, except what is set here
   tune: {learning_rate: [1.0e-4, 3.0e-4]}
   seeds: {tune: [100, 101], test: [0, 1, 2, 3, 4]}
   select_by: auc              # or final
-  compare:                    # the tests that count, all corrected; unset: the first with every other
+  compare:                    # the tests that count, all corrected; default: the first with every other
     - [ctpo, grpo]            # in every regime, by both scores
     - {pair: [grpo, ctpo], regimes: [lag 2], scores: [final]}
-  secondary: []               # the same, uncorrected
+  secondary: []               # tests of the same form, uncorrected
 
   ctpo compare study.yaml --output study --cores 8 --memory-gb 32
 """
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser."""
-    parser = subparsers.add_parser(
-        "compare",
-        help="objectives against each other, over seeds, tuned alike",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+_MEANS: Final = ("regime", "objective", "setting", "seeds", "final pass@1", "AUC", "collapsed")
+_TESTS: Final = ("regime", "score", "difference", "mean ± s.e.", "n", "p", "p (Holm)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `ctpo compare`."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    add = parser.add_argument
+    add("plan", type=Path, metavar="COMPARISON.yaml")
+    add("--output", type=Path, metavar="DIR", help="where everything goes (default: the file's name)")
+    add(
+        "--cores",
+        type=int,
+        default=_allowed_cores(),
+        metavar="N",
+        help="cores for all runs together (default: all)",
     )
-    parser.add_argument("plan", type=Path, metavar="COMPARISON.yaml")
-    parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where everything goes (default: the file's name)"
+    add(
+        "--memory-gb",
+        type=float,
+        metavar="GB",
+        help="memory for all runs together (default: 80 %% of what is free)",
     )
-    parser.add_argument(
-        "--cores", type=int, default=_allowed_cores(), metavar="N", help="of all runs together (default: all)"
-    )
-    parser.add_argument(
-        "--memory-gb", type=float, metavar="GB", help="of all runs together (default: 80 %% of what is free)"
-    )
-    parser.add_argument(
+    add(
         "--scores",
         type=Path,
         metavar="FILE.csv",
-        help="small file of every run's figures: added to as runs end, and what it holds is not run again",
+        help="a small file of every run's figures; runs are added as they end, and those in it are not run again",
     )
-    parser.add_argument("--status", action="store_true", help="run nothing; report what is there")
-    parser.add_argument("--json", action="store_true", help="print results.json instead of tables")
-    parser.set_defaults(handler=run)
+    add("--status", action="store_true", help="run nothing; report what is there")
+    add("--json", action="store_true", help="print results.json instead of tables")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run, or only report, a comparison."""
+    """Run a comparison, or only report it."""
+    require("ctpo compare", "compare", "yaml", "psutil", "trl", "transformers", "pydantic", "rich")
+    from ctpo.lab.comparison.book import Book
+    from ctpo.lab.comparison.compare import choose, results
+    from ctpo.lab.comparison.plan import read_plan
+    from ctpo.lab.comparison.runner import Runner
+
     plan = read_plan(args.plan)
-    _check_recipes(plan)
+    _check_recipes(plan, only_reported=args.status)
     output = args.output or args.plan.with_suffix("")
     runner = Runner(output, _budget(args), Book(args.scores) if args.scores else None)
     failures: list[Failure] = []
     if not args.status:
         with _terminated_as_interrupted():
             failures = _run(plan, runner)
-    found = results(plan, runner, choose(plan, runner), failures)
+    outcome = results(plan, runner, choose(plan, runner), failures)
     if output.is_dir():
-        (output / "results.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        (output / "results.md").write_text(results_markdown(found), encoding="utf-8")
+        (output / "results.json").write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
+        (output / "results.md").write_text(_markdown(outcome), encoding="utf-8")
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(outcome, indent=2))
     else:
-        print_results(found)
+        _print(outcome)
         print(f"a page of it, with curves and responses: ctpo report {output}")
     return 1 if failures else 0
 
@@ -115,24 +127,36 @@ def _budget(args: argparse.Namespace) -> Budget:
         raise UserError(f"--memory-gb {args.memory_gb} is too small; use more than 0")
     import psutil
 
+    from ctpo.lab.comparison.runner import Budget
+
     free_mb = 0.8 * psutil.virtual_memory().available / 1e6
     return Budget(cores=args.cores, memory_mb=int(args.memory_gb * 1000 if args.memory_gb else free_mb))
 
 
-def _check_recipes(plan: Plan) -> None:
-    """Every combination must be a recipe that could start: hours into a comparison is too late to find out."""
-    from ctpo.lab.comparison.plan import cell
-    from ctpo.training.config.settings import build
+def _check_recipes(plan: Plan, *, only_reported: bool) -> None:
+    """Check the recipe of every combination now, since a mistake would otherwise stop the comparison hours later.
 
-    for regime in plan.regimes:
-        for arm in plan.arms:
-            for setting in arm.grid:
-                build({"output_dir": "unnamed", **cell(plan, regime, arm, setting, 0).keys})
+    The quick check goes first over all of them. The full one, which imports torch and TRL, is for what will run.
+    """
+    from ctpo.lab.comparison.plan import cell
+    from ctpo.training.config.settings import build, check
+
+    combinations = [
+        {"output_dir": "unnamed", **cell(plan, regime, arm, setting, 0).keys}
+        for regime in plan.regimes
+        for arm in plan.arms
+        for setting in arm.grid
+    ]
+    for keys in combinations:
+        check(keys)
+    if not only_reported:
+        for keys in combinations:
+            build(keys)
 
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Have SIGTERM do what Ctrl-C does: runs left behind would go on beside those of the next attempt."""
+    """Treat SIGTERM as Ctrl-C, so that no run is left behind to compete with those of the next attempt."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -141,10 +165,12 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _run(plan: Plan, runner: Runner) -> list[Failure]:
+    from ctpo.lab.comparison.compare import choose, final_cells, tuning_cells
+
     failures = _stage(runner, "tuning", tuning_cells(plan))
     choices = choose(plan, runner)
     if any(each.scores and set(each.scores) == {None} for each in choices) and plan.tuned:
-        return failures  # an objective without one tuned run: nothing could be said of it
+        return failures  # an objective has no tuned run that ended, so no setting can be chosen for it
     return failures + _stage(runner, "test", final_cells(plan, choices))
 
 
@@ -162,10 +188,95 @@ def _stage(runner: Runner, name: str, cells: Sequence[Cell]) -> list[Failure]:
     ):
         task = progress.add_task(name, total=len(cells), completed=done)
 
-        def told(cell: Cell, succeeded: bool) -> None:
+        def ended(cell: Cell, succeeded: bool) -> None:
             progress.advance(task)
             if not succeeded:
                 progress.console.print(f"failed: {cell.folder}", highlight=False)
 
-        runner.told = told
+        runner.told = ended
         return runner.run(cells)
+
+
+def _print(outcome: Mapping[str, Any]) -> None:
+    """Print both tables, how they came about, and the runs that failed."""
+    for title, head, rows in (
+        ("means over the test seeds ± standard error", _MEANS, _means(outcome)),
+        ("paired over seeds, two-sided t-test", _TESTS, _tests(outcome)),
+    ):
+        if rows:
+            print(f"{table(head, rows, title=title, left=3)}\n")
+    print(_tuning(outcome))
+    for failure in outcome["failures"]:
+        print(f"failed: {failure['run']}: {failure['reason']}")
+
+
+def _markdown(outcome: Mapping[str, Any]) -> str:
+    """The same tables as a Markdown page."""
+    parts = ["# Comparison", _tuning(outcome)]
+    for head, rows in ((_MEANS, _means(outcome)), (_TESTS, _tests(outcome))):
+        lines = [head, ["---"] * len(head), *rows]
+        parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _tuning(outcome: Mapping[str, Any]) -> str:
+    """How the objectives were tuned, and what the correction counts."""
+    tuning = outcome["tuning"]
+    tests = sum(each["primary"] and each["p"] is not None for each in outcome["tests"])
+    if not tuning["seeds"]:
+        text = "Nothing was tuned."
+    else:
+        text = (
+            f"Every objective was tuned alike: {tuning['settings_each']} settings x {len(tuning['seeds'])} seeds in "
+            f"each regime, chosen by mean {tuning['select_by']}."
+        )
+    return f"{text} Holm's correction counts {tests} tests; secondary ones are uncorrected."
+
+
+def _means(outcome: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            each["regime"],
+            each["arm"],
+            _setting(each["setting"]),
+            str(each["n"]),
+            _mean(each["final"]),
+            _mean(each["auc"]),
+            f"{each['collapsed']}/{each['n']}",
+        )
+        for each in outcome["objectives"]
+    ]
+
+
+def _tests(outcome: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            each["regime"],
+            each["score"],
+            f"{each['one']} − {each['other']}",
+            _mean({"mean": each["difference"], "stderr": each["stderr"]}, sign="+"),
+            str(each["n"]),
+            _p(each["p"]),
+            _p(each["p_holm"]) if each["primary"] else "secondary",
+        )
+        for each in outcome["tests"]
+    ]
+
+
+def _mean(estimate: Mapping[str, float | None] | None, sign: str = "") -> str:
+    if estimate is None:
+        return "no run"
+    stderr = "one seed" if estimate["stderr"] is None else f"{estimate['stderr']:.3f}"
+    return f"{estimate['mean']:{sign}.3f} ± {stderr}"
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1e}" if value < 1e-3 else f"{value:.3f}"
+
+
+def _setting(setting: Mapping[str, Any]) -> str:
+    words = []
+    for key, value in setting.items():
+        inner = value.items() if isinstance(value, Mapping) else [(key, value)]
+        words += [f"{name} {each:g}" if isinstance(each, float) else f"{name} {each}" for name, each in inner]
+    return ", ".join(words) or "–"

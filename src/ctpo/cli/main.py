@@ -1,42 +1,73 @@
-"""Entry point of `ctpo`."""
+"""The entry point of `ctpo`. A command's module is imported when that command is chosen, and not before."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
-from typing import NoReturn
+from functools import partial
+from importlib import import_module
+from typing import Any, Final, NoReturn
 
-import ctpo
-from ctpo.cli import calibrate as calibrate_command
-from ctpo.cli import compare as compare_command
-from ctpo.cli import eval as eval_command
-from ctpo.cli import report as report_command
-from ctpo.cli import sandbox as sandbox_command
-from ctpo.cli import theory as theory_command
-from ctpo.cli import train as train_command
 from ctpo.cli.quiet import is_main_process
 from ctpo.errors import UserError
+from ctpo.version import __version__
 
-_EPILOG = """\
+_COMMANDS: Final = {
+    "train": "train a model; with no arguments, the embedded recipe",
+    "eval": "accuracy of a run's model, or any model, on held-out problems",
+    "calibrate": "propose a trust region from the drift that a run recorded",
+    "compare": "compare objectives over seeds, all tuned alike",
+    "report": "make one self-contained page of runs or of a comparison",
+    "theory": "exact bias and variance of the objectives on policies small enough to enumerate",
+    "sandbox": "run untrusted Python programs, and check that they are contained here",
+}
+"""The commands. Each has a module of its name in this package, with `add_arguments(parser)` and `run(args)`."""
+
+_EPILOG: Final = """\
 first steps:
   ctpo train                          train the embedded model on arithmetic with CTPO, on a CPU
   ctpo train objective=grpo seed=1    the same with another objective and seed
   ctpo eval runs/NAME                 accuracy of a run's model on held-out problems
-  ctpo calibrate runs/NAME            a trust region from the drift the run recorded
+  ctpo calibrate runs/NAME            a trust region from the drift that the run recorded
   ctpo theory                         exact bias and variance of each objective, on policies one can enumerate
   ctpo compare study.yaml             objectives against each other over seeds
   ctpo report runs/NAME               a page of plots, statistics and transcripts of runs or of a comparison
   ctpo sandbox check                  does the isolation of model-written programs hold on this machine?
+
+what to install:
+  pip install ctpo                    the objectives, `ctpo theory` and `ctpo sandbox`
+  pip install 'ctpo[report]'          also `ctpo report`, `ctpo calibrate` and figures
+  pip install 'ctpo[train]'           also `ctpo train` and `ctpo eval`
+  pip install 'ctpo[compare]'         also `ctpo compare`
 """
 
-USAGE = 2  # exit code for what the user can mend
-INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
+USAGE: Final = 2
+"""The exit code for what the user can correct."""
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C: 128 + SIGINT, as in a shell."""
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+class _Command(_Parser):
+    """The parser of one command. It gets its arguments from the module `ctpo.cli.NAME`, on first use."""
+
+    def __init__(self, *, module: str = "", **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self._module = module
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._module:
+            command = import_module(f"ctpo.cli.{self._module}")
+            command.add_arguments(self)
+            self.set_defaults(handler=command.run)
+            self._module = ""
+        return super().parse_known_args(args, namespace)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,27 +76,26 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ctpo",
         description="Off-policy reinforcement learning of language models with cumulative-token ratios.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=18, width=110),
     )
-    parser.add_argument("--version", action="version", version=f"ctpo {ctpo.__version__}")
-    subparsers = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for command in (
-        train_command,
-        eval_command,
-        calibrate_command,
-        compare_command,
-        report_command,
-        theory_command,
-        sandbox_command,
-    ):
-        command.register(subparsers)
+    parser.add_argument("--version", action="version", version=f"ctpo {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", parser_class=_Command
+    )
+    for name, about in _COMMANDS.items():
+        commands.add_parser(name, help=about, module=name)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code."""
+    """Run one command and return its exit code. Without a command, print the help."""
+    started = time.perf_counter()  # before the command's imports, which count as its time
     try:
-        args = build_parser().parse_args(argv)
+        parser = build_parser()
+        args = parser.parse_args(argv, argparse.Namespace(started=started))
+        if args.command is None:
+            parser.print_help()
+            return 0
         code: int = args.handler(args)
         return code
     except UserError as error:

@@ -1,20 +1,26 @@
-"""Keeping the libraries underneath from writing over the display."""
+"""How a command shares its surroundings: with other processes, other commands and the libraries underneath."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ctpo.errors import UserError
 
 
 def is_main_process() -> bool:
-    """Whether this process tells the story: the only one, or the first of those that a launcher started."""
+    """Whether this process prints: it is the only one, or the first of those that a launcher started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def quieten() -> None:
     """Silence progress bars and notices of transformers and TRL that a user of `ctpo` can do nothing about.
 
-    Their errors and our own warnings stay. Call before importing either.
+    Their errors and our own warnings stay. Call this before importing either.
     """
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -25,3 +31,31 @@ def quieten() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+@contextmanager
+def sole_use(folder: Path | None) -> Iterator[None]:
+    """Hold a lock on a folder, so that no other command writes there at the same time.
+
+    The lock ends with the process, however it ends. A folder that cannot be made, or whose file system has no locks,
+    is not locked: what is wrong with it shows when it is written to.
+
+    Args:
+        folder: the folder; None locks nothing.
+
+    Raises:
+        UserError: if another command holds the lock.
+    """
+    with ExitStack() as stack:
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((folder / ".lock").open("a"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--output {folder} is in use by another command; wait for it, or choose another"
+            ) from None
+        except OSError:
+            pass
+        yield

@@ -5,23 +5,24 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ctpo.errors import UserError
+from ctpo.extras import require
 from ctpo.runs.atomic import write_text
 
 if TYPE_CHECKING:
     from ctpo.report.collection import Collection
 
-_DESCRIPTION = """\
+_DESCRIPTION: Final = """\
 Make one HTML page of runs: curves, clipping and log ratios by position, tool use, responses with the ratio of every
-token, statistics over seeds, settings. It holds everything it needs and opens from disk, on a phone too.
+token, statistics over seeds, and settings. The page holds everything it needs. It opens from disk, on a phone too.
 
-RUN is a run's directory, a comparison's (what `ctpo compare` wrote) or a directory of runs. Runs that differ in the
-seed alone are one group. What is missing or damaged is said, and the rest is shown. docs/report.md explains the
+RUN is the directory of a run, of a comparison (written by `ctpo compare`), or of several runs. Runs that differ only
+in the seed form one group. What is missing or damaged is listed, and the rest is shown. docs/report.md explains the
 figures.
 """
-_EPILOG = """\
+_EPILOG: Final = """\
 examples:
   ctpo report runs/NAME                        report.html in the run's directory
   ctpo report runs/a runs/b --output both.html
@@ -30,31 +31,25 @@ examples:
 """
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser."""
-    parser = subparsers.add_parser(
-        "report",
-        help="one self-contained page of runs or of a comparison",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `ctpo report`."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     add = parser.add_argument
     add("runs", type=Path, nargs="+", metavar="RUN")
     add(
         "--output",
         type=Path,
         metavar="FILE.html",
-        help="where to write (default: report.html in RUN; here, for several)",
+        help="where to write the page (default: report.html in RUN; for several, in the current directory)",
     )
     add("--title", metavar="TEXT", help="of the page (default: what was trained, with which objectives)")
-    add("--plots", type=Path, metavar="DIR", help="write each plot there, as PNG and SVG")
+    add("--plots", type=Path, metavar="DIR", help="also write each plot there, as PNG and SVG")
     add("--open", action="store_true", help="show the page in the browser")
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the page."""
+    """Make the page, and print where it is and what is missing."""
+    require("ctpo report", "report", "yaml", *(["matplotlib"] if args.plots is not None else []))
     from ctpo.report.collection import collect
     from ctpo.report.page import figures, notes, page
 

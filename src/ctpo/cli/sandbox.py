@@ -15,11 +15,8 @@ from ctpo.sandbox.isolation.probe import Check
 ENGINES = ("bubblewrap", "landlock")
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the `sandbox` command to the parser."""
-    parser = subparsers.add_parser(
-        "sandbox", help="run untrusted Python programs, and see whether they are contained here"
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `ctpo sandbox`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="{check,run}")
     check = actions.add_parser("check", help="try to break out, with each engine, and print what happened")
     check.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -34,7 +31,6 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="run it WITHOUT isolation: it can then do whatever you can",
     )
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:

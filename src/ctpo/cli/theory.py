@@ -5,44 +5,47 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Final
 
+from ctpo.cli.table import table
 from ctpo.errors import UserError
+from ctpo.extras import require
 
 if TYPE_CHECKING:
     from ctpo.lab.theory import Analysis, Estimator, Problem, Setup
 
-_DESCRIPTION = """\
-Enumerate every response of a small autoregressive policy and print, for each ratio family and for any of the library's
-objectives, the exact bias of its gradient estimate against grad J(pi) and against its own target, its variance, and
-its mean squared error, in units of |grad J|. docs/theory.md says what the figures show.
+_DESCRIPTION: Final = """\
+Enumerate every response of a small autoregressive policy. For each ratio family, and for any objective of the
+library, print the exact bias of its gradient estimate against grad J(pi) and against its own target, its variance,
+and its mean squared error, all in units of |grad J|. docs/theory.md explains the figures.
 
-POLICY is random (logits of pi = those of b + distance x normal), adversarial (+- distance, with the signs that make the
-bias of --against large), or a JSON or npz file with tables of logits `behaviour` and `target` [rows, V], and optionally
-`reward` [V^T] and `horizon`.
-SHARING is tabular (a row of logits for each prefix), position, bigram or stationary (one row for all).
-REWARD is random, binary, first, last (1 where that action is 0) or count (share of actions that are 0).
+POLICY is one of
+  random         the logits of pi are those of b + distance x normal
+  adversarial    +- distance, with the signs that make the bias of --against large
+  FILE           a JSON or npz file with tables of logits `behaviour` and `target` [rows, V], and optionally
+                 `reward` [V^T] and `horizon`
+SHARING is tabular (one row of logits for each prefix), position, bigram or stationary (one row for all).
+REWARD is random, binary, first or last (1 where that action is 0), or count (the share of actions that are 0).
 ADVANTAGE is terminal (R - baseline at every token), behaviour (A^b) or target (A^pi).
 """
-_EPILOG = """\
+_EPILOG: Final = """\
 examples:
   ctpo theory                                              the families, V=2, T=8
   ctpo theory --objective ctpo --objective 'ctpo?high=0.2&dual=0.2' --objective grpo
   ctpo theory --advantage target --figure theory.png       with the true advantage the prefix is enough
   ctpo theory --distance 1e-3 --draws 200                  averages over problems; the bias is first order
 """
+_EXACT: Final = 1e-12
+"""A bias below this is the rounding of float64."""
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser."""
-    parser = subparsers.add_parser(
-        "theory",
-        help="exact bias and variance of the objectives on policies small enough to enumerate",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `ctpo theory`."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     add = parser.add_argument
     add("--vocab", type=int, default=2, metavar="V", help="actions (default 2); V^T up to about a million")
     add("--horizon", type=int, default=8, metavar="T", help="length of a response (default 8)")
@@ -55,21 +58,26 @@ def register(subparsers: Any) -> None:
     add(
         "--baseline", type=float, metavar="X", help="of the terminal advantage (default: mean reward under b)"
     )
-    add("--against", default="cumulative", metavar="FAMILY", help="whom the adversarial policy is against")
+    add(
+        "--against",
+        default="cumulative",
+        metavar="FAMILY",
+        help="the family whose bias the adversarial policy makes large (default cumulative)",
+    )
     add("--seed", type=int, default=0, help="of the random problem (default 0)")
     add("--draws", type=int, default=1, metavar="K", help="average over K problems, seeds SEED, SEED+1, …")
     add(
         "--family",
         action="append",
         metavar="NAME",
-        help="only these families; 'none' for none (default: all)",
+        help="only this family; may be repeated; 'none' for none (default: all families)",
     )
     add(
         "--objective",
         action="append",
         default=[],
         metavar="NAME[?KNOB=VALUE&…]",
-        help="presets, with trust region",
+        help="also this preset, with its trust region; may be repeated",
     )
     add(
         "--trajectories",
@@ -77,21 +85,25 @@ def register(subparsers: Any) -> None:
         nargs="+",
         default=[64, 4096],
         metavar="N",
-        help="sample sizes at which to print the mean squared error (default 64 4096)",
+        help="sample sizes for which the mean squared error is printed (default 64 4096)",
     )
     add("--json", action="store_true", help="print JSON instead of tables")
     add(
-        "--figure", type=Path, metavar="FILE", help="draw the analysis of the first problem to a .png or .svg"
+        "--figure",
+        type=Path,
+        metavar="FILE",
+        help="draw the analysis of the first problem to a .png or .svg (needs the extra [report])",
     )
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Enumerate as the command line says."""
+    """Enumerate, and print the result."""
     if args.draws < 1:
         raise UserError(f"--draws {args.draws} is out of range; use 1 or more")
     if min(args.trajectories) < 1:
         raise UserError(f"--trajectories {min(args.trajectories)} is out of range; use 1 or more")
+    if args.figure is not None:
+        require("ctpo theory --figure", "report", "matplotlib")
     from ctpo.lab.theory import Setup, analyse
 
     chosen = {field.name: getattr(args, field.name) for field in dataclasses.fields(Setup)}
@@ -108,9 +120,13 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(_report(args, problem, analyses), indent=2))
     else:
-        from ctpo.cli.theory_tables import print_tables
-
-        print_tables(_title(args, problem), analyses, args.trajectories, args.figure)
+        print(_title(args, problem))
+        if len(analyses) == 1:
+            _print_one(analyses[0], args.trajectories)
+        else:
+            _print_averages(analyses, args.trajectories)
+        if args.figure is not None:
+            print(f"figure: {args.figure}")
     return 0
 
 
@@ -128,7 +144,7 @@ def _estimators(args: argparse.Namespace, problem: Problem) -> list[Estimator]:
     names = [*families, *args.objective]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
-        # The unclipped family `sequence` shares its name with a preset.
+        # The family `sequence`, which has no clipping, shares its name with a preset.
         raise UserError(
             f"{min(repeated)!r} is given twice; name families with --family, or spell a knob of the preset"
         )
@@ -165,3 +181,85 @@ def _report(args: argparse.Namespace, problem: Problem, analyses: list[Analysis]
         report["trajectories"] = list(sizes)
         report["average"] = [vars(row) for row in average(analyses, sizes)]
     return report
+
+
+def _print_one(analysis: Analysis, sizes: Sequence[int]) -> None:
+    distance, spread = analysis.distance, analysis.spread
+    before, after = analysis.rewards
+    print(
+        f"J(b) {before:.4g}, J(pi) {after:.4g}, |grad J| {analysis.gradient_norm:.4g}; "
+        f"total variation of a step at most {distance['total_variation']:.3g}, KL(b, pi) {distance['kl']:.3g} nats, "
+        f"effective sample share {distance['ess']:.3g}"
+    )
+    print(
+        f"log ratio of the prefix: mean ± std {spread.mean[0]:+.3f} ± {spread.std[0]:.3f} at t=1, "
+        f"{spread.mean[-1]:+.3f} ± {spread.std[-1]:.3f} at t={len(spread.std)}; "
+        f"exponent of the std in t {spread.exponent:.2f}"
+    )
+    if analysis.unit != analysis.gradient_norm:
+        print("grad J is 0, so the figures below are absolute and not in its units")
+    head = ["estimator", "bias", "own", "cos", "var", "t=1", f"t={len(spread.std)}"]
+    rows = [
+        [
+            row.name,
+            _bias(row.bias),
+            _bias(row.own_bias),
+            f"{row.cosine:.3f}",
+            *map(_short, (row.variance, row.term_variance[0], row.term_variance[-1])),
+            *(_short(row.error(n)) for n in sizes),
+        ]
+        for row in analysis.rows
+    ]
+    print(f"\n{table([*head, *(f'N={_short(n)}' for n in sizes)], rows)}\n")
+    print("least mean squared error: " + _ranges(analysis.best()))
+    print(
+        "bias, own: against grad J and against the family's own target, in |grad J|\n"
+        "cos: cosine between the expected gradient and grad J\n"
+        "var, t=: variance from one trajectory, of the sum and of the term at t, in |grad J|²\n"
+        "N=: mean squared error from N trajectories, in |grad J|²"
+    )
+
+
+def _print_averages(analyses: list[Analysis], sizes: Sequence[int]) -> None:
+    from ctpo.lab.theory.draws import average
+
+    head = ["estimator", "bias", "own", "cos", "var", *(f"best {_short(n)}" for n in sizes)]
+    rows = [
+        [
+            row.name,
+            _with_error(row.bias, row.bias_stderr),
+            _with_error(row.own_bias, row.own_bias_stderr),
+            f"{row.cosine:.3f}",
+            _short(row.variance),
+            *(f"{100 * share:.0f} %" for share in row.wins),
+        ]
+        for row in average(analyses, sizes)
+    ]
+    print(f"\n{table(head, rows)}\n")
+    exponent = fmean(analysis.spread.exponent for analysis in analyses)
+    print(f"exponent of the log ratio's std in t: mean {exponent:.2f}")
+    print(
+        "means over problems; biases ± standard error, in |grad J|\n"
+        "best N: share of the problems in which the estimator has the least mean squared error from N trajectories"
+    )
+
+
+def _ranges(best: list[tuple[float, str]]) -> str:
+    """The best estimator by sample size, as text: "a up to N = 84, b up to N = 293, then c"."""
+    if len(best) == 1:
+        return f"{best[0][1]} at every N"
+    ends = [f"{name} up to N = {_short(following)}" for (_, name), (following, _) in pairwise(best)]
+    return ", ".join(ends) + f", then {best[-1][1]}"
+
+
+def _bias(value: float) -> str:
+    return "exact" if value < _EXACT else _short(value)
+
+
+def _with_error(value: float, stderr: float) -> str:
+    return "exact" if value < _EXACT else f"{_short(value)} ± {stderr:.1g}"
+
+
+def _short(value: float) -> str:
+    """A number with three digits; whole numbers below a million are written in full."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"

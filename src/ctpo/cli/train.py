@@ -7,27 +7,27 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from ctpo.cli.display import open_display
 from ctpo.cli.quiet import is_main_process, quieten
 from ctpo.errors import UserError
+from ctpo.extras import require
 from ctpo.runs.directory import RunDirectory
 from ctpo.training.config.launch import check_launch
 from ctpo.training.config.recipe import Recipe, embedded_recipe, merge, parse_overrides, read_recipe
 
-_DESCRIPTION = """\
+_DESCRIPTION: Final = """\
 Train a language model by reinforcement learning.
 
 Without a recipe, the embedded one runs: a tiny transformer that ships with the package learns to do chain sums
 with a Python tool, on a CPU, in two or three minutes.
 
-A recipe is a YAML file of `key: value`; `key=value` words on the command line override it. A key is one of the
-recipe's own (below) or any setting of CTPOConfig, which is TRL's GRPOConfig plus objective, objective_kwargs and
-anchor.
+A recipe is a YAML file of `key: value`. Words `key=value` on the command line override it. A key is one of the
+recipe's own (below) or any setting of CTPOConfig. CTPOConfig has the settings of TRL's GRPOConfig, and objective,
+objective_kwargs, anchor and others (docs/training.md).
 """
 
-_EPILOG = """\
+_EPILOG: Final = """\
 examples:
   ctpo train                                        the embedded recipe
   ctpo train seed=1 rollout_batches=40              longer, from another seed
@@ -40,36 +40,31 @@ examples:
                                                     the same batch over two processes
   ctpo train --show objective=grpo                  print the resolved recipe and stop
 
-Ctrl-C finishes the update under way, saves a checkpoint and says how to resume; a second one stops at once.
+Ctrl-C finishes the current update, saves a checkpoint and prints how to resume. A second Ctrl-C stops at once.
 """
 
-INTERRUPTED = 130
+INTERRUPTED: Final = 130
 
 
-def register(subparsers: Any) -> None:
-    """Add the command to the parser."""
-    parser = subparsers.add_parser(
-        "train",
-        help="train a model; with no arguments, the embedded recipe",
-        description=f"{_DESCRIPTION}\nrecipe keys:\n{_recipe_keys()}",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "words", nargs="*", metavar="RECIPE.yaml | key=value", help="recipe file and overrides"
-    )
-    parser.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `ctpo train`."""
+    parser.description, parser.epilog = f"{_DESCRIPTION}\nrecipe keys:\n{_recipe_keys()}", _EPILOG
+    add = parser.add_argument
+    add("words", nargs="*", metavar="RECIPE.yaml | key=value", help="recipe file and overrides")
+    add(
         "--resume",
         type=Path,
         metavar="RUN",
         help="continue this run from its last good checkpoint, or from RUN/checkpoint-N",
     )
-    parser.add_argument("--show", action="store_true", help="print the resolved recipe and stop")
-    parser.set_defaults(handler=run)
+    add("--show", action="store_true", help="print the resolved recipe and stop")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train as the command line says."""
+    """Train a model, or only show the resolved recipe."""
+    require(
+        "ctpo train", "train", "yaml", "pydantic", "transformers", "trl", "accelerate", "datasets", "rich"
+    )
     check_launch()
     keys = _collect(args.words, args.resume)
     if args.show:
@@ -78,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         from ctpo.training.config.settings import check
 
         check(keys)
+    from ctpo.cli.display import open_display
+
     with open_display(shown=is_main_process()) as display:
         display.stage("loading torch, transformers and TRL")
         quieten()
@@ -92,8 +89,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _collect(words: Sequence[str], resume: Path | None) -> dict[str, Any]:
-    """The keys that the words give: a recipe's and overrides, or only overrides for a run to resume."""
-    # os.path: a word too long for a path is no file, where Path raises.
+    """The keys that the words give: a recipe with overrides, or only overrides for a run to resume."""
+    # os.path, since Path raises an error for a word that is too long for a path.
     recipes = [word for word in words if "=" not in word or os.path.isfile(word)]
     overrides = parse_overrides(word for word in words if word not in recipes)
     if resume is not None and recipes:

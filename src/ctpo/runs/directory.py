@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ctpo.errors import UserError
 from ctpo.runs.atomic import PARTIAL, append_json_line, write_json, write_json_lines, write_text
 from ctpo.runs.checkpoints import last_good
@@ -81,6 +79,8 @@ class RunDirectory:
         Raises:
             UserError: if they cannot be written.
         """
+        import yaml
+
         try:
             write_text(self.config, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
             write_json(self.environment, environment)
@@ -117,6 +117,8 @@ class RunDirectory:
         Raises:
             UserError: if this is not a run's directory, or the recipe cannot be read.
         """
+        import yaml
+
         try:
             if not self.config.is_file():
                 raise UserError(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ctpo.errors import UserError
+from ctpo.extras import require
 from ctpo.runs.means import Mean, mean
 
 
@@ -63,8 +63,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _student_t() -> Any:
-    try:
-        from scipy.stats import t
-    except ImportError:
-        raise UserError("the tests need scipy; install it with: pip install 'ctpo[compare]'") from None
+    require("testing paired differences", "compare", "scipy")
+    from scipy.stats import t
+
     return t

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ctpo.errors import UserError
-from ctpo.tasks.extras import require
+from ctpo.extras import require
 from ctpo.tasks.judge import Judge
 from ctpo.tasks.math.answers import final_answer
 from ctpo.tasks.splits import digest, held_out
@@ -48,7 +48,7 @@ class Generator:
     """
 
     def __init__(self, name: str) -> None:
-        require("reasoning_gym", "reasoning-gym", f"task reasoning_gym:{name}")
+        require(f"task reasoning_gym:{name}", "reasoning-gym", "reasoning_gym")
         from reasoning_gym.factory import DATASETS
 
         if name not in DATASETS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctpo.tasks.extras import require
+from ctpo.extras import require
 from ctpo.tasks.judge import Judge
 from ctpo.tasks.math.answers import as_number, canonical, final_answer
 from ctpo.tasks.math.verifier import Verifier, shared_verifier
@@ -26,7 +26,7 @@ class MathCheck(Judge):
             UserError: if so.
         """
         if self._verifier is None:
-            require("math_verify", "math", "checking mathematical answers")
+            require("checking mathematical answers", "math", "math_verify")
 
     def _judge(self, completion: str, answer: str) -> str:
         found = final_answer(completion)

@@ -17,7 +17,7 @@ import time
 from collections import OrderedDict
 from pathlib import Path
 
-from ctpo.tasks.extras import require
+from ctpo.extras import require
 
 _WORKER = Path(__file__).with_name("worker.py")
 _START_S = 120.0  # importing sympy on a busy machine
@@ -78,7 +78,7 @@ class Verifier:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._pid != os.getpid():
-            require("math_verify", "math", "checking mathematical answers")
+            require("checking mathematical answers", "math", "math_verify")
             self._pid = os.getpid()  # after a fork, the parent's process is the parent's
             self._process = subprocess.Popen(
                 [sys.executable, str(_WORKER)],

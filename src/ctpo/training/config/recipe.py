@@ -14,8 +14,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from ctpo.errors import UserError
 from ctpo.tasks import get_task
 
@@ -110,6 +108,8 @@ class Recipe:
 
 def embedded_recipe() -> dict[str, Any]:
     """The keys of the recipe that `ctpo train` runs when given none."""
+    import yaml
+
     text = files("ctpo.tasks.arithmetic").joinpath("train.yaml").read_text(encoding="utf-8")
     return dict(yaml.safe_load(text))
 
@@ -120,6 +120,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if the file is missing, not YAML, or not a mapping.
     """
+    import yaml
+
     try:
         keys = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -137,6 +139,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
     """`key=value …` from a command line, values in YAML's notation; `a.b=c` sets one entry of a mapping."""
+    import yaml
+
     keys: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
