@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import json
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ctpo.cli.table import table
 from ctpo.errors import UserError
 from ctpo.extras import require
+from ctpo.training.config.sources import preset_knobs
 
 if TYPE_CHECKING:
     from ctpo.lab.theory import Analysis, Estimator, Problem, Setup
@@ -104,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--trajectories {min(args.trajectories)} is out of range; use 1 or more")
     if args.figure is not None:
         require("ctpo theory --figure", "report", "matplotlib")
+    _check_presets(args.objective)
     from ctpo.lab.theory import Setup, analyse
 
     chosen = {field.name: getattr(args, field.name) for field in dataclasses.fields(Setup)}
@@ -128,6 +131,17 @@ def run(args: argparse.Namespace) -> int:
         if args.figure is not None:
             print(f"figure: {args.figure}")
     return 0
+
+
+def _check_presets(specs: Sequence[str]) -> None:
+    """Refuse a preset that does not exist, before torch is imported."""
+    known = preset_knobs()
+    for spec in specs:
+        name = spec.partition("?")[0]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+            raise UserError(f"objective {spec!r}: {name!r} is no preset; {hint}")
 
 
 def _problem(setup: Setup, file: str | None) -> Problem:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ctpo.extras import require
 from ctpo.runs.means import Mean, mean
@@ -40,8 +39,13 @@ def paired(one: Sequence[float], other: Sequence[float]) -> Paired:
     difference = mean([a - b for a, b in zip(one, other, strict=True)])
     if not difference.stderr:
         return Paired(difference=difference, t=None, p=None)
+    require("testing paired differences", "compare", "scipy")
+    from scipy.special import (
+        stdtr,
+    )  # Student's t distribution; scipy.stats takes five times as long to import
+
     t = difference.value / difference.stderr
-    return Paired(difference=difference, t=t, p=float(2 * _student_t().sf(abs(t), difference.n - 1)))
+    return Paired(difference=difference, t=t, p=float(2 * stdtr(difference.n - 1, -abs(t))))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -60,10 +64,3 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         floor = max(floor, min(1.0, (len(tested) - rank) * p))
         corrected[i] = floor
     return corrected
-
-
-def _student_t() -> Any:
-    require("testing paired differences", "compare", "scipy")
-    from scipy.stats import t
-
-    return t

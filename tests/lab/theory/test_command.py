@@ -191,4 +191,4 @@ def test_files_of_another_kind(
 
 def test_names_survive_many_columns(capsys: pytest.CaptureFixture[str]) -> None:
     shown = output(capsys, "--horizon", "3", "--draws", "2", "--trajectories", *"1 2 3 4 5 6 7 8".split())
-    assert any(line.startswith(" prefix-gradient ") for line in shown.splitlines())
+    assert any(line.startswith("prefix-gradient ") for line in shown.splitlines())

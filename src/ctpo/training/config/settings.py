@@ -158,14 +158,18 @@ def _recipe_types() -> dict[str, Any]:
     return {each.name: hints[each.name] for each in dataclasses.fields(Recipe)}
 
 
+@cache
+def _adapter(wanted: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))
+
+
 def _checked(name: str, value: Any, wanted: Any) -> Any:
     """The value as the wanted type. A number may come as a string, because YAML reads 2e-4 as one."""
     shown = getattr(wanted, "__name__", None) if isinstance(wanted, type) else str(wanted)
     if isinstance(value, bool) and wanted in (int, float):
         raise UserError(f"{name}={value!r} is not of type {shown}")
     try:
-        adapter = TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))
-        checked = adapter.validate_python(value)
+        checked = _adapter(wanted).validate_python(value)
     except PydanticSchemaGenerationError:  # a type without a schema, which TRL checks itself
         return value
     except ValidationError as error:
