@@ -40,9 +40,8 @@ def paired(one: Sequence[float], other: Sequence[float]) -> Paired:
     if not difference.stderr:
         return Paired(difference=difference, t=None, p=None)
     require("testing paired differences", "compare", "scipy")
-    from scipy.special import (
-        stdtr,
-    )  # Student's t distribution; scipy.stats takes five times as long to import
+    # The distribution of Student's t. scipy.stats has it too, but takes five times as long to import.
+    from scipy.special import stdtr
 
     t = difference.value / difference.stderr
     return Paired(difference=difference, t=t, p=float(2 * stdtr(difference.n - 1, -abs(t))))
