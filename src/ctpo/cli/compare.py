@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run a comparison, or only report it."""
-    require("ctpo compare", "compare", "yaml", "psutil", "trl", "transformers", "pydantic", "rich")
+    require("ctpo compare", "compare", "psutil", "transformers", "trl", "pydantic", "yaml", "rich")
     from ctpo.lab.comparison.book import Book
     from ctpo.lab.comparison.compare import choose, results
     from ctpo.lab.comparison.plan import read_plan

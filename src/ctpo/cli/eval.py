@@ -119,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate the model, and print the figures."""
-    require("ctpo eval", "train", "yaml", "transformers", "rich")
+    require("ctpo eval", "train", "transformers", "yaml", "rich")
     suite_arguments = _resolve(args)
     from rich.console import Console
 

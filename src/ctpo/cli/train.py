@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train a model, or only show the resolved recipe."""
     require(
-        "ctpo train", "train", "yaml", "pydantic", "transformers", "trl", "accelerate", "datasets", "rich"
+        "ctpo train", "train", "transformers", "trl", "accelerate", "datasets", "pydantic", "yaml", "rich"
     )
     check_launch()
     keys = _collect(args.words, args.resume)

@@ -1,5 +1,9 @@
 """Multi-turn generation with tool calls: exact tokens, masks and log-probs."""
 
+from ctpo.extras import require
+
+require("ctpo.rollout", "train", "transformers")
+
 from ctpo.rollout.local.engine import TransformersEngine
 from ctpo.rollout.records import Rollout, ToolCall
 from ctpo.rollout.remote.endpoint import Endpoint

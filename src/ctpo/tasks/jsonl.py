@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.errors import UserError
+from ctpo.extras import require
 from ctpo.tasks.task import Problem
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -117,6 +118,7 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"dataset {path} does not exist; give the path of a parquet file")
+    require(f"dataset {path}", "train", "pyarrow")
     import pyarrow
     import pyarrow.parquet
 

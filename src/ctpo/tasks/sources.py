@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.errors import UserError
+from ctpo.extras import require
 from ctpo.tasks.jsonl import ANY_COLUMNS, SUFFIXES, Columns, read_problems
 from ctpo.tasks.task import Problem, validate_request
 
@@ -30,6 +31,7 @@ class HubDataset:
         Raises:
             UserError: if it cannot be had.
         """
+        require(f"dataset {self.id}", "train", "datasets")
         import datasets
 
         try:

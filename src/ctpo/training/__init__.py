@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ctpo.extras import require
 
 if TYPE_CHECKING:
     from ctpo.training.config.config import CTPOConfig
@@ -18,6 +21,7 @@ def __getattr__(name: str) -> Any:
     """Import on first use: TRL takes seconds, and help and mistakes should not wait for it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
+    require(
+        f"ctpo.training.{name}", "train", "transformers", "trl", "accelerate", "datasets", "pydantic", "yaml"
+    )
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
