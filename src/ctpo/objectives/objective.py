@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctpo.objectives import checks
 from ctpo.objectives.compose import Output, compose, examine
-from ctpo.objectives.cpu.autograd import native_output
+from ctpo.objectives.cpu.autograd import native_output, refuse
 from ctpo.objectives.details import Details
 from ctpo.objectives.inputs import Inputs
 from ctpo.objectives.layouts.packed import Packed, packed_from
@@ -120,10 +120,11 @@ class Objective:
             cu_seqlens=cu_seqlens,
         )
         out = None
+        parts = (self.ratio, self.trust_region, self.surrogate)
+        if self.backend == "native":
+            refuse(*parts, inputs, details, shard is not None)
         if self.backend != "compose" and shard is None and not details:
-            out = native_output(
-                self.ratio, self.trust_region, self.surrogate, self.reduction, inputs, self.backend, _layout
-            )
+            out = native_output(*parts, self.reduction, inputs, self._definition)
         if out is None:
             out = self._definition(inputs, shard, details)
         if self.on_bad == "raise":

@@ -1,9 +1,8 @@
-"""The fast path: loss, statistics and gradient from one streaming pass.
+"""The C pass as a differentiable function.
 
-With the stop-gradient decomposition d L_t / d log π_t needs token t only, and is L_t itself wherever the
-token is not clipped. So the forward pass also leaves the gradient of the loss, which the backward pass hands
-over; the token losses and one bit per token are kept beside it for other upstream gradients. A gradient
-"through" the statistic adds the statistic's transpose. Tests hold it equal to `compose` for every preset.
+The forward pass also leaves the gradient of the loss, and the backward pass hands it over. Other gradients run the
+pass again: those of token losses, and a second backward pass over a retained graph. Second derivatives come from the
+definition, whose every step torch can differentiate.
 """
 
 from __future__ import annotations
@@ -13,22 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ctpo.objectives.compose import Output
-from ctpo.objectives.cpu.native import NativePass
-from ctpo.objectives.cpu.plan import Plan, plan_for
-from ctpo.objectives.cpu.supported import takes_native
+from ctpo.objectives.cpu.library import available, library
+from ctpo.objectives.cpu.native import BadSegmentsError, Parts, forward, gradient_of
+from ctpo.objectives.cpu.supported import call_refusal, objective_refusal, plain
 from ctpo.objectives.inputs import Inputs
-from ctpo.objectives.layouts.packed import Packed
-from ctpo.objectives.layouts.padded import Layout
-from ctpo.objectives.numerics import compute_dtype, prefix_dtype
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Reduction
 from ctpo.objectives.stats import Sums, finalise
-from ctpo.objectives.surrogates import StopGradientWeight, Surrogate
-from ctpo.objectives.tokens import Tokens, as_bool
+from ctpo.objectives.surrogates import Surrogate
 from ctpo.objectives.trust_regions import TrustRegion
+
+Definition = Callable[[Inputs], Output]
 
 
 def native_output(
@@ -37,111 +33,113 @@ def native_output(
     surrogate: Surrogate,
     reduction: Reduction,
     inputs: Inputs,
-    backend: str,
-    layout_of: Callable[[Inputs, None], Layout],
+    definition: Definition,
 ) -> Output | None:
-    """The output of a call by the C pass, or None where the definition has to run."""
-    plan = plan_for(ratio, region, surrogate)
-    if plan is None or not takes_native(backend, *inputs.tensors()):
-        return None
-    layout = layout_of(inputs, None)
-    mask = as_bool(inputs.response_mask)
-    counted = mask if inputs.rejection_mask is None else mask & ~as_bool(inputs.rejection_mask)
-    dtype = compute_dtype(inputs.logps, inputs.old_logps)
-    factor = reduction.factors(counted, layout, inputs.num_tokens, inputs.num_sequences, dtype)
-    signal = layout.expand(inputs.advantages.detach()).to(dtype)
-    if inputs.weights is not None:
-        signal = signal * layout.expand(inputs.weights.detach()).to(dtype)
-    if inputs.rejection_mask is not None:
-        signal = torch.where(counted, signal, torch.zeros_like(signal))
-    return run(plan, inputs.logps, inputs.old_logps, mask, signal, factor, layout)
-
-
-def run(
-    plan: Plan,
-    logps: Tensor,
-    old_logps: Tensor,
-    mask: Tensor,
-    advantages: Tensor,
-    factor: Tensor,
-    layout: Layout,
-) -> Output:
-    """Output of a call, equal to `compose`.
+    """The output of a call by the C pass, or None where the definition has to run.
 
     Args:
-        plan: from `plan_for`.
-        logps, old_logps: [B, T] or [N], any floating dtype.
-        mask: the shape of logps, boolean.
-        advantages: [B, 1], [B, T] or [N] in the compute dtype, with weights applied; anything outside the mask.
-        factor: of the token losses, 0-d, [B, 1] or [N], in the compute dtype.
-        layout: padded rows or a packed stream.
+        ratio, region, surrogate, reduction: the parts of the objective.
+        inputs: the call's arguments.
+        definition: computes the same output in torch; for second derivatives.
     """
-    sums = Sums()
-    loss, token_loss = _Fused.apply(  # type: ignore[no-untyped-call]
-        logps, old_logps, mask, advantages, factor, plan, sums, layout
-    )
-    if isinstance(layout, Packed):
-        sums.sequences = float(layout.count_sequences(mask))  # on the CPU, where alone streams are fused
-    return Output(loss, token_loss, finalise(sums, factor.dtype, logps.device))
+    refused = objective_refusal(ratio, region, surrogate) or call_refusal(inputs)
+    if refused or not available():
+        return None
+    parts = Parts(ratio, region, surrogate, reduction)  # type: ignore[arg-type]  # as the refusals have seen
+    try:
+        if torch.is_grad_enabled() and inputs.logps.requires_grad:
+            sums: list[Sums] = []
+            loss, token_loss = _Native.apply(inputs.logps, inputs, parts, definition, sums)  # type: ignore[no-untyped-call]
+        else:
+            run = forward(parts, inputs, with_gradient=False)
+            loss, token_loss, sums = run.loss, run.token_loss, [run.sums]
+    except BadSegmentsError:
+        return None  # the definition's checks say what is wrong
+    return Output(loss, token_loss, finalise(sums[0], loss.dtype, loss.device))
 
 
-def _rows(x: Tensor | None) -> Any:
-    """A packed stream as one row."""
-    return x.unsqueeze(0) if x is not None and x.ndim == 1 else x
+def refuse(
+    ratio: Ratio, region: TrustRegion, surrogate: Surrogate, inputs: Inputs, details: bool, sharded: bool
+) -> None:
+    """Raise if `backend="native"` cannot run a call.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    reason = objective_refusal(ratio, region, surrogate) or call_refusal(inputs)
+    if details:
+        reason = "it leaves no details of the tokens"
+    if sharded:
+        reason = "the sequences are sharded over processes"
+    if reason is not None:
+        raise ValueError(f'backend: "native" cannot run this call: {reason}; use backend="auto".')
+    library()
 
 
-class _Fused(torch.autograd.Function):
+class _Native(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        logps: Tensor,
-        old_logps: Tensor,
-        mask: Tensor,
-        advantages: Tensor,
-        factor: Tensor,
-        plan: Plan,
-        sums: Sums,
-        layout: Layout,
+        ctx: Any, logps: Tensor, inputs: Inputs, parts: Parts, definition: Definition, sums: list[Sums]
     ) -> tuple[Tensor, Tensor]:
-        token_loss = torch.empty(logps.shape, dtype=factor.dtype, device=logps.device)
-        # A stop-gradient weight is the slope itself; elsewhere the slope is the loss of an active token.
-        slope = torch.empty_like(token_loss) if isinstance(plan.surrogate, StopGradientWeight) else None
-        flags = torch.empty(logps.shape, dtype=torch.bool, device=logps.device)
-        active = flags if slope is None else None
-        kept = torch.empty_like(flags) if plan.through else None
-        grad = torch.empty_like(token_loss) if ctx.needs_input_grad[0] else None
-        rows = (_rows(logps), _rows(old_logps), _rows(mask), _rows(advantages), _rows(factor))
-        outputs = [_rows(x) for x in (token_loss, active, slope, kept, grad)]
-        loss = 0.0
-        if token_loss.numel() > 0:
-            starts = layout.starts.tolist() if isinstance(layout, Packed) else None
-            loss = NativePass(plan, *rows, sums, starts).fill(*outputs)
+        run = forward(parts, inputs, with_gradient=True)
+        sums.append(run.sums)
+        ctx.save_for_backward(logps)
         ctx.set_materialize_grads(False)
-        ctx.plan, ctx.layout, ctx.input_dtype = plan, layout, logps.dtype
-        ctx.grad = grad
-        ctx.save_for_backward(token_loss if slope is None else slope, active, factor, kept, mask)
-        return torch.full((), loss, dtype=factor.dtype), token_loss
+        ctx.inputs, ctx.parts, ctx.definition = inputs, parts, definition
+        ctx.versions = _versions(inputs)
+        ctx.gradients = [run.gradient]
+        return run.loss, run.token_loss
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor | None, grad_token: Tensor | None) -> tuple[Tensor | None, ...]:
-        slope, active, factor, kept, mask = ctx.saved_tensors
-        if grad_loss is None and grad_token is None:
-            return (None,) * 8
-        if grad_token is None and ctx.grad is not None:
-            # The forward pass left the gradient of the loss; it is handed over, so a second backward pass
-            # over a retained graph makes its own.
-            grad, ctx.grad = ctx.grad, None
-            assert grad_loss is not None
-            if float(grad_loss) != 1.0:
-                grad.mul_(grad_loss)
-        else:
-            scale = torch.zeros_like(factor) if grad_loss is None else factor * grad_loss
-            grad = torch.mul(slope, scale if grad_token is None else scale + grad_token)
-            if active is not None:
-                grad.mul_(active)
-        if kept is not None:
-            tokens = Tokens(grad, grad, mask, kept, mask, mask, ctx.layout)
-            pulled = ctx.plan.ratio.pullback(tokens, grad.to(prefix_dtype(grad.device)))
-            grad = torch.where(kept, pulled.to(grad.dtype), torch.zeros_like(grad))
-        return (grad.to(ctx.input_dtype), *(None,) * 7)
+    def backward(ctx: Any, of_loss: Tensor | None, of_tokens: Tensor | None) -> tuple[Tensor | None, ...]:
+        (logps,) = ctx.saved_tensors  # an error where the graph was freed
+        upstream = [x for x in (of_loss, of_tokens) if x is not None]
+        if not upstream:
+            return (None,) * 5
+        if torch.is_grad_enabled() or not all(plain(x) for x in upstream):
+            return (_by_definition(ctx, logps, of_loss, of_tokens), None, None, None, None)
+        gradient = _handed_over(ctx) if of_tokens is None else None
+        if gradient is None:
+            _refuse_changes(ctx)
+            factor = 0.0 if of_loss is None else float(of_loss)
+            gradient = gradient_of(ctx.parts, ctx.inputs, factor, of_tokens)
+        elif of_loss is not None and float(of_loss) != 1.0:
+            gradient.mul_(of_loss)
+        return (gradient.to(logps.dtype), None, None, None, None)
+
+
+def _handed_over(ctx: Any) -> Tensor | None:
+    """The gradient that the forward pass left; None if an earlier backward pass took it. Safe under threads."""
+    try:
+        return ctx.gradients.pop()  # type: ignore[no-any-return]
+    except IndexError:
+        return None
+
+
+def _by_definition(ctx: Any, logps: Tensor, of_loss: Tensor | None, of_tokens: Tensor | None) -> Tensor:
+    """The gradient as torch computes it from the definition; differentiable if gradients are enabled."""
+    _refuse_changes(ctx)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        out = ctx.definition(ctx.inputs)
+    pairs = [(y, dy) for y, dy in ((out.loss, of_loss), (out.token_loss, of_tokens)) if dy is not None]
+    outputs, upstream = zip(*pairs, strict=True)
+    (gradient,) = torch.autograd.grad(outputs, logps, upstream, create_graph=again)
+    return gradient
+
+
+def _versions(inputs: Inputs) -> list[tuple[Tensor, int]]:
+    """Every tensor of a call with the number of changes made to it. Tensors of inference mode cannot be changed."""
+    return [(x, x._version) for x in inputs.tensors() if not x.is_inference()]
+
+
+def _refuse_changes(ctx: Any) -> None:
+    """Raise if a tensor of the call was changed since, as autograd does.
+
+    Raises:
+        RuntimeError: one was.
+    """
+    if any(x._version != version for x, version in ctx.versions):
+        raise RuntimeError(
+            "one of the tensors of an objective's call was changed in place before its backward pass; pass a copy."
+        )

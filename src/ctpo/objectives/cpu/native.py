@@ -1,165 +1,265 @@
-"""The streaming pass as one C function, compiled by the machine's own C compiler on first use (about a second).
-
-One loop does per token what the definition does in some forty passes, so it needs no memory besides the outputs.
-"""
+"""One run of the C pass: its arguments from tensors, its results as tensors."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-import os
-import shutil
-import subprocess
-import tempfile
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from ctpo.objectives.cpu.plan import Plan
-from ctpo.objectives.numerics import EXP_CAP, FAR, SATURATION
-from ctpo.objectives.ratios import (
-    CumulativeRatio,
-    MinPrefixRatio,
-    PrefixMeanRatio,
-    Ratio,
-    SequenceMeanRatio,
-    SequenceRatio,
-    TokenRatio,
-    UnitRatio,
-)
+from ctpo.objectives.cpu.library import library
+from ctpo.objectives.inputs import Inputs
+from ctpo.objectives.numerics import EXP_CAP, FAR, SATURATION, compute_dtype
+from ctpo.objectives.ratios import Ratio
+from ctpo.objectives.reductions import Count, Reduction
 from ctpo.objectives.stats import Sums
-from ctpo.objectives.surrogates import Linear, MinClip
+from ctpo.objectives.surrogates import Linear, MinClip, StopGradientWeight, Surrogate
+from ctpo.objectives.tokens import as_bool
+from ctpo.objectives.trust_regions import LogBand, RatioBand, Unbounded
 
-RATIOS: Final[dict[type[Ratio], int]] = {
-    TokenRatio: 0,
-    CumulativeRatio: 1,
-    PrefixMeanRatio: 2,
-    SequenceRatio: 3,
-    SequenceMeanRatio: 3,
-    MinPrefixRatio: 4,
-    UnitRatio: 5,
-}
-SUMS: Final = (
-    "tokens", "sequences", "usable", "nonfinite", "saturated", "high", "low", "dual", "x", "xx", "weight",
-    "weight_squared", "d", "dd", "k3", "lowest", "highest",
+_RATIOS: Final = (
+    "TokenRatio", "CumulativeRatio", "PrefixMeanRatio", "SequenceRatio", "SequenceMeanRatio", "MinPrefixRatio",
+    "UnitRatio",
 )  # fmt: skip
-"""In the order of the C enumeration; the loss follows."""
+"""In the order of the enumeration in native.c; so are the next two."""
+_SURROGATES: Final = (MinClip, StopGradientWeight, Linear)
+_DIVISORS: Final = {"sum": 0, "token-mean": 1}
+_BY_SEQUENCES: Final = 2
+_FIRST_CAPACITY: Final = 4096
+_INTEGER, _REAL, _POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
-FLAGS: Final = (
-    "-O3 -march=native -fopenmp-simd -fno-math-errno -fno-trapping-math -ffp-contract=off -shared -fPIC"
-)
-"""Nothing that reassociates or assumes away NaN: sums are reduced by declared loops alone."""
 
+class Call(ctypes.Structure):
+    """The C pass's arguments; native.c says what each field means."""
 
-class _Plan(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("ratio", "by_sign", "advantage_per_token")),
+    _fields_ = (
+        *((name, _INTEGER) for name in ("ratio", "surrogate", "through", "divisor")),
+        *((name, _REAL) for name in ("low", "high", "dual", "power", "widest", "log_cap", "exp_cap")),
+        *((name, _REAL) for name in ("saturation", "far", "norm_length", "length_power")),
+        *((name, _INTEGER) for name in ("tokens", "sequences", "row_length")),
+        *((name, _POINTER) for name in ("edges", "numbers")),
+        ("values", _INTEGER),
         *(
-            (name, ctypes.c_double)
-            for name in (
-                "low", "high", "dual", "power", "ceiling", "widest", "log_cap", "exp_cap", "saturation", "far",
-            )
+            (name, _POINTER)
+            for name in ("logps", "old_logps", "response", "rejected", "advantages", "weights")
         ),
-    ]  # fmt: skip
+        *((name, _INTEGER) for name in ("advantage_per_token", "weight_per_token")),
+        *((name, _REAL) for name in ("num_tokens", "num_sequences", "loss_gradient")),
+        ("token_gradient", _POINTER),
+        ("threads", _INTEGER),
+        *((name, _POINTER) for name in ("token_loss", "gradient")),
+    )
 
 
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL:
-    """The compiled functions.
+class Totals(ctypes.Structure):
+    """The C pass's sums over the tokens; native.c says what each field means."""
+
+    _fields_ = tuple(
+        (name, _REAL)
+        for name in (
+            "loss", "tokens", "sequences", "usable", "nonfinite", "saturated", "positive", "high", "low", "dual",
+            "d", "dd", "k3", "x_mean", "x_squares", "lowest", "highest", "weight", "weight_squares",
+        )
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of an objective that the C pass knows."""
+
+    ratio: Ratio
+    region: LogBand | RatioBand | Unbounded
+    surrogate: Surrogate
+    reduction: Reduction
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run leaves.
+
+    Attributes:
+        loss: 0-d.
+        token_loss: the shape of logps.
+        gradient: of the loss by logps, or None if it was not asked for.
+        sums: what the statistics are made from.
+    """
+
+    loss: Tensor
+    token_loss: Tensor
+    gradient: Tensor | None
+    sums: Sums
+
+
+class BadSegmentsError(Exception):
+    """The segments do not describe the tokens; the definition's checks say how."""
+
+
+@torch.no_grad()
+def forward(parts: Parts, inputs: Inputs, with_gradient: bool) -> Run:
+    """The loss, the token losses, the sums of the statistics and, if asked for, the gradient of the loss.
 
     Raises:
-        ValueError: no C compiler, or one that fails.
+        BadSegmentsError: segment ids or cumulative lengths that do not fit the tokens.
     """
-    compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
-    mend = 'install gcc or clang, name one in CC, or use backend="auto"'
-    if compiler is None:
-        raise ValueError(f'backend: "native" found no C compiler; {mend}.')
-    source = Path(__file__).with_name("native.c")
-    with tempfile.TemporaryDirectory(prefix="ctpo-") as folder:
-        target = Path(folder) / "native.so"
-        command = [*compiler.split(), *FLAGS.split(), "-o", str(target), str(source), "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ValueError(
-                f'backend: "native": {command[0]} failed ({done.stderr[-300:].strip()}); {mend}.'
-            )
-        return ctypes.CDLL(str(target))  # stays mapped after the folder is gone
+    dtype = compute_dtype(inputs.logps, inputs.old_logps)
+    token_loss = torch.empty(inputs.logps.shape, dtype=dtype, device="cpu")
+    gradient = torch.empty_like(token_loss) if with_gradient else None
+    totals = _run(parts, inputs, dtype, token_loss, gradient)
+    loss = torch.full((), totals.loss, dtype=dtype, device="cpu")
+    return Run(loss, token_loss, gradient, _sums(totals))
 
 
-@lru_cache(maxsize=1)
-def available() -> bool:
-    """Whether the functions could be compiled here."""
-    try:
-        return library() is not None
-    except ValueError:
-        return False
+@torch.no_grad()
+def gradient_of(parts: Parts, inputs: Inputs, of_loss: float, of_tokens: Tensor | None) -> Tensor:
+    """The gradient by logps of `of_loss · loss + Σ of_tokens · token_loss`, in the compute dtype."""
+    dtype = compute_dtype(inputs.logps, inputs.old_logps)
+    gradient = torch.empty(inputs.logps.shape, dtype=dtype, device="cpu")
+    _run(parts, inputs, dtype, None, gradient, of_loss, of_tokens)
+    return gradient
 
 
-class NativePass:
-    """One forward pass over padded rows, or over the segments of a packed stream."""
+def _run(
+    parts: Parts,
+    inputs: Inputs,
+    dtype: torch.dtype,
+    token_loss: Tensor | None,
+    gradient: Tensor | None,
+    of_loss: float = 1.0,
+    of_tokens: Tensor | None = None,
+) -> Totals:
+    """The totals of one run, which fills the results."""
+    shape = inputs.logps.shape
+    per_token = {name: getattr(inputs, name) for name in ("advantages", "weights")}
+    tensors = {
+        "logps": _memory(inputs.logps, dtype),
+        "old_logps": _memory(inputs.old_logps, dtype),
+        "advantages": _memory(inputs.advantages, dtype),
+        "weights": _memory(inputs.weights, dtype),
+        "response": _bytes(inputs.response_mask),
+        "rejected": _bytes(inputs.rejection_mask),
+        "token_gradient": _memory(of_tokens, dtype),
+        "token_loss": token_loss,
+        "gradient": gradient,
+    }
+    call = Call.from_buffer_copy(_template(parts))
+    call.tokens = inputs.logps.numel()
+    call.values = math.prod(shape) if inputs.advantages.shape == shape else inputs.advantages.shape[0]
+    if inputs.packed:
+        edges, numbers = _segments(inputs, call.values)
+        tensors |= {"edges": edges, "numbers": numbers}
+        call.sequences = edges.numel() - 1
+    else:
+        call.sequences, call.row_length = shape
+    for name, tensor in tensors.items():
+        setattr(call, name, None if tensor is None else tensor.data_ptr())
+    call.advantage_per_token, call.weight_per_token = (
+        value is not None and value.shape == shape for value in per_token.values()
+    )
+    call.num_tokens, call.num_sequences = _count(inputs.num_tokens), _count(inputs.num_sequences)
+    call.loss_gradient = of_loss
+    call.threads = torch.get_num_threads()
+    totals = Totals()
+    function = library().ctpo_run_double if dtype == torch.float64 else library().ctpo_run_float
+    error = function(ctypes.byref(call), ctypes.byref(totals))
+    if error == 1:
+        raise BadSegmentsError
+    if error:
+        raise MemoryError("the C pass could not get memory for its tasks.")
+    return totals
 
-    def __init__(
-        self, plan: Plan, logps: Tensor, old_logps: Tensor, mask: Tensor, advantages: Tensor, factor: Tensor,
-        sums: Sums, starts: list[int] | None = None,
-    ) -> None:  # fmt: skip
-        self.dtype, self.sums, (rows, length) = advantages.dtype, sums, logps.shape
-        every_row = torch.arange(0, (rows + 1) * length, length)
-        self.edges = every_row if starts is None else torch.tensor([*starts, length])
-        per_token = advantages.shape[-1] == length
-        self.mean = isinstance(plan.ratio, SequenceMeanRatio)
-        self.factor_kind = 0 if factor.ndim == 0 else 1 if factor.shape[-1] == 1 < length else 2
-        self.inputs = [x.to(self.dtype).contiguous() for x in (logps, old_logps)]
-        self.inputs += [mask.contiguous(), *(x.to(self.dtype).contiguous() for x in (advantages, factor))]
-        self.plan = _plan(plan, length, per_token)
 
-    def fill(
-        self, loss: Tensor, active: Tensor | None, slope: Tensor | None, kept: Tensor | None,
-        grad: Tensor | None,
-    ) -> float:  # fmt: skip
-        """Fill the outputs, add to the sums, and return the loss."""
-        run = _function("run", self.dtype)
-        sums = (ctypes.c_double * (len(SUMS) + 1))()
-        sums[SUMS.index("lowest")], sums[SUMS.index("highest")] = FAR, -FAR
-        logps, old, mask, advantages, factor = (_address(x) for x in self.inputs)
-        run(
-            ctypes.byref(self.plan), ctypes.c_int64(len(self.edges) - 1), _address(self.edges),
-            ctypes.c_int64(self.mean), logps, old, mask, advantages, factor, ctypes.c_int64(self.factor_kind),
-            _address(loss), _address(active), _address(slope), _address(kept), _address(grad), sums,
-        )  # fmt: skip
-        for name, value in zip(SUMS, sums, strict=False):
-            setattr(self.sums, name, value)
-        return float(sums[len(SUMS)])
-
-
-def _function(name: str, dtype: torch.dtype) -> ctypes._NamedFuncPointer:
-    function = library()[f"{name}_{'double' if dtype == torch.float64 else 'float'}"]
-    function.restype = None
-    return function
-
-
-def _plan(plan: Plan, length: int, per_token: bool) -> _Plan:
-    bases, linear = plan.bases, isinstance(plan.surrogate, Linear)
+@lru_cache(maxsize=64)
+def _template(parts: Parts) -> Call:
+    """The fields of an objective."""
+    bases, reduction = parts.region.bases, parts.reduction
+    linear = isinstance(parts.surrogate, Linear)
+    through = parts.ratio.gradient == "through" and not isinstance(parts.surrogate, StopGradientWeight)
     bounds = [b for b in (bases.upper, bases.dual) if b is not None and not math.isinf(b)]
-    ceiling = plan.ceiling(length)
-    return _Plan(
-        ratio=RATIOS[type(plan.ratio)],
-        by_sign=isinstance(plan.surrogate, MinClip),
-        advantage_per_token=per_token,
+    norm_length = reduction.norm_length if reduction.name == "seq-mean-token-sum-norm" else 1.0
+    return Call(
+        ratio=_RATIOS.index(type(parts.ratio).__name__),
+        surrogate=_SURROGATES.index(type(parts.surrogate)),
+        through=through and type(parts.ratio).__name__ != "TokenRatio",
+        divisor=_DIVISORS.get(reduction.name, _BY_SEQUENCES),
         low=-FAR if linear else max(bases.lower, -FAR),
         high=FAR if linear else min(bases.upper, FAR),
         dual=FAR if bases.dual is None else min(bases.dual, FAR),
         power=bases.power,
-        ceiling=math.nan if ceiling is None else ceiling,
         widest=max(bounds, default=0.0),
-        log_cap=plan.ratio.log_cap,
+        log_cap=parts.ratio.log_cap,
         exp_cap=EXP_CAP,
         saturation=SATURATION,
         far=FAR,
+        norm_length=norm_length,
+        length_power=reduction.length_power - (reduction.name == "seq-mean-token-mean"),
     )
 
 
-def _address(x: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if x is None else x.data_ptr())
+def _segments(inputs: Inputs, values: int) -> tuple[Tensor, Tensor | None]:
+    """Where each segment begins, and the number of each; None where they are 0, 1, 2, …
+
+    Raises:
+        BadSegmentsError: of the wrong shape, or ids that fall somewhere.
+    """
+    if inputs.cu_seqlens is not None:
+        edges = inputs.cu_seqlens
+        if edges.ndim != 1 or edges.shape[0] < 1:
+            raise BadSegmentsError
+        return edges.to(torch.int64, copy=True).contiguous(), None
+    assert inputs.segment_ids is not None
+    ids, length = inputs.segment_ids, inputs.logps.shape[0]
+    if ids.shape != (length,):
+        raise BadSegmentsError
+    ids = _aligned(ids.to(torch.int64).contiguous())
+    capacity = min(length, values, _FIRST_CAPACITY)
+    find: Any = library().ctpo_find_segments
+    find.restype = _INTEGER
+    while True:
+        edges = torch.empty(capacity + 1, dtype=torch.int64, device="cpu")
+        numbers = torch.empty(capacity, dtype=torch.int64, device="cpu")
+        count = find(
+            *(_POINTER(ids.data_ptr()), _INTEGER(length), _INTEGER(capacity)),
+            *(_POINTER(edges.data_ptr()), _POINTER(numbers.data_ptr())),
+        )
+        if count < 0:
+            raise BadSegmentsError
+        if count <= capacity:
+            return edges[: count + 1], numbers[:count]
+        capacity = count
+
+
+def _memory(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The values in order, of one dtype, where a C pointer may read them."""
+    return None if x is None else _aligned(x.to(dtype).contiguous())
+
+
+def _bytes(mask: Tensor | None) -> Tensor | None:
+    """A mask as one byte per token, not 0 where it holds."""
+    if mask is None:
+        return None
+    return (mask if mask.dtype == torch.uint8 else as_bool(mask)).contiguous()
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """The tensor, or a copy if it begins between two elements (as memory of other programs may)."""
+    return x.clone() if x.data_ptr() % x.element_size() else x
+
+
+def _count(count: Count | None) -> float:
+    """A denominator, at least 1; NaN asks the C pass to count."""
+    return math.nan if count is None else max(float(count), 1.0)
+
+
+def _sums(totals: Totals) -> Sums:
+    """The totals in the form that the statistics are made from."""
+    t: Any = totals
+    return Sums(
+        tokens=t.tokens, sequences=t.sequences, usable=t.usable, nonfinite=t.nonfinite, saturated=t.saturated,
+        high=t.high, low=t.low, dual=t.dual, x=t.usable * t.x_mean,
+        xx=t.x_squares + t.usable * t.x_mean * t.x_mean, weight=t.weight, weight_squared=t.weight_squares,
+        d=t.d, dd=t.dd, k3=t.k3, lowest=t.lowest, highest=t.highest,
+    )  # fmt: skip
