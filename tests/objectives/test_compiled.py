@@ -176,9 +176,7 @@ def test_empty_and_strided() -> None:
     assert torch.equal(run(fast, strided)[1], run(fast, batch)[1])
 
 
-def test_a_missing_or_failing_compiler_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_missing_or_failing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CTPO_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(library, "EXTENSION_SUFFIXES", [])
     library.library.cache_clear()

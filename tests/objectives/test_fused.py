@@ -137,7 +137,10 @@ def test_plan_refuses_what_it_does_not_know() -> None:
     assert objective_refusal(TokenRatio(), band, MinClip()) is None
     assert objective_refusal(Odd(), band, MinClip()) is not None
     assert objective_refusal(TokenRatio(), band, Gated()) is not None
-    assert objective_refusal(TokenRatio(), RatioBand(0.2, 0.2, statistic=CumulativeRatio()), MinClip()) is not None
+    assert (
+        objective_refusal(TokenRatio(), RatioBand(0.2, 0.2, statistic=CumulativeRatio()), MinClip())
+        is not None
+    )
     assert objective_refusal(TokenRatio(), QuantileGate(), MinClip()) is not None
 
 

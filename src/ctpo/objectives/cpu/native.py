@@ -29,6 +29,7 @@ _RATIOS: Final = (
 _SURROGATES: Final = (MinClip, StopGradientWeight, Linear)
 _DIVISORS: Final = {"sum": 0, "token-mean": 1}
 _BY_SEQUENCES: Final = 2
+_INTEGERS: Final = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _FIRST_CAPACITY: Final = 4096
 _INTEGER, _REAL, _POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
@@ -203,16 +204,16 @@ def _segments(inputs: Inputs, values: int) -> tuple[Tensor, Tensor | None]:
     """Where each segment begins, and the number of each; None where they are 0, 1, 2, …
 
     Raises:
-        BadSegmentsError: of the wrong shape, or ids that fall somewhere.
+        BadSegmentsError: the wrong shape or dtype, or ids that fall somewhere.
     """
     if inputs.cu_seqlens is not None:
         edges = inputs.cu_seqlens
-        if edges.ndim != 1 or edges.shape[0] < 1:
+        if edges.ndim != 1 or edges.shape[0] < 1 or edges.dtype not in _INTEGERS:
             raise BadSegmentsError
         return edges.to(torch.int64, copy=True).contiguous(), None
     assert inputs.segment_ids is not None
     ids, length = inputs.segment_ids, inputs.logps.shape[0]
-    if ids.shape != (length,):
+    if ids.shape != (length,) or ids.dtype not in _INTEGERS:
         raise BadSegmentsError
     ids = _aligned(ids.to(torch.int64).contiguous())
     capacity = min(length, values, _FIRST_CAPACITY)

@@ -50,7 +50,7 @@ def call_refusal(inputs: Inputs) -> str | None:
 
     It reads plain memory and is unknown to torch's transforms, so it needs ordinary tensors outside of any of them.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return "the call is being traced"
     if _count("_are_functorch_transforms_active"):
         return "a transform of torch.func is active"
@@ -90,7 +90,7 @@ def _strange(x: Tensor) -> str | None:
         return "is sparse, nested or quantised"
     if x.is_neg() or x.is_conj() or x._is_zerotensor() or torch._is_functional_tensor(x):
         return "is a lazy view (negated, conjugate, zero or functional)"
-    if x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:
+    if x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
         return "carries a forward-mode tangent"
     if x.requires_grad and x.is_inference():
         return "was made in inference mode and requires a gradient"
