@@ -215,7 +215,7 @@ def test_pointing_at_a_token_shows_its_ratios_and_what_clipped_it(study: Page) -
 
 
 def test_what_is_missing_is_on_the_page(study: Page) -> None:
-    assert "8 runs that chose the settings" in text(study, "#missing")
+    assert "8 runs are left out: they tuned the settings" in text(study, "#missing")
 
 
 def test_the_values_of_a_figure_open_as_a_table(study: Page) -> None:

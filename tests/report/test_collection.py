@@ -61,7 +61,9 @@ def test_a_comparison_shows_the_test_runs_of_the_chosen_settings_and_its_own_tes
     assert [(group.regime, group.name, len(group.runs)) for group in collection.groups] == [
         ("16 updates", "ctpo", 3), ("16 updates", "grpo", 3), ("64 updates", "ctpo", 3), ("64 updates", "grpo", 3),
     ]  # fmt: skip
-    assert collection.notes == ["8 runs that chose the settings (or belong to no chosen one) are left out"]
+    assert collection.notes == [
+        "8 runs are left out: they tuned the settings, or ran with settings that were not chosen"
+    ]
     tests = next(table for table in comparison_tables(collection) if table.id == "tests")
     assert tests.rows[1] == [
         "64 updates",
@@ -80,7 +82,10 @@ def test_a_comparison_whose_runs_are_elsewhere_shows_its_tables(tmp_path: Path) 
     for folder in study.glob("runs/64 updates/*/*/*"):
         shutil.rmtree(folder)
     collection = collect([study])
-    assert "results.json scores 12 runs; the files of 6 are here, and curves are of those" in collection.notes
+    assert (
+        "results.json scores 12 runs, but the files of only 6 are here; the curves show those"
+        in collection.notes
+    )
     shutil.rmtree(study / "runs" / "16 updates")
     collection = collect([study])
     assert page(collection, figures(collection), "t").count("no finished run") == 0

@@ -15,7 +15,7 @@ from PIL import Image
 from ctpo.cli.main import main
 from ctpo.report.collection import collect
 from ctpo.report.page import embedded_json, figures, page
-from ctpo.report.texts import all_texts, texts
+from ctpo.report.responses import all_responses, responses
 from tests.report.made import SAMPLE, TRANSCRIPT, heldout, write_comparison, write_lines, write_run
 
 STYLE = Path(__file__).parents[2] / "src" / "ctpo" / "report" / "web" / "page.css"
@@ -58,20 +58,20 @@ def test_texts_stay_within_their_budget_and_say_what_is_left_out(tmp_path: Path)
     long = {**TRANSCRIPT, "completion": "x" * 30_000}
     for batch in range(5):
         write_lines(run / "transcripts" / f"batch-{batch:04d}.jsonl", [long] * 20)
-    found = texts(collect([run]).runs[0], runs=10)
-    assert [batch["batch"] for batch in found["heldout"]] == [0, 2, 4]  # the last, the first, the middle
-    assert len(found["heldout"][-1]["rows"]) == 3
-    assert found["heldout"][-1]["left_out"] == 17
-    assert len(embedded_json(found)) < 400_000
+    shown = responses(collect([run]).runs[0], runs=10).heldout
+    assert [batch.batch for batch in shown] == [0, 2, 4]  # the last, the first, the middle
+    assert len(shown[-1].rows) == 3
+    assert shown[-1].left_out == 17
+    assert len(embedded_json([batch.rows for batch in shown])) < 400_000
 
 
 def test_of_very_many_runs_the_first_seeds_of_each_group_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [write_run(tmp_path / f"{o}{s}", objective=o, seed=s) for o in ("ctpo", "grpo") for s in range(3)]
-    monkeypatch.setattr("ctpo.report.texts.BUDGET", 3 * 24_000)
+    monkeypatch.setattr("ctpo.report.responses.BUDGET", 3 * 24_000)
     collection = collect(paths)
-    assert [bool(found["heldout"]) for found in all_texts(collection)] == [
+    assert [bool(shown.heldout) for shown in all_responses(collection)] == [
         True,
         True,
         False,
@@ -86,8 +86,8 @@ def test_a_damaged_response_does_not_cost_the_others(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     write_lines(run / "samples" / "batch-0004.jsonl", [{**SAMPLE, "clip": [1]}, SAMPLE, {"tokens": None}])
     read = collect([run]).runs[0]
-    assert len(texts(read, runs=1)["samples"][0]["rows"]) == 1
-    assert read.notes == ["samples/batch-0004.jsonl: 2 rows are not whole and left out"]
+    assert len(responses(read, runs=1).samples[0].rows) == 1
+    assert read.notes == ["samples/batch-0004.jsonl: 2 damaged rows are left out"]
 
 
 def luminance(colour: str) -> float:

@@ -1,4 +1,4 @@
-"""The runs that a report is of, in groups that differ in nothing but the seed."""
+"""The runs that a report shows, in groups that differ only in the seed."""
 
 from __future__ import annotations
 
@@ -14,65 +14,69 @@ from ctpo.runs.identity import CHANGES_NOTHING, deciding_settings
 from ctpo.runs.reader import Record, Run, is_run, number, read_run
 from ctpo.runs.scores import Score, score
 
-_SAME_GROUP = CHANGES_NOTHING | {"seed", "threads"}
-"""Settings in which the runs of one group may differ. The number of threads changes no more than the rounding."""
+_MAY_DIFFER = CHANGES_NOTHING | {"seed", "threads"}
+"""Settings in which the runs of one group may differ. The number of threads changes only how sums are rounded."""
 _LONGEST_NAME = 60
 
 
 @dataclass(kw_only=True)
 class Group:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in the seed."""
 
     name: str
     regime: str
-    """The comparison's regime; empty outside of one."""
+    """The regime of the comparison that the runs belong to; empty for other runs."""
     runs: list[Run]
 
     @property
     def scores(self) -> dict[int, Score]:
-        """The finished runs' figures by seed; of two with the same seed, the first."""
-        found: dict[int, Score] = {}
+        """The scores of the finished runs by seed. Of two runs with the same seed, the first counts."""
+        scores: dict[int, Score] = {}
         for run in self.runs:
-            if run.seed is not None and run.seed not in found and (known := run_score(run)) is not None:
-                found[run.seed] = known
-        return found
+            if run.seed is not None and run.seed not in scores and (known := run_score(run)) is not None:
+                scores[run.seed] = known
+        return scores
 
 
 @dataclass(kw_only=True)
 class Collection:
-    """All that a report shows."""
+    """Everything that a report shows."""
 
     groups: list[Group]
     results: Record = field(default_factory=dict)
-    """A comparison's `results.json`, where the report is of exactly one."""
+    """The `results.json` of a comparison; empty unless the report shows exactly one comparison and nothing else."""
     notes: list[str] = field(default_factory=list)
+    """What is missing from the report as a whole, one sentence each."""
 
     @property
     def runs(self) -> list[Run]:
-        """Group by group."""
+        """All runs, group by group."""
         return [run for group in self.groups for run in group.runs]
-
-    def name(self, group: Group) -> str:
-        """The group's, with its regime where there are several."""
-        return f"{group.regime}: {group.name}" if len(self.regimes) > 1 else group.name
 
     @property
     def regimes(self) -> list[str]:
-        """In the order they come."""
+        """The regimes, in the order of the groups."""
         return list(dict.fromkeys(group.regime for group in self.groups))
+
+    def name(self, group: Group) -> str:
+        """Return the group's name, preceded by its regime if there are several."""
+        return f"{group.regime}: {group.name}" if len(self.regimes) > 1 else group.name
 
 
 def run_score(run: Run) -> Score | None:
-    """The figures of a finished run whose files are whole enough; None otherwise."""
+    """Return the scores of a run; None if it is not finished or too much of its files is damaged."""
     try:
-        found = score(run.summary, run.records)
+        known = score(run.summary, run.records)
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
-    return found if None not in map(number, (found.final, found.auc, found.seconds)) else None
+    return known if None not in map(number, (known.final, known.auc, known.seconds)) else None
 
 
 def collect(paths: Sequence[Path]) -> Collection:
-    """Read every run that the paths name: runs, comparisons' directories, or directories of runs.
+    """Read all runs below the given paths.
+
+    Args:
+        paths: each is the directory of a run, the directory of a comparison, or a directory that holds runs.
 
     Raises:
         UserError: if there is nothing to read at all.
@@ -85,13 +89,13 @@ def collect(paths: Sequence[Path]) -> Collection:
         if is_run(path):
             alone.append(read_run(path))
         elif path.joinpath("runs").is_dir():
-            compared, found = _comparison(path, notes)
+            compared, content = _read_comparison(path, notes)
             groups += compared
-            results.append(found)
+            results.append(content)
         else:
             below = [read_run(each) for each in _directories(path) if is_run(each)]
             if not below:
-                notes.append(f"{path} holds no run: {_why(path)}")
+                notes.append(f"{path} holds no run: {_why_no_run(path)}")
             alone += below
     groups += _grouped(alone, notes)
     groups = [group for group in groups if group.runs]
@@ -101,11 +105,11 @@ def collect(paths: Sequence[Path]) -> Collection:
     collection = Collection(
         groups=groups, notes=notes, results=results[0] if len(results) == 1 and not alone else {}
     )
-    collection.notes += [*_scored_elsewhere(collection), *_mixed_versions(collection.runs)]
+    collection.notes += [*_missing_runs(collection), *_mixed_versions(collection.runs)]
     return collection
 
 
-def _why(path: Path) -> str:
+def _why_no_run(path: Path) -> str:
     if not path.exists():
         return "it does not exist"
     return "no config.yaml, metrics.jsonl or summary.json; give a run's or a comparison's directory"
@@ -118,28 +122,30 @@ def _directories(path: Path) -> list[Path]:
         return []
 
 
-def _comparison(path: Path, notes: list[str]) -> tuple[list[Group], Record]:
-    """The runs that a comparison's results are of, in its own groups: tuning runs are left out."""
-    results = _results(path, notes)
+def _read_comparison(path: Path, notes: list[str]) -> tuple[list[Group], Record]:
+    """Return the groups of a comparison and its `results.json`. Runs that only served the tuning are left out."""
+    results = _read_results(path, notes)
     chosen = {
         (str(row.get("regime")), str(row.get("arm"))): row.get("setting") or {}
         for row in _rows(results, "objectives")
     }
-    told = results.get("test_seeds")
-    seeds = told if isinstance(told, list) else []
+    test_seeds = results.get("test_seeds")
+    seeds = test_seeds if isinstance(test_seeds, list) else []
     groups: dict[tuple[str, str, str], Group] = {}
     left_out = 0
     for directory in sorted(path.glob("runs/*/*/*/seed-*/run")):
         regime, arm, setting = directory.relative_to(path).parts[1:4]
         run = read_run(directory)
         wanted = chosen.get((regime, arm))
-        if results and (wanted is None or run.seed not in seeds or not _holds(run.config, wanted)):
+        if results and (wanted is None or run.seed not in seeds or not _has_setting(run.config, wanted)):
             left_out += 1
             continue
         name = arm if results or setting == "untuned" else f"{arm} {setting}"
         groups.setdefault((regime, arm, setting), Group(name=name, regime=regime, runs=[])).runs.append(run)
     if left_out:
-        notes.append(f"{left_out} runs that chose the settings (or belong to no chosen one) are left out")
+        notes.append(
+            f"{left_out} runs are left out: they tuned the settings, or ran with settings that were not chosen"
+        )
     if not groups and not results:
         notes.append(
             f"{path} holds no run: a comparison keeps them in runs/REGIME/OBJECTIVE/SETTING/seed-N/run"
@@ -151,20 +157,20 @@ def _comparison(path: Path, notes: list[str]) -> tuple[list[Group], Record]:
     return [group for _, group in ranked], results
 
 
-def _results(path: Path, notes: list[str]) -> Record:
+def _read_results(path: Path, notes: list[str]) -> Record:
     try:
-        found = json.loads(path.joinpath("results.json").read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            notes += [f"failed: {each.get('run')}: {each.get('reason')}" for each in _rows(found, "failures")]
-            return found
+        content = json.loads(path.joinpath("results.json").read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            notes += [
+                f"failed: {each.get('run')}: {each.get('reason')}" for each in _rows(content, "failures")
+            ]
+            return content
         reason = "not a mapping"
     except FileNotFoundError:
-        reason = "it is missing: the comparison has not finished, or `ctpo compare --status` has not been run"
+        reason = "it is missing: the comparison is not finished, or `ctpo compare --status` has not been run"
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-    notes.append(
-        f"results.json is left out ({reason}); tests below are computed from the runs that are there"
-    )
+    notes.append(f"results.json is left out ({reason}); the tests below are computed from the runs here")
     return {}
 
 
@@ -173,14 +179,14 @@ def _rows(results: Record, name: str) -> list[Record]:
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
-def _holds(config: Record, setting: Any) -> bool:
-    """Whether a run's recipe has these values."""
+def _has_setting(config: Record, setting: Any) -> bool:
+    """Return whether a run's recipe has these values, nested ones included."""
     if not isinstance(setting, Mapping):
         return True
     for key, value in setting.items():
         held = config.get(key)
         if isinstance(value, Mapping):
-            if not isinstance(held, Mapping) or not _holds(held, value):
+            if not isinstance(held, Mapping) or not _has_setting(held, value):
                 return False
         elif held != value:
             return False
@@ -190,7 +196,7 @@ def _holds(config: Record, setting: Any) -> bool:
 def _grouped(runs: Iterable[Run], notes: list[str]) -> list[Group]:
     by_recipe: dict[str, list[Run]] = {}
     for run in runs:
-        recipe = deciding_settings(run.config, _SAME_GROUP)
+        recipe = deciding_settings(run.config, _MAY_DIFFER)
         key = json.dumps(recipe, sort_keys=True, default=str) if recipe else f"{run.objective} of {run.path}"
         by_recipe.setdefault(key, []).append(run)
     groups = []
@@ -204,18 +210,18 @@ def _grouped(runs: Iterable[Run], notes: list[str]) -> list[Group]:
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Each group's objective, and the settings in which it differs from others of the same objective."""
-    flat = [flatten(members[0].config) for members in groups]
+    """Return a name for each group: its objective, and the settings that tell it from others of that objective."""
+    recipes = [flatten(members[0].config) for members in groups]
     objectives = [members[0].objective for members in groups]
     names = []
-    for mine, objective, members in zip(flat, objectives, groups, strict=True):
-        others = [told for told, other in zip(flat, objectives, strict=True) if other == objective]
+    for recipe, objective, members in zip(recipes, objectives, groups, strict=True):
+        others = [each for each, other in zip(recipes, objectives, strict=True) if other == objective]
         differing = [
             key
-            for key in mine
-            if key.split(".")[0] not in _SAME_GROUP and any(told.get(key) != mine[key] for told in others)
+            for key in recipe
+            if key.split(".")[0] not in _MAY_DIFFER and any(other.get(key) != recipe[key] for other in others)
         ]
-        words = [f"{key.split('.')[-1]} {mine[key]}" for key in differing]
+        words = [f"{key.split('.')[-1]} {recipe[key]}" for key in differing]
         name = ", ".join([objective, *words])
         names.append(name if len(name) <= _LONGEST_NAME else f"{objective} ({members[0].path.name})")
     counts = Counter(names)
@@ -223,7 +229,7 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def flatten(config: Record, prefix: str = "") -> dict[str, Any]:
-    """A recipe with `outer.inner` keys."""
+    """Return a recipe without nested mappings: their keys become `outer.inner`."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -233,18 +239,20 @@ def flatten(config: Record, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _scored_elsewhere(collection: Collection) -> list[str]:
+def _missing_runs(collection: Collection) -> list[str]:
+    """Return a note if a comparison scored more runs than have their files here."""
     counts = [row.get("n") for row in _rows(collection.results, "objectives")]
     scored = sum(count for count in counts if isinstance(count, int))
     if scored <= len(collection.runs):
         return []
     return [
-        f"results.json scores {scored} runs; the files of {len(collection.runs)} are here, and curves are of those"
+        f"results.json scores {scored} runs, but the files of only {len(collection.runs)} are here; the curves show "
+        "those"
     ]
 
 
 def _mixed_versions(runs: Sequence[Run]) -> list[str]:
-    """A line for each thing that the runs had in different versions."""
+    """Return a note for each package of which the runs had different versions."""
     seen: dict[str, Counter[str]] = {}
     for run in runs:
         packages = run.environment.get("packages")

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: the prepared figures, tables and texts as data, and the script that shows them."""
+"""One self-contained HTML page: figures, tables and responses as data, and the script that shows them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 from ctpo.report.collection import Collection
 from ctpo.report.figures import by_batch, by_position, by_seed
 from ctpo.report.figures.figure import Axis, Figure, Series, Values
+from ctpo.report.responses import ShownBatch, all_responses
 from ctpo.report.tables.comparison import comparison_tables
 from ctpo.report.tables.headline import cards
 from ctpo.report.tables.settings import settings_tables
-from ctpo.report.texts import all_texts
 from ctpo.version import __version__
 
 _DIGITS = 4
+"""Significant digits of the values in figures. A plot shows no more, and the page stays small."""
 _SCRIPTS = ("elements.js", "chart.js", "figures.js", "transcripts.js", "page.js")
 _SECTIONS = {
     "learning": "Learning",
@@ -36,13 +37,16 @@ _SECTIONS = {
 
 
 def figures(collection: Collection) -> list[Figure]:
-    """Every plot of the report, in the order of the page."""
-    found = [each for room in (by_batch, by_seed, by_position) for each in room.figures(collection)]
-    return sorted(found, key=lambda figure: list(_SECTIONS).index(figure.section))
+    """Return every figure of the report, in the order of the page."""
+    unordered = [each for kind in (by_batch, by_seed, by_position) for each in kind.figures(collection)]
+    return sorted(unordered, key=lambda figure: list(_SECTIONS).index(figure.section))
 
 
 def page(collection: Collection, plots: Sequence[Figure], title: str) -> str:
-    """The HTML. Everything a model or a file said is data, which the page's script shows as text only."""
+    """Return the HTML of the page.
+
+    Whatever came out of a model or a file is embedded as data, and the page's script shows it as text only.
+    """
     script = "\n".join(_web(name) for name in _SCRIPTS)
     style = _web("page.css")
     return _filled(
@@ -58,9 +62,18 @@ def page(collection: Collection, plots: Sequence[Figure], title: str) -> str:
 
 
 def embedded_json(value: Any) -> str:
-    """JSON that can stand inside of a script element: no `<`, no `&`, nothing but ASCII."""
-    told = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return told.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    """Return JSON that is safe inside a script element: it holds no `<`, no `>`, no `&`, and only ASCII."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def notes(collection: Collection) -> list[dict[str, Any]]:
+    """Return what is missing: one entry per note, with the runs it is about (none if it is about the whole report)."""
+    runs_by_note: dict[str, list[str]] = {note: [] for note in collection.notes}
+    for name, run in zip(_run_names(collection), collection.runs, strict=True):
+        for note in dict.fromkeys(run.notes):
+            runs_by_note.setdefault(note, []).append(name)
+    return [{"text": text, "runs": runs} for text, runs in runs_by_note.items()]
 
 
 def _web(name: str) -> str:
@@ -68,12 +81,12 @@ def _web(name: str) -> str:
 
 
 def _filled(template: str, values: Mapping[str, str]) -> str:
-    """In one pass, so that nothing filled in is looked at again."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], template)
+    """Return the template with its `{{names}}` replaced. What is filled in is not searched for names again."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
 
 
 def _policy(script: str, style: str) -> str:
-    """No network, no script and no style but ours."""
+    """Return a content security policy that allows no network, and no script or style but these."""
     hashes = [base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in (script, style)]
     return (
         f"default-src 'none'; script-src 'sha256-{hashes[0]}'; style-src 'sha256-{hashes[1]}'; "
@@ -83,7 +96,7 @@ def _policy(script: str, style: str) -> str:
 
 def _payload(collection: Collection, plots: Sequence[Figure], title: str) -> dict[str, Any]:
     names = _run_names(collection)
-    shown = all_texts(collection)
+    shown = all_responses(collection)
     payload = {
         "title": title,
         "version": __version__,
@@ -91,23 +104,23 @@ def _payload(collection: Collection, plots: Sequence[Figure], title: str) -> dic
         "regimes": collection.regimes,
         "groups": [{"name": group.name, "regime": group.regime} for group in collection.groups],
         "runs": [
-            {"name": name, "path": path, **text}
-            for name, path, text in zip(names, _paths(collection), shown, strict=True)
+            {
+                "name": name,
+                "path": path,
+                "heldout": list(map(_batch, responses.heldout)),
+                "samples": list(map(_batch, responses.samples)),
+            }
+            for name, path, responses in zip(names, _paths(collection), shown, strict=True)
         ],
         "cards": [vars(card) for card in cards(collection)],
         "figures": [_figure(figure) for figure in plots],
         "tables": [vars(table) for table in (*comparison_tables(collection), *settings_tables(collection))],
     }
-    return {**payload, "notes": notes(collection)}  # last: preparing the rest finds more to note
+    return {**payload, "notes": notes(collection)}  # last, because preparing the rest adds notes
 
 
-def notes(collection: Collection) -> list[dict[str, Any]]:
-    """What is missing: a line for each thing, with the runs that lack it (none: of all the report)."""
-    told: dict[str, list[str]] = {note: [] for note in collection.notes}
-    for name, run in zip(_run_names(collection), collection.runs, strict=True):
-        for note in dict.fromkeys(run.notes):
-            told.setdefault(note, []).append(name)
-    return [{"text": text, "runs": runs} for text, runs in told.items()]
+def _batch(batch: ShownBatch) -> dict[str, Any]:
+    return {"batch": batch.batch, "rows": batch.rows, "left_out": batch.left_out}
 
 
 def _run_names(collection: Collection) -> list[str]:
@@ -120,7 +133,7 @@ def _run_names(collection: Collection) -> list[str]:
 
 
 def _paths(collection: Collection) -> list[str]:
-    """Below what all have in common: where they lie on this machine is nobody else's business."""
+    """Return the runs' paths below the folder they share, so that a page does not show where it was made."""
     paths = [str(run.path) for run in collection.runs]
     if not paths:
         return []
@@ -132,18 +145,19 @@ def _figure(figure: Figure) -> dict[str, Any]:
     xs: list[list[float | None]] = []
 
     def place(values: Values) -> int:
-        told = _rounded(values)
-        if told not in xs:
-            xs.append(told)
-        return xs.index(told)
+        """Return the index of these values in `xs`: many curves share their x values, which are stored once."""
+        rounded = _rounded(values)
+        if rounded not in xs:
+            xs.append(rounded)
+        return xs.index(rounded)
 
     series = [_series(each, place) for each in figure.series]
-    told = {
+    entries = {
         "id": figure.id, "section": figure.section, "title": figure.title, "text": figure.text, "x": _axis(figure.x),
         "y": _axis(figure.y), "parts": figure.parts, "frames": figure.frames, "oneGroup": figure.one_group,
         "small": figure.small, "otherX": _axis(figure.other_x) if figure.other_x else None, "xs": xs, "series": series,
     }  # fmt: skip
-    return {key: value for key, value in told.items() if value or key in ("xs", "series")}
+    return {key: value for key, value in entries.items() if value or key in ("xs", "series")}
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
@@ -154,8 +168,8 @@ def _axis(axis: Axis) -> dict[str, Any]:
     }
 
 
-def _series(series: Series, place: Any) -> dict[str, Any]:
-    told = {
+def _series(series: Series, place: Callable[[Values], int]) -> dict[str, Any]:
+    entries = {
         "group": series.group,
         "part": series.part,
         "frame": series.frame,
@@ -168,11 +182,10 @@ def _series(series: Series, place: Any) -> dict[str, Any]:
         "high": None if series.high is None else _rounded(series.high),
         "of": None if series.token_counts is None else _rounded(series.token_counts),
     }
-    return {key: value for key, value in told.items() if value is not None}
+    return {key: value for key, value in entries.items() if value is not None}
 
 
 def _rounded(values: Values) -> list[float | None]:
-    """To four digits: a plot shows no more, and the page stays small."""
     return [None if value is None or not math.isfinite(value) else _short(value) for value in values]
 
 

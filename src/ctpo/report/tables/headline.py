@@ -1,4 +1,4 @@
-"""What a reader wants to know first."""
+"""The headline numbers at the top of a report."""
 
 from __future__ import annotations
 
@@ -21,102 +21,112 @@ class Card:
     detail: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """A held-out pass@1."""
+
+    value: float
+    stderr: float | None
+    problems: float | None
+    """The number of held-out problems."""
+
+
 def cards(collection: Collection) -> list[Card]:
-    """What a reader wants to know first."""
+    """Return the headline numbers of a single run, or of several."""
     runs = collection.runs
     if len(runs) == 1:
-        return _run_cards(runs[0])
+        return _cards_of_run(runs[0])
+    return _cards_of_runs(collection) if runs else []
+
+
+def _cards_of_runs(collection: Collection) -> list[Card]:
+    runs = collection.runs
     scores = [score for run in runs if (score := run_score(run)) is not None]
-    if not runs:  # a comparison whose runs are elsewhere
-        return []
-    seeds = sorted({len(group.runs) for group in collection.groups})
-    told = (
-        "one seed"
-        if seeds == [1]
-        else f"{seeds[0]} seeds"
-        if len(seeds) == 1
-        else f"{seeds[0]}–{seeds[-1]} seeds"
-    )
-    found = [
+    shown = [
         Card(label="runs", value=str(len(runs)), detail=f"{len(scores)} finished"),
         Card(
             label="groups compared",
             value=str(len(collection.groups)),
-            detail=f"{told} each",
+            detail=f"{_seeds_per_group(collection)} each",
         ),
     ]
     if len(collection.regimes) > 1:
-        found.append(Card(label="regimes", value=str(len(collection.regimes))))
+        shown.append(Card(label="regimes", value=str(len(collection.regimes))))
     if scores:
         best = max(scores, key=lambda score: score.final)
-        found += [
-            Card(label="best final pass@1", value=percent(best.final), detail="of all runs, a lucky seed included"),
+        shown += [
+            Card(label="best final pass@1", value=percent(best.final), detail="of all runs; its seed may be lucky"),
             Card(
                 label="collapsed", value=f"{sum(score.collapsed for score in scores)} of {len(scores)}",
                 detail="ended below half of their own best",
             ),
             Card(label="time", value=duration(sum(score.seconds for score in scores)), detail="all runs together"),
         ]  # fmt: skip
-    return found
+    return shown
 
 
-def _run_cards(run: Run) -> list[Card]:
+def _seeds_per_group(collection: Collection) -> str:
+    counts = sorted({len(group.runs) for group in collection.groups})
+    if counts == [1]:
+        return "one seed"
+    return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]}–{counts[-1]} seeds"
+
+
+def _cards_of_run(run: Run) -> list[Card]:
     before, after = heldout(run)
     trained = [record for record in run.records if record.get("batch")]
-    found = [
+    shown = [
         Card(label="objective", value=run.objective, detail="" if run.seed is None else f"seed {run.seed}")
     ]
     if after is not None:
-        value, stderr, problems = after
-        detail = (
-            f"± {percent(stderr)} over {problems:,.0f} problems" if stderr is not None and problems else ""
-        )
+        detail = ""
+        if after.stderr is not None and after.problems:
+            detail = f"± {percent(after.stderr)} over {after.problems:,.0f} problems"
         label = "final held-out pass@1" if run.summary else "last held-out pass@1"
-        found.append(Card(label=label, value=percent(value), detail=detail))
+        shown.append(Card(label=label, value=percent(after.value), detail=detail))
         if before is not None:
-            found.append(
+            shown.append(
                 Card(
                     label="gain",
-                    value=f"{100 * (value - before[0]):+.1f}",
-                    detail=f"points, from {percent(before[0])}",
+                    value=f"{100 * (after.value - before.value):+.1f}",
+                    detail=f"points, from {percent(before.value)}",
                 )
             )
     seconds = number(run.summary.get("wall_clock_s")) or _last(run.records, "seconds")
     if seconds is not None:
-        found.append(Card(label="time", value=duration(seconds), detail=f"{len(trained)} rollout batches"))
+        shown.append(Card(label="time", value=duration(seconds), detail=f"{len(trained)} rollout batches"))
     tokens, spent = _total(trained, "tokens"), _total(trained, "batch_s")
     if tokens and spent:
-        found.append(
+        shown.append(
             Card(
                 label="tokens per second",
                 value=f"{tokens / spent:,.0f}",
-                detail="generation, tools, updates",
+                detail="over generation, tools and updates",
             )
         )
     calls = _last(trained, "tool_calls_per_response")
     if calls is not None:
         failed, made = _total(trained, "tool_failures"), _total(trained, "tool_calls")
         detail = f"{percent(failed / made)} of {made:,.0f} failed" if made and failed is not None else ""
-        found.append(Card(label="tool calls per response", value=f"{calls:.1f}", detail=detail))
-    return found
+        shown.append(Card(label="tool calls per response", value=f"{calls:.1f}", detail=detail))
+    return shown
 
 
-def heldout(run: Run) -> tuple[tuple[float, float | None, float | None] | None, ...]:
-    """(pass@1, standard error, problems) before and after; of an unfinished run, of its first and last record."""
+def heldout(run: Run) -> tuple[Accuracy | None, Accuracy | None]:
+    """Return the held-out accuracy before and after training; of an unfinished run, the first and last it recorded."""
     if run.summary:
-        return tuple(
-            _pass(run.summary.get(when), "pass@1", "stderr", "problems") for when in ("before", "after")
-        )
+        names = ("pass@1", "stderr", "problems")
+        return _accuracy(run.summary.get("before"), *names), _accuracy(run.summary.get("after"), *names)
     names = ("heldout_pass@1", "heldout_stderr", "heldout_problems")
-    told = [found for record in run.records if (found := _pass(record, *names)) is not None]
-    return (told[0], told[-1]) if told else (None, None)
+    measured = [known for record in run.records if (known := _accuracy(record, *names)) is not None]
+    return (measured[0], measured[-1]) if measured else (None, None)
 
 
-def _pass(told: Any, *names: str) -> tuple[float, float | None, float | None] | None:
-    if not isinstance(told, Mapping):
+def _accuracy(figures: Any, value: str, stderr: str, problems: str) -> Accuracy | None:
+    """Return the accuracy that a mapping holds under these names; None if it holds none."""
+    if not isinstance(figures, Mapping) or (known := number(figures.get(value))) is None:
         return None
-    value, stderr, problems = (number(told.get(name)) for name in names)
-    return None if value is None else (value, stderr, problems)
+    return Accuracy(value=known, stderr=number(figures.get(stderr)), problems=number(figures.get(problems)))
 
 
 def _last(records: Sequence[Record], name: str) -> float | None:

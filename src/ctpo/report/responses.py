@@ -1,9 +1,10 @@
-"""Which transcripts and training samples go into the page, within a budget of characters."""
+"""The responses that a page shows, held-out transcripts and training samples, within a budget of characters."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,104 +12,127 @@ from ctpo.report.collection import Collection
 from ctpo.runs.reader import Record, Run, number
 
 BUDGET: Final = 2_400_000
-"""Characters of text in the page, all runs together."""
+"""Characters of responses in the page, for all runs together."""
 
-_MOST_A_RUN: Final = 600_000
-_LEAST_A_RUN: Final = 24_000
+_MOST_PER_RUN: Final = 600_000
+_LEAST_PER_RUN: Final = 24_000
 _LONGEST_TEXT: Final = 40_000
-"""Characters of one prompt, completion or tool output; the rest is cut, with a mark."""
+"""Characters of one prompt, completion or tool output. The rest is cut, and the text says so."""
 _LONGEST_SAMPLE: Final = 4_000
 """Tokens of one training sample."""
 
-Batch = dict[str, Any]
+
+@dataclass(frozen=True, kw_only=True)
+class ShownBatch:
+    """The responses of one rollout batch that the page shows."""
+
+    batch: int
+    rows: list[Record]
+    left_out: int
+    """How many undamaged responses of the batch the page does not show."""
+    characters: int
 
 
-def all_texts(collection: Collection) -> list[dict[str, list[Batch]]]:
-    """`texts` of every run; of more than the budget serves, only the first seeds of each group have any."""
+@dataclass(frozen=True, kw_only=True)
+class ShownResponses:
+    """The responses of one run that the page shows, in the order of the batches."""
+
+    heldout: list[ShownBatch] = field(default_factory=list)
+    samples: list[ShownBatch] = field(default_factory=list)
+
+
+def all_responses(collection: Collection) -> list[ShownResponses]:
+    """Return the responses to show, one entry per run.
+
+    If there are more runs than the budget allows for, only the first seeds of each group have any.
+    """
     runs = collection.runs
-    ranks = [rank for group in collection.groups for rank in range(len(group.runs))]
-    served = set(sorted(range(len(runs)), key=lambda place: ranks[place])[: BUDGET // _LEAST_A_RUN])
+    seed_ranks = [rank for group in collection.groups for rank in range(len(group.runs))]
+    by_rank = sorted(range(len(runs)), key=lambda place: seed_ranks[place])
+    served = set(by_rank[: BUDGET // _LEAST_PER_RUN])
     if len(served) < len(runs):
         collection.notes.append(
             f"the page holds responses of {len(served)} of {len(runs)} runs, the first seeds of each group"
         )
-    nothing: dict[str, list[Batch]] = {"heldout": [], "samples": []}
-    return [texts(run, len(served)) if place in served else nothing for place, run in enumerate(runs)]
+    return [
+        responses(run, len(served)) if place in served else ShownResponses() for place, run in enumerate(runs)
+    ]
 
 
-def texts(run: Run, runs: int) -> dict[str, list[Batch]]:
-    """A run's held-out transcripts and training samples, its share of the budget among so many runs.
+def responses(run: Run, runs: int) -> ShownResponses:
+    """Return the responses of one run to show.
 
-    The last batch goes first, then the first, then those between; each takes its first rows, up to half of what is
-    left. Every batch says how many of its rows are not there.
+    The last rollout batch comes first, then the first, then those between. Each takes its first rows, up to half of
+    the characters that are left.
+
+    Args:
+        run: the run; what it lacks is added to its notes.
+        runs: the number of runs that share the budget.
     """
-    allowed = min(_MOST_A_RUN, BUDGET // max(runs, 1))
+    allowed = min(_MOST_PER_RUN, BUDGET // max(runs, 1))
     samples = _chosen(run, run.batches("samples"), allowed // 2, _sample)
-    spent = sum(batch.pop("size") for batch in samples)
+    spent = sum(batch.characters for batch in samples)
     heldout = _chosen(run, run.batches("transcripts"), allowed - spent, _transcript)
-    for batch in heldout:
-        del batch["size"]
     if run.switched_off("transcripts"):
         run.notes.append("transcripts: 0 in its recipe: no responses were kept")
-        return {"heldout": heldout, "samples": samples}
+        return ShownResponses(heldout=heldout, samples=samples)
     if not heldout:
         run.notes.append("transcripts/ holds no held-out responses")
     if not samples and not run.switched_off("diagnostics"):
-        run.notes.append("samples/ holds no training responses (ratios and clipping on the text)")
-    return {"heldout": heldout, "samples": samples}
+        run.notes.append("samples/ holds no training responses, so no text shows ratios and clipping")
+    return ShownResponses(heldout=heldout, samples=samples)
 
 
 def _chosen(
     run: Run, files: Mapping[int, Path], allowed: int, prepare: Callable[[Record], Record | None]
-) -> list[Batch]:
-    found: list[Batch] = []
-    for batch in _by_interest(sorted(files)):
+) -> list[ShownBatch]:
+    """Return the batches to show, within a number of characters; `prepare` returns None for a damaged row."""
+    chosen: list[ShownBatch] = []
+    for batch in _most_interesting_first(sorted(files)):
         if allowed <= 0:
             break
         rows = run.rows(files[batch])
         kept: list[Record] = []
-        spent = strangers = 0
+        spent = damaged = 0
         for row in rows:
             prepared = prepare(row)
             if prepared is None:
-                strangers += 1
+                damaged += 1
                 continue
             size = len(json.dumps(prepared, separators=(",", ":")))
-            if spent + size > allowed / 2 and (kept or found):
+            if spent + size > allowed / 2 and (kept or chosen):
                 break
             kept.append(prepared)
             spent += size
-        if strangers:
-            run.notes.append(
-                f"{files[batch].relative_to(run.path)}: {strangers} rows are not whole and left out"
-            )
+        if damaged:
+            run.notes.append(f"{files[batch].relative_to(run.path)}: {damaged} damaged rows are left out")
         allowed -= spent
         if kept:
-            left_out = len(rows) - len(kept) - strangers
-            found.append({"batch": batch, "rows": kept, "left_out": left_out, "size": spent})
-    return sorted(found, key=lambda each: each["batch"])
+            left_out = len(rows) - len(kept) - damaged
+            chosen.append(ShownBatch(batch=batch, rows=kept, left_out=left_out, characters=spent))
+    return sorted(chosen, key=lambda each: each.batch)
 
 
-def _by_interest(batches: Sequence[int]) -> list[int]:
-    """Last, first, then the middle of what is between, and so on."""
+def _most_interesting_first(batches: Sequence[int]) -> list[int]:
+    """Return the last batch, the first, the middle one of those between, and so on by halving."""
     if len(batches) < 3:
         return list(reversed(batches))
-    found = [batches[-1], batches[0]]
+    order = [batches[-1], batches[0]]
     gaps = [(1, len(batches) - 1)]
     while gaps:
         start, end = gaps.pop(0)
         if start < end:
             middle = (start + end) // 2
-            found.append(batches[middle])
+            order.append(batches[middle])
             gaps += [(start, middle), (middle + 1, end)]
-    return found
+    return order
 
 
 def _text(value: Any) -> str:
-    told = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
-    if len(told) <= _LONGEST_TEXT:
-        return told
-    return f"{told[:_LONGEST_TEXT]} … [{len(told) - _LONGEST_TEXT:,} characters more]"
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
+    if len(text) <= _LONGEST_TEXT:
+        return text
+    return f"{text[:_LONGEST_TEXT]} … [{len(text) - _LONGEST_TEXT:,} characters more]"
 
 
 def _transcript(row: Record) -> Record | None:
