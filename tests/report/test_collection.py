@@ -44,7 +44,7 @@ def test_differences_are_paired_by_seed_and_tested(tmp_path: Path) -> None:
         "2",
     ]
     assert row[4] == f"{expected.p:.3f}"
-    assert "not a comparison that was named before" in tables["tests"].text
+    assert "The tests were not named before the runs" in tables["tests"].text
 
 
 def test_one_seed_each_has_no_statistics_and_says_so(tmp_path: Path) -> None:

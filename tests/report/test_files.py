@@ -87,7 +87,7 @@ def test_values_that_no_run_writes_do_not_end_the_report(run: Path) -> None:
     page(collection, figures(collection), "t")
     told = [note["text"] for note in notes(collection)]
     assert "metrics.jsonl: 2 lines without batch and step are left out" in told
-    assert "profile.jsonl: 1 profiles are not whole and left out" in told
+    assert "profile.jsonl: 1 damaged profiles are left out" in told
 
 
 def test_what_a_recipe_switched_off_is_not_called_missing(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_profiles_that_are_not_whole_or_have_other_bins_are_left_out(run: Path) 
     told = read_run(run)
     assert list(read_profiles(told)) == [4]
     assert told.notes == [
-        "profile.jsonl: 2 profiles are not whole and left out",
+        "profile.jsonl: 2 damaged profiles are left out",
         "profile.jsonl: 1 profiles with other position bins are left out",
     ]
 

@@ -74,7 +74,7 @@ class Profile:
         return [(middle if mean is None else mean) if count else None for middle, mean, count in columns]
 
     def share(self, names: Sequence[str]) -> Column:
-        """The sum of these count columns, divided by the number of tokens."""
+        """Return the sum of these count columns, divided by the number of tokens."""
         counts = self.columns["count"]
         parts = [self.columns[name] for name in names]
         return [
@@ -83,7 +83,7 @@ class Profile:
 
 
 def read_profiles(run: Run) -> dict[int, Profile]:
-    """The run's profiles by rollout batch. Those that cannot be used are left out and noted in `run.notes`."""
+    """Return the run's profiles by rollout batch. Those that cannot be used are left out and noted in `run.notes`."""
     profiles, damaged = {}, 0
     for record in run.profiles:
         profile = _profile(record)
@@ -92,7 +92,7 @@ def read_profiles(run: Run) -> dict[int, Profile]:
         else:
             profiles[int(record["batch"])] = profile
     if damaged:
-        run.notes.append(f"profile.jsonl: {damaged} profiles are not whole and left out")
+        run.notes.append(f"profile.jsonl: {damaged} damaged profiles are left out")
     edges = {profile.edge for profile in profiles.values()}
     if len(edges) > 1:
         newest = profiles[max(profiles)].edge
@@ -103,7 +103,7 @@ def read_profiles(run: Run) -> dict[int, Profile]:
 
 
 def read_checked_profiles(run: RunDirectory) -> dict[int, Profile]:
-    """The run's profiles by rollout batch, oldest first.
+    """Return the run's profiles by rollout batch, the oldest first.
 
     Raises:
         UserError: if there is no run, no profile, or a line that cannot be used.
@@ -131,7 +131,7 @@ def read_checked_profiles(run: RunDirectory) -> dict[int, Profile]:
 
 
 def pooled(profiles: Sequence[Profile]) -> Profile:
-    """One profile of all the tokens of several rollout batches, which must have the same bins.
+    """Return one profile of all the tokens of several rollout batches, which must have the same bins.
 
     Counts are added. Means and standard deviations are those of all tokens together. Limits and exponents are
     averaged.
@@ -140,7 +140,7 @@ def pooled(profiles: Sequence[Profile]) -> Profile:
     if len(profiles) == 1:
         return first
     weights = [profile.columns["count"] for profile in profiles]
-    columns = {name: _sum([profile.columns[name] for profile in profiles]) for name in _COUNTS}
+    columns = {name: sum_columns([profile.columns[name] for profile in profiles]) for name in _COUNTS}
     for name in ("log_ratio", "weight"):
         means = [profile.columns[f"{name}_mean"] for profile in profiles]
         stds = [profile.columns[f"{name}_std"] for profile in profiles]
@@ -167,7 +167,7 @@ def pooled(profiles: Sequence[Profile]) -> Profile:
 
 
 def pooled_histogram(histograms: Sequence[Histogram | None]) -> Histogram | None:
-    """The sum of the histograms that have the edges of the first one; None if there is none."""
+    """Return the sum of the histograms that have the edges of the first one; None if there is none."""
     known = [each for each in histograms if each is not None]
     if not known:
         return None
@@ -177,7 +177,7 @@ def pooled_histogram(histograms: Sequence[Histogram | None]) -> Histogram | None
 
 
 def _pooled_signed(histograms: Sequence[SignedHistogram | None]) -> SignedHistogram | None:
-    """The sum of the histograms; None if one is missing or has other edges, because its tokens would not count."""
+    """Return the sum of the histograms; None if one is missing or has other edges, as its tokens would be lost."""
     known = [each for each in histograms if each is not None]
     if len(known) < len(histograms) or any(each.edges != known[0].edges for each in known):
         return None
@@ -213,7 +213,7 @@ def _check(path: Path, place: int, line: Mapping[str, Any], first: Mapping[str, 
 
 
 def _profile(record: Record) -> Profile | None:
-    """One line as a profile; None if its bins or its counts are damaged. Other damaged columns are left empty."""
+    """Return one line as a profile; None if its bins or counts are damaged. Other damaged columns are left empty."""
     ends = numbers(record.get("edge"))
     edge = [each for each in ends if each is not None]
     if not edge or len(edge) < len(ends) or edge[0] < 1 or any(a >= b for a, b in itertools.pairwise(edge)):
@@ -273,26 +273,27 @@ def _signed(written: object, bins: int) -> SignedHistogram | None:
 
 
 def _all(value: object) -> tuple[float, ...] | None:
-    """The numbers of a list; None if it is no list or one of its values is no finite number."""
+    """Return the numbers of a list; None if it is no list or one of its values is no finite number."""
     column = numbers(value)
     known = tuple(each for each in column if each is not None)
     return known if column and len(known) == len(column) else None
 
 
 def _squares(mean: Column, std: Column, centre: Column) -> Column:
-    """The mean square distance of each bin's tokens from the pooled mean."""
+    """Return the mean square distance of each bin's tokens from the pooled mean."""
     return [
         None if m is None or s is None or c is None else s * s + (m - c) ** 2
         for m, s, c in zip(mean, std, centre, strict=True)
     ]
 
 
-def _sum(columns: Sequence[Column]) -> Column:
+def sum_columns(columns: Sequence[Column]) -> Column:
+    """Return the sum of the columns, with 0 for missing values."""
     return [math.fsum(value or 0.0 for value in values) for values in zip(*columns, strict=True)]
 
 
 def _average(columns: Sequence[Column], weights: Sequence[Column]) -> Column:
-    """The mean of the columns, weighted by the bins' token counts; a missing value is left out."""
+    """Return the mean of the columns, weighted by the bins' token counts; a missing value is left out."""
     averaged: Column = []
     for values, counts in zip(zip(*columns, strict=True), zip(*weights, strict=True), strict=True):
         known = [

@@ -144,7 +144,7 @@ _CLIP_PARTS = {
 
 def figures(collection: Collection) -> list[Figure]:
     """Return one figure for each metric that any run recorded, and one of what clips."""
-    found = []
+    shown = []
     for metric in _METRICS:
         series = [
             each
@@ -154,14 +154,14 @@ def figures(collection: Collection) -> list[Figure]:
         if metric.key == "skipped_updates" and not any(any(each.y) for each in series):
             continue  # a figure of zeros would only take room
         if series:
-            found.append(
+            shown.append(
                 Figure(
                     id=metric.key.replace("@", "-at-").replace("_", "-"), section=metric.section,
                     title=metric.title, text=metric.text, x=_BATCHES, y=metric.y, series=series,
                     other_x=_TIME if metric.large else None, small=not metric.large,
                 )
             )  # fmt: skip
-    return [*found, *_clip_parts(collection)]
+    return [*shown, *_clip_parts(collection)]
 
 
 def _clip_parts(collection: Collection) -> list[Figure]:

@@ -19,7 +19,9 @@ _WHAT_SCORES_ARE = (
     "AUC is the mean training reward over the rollout batches. A run has collapsed if it ends below half of its own "
     "best held-out accuracy."
 )
-_ONE_SEED = " Every group has one seed only. Differences between these rows may be noise, and no statistics are possible."
+_ONE_SEED = (
+    " Every group has one seed only, so there are no statistics. Differences between these rows may be noise."
+)
 
 
 @dataclass(frozen=True, kw_only=True)

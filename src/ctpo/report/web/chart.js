@@ -1,12 +1,12 @@
 "use strict";
-// One plot: axes, curves, bands, and the values under the pointer. It is drawn anew whenever what is shown changes.
+// One plot: axes, curves, bands, and the values under the pointer. Every change of what is shown draws it again.
 
 const MARKERS = ["circle", "square", "triangle", "diamond", "cross", "plus", "down", "ring"];
 const SERIES_COLOURS = 8;
-const NEAR_ZERO = 1e-3; // where a symlog axis turns from linear to logarithmic, as in figure.py
+const NEAR_ZERO = 1e-3; // the value at which a symlog axis turns from linear to logarithmic, as in figures/figure.py
 const MARGIN = { top: 10, right: 14, bottom: 40, left: 52 };
 
-/** Colour, marker and dashes of the n-th curve: never colour alone. */
+/** The colour, marker and dashes of the n-th curve. Colour alone would not do for everybody. */
 function look(place) {
   return { colour: `var(--series-${place % SERIES_COLOURS})`, marker: MARKERS[place % MARKERS.length], dashes: place >= SERIES_COLOURS ? "7 3 1.5 3" : null };
 }
@@ -34,7 +34,7 @@ function marker(kind, x, y, colour) {
   return svg("path", { d: markerPath(kind, x, y), fill: open ? (kind === "ring" ? "var(--card)" : "none") : colour, stroke: colour, "stroke-width": open ? 1.6 : 0.5 });
 }
 
-/** A scale of one axis: values to pixels, and its ticks. */
+/** The scale of one axis: a function from values to pixels, with its ticks. */
 function makeScale(axis, values, from, to, most) {
   const log = axis.scale === "log";
   const usable = values.filter((v) => Number.isFinite(v) && (!log || v > 0));
@@ -79,7 +79,7 @@ function logTicks(start, end, most) {
   return [];
 }
 
-/** Zero and powers of ten either side, as many as there is room for. */
+/** Zero, and powers of ten on both sides of it, as many as fit. */
 function symlogTicks(low, high, most) {
   const powers = [];
   for (let d = -2; 10 ** d <= Math.max(-low, high); d++) powers.push(Number((10 ** d).toPrecision(1)));
@@ -97,7 +97,7 @@ function tickText(value, axis) {
 class Chart {
   static made = 0;
 
-  /** curves(): what is shown now, [{x, y, low, high, look, role, name}]; all(): the same over all frames, for the axes. */
+  /** curves() returns what is shown now, [{x, y, low, high, look, role, name}]. all() returns the curves that the axes must hold. */
   constructor(host, { label, axes, curves, all, height }) {
     Object.assign(this, { host, label, axes, curves, all, height });
     this.root = svg("svg", { tabindex: 0, role: "img", "aria-label": label });
@@ -109,7 +109,7 @@ class Chart {
     this.root.addEventListener("keydown", (event) => this.step(event));
   }
 
-  /** Apart from drawing: to measure after something was drawn makes the browser lay the whole page out anew. */
+  /** Not part of draw(): measuring after drawing would make the browser lay out the whole page again. */
   measure() {
     this.width = Math.max(240, this.host.clientWidth);
   }
@@ -129,7 +129,7 @@ class Chart {
     this.now = { x, y, xAxis, yAxis, shown, bottom };
     this.drawAxes(x, y, xAxis, yAxis, right, bottom);
     if (!shown.length) {
-      this.root.append(svg("text", { x: (MARGIN.left + right) / 2, y: this.height / 2 - 10, "text-anchor": "middle", class: "empty" }, "nothing to show for what is chosen"));
+      this.root.append(svg("text", { x: (MARGIN.left + right) / 2, y: this.height / 2 - 10, "text-anchor": "middle", class: "empty" }, "no curve for this choice"));
       return;
     }
     const inside = `inside-${Chart.made}`;
@@ -194,7 +194,7 @@ class Chart {
     return svg("path", { d: parts.join(""), fill: curve.look.colour, class: "band" });
   }
 
-  /** The distinct places on the x axis that have a value. */
+  /** The distinct x values at which a curve has a value. */
   places() {
     const { shown, x } = this.now;
     return [...new Set(shown.flatMap((c) => c.x.filter((v, i) => x.shows(v) && c.y[i] !== null)))].sort((a, b) => a - b);
@@ -253,7 +253,7 @@ function pathThrough(points) {
   return d;
 }
 
-/** A sample of a curve, for legends. */
+/** A short piece of a curve, for legends. */
 function swatch({ colour, marker: kind, dashes }, role = "line") {
   const root = svg("svg", { width: 26, height: 12, viewBox: "0 0 26 12", class: "swatch", "aria-hidden": "true" });
   const pattern = { reference: "2 4", limit: "6 3" }[role] ?? dashes;

@@ -1,9 +1,9 @@
 "use strict";
-// Small helpers. Text reaches the page through textContent only, so nothing a model wrote can become markup.
+// Small helpers. Text reaches the page only through textContent, so nothing that a model wrote can become markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An HTML element with properties, and children that are elements or text. */
+/** An HTML element with properties, and with children that are elements or text. */
 function el(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -42,7 +42,7 @@ function dropdown(label, names, chosen, choose) {
   return el("label", { class: "dropdown" }, el("span", { textContent: label }), select);
 }
 
-/** A number for a reader: `percent` of an axis, else four digits at most. */
+/** A number as text with at most four digits, or in percent. */
 function say(value, percent = false) {
   if (value === null || value === undefined) return "–";
   if (percent) return `${Number((100 * value).toPrecision(3))} %`;
@@ -53,7 +53,7 @@ function say(value, percent = false) {
 
 const tip = document.getElementById("tip");
 
-/** Show a few lines beside a point of the window. */
+/** Shows a few lines beside a point of the window. */
 function showTip(x, y, lines) {
   tip.replaceChildren(...lines);
   tip.hidden = false;

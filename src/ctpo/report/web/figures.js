@@ -1,5 +1,5 @@
 "use strict";
-// The figures of the page: which curves each one shows for what the reader has chosen, and its own controls.
+// The figures of the page: the controls of each, and the curves that it shows for the reader's choices.
 
 const shownNow = { regime: 0, hidden: new Set(), seeds: false };
 const redraws = [];
@@ -9,12 +9,12 @@ function redrawAll() {
   for (const { update } of redraws) update();
 }
 
-/** Groups of the chosen regime, as indices. */
+/** The groups of the chosen regime, each with its index as `place`. */
 function groupsNow(data) {
   return data.groups.map((group, place) => ({ ...group, place })).filter((group) => group.regime === data.regimes[shownNow.regime]);
 }
 
-/** Place of a group's name among all names: the same objective has the same colour in every regime. */
+/** The index of a group's name among all names, so that an objective has the same colour in every regime. */
 function colourPlace(data, place) {
   const names = [...new Set(data.groups.map((group) => group.name))];
   return names.indexOf(data.groups[place].name);
@@ -44,7 +44,8 @@ function figureCard(data, figure) {
     label: `${figure.title}. ${figure.text}`,
     axes: () => [chosen.otherX ? figure.otherX : figure.x, figure.y],
     curves: () => figure.series.filter((s) => belongs(s) && (s.frame ?? 0) === chosen.frame).map(curve),
-    // The same axes for every frame, so that frames compare; a trust region is read against its own limits instead.
+    // Every frame has the same axes, so that frames can be compared. A figure of one group has axes of its own, because
+    // its curves are compared with the limits in the same frame.
     all: () => figure.series.filter((s) => belongs(s) && (!figure.oneGroup || (s.frame ?? 0) === chosen.frame)).map(curve),
     height: figure.small ? 210 : 300,
   });
@@ -74,15 +75,15 @@ function figureCard(data, figure) {
 }
 
 function frameSlider(frames, choose) {
-  const told = el("output", { textContent: frames[0] });
+  const shown = el("output", { textContent: frames[0] });
   const slider = el("input", {
     type: "range", min: 0, max: frames.length - 1, value: 0, "aria-label": "rollout batch", "aria-valuetext": frames[0],
-    on: { input: () => { told.textContent = frames[slider.value]; slider.setAttribute("aria-valuetext", frames[slider.value]); choose(Number(slider.value)); } },
+    on: { input: () => { shown.textContent = frames[slider.value]; slider.setAttribute("aria-valuetext", frames[slider.value]); choose(Number(slider.value)); } },
   });
-  return frames.length > 1 ? el("label", { class: "frames" }, slider, told) : told;
+  return frames.length > 1 ? el("label", { class: "frames" }, slider, shown) : shown;
 }
 
-/** The figure's own legend; only parts that have a curve. */
+/** The figure's own legend, of the parts that have a curve. */
 function partsLegend(figure, chosen, redraw) {
   const used = figure.parts.map((name, part) => ({ name, part, of: figure.series.find((s) => s.part === part) })).filter((each) => each.of);
   return el("div", { class: "legend" }, ...used.map(({ name, part, of }) =>
@@ -99,7 +100,7 @@ function toggle(name, itsLook, role, changed) {
   return button;
 }
 
-/** The curves as numbers, made when opened. */
+/** A table of the curves' values. It is filled only while it is open. */
 function valuesTable(chart) {
   const box = el("div", { class: "scroll" });
   const details = el("details", { class: "values", on: { toggle: () => { if (details.open) fill(); else box.replaceChildren(); } } }, el("summary", { textContent: "values" }), box);
@@ -115,7 +116,7 @@ function valuesTable(chart) {
   return details;
 }
 
-/** The legend of all figures: groups of the chosen regime, and whether single seeds are drawn. */
+/** The legend of all figures: the groups of the chosen regime, and a switch for single seeds. */
 function fillLegend(data, host) {
   const groups = groupsNow(data);
   const entries = groups.length < 2 ? [] : groups.map((group) => {

@@ -1,5 +1,5 @@
 "use strict";
-// The page itself: reads the data, makes the sections, keeps the theme.
+// The page itself: it reads the data, makes the sections and remembers the theme.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const main = document.getElementById("main");
@@ -8,7 +8,7 @@ function theme() {
   const button = document.getElementById("theme");
   const order = ["system", "light", "dark"];
   let now = 0;
-  try { now = Math.max(0, order.indexOf(localStorage.getItem("ctpo-report-theme"))); } catch { /* no storage for pages from disk */ }
+  try { now = Math.max(0, order.indexOf(localStorage.getItem("ctpo-report-theme"))); } catch { /* a page opened from disk may have no storage */ }
   const apply = () => {
     if (now === 0) delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = order[now];
@@ -16,7 +16,7 @@ function theme() {
   };
   button.addEventListener("click", () => {
     now = (now + 1) % order.length;
-    try { localStorage.setItem("ctpo-report-theme", order[now]); } catch { /* as above */ }
+    try { localStorage.setItem("ctpo-report-theme", order[now]); } catch { /* the choice is then not remembered */ }
     apply();
   });
   apply();

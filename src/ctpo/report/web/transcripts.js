@@ -1,14 +1,14 @@
 "use strict";
-// The texts: held-out responses with their tool calls, and training responses token by token.
+// The responses: held-out ones with their tool calls, and training responses token by token.
 
 const CLIP_NAMES = { 0: "not clipped", 1: "clipped at the upper limit", "-1": "clipped at the lower limit", 2: "dual clip" };
-const FAINT = 0.05; // a log ratio that is never drawn in full colour
+const FAINT = 0.05; // log ratios of this size or less never get the full colour
 const CLIP_CLASS = { 1: "high", "-1": "low", 2: "dual" };
 
 function viewerCards(data) {
   const kinds = [
-    ["heldout", "Held-out responses", "What the model answers to problems it does not train on. Tool calls and the output they got are set off: output (hatched) is fed to the model, not written by it.", showTranscript, transcriptLabel],
-    ["samples", "Training responses, token by token", "Each token's colour is the log ratio that weighs it: blue where the policy now finds the token likelier than when it was sampled, orange where less likely. Lines under a token say that it is clipped; grey hatched tokens are tool output and not trained on. Point at a token, or tap it, for its numbers. The response with most clipped tokens is shown first.", showSample, sampleLabel],
+    ["heldout", "Held-out responses", "Responses of the model to problems that it does not train on. Tool calls and their output are marked. The output (hatched) is fed to the model; the model did not write it.", showTranscript, transcriptLabel],
+    ["samples", "Training responses, token by token", "The colour of a token is the log ratio that weights it. Blue: the policy finds the token likelier than when it was sampled. Orange: less likely. A line under a token means that it is clipped. Grey hatched tokens are tool output and not trained on. Point at a token, or tap it, for its numbers. The response with the most clipped tokens is shown first.", showSample, sampleLabel],
   ];
   return kinds.filter(([kind]) => data.runs.some((run) => run[kind].length)).map(([kind, title, text, show, label]) => viewer(data, kind, title, text, show, label));
 }
@@ -54,7 +54,7 @@ const verdict = (row) => (row.correct === null ? "" : row.correct ? "✓ " : "�
 const transcriptLabel = (row, place) => `${place + 1}. ${verdict(row)}${short(row.prompt)}`;
 const sampleLabel = (row, place) => `${place + 1}. reward ${say(row.reward)}: ${short(row.prompt)}`;
 
-/** Text in its own direction, so that it cannot turn its surroundings around. */
+/** A block of text that keeps its own writing direction, so that it cannot reverse the text around it. */
 function quoted(className, text) {
   return el("pre", { class: className, dir: "auto", textContent: text });
 }
@@ -69,15 +69,15 @@ function showTranscript(row) {
   ];
 }
 
-/** The completion, with each call's program and output marked where they stand in it. */
+/** The completion as pieces, in which the program and the output of every call are marked. */
 function segments(row) {
   const parts = [];
   let at = 0;
   const mark = (text, className, title) => {
-    const found = text ? row.completion.indexOf(text, at) : -1;
-    if (found < 0) return;
-    parts.push(row.completion.slice(at, found), el("span", { class: className, title, textContent: text }));
-    at = found + text.length;
+    const start = text ? row.completion.indexOf(text, at) : -1;
+    if (start < 0) return;
+    parts.push(row.completion.slice(at, start), el("span", { class: className, title, textContent: text }));
+    at = start + text.length;
   };
   row.calls.forEach((call, place) => {
     mark(call.program, "call", `call ${place + 1}, ${call.status}`);
@@ -98,18 +98,18 @@ function showSample(row) {
   const clipped = row.clip.filter((state) => state !== 0).length;
   const trained = [...row.model].filter((bit) => bit === "1").length;
   const largest = Math.max(...row.weight.map((value) => Math.abs(value ?? 0)), FAINT);
-  const told = el("div", { class: "readout", role: "status", textContent: "point at a token for its numbers" });
-  const tokens = row.tokens.map((text, i) => token(row, text, i, largest, told));
+  const readout = el("div", { class: "readout", role: "status", textContent: "point at a token for its numbers" });
+  const tokens = row.tokens.map((text, i) => token(row, text, i, largest, readout));
   const text = el("div", { class: "tokens", dir: "ltr" }, ...tokens);
   return [
     el("div", { class: "caption", textContent: "prompt" }), quoted("prompt", row.prompt),
     el("div", { class: "caption", textContent: `response · reward ${say(row.reward)} · advantage ${say(row.advantage)} · ${trained} tokens trained on, ${clipped} clipped` }),
-    legendOfTokens(largest), text, told,
+    legendOfTokens(largest), text, readout,
     ...(row.cut ? [el("p", { class: "note", textContent: `${row.cut.toLocaleString("en-US")} more tokens are in the run's files` })] : []),
   ];
 }
 
-function token(row, text, i, largest, told) {
+function token(row, text, i, largest, readout) {
   const ours = row.model[i] === "1";
   const weight = row.weight[i];
   const made = el("span", { class: `token ${ours ? CLIP_CLASS[row.clip[i]] ?? "" : "fed"}`, tabIndex: i === 0 ? 0 : -1, textContent: visible(text) });
@@ -119,7 +119,7 @@ function token(row, text, i, largest, told) {
   }
   const lines = () => numbersOf(row, i, ours).map(([name, value]) => el("div", { class: "row" }, el("span", { textContent: name }), el("b", { textContent: value })));
   const show = () => {
-    told.replaceChildren(...numbersOf(row, i, ours).map(([name, value]) => el("span", {}, `${name} `, el("b", { textContent: value }))));
+    readout.replaceChildren(...numbersOf(row, i, ours).map(([name, value]) => el("span", {}, `${name} `, el("b", { textContent: value }))));
     const box = made.getBoundingClientRect();
     showTip(box.right, box.bottom, lines());
   };
@@ -134,17 +134,17 @@ function token(row, text, i, largest, told) {
   return made;
 }
 
-/** White space that can be seen; a line break also breaks the line. */
+/** The token with signs for its white space. A line break gets a sign and still breaks the line. */
 function visible(text) {
   return text.replaceAll("\n", "⏎\n").replaceAll("\t", "⇥") || "∅";
 }
 
 function numbersOf(row, i, ours) {
-  const told = [["token", JSON.stringify(row.tokens[i])], ["position", String(row.position[i])]];
-  if (!ours) return [...told, ["", "tool output, not trained on"]];
+  const numbers = [["token", JSON.stringify(row.tokens[i])], ["position", String(row.position[i])]];
+  if (!ours) return [...numbers, ["", "tool output, not trained on"]];
   const ratio = (value) => (value === null ? "–" : `${say(Math.exp(value))} (log ${say(value)})`);
   const prefix = row.ratio[i] === null ? null : row.ratio.slice(0, i + 1).reduce((sum, value) => sum + (value ?? 0), 0);
-  return [...told, ["token ratio", ratio(row.ratio[i])], ["prefix ratio", ratio(prefix)], ["weighing ratio", ratio(row.weight[i])], ["", CLIP_NAMES[row.clip[i]]]];
+  return [...numbers, ["token ratio", ratio(row.ratio[i])], ["prefix ratio", ratio(prefix)], ["ratio that weights it", ratio(row.weight[i])], ["", CLIP_NAMES[row.clip[i]]]];
 }
 
 function legendOfTokens(largest) {
