@@ -1,4 +1,4 @@
-# `make train` and `make test` do all of their set-up. On Linux without an NVIDIA GPU, PyTorch's CPU wheels save
+# `make train` and `make test` do all of their set-up. On Linux without an NVIDIA GPU, the CPU build of PyTorch saves
 # gigabytes: make train TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 PYTHON ?= $(shell for v in python3.13 python3.12 python3.11 python3 python; do \
@@ -10,24 +10,35 @@ RECIPE ?=
 ARGS ?=
 
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# torch goes first, and alone: a range in another package must not choose its build.
+# torch is installed first and alone, so that no other package's requirement chooses its build.
 TORCH := $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
 .PHONY: train test test-verl lint types clean help
 
 help:
 	@echo "make train   set up, then train the embedded model with CTPO (ARGS='seed=1 objective=grpo' to change it)"
-	@echo "make test    set up, then lint, type check and run the tests"
-	@echo "make test-verl   the adapters under the real verl, on the CPU, in an environment beside"
-	@echo "make clean   remove the virtual environment and caches"
+	@echo "make test    set up, then lint, check types and run the tests (ARGS='tests/objectives -k golden' for some)"
+	@echo "make test-verl   test the adapters under the real verl, on the CPU, in an environment of its own"
+	@echo "make clean   remove the virtual environments and caches"
 
 train: $(VENV)/.installed
 	@$(BIN)/ctpo train $(RECIPE) $(ARGS)
 
+# All tests run in two processes, but the sandbox's run alone, because they measure time. Then the objectives run once
+# more as on another CPU: torch adds in another order with AVX-512, with AVX2 and without either.
+# With ARGS, pytest runs once and gets them.
+PYTEST := $(BIN)/python -m pytest
+OTHER_CPU := $(shell grep -qw avx512f /proc/cpuinfo 2>/dev/null && echo avx2 || echo default)
 test: $(VENV)/.installed-dev lint types
-	@$(BIN)/python -m pytest $(ARGS)
+ifeq ($(strip $(ARGS)),)
+	@OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile --ignore tests/sandbox
+	@$(PYTEST) tests/sandbox
+	@ATEN_CPU_CAPABILITY=$(OTHER_CPU) $(PYTEST) --numprocesses 2 tests/objectives
+else
+	@$(PYTEST) $(ARGS)
+endif
 
-# verl wants other pins than the package, so its tests have an environment of their own on top of the development one.
+# verl needs other versions than the package, so its tests have an environment of their own on top of this one.
 test-verl: .venv-verl/.installed
 	@.venv-verl/bin/python -m pytest tests/adapters $(ARGS)
 
@@ -44,7 +55,7 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	@$(BIN)/mypy
 
-# TRL needs Python 3.11. Where there is only an older one, uv fetches a newer beside it.
+# TRL needs Python 3.11. Where there is only an older one, uv fetches a newer one.
 $(VENV)/bin/python:
 	@echo "setting up $(VENV) (once; a few minutes) ..."
 	@if [ -n "$(PYTHON)" ]; then $(PYTHON) -m venv $(VENV); else \
