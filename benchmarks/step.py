@@ -113,7 +113,7 @@ def _summary(sides: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 def _step(args: argparse.Namespace, side: str, lengths: str) -> dict[str, float]:
     """One step in this process; a pass slower than the one asked for ends it."""
-    from ctpo.training.scoring.scorer import SlowPassNote
+    from ctpo.training.scoring.choose import SlowPassNote
 
     warnings.simplefilter("error", SlowPassNote)
     with tempfile.TemporaryDirectory() as folder:
@@ -127,9 +127,9 @@ def _step(args: argparse.Namespace, side: str, lengths: str) -> dict[str, float]
     figures = {"step_s": step, "generation_s": generation, "training_s": training, "optimizer_s": optimizer}
     figures["peak_rss_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if side not in STOCK:
-        from ctpo.cpu.precision import computes_in_bfloat16
+        from ctpo.training.scoring.precision import computes_in_bfloat16
 
-        dtype = torch.bfloat16 if computes_in_bfloat16(trainer) else torch.float32
+        dtype = torch.bfloat16 if computes_in_bfloat16(trainer.args, trainer.model) else torch.float32
         figures["peak_share"] = product_flops(trainer) / training / peak_flops(dtype)
     return figures
 

@@ -66,14 +66,14 @@ def _apart(found: tuple[float, Tensor], expected: tuple[float, Tensor], name: st
 def _loss_and_gradient(
     trainer: Any, inputs: dict[str, Any], settings: dict[str, Any]
 ) -> tuple[float, Tensor]:
-    from ctpo.training.scoring.microbatch import make_scorer
+    from ctpo.training.scoring.parts import PartScorer
 
     names = {key for levers in LEVERS.values() for key in levers}
     on: dict[str, Any] = dict.fromkeys(names, True)
     on |= {"gradient_checkpointing": False, "compute_dtype": "float32", "max_tokens_per_micro_batch": 150}
     for key, value in {**on, **settings}.items():
         setattr(trainer.args, key, value)
-    trainer.scorer = make_scorer(trainer)
+    trainer.part_scorer = PartScorer(trainer)
     trainer.model.train()
     trainer.model.zero_grad()
     loss = trainer._compute_loss(trainer.model, inputs)

@@ -46,13 +46,13 @@ def product_flops(trainer: Any) -> float:
     """Of the products with weights in forward and backward (attention's own left out), for the tokens that must be
     computed, those of rows with an advantage: prompts once, completions but for their last token; the head for every
     completion token."""
-    from ctpo.training.scoring.microbatch import loss_mask, rows_of
+    from ctpo.training.scoring.microbatch import MicroBatch
 
     head = trainer.model.get_output_embeddings().weight.numel()
     body = sum(p.numel() for p in trainer.model.parameters()) - head
     total = 0.0
     for part in trainer._buffered_inputs:
-        rows = rows_of(part, loss_mask(part)).take(part["advantages"].nonzero()[:, 0])
+        rows = MicroBatch.of(part).rows.take(part["advantages"].nonzero()[:, 0])
         groups, prompts, reach = rows.groups(), rows.prompt_lengths(), rows.reach()
         once = sum(int(prompts[groups == group][0]) for group in groups.unique())
         total += 6 * (body * (once + int((reach - 1).sum())) + head * int(rows.wanted.sum()))

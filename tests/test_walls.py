@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "ctpo"
 # From the ground up; docs/architecture.md says why.
 ROOMS = (
-    *("version", "errors", "extras", "objectives", "sandbox", "cpu", "runs", "tasks", "rollout"),
+    *("version", "errors", "extras", "objectives", "sandbox", "cpu", "fast_cpu", "runs", "tasks", "rollout"),
     *("evaluation", "training", "adapters", "report", "lab", "cli", "__main__"),
 )
 FRAMEWORKS = {"trl", "verl", "skyrl", "nemo_rl", "tinker", "accelerate"}
@@ -99,6 +99,17 @@ def later():
 """
     seen = {name for name in imports(source, "ctpo.cli") if name.startswith("ctpo")}
     assert seen == {"ctpo.objectives", "ctpo.objectives.checks", "ctpo.errors", "ctpo.rollout.chat"}
+
+
+def test_one_door_leads_to_the_folder_that_may_be_deleted() -> None:
+    for module, names in IMPORTS.items():
+        ours = {name for name in names if name.split(".")[0] == "ctpo"}
+        if room(module) == "cpu":
+            assert not ours, f"{module} imports {ours}, but ctpo.cpu must stand alone"
+        elif module != "ctpo.fast_cpu":
+            assert not {name for name in ours if room(name) == "cpu"}, (
+                f"{module}: import ctpo.fast_cpu instead"
+            )
 
 
 def test_reports_read_only_what_runs_left_on_disk() -> None:

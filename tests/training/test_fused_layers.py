@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
-from ctpo.cpu import attention, norms
-from ctpo.cpu.attention import attend
+from ctpo.cpu import norms
 from ctpo.cpu.norms import fused_norms, rms_norm
 from ctpo.tasks.arithmetic import model_path
+from ctpo.training.scoring import tree
+from ctpo.training.scoring.tree import attend
 
 
 class WideRMSNorm(nn.Module):
@@ -93,7 +94,7 @@ def test_attention_goes_by_whole_products_only_in_bfloat16_and_over_few_keys(
         torchs.append(args)
         return scaled_dot_product_attention(*args, **kwargs)
 
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", noted)
+    monkeypatch.setattr(tree, "scaled_dot_product_attention", noted)
 
     def is_torchs(dtype: torch.dtype, keys: int, **how: Any) -> bool:
         inputs, mask, _ = _inputs(4, keys)

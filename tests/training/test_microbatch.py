@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.objectives import preset
-from ctpo.training.scoring.microbatch import loss_mask, make_scorer, parts, rows_of
+from ctpo.training.scoring.microbatch import MicroBatch
+from ctpo.training.scoring.parts import Part, PartScorer
 
 PLAIN: dict[str, Any] = {
     "pack_rows": False,
@@ -57,7 +58,7 @@ def use(trained: Any) -> Iterator[Callable[..., Any]]:
     def set_levers(**levers: Any) -> Any:
         for name, value in {**PLAIN, **levers}.items():
             setattr(trained.args, name, value)
-        trained.scorer = make_scorer(trained)
+        trained.part_scorer = PartScorer(trained)
         return trained
 
     yield set_levers
@@ -68,9 +69,13 @@ def micro_batch(trainer: Any, **changes: Any) -> dict[str, Any]:
     """Eight rows, three of them without advantage, with denominators of a mini-batch twice as large."""
     inputs = dict(trainer._buffered_inputs[3])
     advantages = torch.tensor([0.5, -1.0, 0.0, 1.0, 0.0, -0.7, 0.0, 2.0])
-    mask = loss_mask(inputs)
+    mask = MicroBatch.of(inputs).response_mask
     totals = {"minibatch_num_tokens": 2 * mask.sum(), "minibatch_num_sequences": torch.tensor(16)}
     return {**inputs, "advantages": advantages, **totals, **changes}
+
+
+def parts_of(trainer: Any, inputs: dict[str, Any]) -> list[Part]:
+    return trainer.part_scorer.parts(trainer.model, MicroBatch.of(inputs))  # type: ignore[no-any-return]
 
 
 def step(trainer: Any, inputs: dict[str, Any]) -> tuple[float, Tensor]:
@@ -102,10 +107,7 @@ def test_rows_without_advantage_are_left_out_only_where_nothing_else_needs_them(
     inputs = micro_batch(trainer)
 
     def scored() -> int:
-        return sum(
-            len(part.inputs["advantages"])
-            for part in parts(trainer, trainer.model, inputs, loss_mask(inputs))
-        )
+        return sum(len(part.batch) for part in parts_of(trainer, inputs))
 
     assert scored() == 5
     monkeypatch.setattr(trainer, "beta", 0.1)
@@ -113,19 +115,19 @@ def test_rows_without_advantage_are_left_out_only_where_nothing_else_needs_them(
     monkeypatch.setattr(trainer, "beta", 0.0)
     monkeypatch.setattr(trainer, "objective", preset("prefix-quantile"))  # its limits rank all rows
     assert scored() == 8
-    assert len(parts(trainer, trainer.model, inputs, loss_mask(inputs))) == 1
+    assert len(parts_of(trainer, inputs)) == 1
 
 
 @pytest.mark.parametrize("name", ["bounded", "bounded plain"])
 def test_a_part_has_no_more_tokens_than_the_limit_or_one_row(use: Callable[..., Any], name: str) -> None:
     trainer = use(**LEVERS[name])
     inputs = micro_batch(trainer)
-    cut = [part.inputs for part in parts(trainer, trainer.model, inputs, loss_mask(inputs))]
-    assert sum(len(part["advantages"]) for part in cut) == 8
+    cut = [part.batch for part in parts_of(trainer, inputs)]
+    assert sum(map(len, cut)) == 8
     assert len(cut) > 1
     for part in cut:
-        tokens = int(part["prompt_mask"].sum() + part["completion_mask"].sum())
-        assert tokens <= 100 or len(part["advantages"]) == 1
+        tokens = int(part.prompt_mask.sum() + part.completion_mask.sum())
+        assert tokens <= 100 or len(part) == 1
 
 
 @pytest.mark.parametrize("name", ["skip", "bounded", "bounded plain", "all"])
@@ -141,9 +143,7 @@ def test_nothing_to_learn_still_gives_gradients_of_zero(use: Callable[..., Any])
     """Without any the optimizer would pass the step over: no decay of its moments, no weight decay."""
     trainer = use(**LEVERS["all"])
     inputs = micro_batch(trainer, advantages=torch.zeros(8))
-    assert [
-        len(part.inputs["advantages"]) for part in parts(trainer, trainer.model, inputs, loss_mask(inputs))
-    ] == [1]
+    assert [len(part.batch) for part in parts_of(trainer, inputs)] == [1]
     loss, gradient = step(trainer, inputs)
     assert loss == 0.0
     assert torch.equal(gradient, torch.zeros_like(gradient))
@@ -214,7 +214,7 @@ def test_groups_stay_together_unless_told_otherwise(fit: Callable[..., Any]) -> 
     for whole, sizes in ((True, [4, 4]), (False, [2, 2, 2, 2])):
         trainer = fit(CTPOTrainer, CTPOConfig, whole_groups=whole, **settings)
         for part in trainer._buffered_inputs:
-            groups = rows_of(part, loss_mask(part)).groups()
+            groups = MicroBatch.of(part).rows.groups()
             assert sorted(groups.bincount().tolist()) == sizes
 
 
@@ -224,13 +224,15 @@ def test_denominators_take_one_collective_a_rollout_batch(
     calls = []
     reduce = trained.accelerator.reduce
     monkeypatch.setattr(trained.accelerator, "reduce", lambda *a, **k: calls.append(1) or reduce(*a, **k))
-    monkeypatch.setattr(trained, "_totals_of", None)
+    monkeypatch.setattr(trained, "_counted_inputs", None)
     monkeypatch.setattr(trained, "current_gradient_accumulation_steps", 2, raising=False)
     for at in range(4):
         monkeypatch.setattr(trained, "_step", at)
         totals = trained._minibatch_totals()
         pair = trained._buffered_inputs[at // 2 * 2 : at // 2 * 2 + 2]
-        assert totals["minibatch_num_tokens"] == sum(int(loss_mask(part).sum()) for part in pair)
+        assert totals["minibatch_num_tokens"] == sum(
+            int(MicroBatch.of(part).response_mask.sum()) for part in pair
+        )
         assert totals["minibatch_num_sequences"] == 16
     assert len(calls) == 1
 

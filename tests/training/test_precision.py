@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ctpo import CTPOConfig, CTPOTrainer
-from ctpo.cpu.precision import bfloat16_speedup, wants_bfloat16
+from ctpo.cpu.precision import bfloat16_speedup
+from ctpo.training.scoring.precision import wants_bfloat16
 
 
 def test_auto_follows_the_measurement_and_never_an_exact_anchor(fit: Callable[..., Any]) -> None:

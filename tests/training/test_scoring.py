@@ -21,9 +21,9 @@ from transformers import (
 
 from ctpo.tasks.arithmetic import model_path
 from ctpo.training.scoring import Levers, Rows, Scorer
+from ctpo.training.scoring.choose import PassChoice, SlowPassNote
 from ctpo.training.scoring.head import token_log_probs
 from ctpo.training.scoring.rows import packs, token_limit
-from ctpo.training.scoring.scorer import SlowPassNote
 from ctpo.training.scoring.tree import grow
 
 VOCABULARY = 23
@@ -108,7 +108,7 @@ def test_other_models_are_packed_too(make: Any) -> None:
     model, rows, scorer = make(), ragged(), Scorer(Levers())
     with warnings.catch_warnings():
         warnings.simplefilter("error", SlowPassNote)
-        assert scorer.way(model, model) == "packed"
+        assert PassChoice(scorer).best(model, model) == "packed"
     expected = one_by_one(model, rows)[0]
     wanted = gradient(model, expected)
     found = scorer.score(model, model, rows, "packed")[0]
@@ -124,12 +124,12 @@ def test_learned_positions_are_right_without_padding() -> None:
     model = GPT2LMHeadModel(config).eval()
     model.transformer.wpe.weight.data.mul_(50)
     scorer, rows = Scorer(Levers()), ragged()
-    assert scorer.way(model, model) == "packed"
+    assert PassChoice(scorer).best(model, model) == "packed"
     with torch.no_grad():
         found = scorer.score(model, model, rows, "packed")[0]
         torch.testing.assert_close(found, one_by_one(model, rows)[0], atol=2e-5, rtol=1e-5)
     with pytest.warns(SlowPassNote, match="plain pass, not the padded"):
-        assert Scorer(Levers(pack_rows=False)).way(model, model) == "plain"
+        assert PassChoice(Scorer(Levers(pack_rows=False))).best(model, model) == "plain"
 
 
 def test_a_model_that_scales_its_logits_falls_back_and_says_so() -> None:
@@ -139,7 +139,7 @@ def test_a_model_that_scales_its_logits_falls_back_and_says_so() -> None:
     torch.manual_seed(0)
     model = CohereForCausalLM(CohereConfig(**settings, logit_scale=0.25))
     with pytest.warns(SlowPassNote, match="CohereForCausalLM is scored by the plain pass.*differ by"):
-        assert Scorer(Levers()).way(model, model) == "plain"
+        assert PassChoice(Scorer(Levers())).best(model, model) == "plain"
 
 
 def test_a_state_that_crosses_rows_is_noticed(embedded: Any) -> None:
@@ -153,7 +153,7 @@ def test_a_state_that_crosses_rows_is_noticed(embedded: Any) -> None:
 
     scorer._packed = deaf  # type: ignore[method-assign]
     with pytest.warns(SlowPassNote, match="padded pass, not the packed"):
-        assert scorer.way(embedded, embedded) == "padded"
+        assert PassChoice(scorer).best(embedded, embedded) == "padded"
     scorer._packed = real  # type: ignore[method-assign]
 
 
@@ -161,11 +161,11 @@ def test_recomputed_layers_are_not_packed(embedded: Any) -> None:
     """Their backward pass runs them again, outside of ours and with layers of the model's own."""
     rows, scorer = ragged(), Scorer(Levers())
     wanted = gradient(embedded, one_by_one(embedded, rows)[0])
-    assert scorer.way(embedded, embedded) == "packed"
+    assert PassChoice(scorer).best(embedded, embedded) == "packed"
     embedded.activation_checkpointing_enable()
     embedded.train()
     try:
-        assert scorer.way(embedded, embedded) == "padded"
+        assert PassChoice(scorer).best(embedded, embedded) == "padded"
         found = gradient(embedded, scorer.score(embedded, embedded, rows, "padded")[0])
     finally:
         embedded.eval()

@@ -206,9 +206,3 @@ def test_evaluation_keeps_its_statistics_apart(off_policy: Any) -> None:
 def test_rollout_anchor_needs_an_engine_that_reports(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="anchor='rollout' needs the rollout engine's log-probs"):
         CTPOTrainer("unused", args=CTPOConfig(str(tmp_path), use_cpu=True, anchor="rollout"))
-
-
-def test_positional_arguments_are_trls() -> None:
-    ours = list(inspect.signature(CTPOTrainer.__init__).parameters)
-    theirs = list(inspect.signature(GRPOTrainer.__init__).parameters)
-    assert ours[:4] == theirs[:4] == ["self", "model", "reward_funcs", "args"]

@@ -1,10 +1,10 @@
-"""Attention of padded sequences on short ranges of keys, by whole products, where a CPU computes in bfloat16.
+"""Attention over few keys by whole matrix products, for a CPU that computes in bfloat16.
 
-torch's CPU kernel works in tiles made for thousands of keys; on the few hundred of a prompt and its completion its
-backward pass took four times what the products need (docs/step.md). Scores, softmax and its gradient are in float32,
-as in the kernel; probabilities and gradients enter products in bfloat16, where the kernel's backward pass has them
-once more in float32. Measured on random inputs, results and gradients are up to 1.5 times as far from exact ones as its
-are (a test holds them below 2).
+PyTorch's CPU kernel works in tiles that suit thousands of keys. With the few hundred keys of a prompt and its
+completion, its backward pass took four times as long as the products need (docs/step.md). Scores, softmax and its
+gradient are in float32, as in the kernel. Probabilities and gradients enter the products in bfloat16, where the
+kernel's backward pass has float32 in one more place. On random inputs, results and gradients are at most 1.5 times as
+far from the exact ones as the kernel's are, and a test keeps them below 2 times.
 """
 
 from __future__ import annotations
@@ -14,59 +14,34 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-_LONGEST = 512
-"""Keys up to which the probabilities, kept for the backward pass, are fewer than a layer's other activations."""
+_MOST_KEYS = 512
+"""The number of keys up to which the probabilities, which the backward pass needs, take less memory than the layer's
+other activations."""
 
 
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    *,
-    scale: float | None = None,
-    dropout: float = 0.0,
-    whole: bool = True,
-) -> Tensor:
-    """softmax(scale · QKᵀ) V over the keys seen; query heads may share key heads.
+def prefers_whole_attention(query: Tensor, key: Tensor) -> bool:
+    """Whether whole products are the faster way: few keys, on a CPU, in bfloat16.
 
     Args:
-        query: [n, heads, L, width].
-        key, value: [n, key heads, W, width].
-        mask: [n or 1, 1, L, W] true where seen, at least one key a query; None for causal, L = W.
-        scale: of the scores; None for 1/√width.
-        dropout: of the probabilities.
-        whole: whether whole products may be used.
-
-    Returns:
-        [n, heads, L, width].
+        query: [n, heads, Q, width].
+        key: [n, key heads, K, width].
     """
-    n, heads, length, width = query.shape
-    whole = whole and dropout == 0.0 and key.shape[2] <= _LONGEST and _in_bfloat16(query)
-    if mask is None and not whole:
-        return scaled_dot_product_attention(
-            *(query, key, value),
-            is_causal=True,
-            enable_gqa=heads != key.shape[1],
-            dropout_p=dropout,
-            scale=scale,
-        )
-    if mask is None:
-        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
-    # Query heads that share a key head become more queries of it, so that no key is copied.
-    queries = query.reshape(n, key.shape[1], -1, width)
-    seen = mask.repeat(1, 1, heads // key.shape[1], 1)
-    if whole:
-        apply: Callable[..., Tensor] = _WholeAttention.apply
-        with torch.autocast("cpu", enabled=False):
-            out = apply(queries, key, value, seen, width**-0.5 if scale is None else scale)
-    else:
-        out = scaled_dot_product_attention(
-            queries, key, value, attn_mask=seen, dropout_p=dropout, scale=scale
-        )
-    return out.reshape(n, heads, length, -1)
+    return key.shape[2] <= _MOST_KEYS and _in_bfloat16(query)
+
+
+def whole_attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> Tensor:
+    """softmax(scale · QKᵀ) V over the keys that each query sees, [n, heads, Q, width] in bfloat16.
+
+    Args:
+        query: [n, heads, Q, width].
+        key, value: [n, heads, K, width].
+        seen: [n or 1, 1, Q, K], true where a query may see a key; every query must see at least one.
+        scale: the factor of the scores.
+    """
+    apply: Callable[..., Tensor] = _WholeAttention.apply
+    with torch.autocast("cpu", enabled=False):
+        return apply(query, key, value, seen, scale)
 
 
 def _in_bfloat16(query: Tensor) -> bool:
@@ -77,15 +52,19 @@ def _in_bfloat16(query: Tensor) -> bool:
 
 
 class _WholeAttention(torch.autograd.Function):
-    """S = QKᵀ, E = exp(S − max), O = EV / Σ; with G = dO / Σ: dV = EᵀG, dS = E ∘ (GVᵀ − rowsum(G ∘ O)), dQ = dS K,
-    dK = dSᵀ Q, Q scaled. E and not softmax is rounded: where one key has nearly all the weight, its weight stays exact.
+    """Forward, with Q already scaled: S = QKᵀ, E = exp(S − max S), O = EV / Σ E.
+
+    Backward, with G = dO / Σ E: dV = EᵀG, dS = E ∘ (GVᵀ − rowsum(G ∘ O)), dQ = dS K, dK = dSᵀ Q.
+
+    E is rounded to bfloat16 and not the softmax. So the weight of a key that has nearly all of it stays exact.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> Tensor:
         query, value = query.float() * scale, value.bfloat16()
-        hidden = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)  # adding is faster than filling
-        scores = torch.matmul(query, key.float().transpose(2, 3)).add_(hidden)
+        # Adding −inf to the scores is faster than filling them.
+        unseen = torch.zeros(seen.shape, device=query.device).masked_fill_(~seen, -torch.inf)
+        scores = torch.matmul(query, key.float().transpose(2, 3)).add_(unseen)
         powers = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
         shrink = powers.sum(dim=-1, keepdim=True).reciprocal_()
         powers = powers.bfloat16()

@@ -34,8 +34,3 @@ def bfloat16_products(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, weight in held:
             layer.weight = weight
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What autocast is on to, None where it is off."""
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ctpo.cpu.products import has_bfloat16
+from ctpo import fast_cpu
 from ctpo.errors import UserError
 from ctpo.evaluation import smollm2
 
@@ -98,7 +98,7 @@ def in_fastest_dtype(model: PreTrainedModel) -> PreTrainedModel:
     Without such arithmetic bfloat16 is emulated: SmolLM2-135M's layers took 2 to 3 times float32's time so on a
     Cascade Lake core. Small models stay in float32 everywhere: their time goes elsewhere.
     """
-    slow = model.device.type != "cpu" or not has_bfloat16() or model.num_parameters() < SMALL
+    slow = model.device.type != "cpu" or not fast_cpu.has_bfloat16() or model.num_parameters() < SMALL
     return model if slow else model.to(torch.bfloat16)
 
 

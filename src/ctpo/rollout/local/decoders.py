@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ctpo.cpu.weights import autocast_dtype
 from ctpo.rollout.local.cache import RaggedLayer, Slots, growing_cache, ragged_cache, select_rows
 
 _WORTH_SHARING = 16
@@ -64,7 +63,7 @@ class RaggedDecoder:
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
         self._model, self._pad, self._device = model, pad, model.device
         self._slots = Slots()
-        self._slots.dtype = autocast_dtype(model.device)
+        self._slots.dtype = _autocast_dtype(model.device)
         self._cache = ragged_cache(model.config, self._slots)
         self._length_B = torch.zeros(0, dtype=torch.long, device=self._device)
         self._width = 0  # the largest length, kept on the host so that a step need not wait for the device
@@ -237,5 +236,10 @@ def _agrees(model: PreTrainedModel) -> bool:
     except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, IndexError):
         return False
     difference = got.float().log_softmax(-1) - expected.float().log_softmax(-1)
-    exact = model.dtype == torch.float32 and autocast_dtype(model.device) is None
+    exact = model.dtype == torch.float32 and _autocast_dtype(model.device) is None
     return bool(difference.abs().max() < (1e-3 if exact else 0.5))
+
+
+def _autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast on this device; None where it is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ctpo.cpu.products import fast_products
-from ctpo.cpu.weights import bfloat16_products
+from ctpo import fast_cpu
 from ctpo.errors import UserError
 from ctpo.rollout.chat import called_program, encode_result
 from ctpo.rollout.local.decoders import Decoder, decoder_for
@@ -50,7 +49,7 @@ class TransformersEngine:
         in_bfloat16: bool = False,
     ) -> None:
         self._products: Callable[[Any], AbstractContextManager[Any]]
-        self._products = bfloat16_products if in_bfloat16 else nullcontext
+        self._products = fast_cpu.bfloat16_products if in_bfloat16 else nullcontext
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -95,7 +94,7 @@ class TransformersEngine:
         try:
             rows = self.batch_size or max(len(prompts), 1)
             noise = None if uniforms is None else uniforms.to(self.model.device)
-            with self._products(self.model), fast_products(self.model):
+            with self._products(self.model), fast_cpu.fast_products(self.model):
                 return [
                     rollout
                     for i in range(0, len(prompts), rows)

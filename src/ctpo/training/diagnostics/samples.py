@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives import Details, Objective
-from ctpo.training.scoring.microbatch import Scored, loss_mask, take_rows, weighted_advantages
+from ctpo.training.scoring.microbatch import MicroBatch, Scored
+from ctpo.training.view import TrainerView
 
 
 def sample_rows(done: list[Scored], objective: Objective, tokenizer: Any, limit: int) -> list[dict[str, Any]]:
@@ -22,8 +23,7 @@ def sample_rows(done: list[Scored], objective: Objective, tokenizer: Any, limit:
     """
     rows: list[dict[str, Any]] = []
     for part in done:
-        advantages = part.inputs["advantages"]
-        live = (advantages.reshape(len(advantages), -1) != 0).any(dim=1) & loss_mask(part.inputs).any(dim=1)
+        live = part.batch.has_advantage & part.batch.response_mask.any(dim=1)
         chosen = live.nonzero()[: limit - len(rows), 0]
         if len(chosen):
             rows += _rows(part, chosen, objective, tokenizer)
@@ -31,32 +31,31 @@ def sample_rows(done: list[Scored], objective: Objective, tokenizer: Any, limit:
 
 
 def _rows(part: Scored, chosen: Tensor, objective: Objective, tokenizer: Any) -> list[dict[str, Any]]:
-    inputs = take_rows(part.inputs, chosen, len(part.logps))
-    mask = loss_mask(inputs)
+    batch = part.batch.take(chosen)
     if part.details is None:
-        signal = weighted_advantages(inputs)
-        details = objective.examine(part.logps[chosen], part.anchor[chosen], signal, mask)
+        logps, anchor_logps = part.logps[chosen], part.anchor_logps[chosen]
+        details = objective.examine(logps, anchor_logps, batch.weighted_advantages, batch.response_mask)
     else:
         details = Details(**{name: value[chosen] for name, value in vars(part.details).items()})
-    return [_row(inputs, details, mask, row, tokenizer) for row in range(len(chosen))]
+    return [_row(batch, details, row, tokenizer) for row in range(len(chosen))]
 
 
-def _row(inputs: dict[str, Any], details: Details, mask: Tensor, row: int, tokenizer: Any) -> dict[str, Any]:
-    response = inputs["completion_mask"][row].bool()
+def _row(batch: MicroBatch, details: Details, row: int, tokenizer: Any) -> dict[str, Any]:
+    mask = batch.response_mask
+    response = batch.completion_mask[row].bool()
     kept = details.kept[row][response].tolist()
 
     def column(values: Tensor) -> list[float | None]:
         rounded = values[row][response].double().cpu().numpy().round(6).tolist()
         return [value if usable else None for value, usable in zip(rounded, kept, strict=True)]
 
-    prompt = inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()].tolist()
-    reward: Tensor | None = inputs.get("reward")
-    advantage = inputs["advantages"][row]
+    prompt = batch.prompt_ids[row][batch.prompt_mask[row].bool()].tolist()
+    advantage = batch.advantages[row]
     return {
         "prompt": "".join(pieces(tokenizer, prompt)),
         "advantage": float(advantage if advantage.ndim == 0 else advantage[mask[row]].float().mean()),
-        "reward": None if reward is None else float(reward[row]),
-        "tokens": pieces(tokenizer, inputs["completion_ids"][row][response].tolist()),
+        "reward": None if batch.rewards is None else float(batch.rewards[row]),
+        "tokens": pieces(tokenizer, batch.completion_ids[row][response].tolist()),
         "model": mask[row][response].int().tolist(),
         "log_ratio": column(details.log_ratio),
         "log_weight": column(details.log_weight),
@@ -89,13 +88,20 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
     return text
 
 
-def attach_rewards(rollouts: dict[str, Any], trainer: Any) -> None:
-    """Put each response's reward, the weighted sum over reward functions, beside its advantage."""
-    logs, rows = trainer._logs["rewards"], len(rollouts["advantages"])
+def response_rewards(trainer: TrainerView, advantages: Tensor) -> Tensor | None:
+    """[B] the reward of each response of this process, the weighted sum over the reward functions.
+
+    None where TRL's log of rewards does not hold this rollout batch alone.
+
+    Args:
+        trainer: which has just generated the rollout batch.
+        advantages: [B] or [B, T] of the rollout batch in this process.
+    """
+    logs, rows = trainer._logs["rewards"], len(advantages)
     first = trainer.accelerator.process_index * rows
     columns = [list(logs[name])[first : first + rows] for name in trainer.reward_func_names]
-    if any(len(column) != rows for column in columns):  # TRL keeps those of one rollout batch
-        return
-    rewards = torch.tensor(columns, dtype=torch.float32, device=rollouts["advantages"].device)
-    weights = trainer.reward_weights.to(rewards)
-    rollouts["reward"] = (rewards * weights[:, None]).nansum(dim=0)
+    if any(len(column) != rows for column in columns):
+        return None
+    rewards = torch.tensor(columns, dtype=torch.float32, device=advantages.device)
+    weights: Tensor = trainer.reward_weights.to(rewards)
+    return (rewards * weights[:, None]).nansum(dim=0)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import Any
 
 from ctpo.training.diagnostics.drift import EngineDrift
 from ctpo.training.diagnostics.online import OnlineBand
 from ctpo.training.diagnostics.profile import PositionProfile, ProfileSums
 from ctpo.training.diagnostics.record import by_position, profile_figures, profile_line
-from ctpo.training.diagnostics.samples import attach_rewards, sample_rows
-from ctpo.training.scoring.microbatch import Scored, loss_mask, row_wise, weighted_advantages
-
-if TYPE_CHECKING:
-    from ctpo.training.step.trainer import CTPOTrainer
+from ctpo.training.diagnostics.samples import sample_rows
+from ctpo.training.scoring.microbatch import MicroBatch, Scored
+from ctpo.training.scoring.parts import row_wise
+from ctpo.training.view import TrainerView
 
 
 class Diagnostics:
@@ -24,7 +21,7 @@ class Diagnostics:
     generated. With `diagnostics=False` nothing is looked at.
     """
 
-    def __init__(self, trainer: CTPOTrainer) -> None:
+    def __init__(self, trainer: TrainerView) -> None:
         self._trainer, self._on = trainer, trainer.args.diagnostics
         self._profile = PositionProfile(lambda: trainer.objective, trainer.args.max_completion_length)
         self._drift = EngineDrift()
@@ -45,16 +42,12 @@ class Diagnostics:
     @property
     def wants_details(self) -> bool:
         """Whether the objective must say what it did, since asking it again would not give the same."""
-        return self._on and not row_wise(self._trainer)
+        return self._on and not row_wise(self._trainer.objective)
 
-    def generated(self, rollouts: dict[str, Any]) -> None:
-        """Take a rollout batch as it was generated, with the trainer's own log-probs where it has them."""
-        old, engine = rollouts.get("old_per_token_logps"), rollouts.get("sampling_per_token_logps")
-        if not self._on:
-            return
-        attach_rewards(rollouts, self._trainer)
-        if old is not None and engine is not None:
-            self._drift.add(old, engine, loss_mask(rollouts))
+    def generated(self, rollouts: MicroBatch) -> None:
+        """Take a whole rollout batch as it was generated, with the trainer's own log-probs where it has them."""
+        if self._on and rollouts.old_logps is not None and rollouts.rollout_logps is not None:
+            self._drift.add(rollouts.old_logps, rollouts.rollout_logps, rollouts.response_mask)
 
     def observe(self, done: list[Scored]) -> None:
         """Take one micro-batch of training, in the parts that were scored."""
@@ -62,11 +55,12 @@ class Diagnostics:
             return
         self._open, self.last = True, done
         for part in done:
-            mask, advantages = loss_mask(part.inputs), weighted_advantages(part.inputs)
-            self._profile.add(part.logps, part.anchor, advantages, mask, part.details)
-            engine: Tensor | None = part.inputs.get("sampling_per_token_logps")
-            if engine is not None and self._same_weights() and "old_per_token_logps" not in part.inputs:
-                self._drift.add(part.logps, engine, mask)
+            batch = part.batch
+            self._profile.add(
+                part.logps, part.anchor_logps, batch.weighted_advantages, batch.response_mask, part.details
+            )
+            if batch.rollout_logps is not None and batch.old_logps is None and self._same_weights():
+                self._drift.add(part.logps, batch.rollout_logps, batch.response_mask)
 
     def close(self) -> None:
         """The rollout batch is over. The same in every process."""
@@ -125,6 +119,6 @@ class Diagnostics:
     def _same_weights(self) -> bool:
         """Whether the weights are those that sampled: no update yet, and no lag of the behaviour policy."""
         trainer = self._trainer
-        return not trainer.behaviour.age and bool(
+        return not trainer.policy_lag and bool(
             trainer._step % trainer.batch_steps < trainer.current_gradient_accumulation_steps
         )

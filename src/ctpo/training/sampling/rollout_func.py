@@ -11,7 +11,6 @@ from typing import Any
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from ctpo.cpu.precision import computes_in_bfloat16
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.noise import row_uniforms
@@ -20,6 +19,7 @@ from ctpo.tasks import Task
 from ctpo.training.processes import whole_model
 from ctpo.training.sampling.masking import VoidTurns, is_truncated, is_void
 from ctpo.training.sampling.vllm import vllm_engine
+from ctpo.training.scoring.precision import computes_in_bfloat16
 
 
 @dataclass(kw_only=True)
@@ -140,7 +140,7 @@ def open_engine(trainer: Any, batch_size: int | None) -> Iterator[TransformersEn
             trainer.processing_class,
             eos_token_ids=trainer.eos_token_ids,
             batch_size=batch_size,
-            in_bfloat16=computes_in_bfloat16(trainer),
+            in_bfloat16=computes_in_bfloat16(trainer.args, trainer.model),
         )
 
 

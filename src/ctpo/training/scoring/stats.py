@@ -1,23 +1,27 @@
-"""The objective's statistics between two log lines, as one figure each."""
+"""The objective's statistics: of one micro-batch from its parts, and of many micro-batches as one figure each."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from ctpo.objectives import Objective
 from ctpo.objectives.numerics import prefix_dtype
+from ctpo.objectives.penalties import kl_penalty
+from ctpo.training.scoring.microbatch import MicroBatch, Scored
 
-_COUNTS = ("tokens", "sequences", "nonfinite", "saturated", "neutralised")
-_UNWEIGHTED = ("minibatch_loss", "aux_loss", "scored_rows")
-"""Of the micro-batch as a whole: its share of the loss times the number of shares, or a share of its rows."""
-WEIGHT = "scored_tokens"
-"""The tokens that a micro-batch's averages are of; not a figure itself."""
+_COUNTS: Final = ("tokens", "sequences", "nonfinite", "saturated", "neutralised")
+_UNWEIGHTED: Final = ("minibatch_loss", "aux_loss", "scored_rows")
+"""Figures of a micro-batch as a whole, so that all micro-batches count alike."""
+_WEIGHT: Final = "scored_tokens"
+"""The number of tokens that a micro-batch's averages are of. It weights the averages and is no figure itself."""
+_NEARLY_NOTHING: Final = 1e-6
 
-
-LOGGER_NAMES = {
+LOGGER_NAMES: Final = {
     "clip_fraction": "clip_ratio/region_mean",
     "clip_fraction_high": "clip_ratio/high_mean",
     "clip_fraction_low": "clip_ratio/low_mean",
@@ -25,46 +29,101 @@ LOGGER_NAMES = {
     "engine_gap_mean": "sampling/sampling_logp_difference/mean",
     "engine_gap_max": "sampling/sampling_logp_difference/max",
 }
-"""Figures that TRL's trainers log too, under TRL's names, so that one dashboard shows both. Records keep ours."""
+"""Figures that TRL's trainers log too, with TRL's names for them, so that one dashboard shows both. Loggers get TRL's
+names, and records keep ours."""
+
+
+def stats_of_parts(
+    parts: Sequence[Scored], batch: MicroBatch, objective: Objective, *, with_kl: bool
+) -> dict[str, Tensor]:
+    """The statistics of a micro-batch, 0-d tensors, as if its scored rows had been one call of the objective.
+
+    `tokens` and `sequences` count all rows, also those that were left out.
+
+    Args:
+        parts: at least one.
+        batch: the whole micro-batch.
+        objective: what the parts were scored with.
+        with_kl: whether the loss holds a KL penalty, so that its mean is a statistic.
+    """
+    if len(parts) == 1:
+        stats = dict(parts[0].stats)
+    else:
+        logps, anchor_logps, entropies = (
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("logps", "anchor_logps", "entropies")
+        )
+        with torch.no_grad():
+            mask = torch.cat([part.batch.response_mask for part in parts])
+            advantages = torch.cat([part.batch.weighted_advantages for part in parts])
+            stats = dict(objective(logps, anchor_logps, advantages, mask).stats)
+            stats["entropy"] = masked_mean(entropies, mask)
+            if with_kl:
+                references = [part.batch.reference_logps for part in parts]
+                reference_logps = torch.cat([each for each in references if each is not None])
+                stats["kl"] = masked_mean(kl_penalty(logps, reference_logps), mask)
+    scored = sum(len(part.batch) for part in parts)
+    stats["tokens"] = batch.response_mask.sum().to(stats["tokens"])
+    stats["sequences"] = batch.response_mask.any(dim=1).sum().to(stats["sequences"])
+    stats["scored_rows"] = torch.full_like(stats["tokens"], scored / len(batch))
+    stats[_WEIGHT] = _weight(parts, some_left_out=scored < len(batch)).to(stats["tokens"])
+    return stats
+
+
+def _weight(parts: Sequence[Scored], *, some_left_out: bool) -> Tensor:
+    """How many tokens were scored, or nearly nothing if one row was scored only because every process needs a pass.
+
+    The averages of such a row count if there are no others. Beside others they count as if the row had been left out.
+    """
+    tokens = torch.stack([part.batch.response_mask.sum() for part in parts]).sum().double()
+    idle = torch.stack([~part.batch.has_advantage.any() for part in parts]).all()
+    return torch.where(idle, _NEARLY_NOTHING, tokens) if some_left_out else tokens
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean over the tokens under the mask, both [B, T], without gradient; 0 if there are none."""
+    mean: Tensor = torch.where(mask, values.detach(), 0.0).sum() / mask.sum().clamp(min=1)
+    return mean
 
 
 class StatsAccumulator:
-    """Collects device tensors as they come and reads them once, so that no update waits for the device."""
+    """Collects the statistics of micro-batches as device tensors, and reads them once, so that no update waits."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, stats: dict[str, Tensor]) -> None:
-        """Take one micro-batch's statistics, 0-d tensors."""
+        """Take the statistics of one micro-batch, 0-d tensors."""
         for name, value in stats.items():
             self._values[name].append(value.detach())
 
     def state_dict(self) -> dict[str, list[Tensor]]:
-        """What has been collected since the last `flush`."""
+        """What has been collected since the last `flush`, for a checkpoint."""
         return dict(self._values)
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         self._values = defaultdict(list, state)
 
     def flush(self, accelerator: Any) -> dict[str, float]:
-        """Each statistic over the micro-batches and processes since the last call.
+        """Each statistic over the micro-batches since the last call and over all processes, which must all call it.
 
-        Counts are summed, minima and maxima taken as such, everything else averaged by the tokens it is of, as in
-        one process; what is not finite (a skipped update) is left out of averages.
+        Counts are added up. Of maxima and minima the maximum and minimum is taken. All others are averaged, weighted by
+        the tokens they are of, so that several processes give what one would. An average leaves out values that are not
+        finite, as a skipped update has.
         """
         if not self._values:
             return {}
-        names = sorted(set(self._values) - {WEIGHT})
-        mine = torch.stack([self._share(name) for name in names])
-        everyone = accelerator.gather(mine[None])
+        names = sorted(set(self._values) - {_WEIGHT})
+        own = torch.stack([self._share(name) for name in names])
+        everyone = accelerator.gather(own[None])
         self._values.clear()
         return {name: _together(name, everyone[:, i]) for i, name in enumerate(names)}
 
     def _share(self, name: str) -> Tensor:
-        """This process's [figure, weight]."""
+        """[figure, weight] of this process."""
         values = torch.stack([value.to(prefix_dtype(value.device)) for value in self._values[name]])
-        tokens = self._values.get(WEIGHT)
+        tokens = self._values.get(_WEIGHT)
         if tokens is None or name in _UNWEIGHTED or len(tokens) != len(values):
             weights = torch.ones_like(values)
         else:

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from ctpo.cpu.attention import attend
+from ctpo import fast_cpu
 from ctpo.training.scoring.head import Targets
 from ctpo.training.scoring.rows import Rows
 
@@ -186,6 +187,48 @@ def tree_attention(
         branch = attend(_gather(q, tree.branch), _gather(k, seen), _gather(v, seen), branch_mask, **how)
         out = torch.cat([out, branch.transpose(1, 2).flatten(0, 1)])
     return out.index_select(0, tree.order)[None], None
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    whole: bool = True,
+) -> Tensor:
+    """softmax(scale · QKᵀ) V over the keys that each query sees, [n, heads, L, width].
+
+    Args:
+        query: [n, heads, L, width].
+        key, value: [n, key heads, W, width]; several query heads may share a key head.
+        mask: [n or 1, 1, L, W], true where a query may see a key, at least one key per query. None for causal
+            attention with L = W.
+        scale: the factor of the scores; None for 1/√width.
+        dropout: the probability with which an attention weight is dropped.
+        whole: whether attention by whole products may be used where it is faster.
+    """
+    n, heads, length, width = query.shape
+    whole = whole and dropout == 0.0 and fast_cpu.prefers_whole_attention(query, key)
+    if mask is None and not whole:
+        grouped = heads != key.shape[1]
+        return scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=grouped, dropout_p=dropout, scale=scale
+        )
+    if mask is None:
+        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()[None, None]
+    # Query heads that share a key head become further queries of it, so that no key is copied.
+    queries = query.reshape(n, key.shape[1], -1, width)
+    seen = mask.repeat(1, 1, heads // key.shape[1], 1)
+    if whole:
+        out = fast_cpu.whole_attention(queries, key, value, seen, width**-0.5 if scale is None else scale)
+    else:
+        out = scaled_dot_product_attention(
+            queries, key, value, attn_mask=seen, dropout_p=dropout, scale=scale
+        )
+    return out.reshape(n, heads, length, -1)
 
 
 def _gather(stream: Tensor, places: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from torch import Tensor
 from ctpo.errors import UserError
 from ctpo.runs.checkpoints import advice
 from ctpo.training.processes import any_of
-
-if TYPE_CHECKING:
-    from ctpo.training.step.trainer import CTPOTrainer
+from ctpo.training.view import TrainerView
 
 _SOURCES = ("log-probs", "loss", "gradient")  # in the order they are computed: the first to fail is the cause
 
@@ -121,7 +119,7 @@ def nonfinite_weight(model: torch.nn.Module) -> str | None:
     return None
 
 
-def refuse_nonfinite_weights(trainer: CTPOTrainer) -> None:
+def refuse_nonfinite_weights(trainer: TrainerView) -> None:
     """Called before a checkpoint is written: one of broken weights would in time push out the good ones.
 
     Raises:

@@ -1,26 +1,23 @@
-"""Writing a checkpoint so that a kill or a full disk at any moment leaves the one before it as it was.
+"""Writing a checkpoint so that a kill or a full disk at any moment leaves the previous one as it was.
 
-transformers and TRL write into `.saving/checkpoint-N`; when every process is done, the main one seals it, moves it
-into place in one rename, and only then removes the oldest.
+transformers and TRL write into `.saving/checkpoint-N`. When every process is done, the main one seals the folder and
+moves it into place in one rename. Only then does it remove the oldest checkpoint.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ctpo.errors import UserError
 from ctpo.runs.checkpoints import STAGING, advice, is_disk_error, publish, reason, rotate, seal
-
-if TYPE_CHECKING:
-    from ctpo.training.step.trainer import CTPOTrainer
-
+from ctpo.training.view import TrainerView
 
 
 class WriteFailed(UserError):
@@ -30,8 +27,14 @@ class WriteFailed(UserError):
 
 
 @contextmanager
-def staged(trainer: CTPOTrainer) -> Iterator[Path]:
-    """A folder to write the checkpoint of this step into; on leaving, it becomes the checkpoint.
+def staged(trainer: TrainerView, identity: Mapping[str, Any]) -> Iterator[Path]:
+    """A context with a folder to write the checkpoint of this step into. On leaving, it becomes the checkpoint.
+
+    Every process must enter and leave it.
+
+    Args:
+        trainer: whose checkpoint it is.
+        identity: what the seal says that the checkpoint belongs to.
 
     Raises:
         WriteFailed: if it cannot be written.
@@ -47,7 +50,7 @@ def staged(trainer: CTPOTrainer) -> Iterator[Path]:
         yield folder
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
-            seal(folder, trainer.identity())
+            seal(folder, identity)
             publish(folder, run / name)
             rotate(run, trainer.args.save_total_limit)
         trainer.accelerator.wait_for_everyone()
@@ -60,10 +63,10 @@ def staged(trainer: CTPOTrainer) -> Iterator[Path]:
 
 @contextmanager
 def full_disk_in_one_line(run: Path) -> Iterator[None]:
-    """Any other file of a run that cannot be written for want of room ends it with one line, too.
+    """A context in which a disk error while writing any file of the run becomes an error of one line.
 
     Raises:
-        WriteFailed: instead of the error underneath.
+        WriteFailed: instead of the original error.
     """
     try:
         yield

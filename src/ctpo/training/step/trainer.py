@@ -1,55 +1,56 @@
-"""`CTPOTrainer`: TRL's `GRPOTrainer` with the policy objective exchanged.
+"""`CTPOTrainer`: TRL's `GRPOTrainer` with another policy loss.
 
-What is taken over from TRL is listed in `SEAMS`; everything else (data, generation, rewards, group-relative
-advantages, optimizer, distribution, logging) is TRL's.
+`SEAMS` lists the methods of TRL that are overridden. Everything else is TRL's: data, generation, rewards,
+group-relative advantages, optimizer, distribution and logging.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
 from trl import GRPOTrainer
+from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 
-from ctpo.cpu.memory import keep_freed_memory
+from ctpo import fast_cpu
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.runs.identity import describe_model
 from ctpo.training.config.config import CTPOConfig
+from ctpo.training.diagnostics.samples import response_rewards
 from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.sampling.rollout_func import RolloutAccount, tool_figures
-from ctpo.training.scoring.microbatch import (
-    FORWARD_EXTRAS,
-    Part,
-    Scored,
-    count_rows,
-    loss_mask,
-    make_scorer,
-    masked_mean,
-    parts,
-    rows_of,
-    score_padded,
-    transformers_model,
-    weighted_advantages,
-    whole_stats,
-)
-from ctpo.training.scoring.stats import LOGGER_NAMES, StatsAccumulator
+from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch, Scored
+from ctpo.training.scoring.parts import Part, PartScorer
+from ctpo.training.scoring.stats import LOGGER_NAMES, StatsAccumulator, masked_mean, stats_of_parts
 from ctpo.training.step.behaviour import Behaviour
 from ctpo.training.step.guards import UpdateGuard, refuse_nonfinite_weights
 from ctpo.training.step.minibatches import deal
 from ctpo.training.step.saving import staged
-from ctpo.training.step.state import load_rollout_buffer, save_rollout_buffer
+from ctpo.training.step.state import RolloutState, load_state, memories, save_state, skip_epochs
 from ctpo.training.step.warnings import warn_if_engines_differ, warn_if_inert
 
-SEAMS: dict[str, tuple[str, ...]] = {
+if TYPE_CHECKING:  # an optional dependency, like TRL's own import of it
+    from peft import PeftConfig, PeftModel
+
+SEAMS: Final[dict[str, tuple[str, ...]]] = {
     "_compute_loss": ("self", "model", "inputs"),
     "_prepare_inputs": ("self", "generation_batch"),
     "_get_per_token_logps_and_entropies": (
         *("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
-        *("compute_aux_loss", *FORWARD_EXTRAS),
+        *("compute_aux_loss", *MULTIMODAL),
     ),
     "_get_grad_norm": ("self", "model", "grad_norm"),
     "_get_train_sampler": ("self", "dataset"),
@@ -58,21 +59,39 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "_get_output_dir": ("self", "trial"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
 }
-"""The GRPOTrainer methods overridden here, with the parameters they had in TRL 1.16. A test compares them with
-the installed TRL, so that an upgrade that moves one fails there and not in a training run."""
+"""The methods of GRPOTrainer that are overridden here, each with its parameters in TRL 1.16.
 
-_NO_ROLLOUT_LOGPS = (
+A test compares them with the installed TRL. So an upgrade that changes one of them fails there and not in a run.
+"""
+
+_NO_ROLLOUT_LOGPS: Final = (
     "anchor='rollout' needs the rollout engine's log-probs, which TRL's own generation does not report; "
     "give a rollout_func that returns logprobs, use vLLM, or set anchor='old'"
 )
 
 
 class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    """GRPOTrainer whose loss is an objective of `ctpo.objectives`; same arguments, `args` a [`CTPOConfig`].
+    """TRL's GRPOTrainer, trained with an objective of `ctpo.objectives`.
 
-    The loss of one optimizer step is the objective reduced over the whole mini-batch: denominators count the
-    tokens and responses of all its micro-batches on all processes. Tokens of tools (`tool_mask` 0) enter
-    neither ratios, nor positions, nor loss, nor denominators.
+    The arguments are GRPOTrainer's, except that `args` is a [`CTPOConfig`].
+
+    The loss of one optimizer step is the objective reduced over the whole mini-batch. Its denominators count the tokens
+    and responses of all micro-batches on all processes. Tokens that a tool wrote (`tool_mask` 0) are left out: they
+    enter neither ratios, nor positions, nor the loss, nor its denominators.
+
+    Raises:
+        ValueError: if `args` is not a CTPOConfig, or if `anchor="rollout"` and nothing reports log-probs.
+
+    Example:
+        ```python
+        trainer = CTPOTrainer(
+            model="Qwen/Qwen3-0.6B",
+            reward_funcs=reward,
+            args=CTPOConfig("output", steps_per_generation=16),
+            train_dataset=dataset,
+        )
+        trainer.train()
+        ```
     """
 
     _tag_names = ("trl", "ctpo")
@@ -91,34 +110,68 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: Any,
-        reward_funcs: Any = None,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
         args: CTPOConfig | None = None,
-        *more: Any,
-        **kwargs: Any,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: (
+            Dataset
+            | IterableDataset
+            | DatasetDict
+            | IterableDatasetDict
+            | dict[str, Dataset | IterableDataset]
+            | None
+        ) = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (
+            None,
+            None,
+        ),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+        tools: list[Callable[..., Any]] | None = None,
+        rollout_func: RolloutFunc | None = None,
+        environment_factory: EnvironmentFactory | dict[str, EnvironmentFactory] | None = None,
     ) -> None:
         if args is None:
             args = CTPOConfig("ctpo-output")
         if not isinstance(args, CTPOConfig):
             raise ValueError(f"args is a {type(args).__name__}; CTPOTrainer takes a CTPOConfig")
-        if args.anchor == "rollout" and not args.use_vllm and kwargs.get("rollout_func") is None:
+        if args.anchor == "rollout" and not args.use_vllm and rollout_func is None:
             raise ValueError(_NO_ROLLOUT_LOGPS)
         self.objective = args.build_objective()
         self.objective_stats = {"train": StatsAccumulator(), "eval": StatsAccumulator()}
         self.rollout_account = RolloutAccount()
         self.guard = UpdateGuard(args.max_nonfinite_updates)
         self.run_identity: dict[str, Any] = {}
-        """What the run is, for its checkpoints to say; `ctpo train` puts its recipe here."""
+        """What its checkpoints say about the run. `ctpo train` puts its recipe here."""
         self.checkpoint_writers: list[Callable[[Path], None]] = []
         """Called in the main process with the folder of each checkpoint being written."""
         self._staging: Path | None = None
-        self._totals_of: Any = None
-        self._totals = torch.zeros(0, 2)
+        self._counted_inputs: Any = None
+        self._counts = torch.zeros(0, 2)
         warn_if_inert(args)
         if args.keep_freed_memory and args.device.type == "cpu":
-            keep_freed_memory()
-        super().__init__(model, reward_funcs, args, *more, **kwargs)
-        self.scorer = make_scorer(self)
+            fast_cpu.keep_freed_memory()
+        super().__init__(
+            model,
+            reward_funcs,
+            args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=reward_processing_classes,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            tools=tools,
+            rollout_func=rollout_func,
+            environment_factory=environment_factory,
+        )
+        self.part_scorer = PartScorer(self)
         self.diagnostics = Diagnostics(self)
         self._model_facts = describe_model(self.model)
         self.behaviour = Behaviour(self, args.behaviour_lag)
@@ -126,48 +179,52 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     # -- the loss ------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """The micro-batch's share of the loss; all of its parts but the last have been through the backward pass."""
-        mask_BT, training = loss_mask(inputs), self.model.training
-        totals = {"num_tokens": mask_BT.sum(), "num_sequences": mask_BT.any(dim=1).sum()}
-        inputs = {**{f"minibatch_{name}": total for name, total in totals.items()}, **inputs}
-        todo = parts(self, model, inputs, mask_BT)
+        """The micro-batch's share of the loss. All parts of it but the last have been through the backward pass."""
+        batch, training = MicroBatch.of(inputs), self.model.training
+        parts = self.part_scorer.parts(model, batch)
         done: list[Scored] = []
-        for part in todo[:-1]:
+        for part in parts[:-1]:
             with self.accelerator.no_sync(model):
                 scored = self._loss_of(model, part)
                 if training:
                     self.accelerator.backward(scored.loss)
             done.append(scored.detached())
-        scored = self._loss_of(model, todo[-1])
+        scored = self._loss_of(model, parts[-1])
         done.append(scored.detached())
-        stats = whole_stats(self, done, mask_BT)
-        stats["minibatch_loss"] = (
-            torch.stack([part.policy_loss for part in done]).sum() * self._accumulation()
-        )
+        stats = stats_of_parts(done, batch, self.objective, with_kl=self.beta != 0.0)
+        policy_loss = torch.stack([part.policy_loss for part in done]).sum()
+        stats["minibatch_loss"] = policy_loss * self._accumulation()
         self.objective_stats["train" if training else "eval"].add(stats)
         if training:
             self.diagnostics.observe(done)
         return scored.loss + sum(part.loss for part in done[:-1])
 
     def _loss_of(self, model: Any, part: Part) -> Scored:
-        inputs = part.inputs
-        mask_BT = loss_mask(inputs)
+        batch, mask_BT = part.batch, part.batch.response_mask
         logps_BT, entropies_BT, aux_loss = self._score(model, part)
-        anchor_BT = self._anchor(inputs, logps_BT)
-        totals = {name: inputs[f"minibatch_{name}"] for name in ("num_tokens", "num_sequences")}
-        details = self.diagnostics.wants_details and self.model.training
+        anchor_BT = self._anchor(batch, logps_BT)
+        num_tokens, num_sequences = batch.num_tokens, batch.num_sequences
         output = self.objective(
-            logps_BT, anchor_BT, weighted_advantages(inputs), mask_BT, **totals, details=details
+            logps_BT,
+            anchor_BT,
+            batch.weighted_advantages,
+            mask_BT,
+            num_tokens=num_tokens,
+            num_sequences=num_sequences,
+            details=self.diagnostics.wants_details and self.model.training,
         )
         stats = {**output.stats, "entropy": masked_mean(entropies_BT, mask_BT)}
         loss = output.loss
         if self.beta != 0.0:
-            kl_BT = kl_penalty(logps_BT, inputs["ref_per_token_logps"])
-            loss = loss + self.beta * self.objective.reduce(kl_BT, mask_BT, **totals)
+            assert batch.reference_logps is not None  # TRL scores the reference model where beta is not 0
+            kl_BT = kl_penalty(logps_BT, batch.reference_logps)
+            penalty = self.objective.reduce(
+                kl_BT, mask_BT, num_tokens=num_tokens, num_sequences=num_sequences
+            )
+            loss = loss + self.beta * penalty
             stats["kl"] = masked_mean(kl_BT, mask_BT)
-        if (
-            self.model.training
-        ):  # the totals count all processes, so DDP's averaging of gradients must be undone
+        if self.model.training:
+            # The totals count all processes, so the averaging of gradients over processes must be undone.
             loss = loss * self.accelerator.num_processes
         policy_loss = loss
         if aux_loss is not None:
@@ -175,46 +232,61 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             stats["aux_loss"] = aux_loss
         if self.model.training:
             self.guard.observe(loss, logps_BT, mask_BT)
-        return Scored(loss, policy_loss, inputs, logps_BT, anchor_BT, entropies_BT, stats, output.details)
+        return Scored(
+            batch=batch,
+            loss=loss,
+            policy_loss=policy_loss,
+            logps=logps_BT,
+            anchor_logps=anchor_BT,
+            entropies=entropies_BT,
+            stats=stats,
+            details=output.details,
+        )
 
     def _score(self, model: Any, part: Part) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probs [B, T] and entropies [B, T] of the response tokens under the model being trained."""
-        inputs = part.inputs
-        if part.way != "plain":
-            rows = rows_of(inputs, loss_mask(inputs))
-            return *self.scorer.score(model, transformers_model(self, model), rows, part.way), None
+        """Log-probs [B, T] and entropies [B, T] of the response tokens under the model being trained, and the
+        load-balancing loss of a mixture of experts."""
+        batch = part.batch
+        if part.pass_name != "plain":
+            return *self.part_scorer.score(model, part), None
         scored: tuple[Tensor, Tensor, Tensor | None] = super()._get_per_token_logps_and_entropies(
             model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-            inputs["completion_ids"].size(1),
+            torch.cat([batch.prompt_ids, batch.completion_ids], dim=1),
+            torch.cat([batch.prompt_mask, batch.completion_mask], dim=1),
+            batch.completion_ids.size(1),
             compute_entropy=True,
             compute_aux_loss=self.aux_loss_enabled,
-            **{name: inputs.get(name) for name in FORWARD_EXTRAS},
+            **batch.multimodal,
         )
         return scored
 
-    def _anchor(self, inputs: dict[str, Any], logps_BT: Tensor) -> Tensor:
-        """The denominator of the ratio; the current log-probs themselves where TRL finds no update was taken."""
-        name = "sampling_per_token_logps" if self.args.anchor == "rollout" else "old_per_token_logps"
-        if name in inputs:
-            anchor: Tensor = inputs[name]
-            if self.args.anchor == "rollout" and self._step == 0 and self.model.training:
-                warn_if_engines_differ(logps_BT, anchor, loss_mask(inputs))
-            return anchor
-        if self.args.anchor == "rollout":
+    def _anchor(self, batch: MicroBatch, logps_BT: Tensor) -> Tensor:
+        """The log-probs in the denominator of the ratio.
+
+        Where TRL has recomputed none, because no update was taken since the rollout, they are the current ones.
+        """
+        if self.args.anchor == "old":
+            return logps_BT.detach() if batch.old_logps is None else batch.old_logps
+        if batch.rollout_logps is None:
             raise ValueError(_NO_ROLLOUT_LOGPS)
-        return logps_BT.detach()
+        if self._step == 0 and self.model.training:
+            warn_if_engines_differ(logps_BT, batch.rollout_logps, batch.response_mask)
+        return batch.rollout_logps
 
     @property
     def batch_steps(self) -> int:
-        """Micro-batches that are trained on a rollout batch, every pass counted."""
+        """Micro-batches trained on per rollout batch, counting every pass over it."""
         return int(self.args.steps_per_generation * self.num_iterations)
 
     @property
     def at_batch_end(self) -> bool:
-        """Whether no micro-batch of a rollout batch is left to train on."""
+        """Whether no micro-batch of the rollout batch is left to train on."""
         return bool(self._step % self.batch_steps == 0)
+
+    @property
+    def policy_lag(self) -> int:
+        """Rollout batches between the weights that sampled the rollout batch and those that first learned from it."""
+        return self.behaviour.age
 
     def _accumulation(self) -> int:
         return int(self.current_gradient_accumulation_steps) if self.model.training else 1
@@ -224,15 +296,16 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         if self._anchor_pass_is_idle():
             return None, None, None
-        scored = score_padded(self, model, *args, **kwargs)
+        scored = self.part_scorer.score_padded(model, *args, **kwargs)
         if scored is not None:
             return scored
         return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def _anchor_pass_is_idle(self) -> bool:
-        """Whether TRL is recomputing old log-probs that anchor='rollout' will not read.
+        """Whether TRL is recomputing old log-probs that nobody will read, because `anchor="rollout"`.
 
-        TRL scores without gradient only for that and for the reference model (beta) and vLLM's correction.
+        TRL scores without gradient for three purposes: these, the reference model, and the correction of vLLM's
+        log-probs.
         """
         return (
             self.args.anchor == "rollout"
@@ -251,7 +324,10 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self.diagnostics.close()
             with self.behaviour.sampling():
                 rollouts = self._generate_and_score_completions(generation_batch)
-            self.diagnostics.generated(rollouts)
+            rewards = response_rewards(self, rollouts["advantages"]) if self.args.diagnostics else None
+            if rewards is not None:
+                rollouts["rewards"] = rewards
+            self.diagnostics.generated(MicroBatch.of(rollouts))
             group = self.num_generations if self.args.whole_groups else 1
             self._buffered_inputs: list[dict[str, Any]] = deal(
                 rollouts, parts, max(1, parts // self.args.gradient_accumulation_steps), group
@@ -268,17 +344,19 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return norm
 
     def _minibatch_totals(self) -> dict[str, Tensor]:
-        """Tokens and responses of this optimizer step: all its micro-batches, all processes.
+        """Response tokens and responses in this optimizer step, over all its micro-batches and all processes.
 
-        Where a step accumulates over several rollout batches, those to come are taken to be like this one.
+        If a step accumulates over several rollout batches, those to come are assumed to be like this one.
         """
         accumulation, in_batch = self.current_gradient_accumulation_steps, self.args.steps_per_generation
         width = min(accumulation, in_batch)
-        if self._totals_of is not self._buffered_inputs:  # one collective a rollout batch
-            self._totals_of, counts = self._buffered_inputs, count_rows(self._buffered_inputs)
-            self._totals = self.accelerator.reduce(counts, reduction="sum")
+        if self._counted_inputs is not self._buffered_inputs:  # one collective per rollout batch
+            masks = [MicroBatch.of(part).response_mask for part in self._buffered_inputs]
+            counts = torch.stack([torch.stack([mask.sum(), mask.any(dim=1).sum()]) for mask in masks])
+            self._counted_inputs = self._buffered_inputs
+            self._counts = self.accelerator.reduce(counts, reduction="sum")
         first = self._step % in_batch // width * width
-        totals = self._totals[first : first + width].sum(dim=0) * (accumulation / width)
+        totals = self._counts[first : first + width].sum(dim=0) * (accumulation / width)
         return {"minibatch_num_tokens": totals[0], "minibatch_num_sequences": totals[1]}
 
     # -- logging and checkpoints ---------------------------------------------------------------------------
@@ -298,11 +376,11 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def tell_loggers(self, figures: dict[str, float]) -> None:
-        """Hand figures that are not the trainer's own to whatever `report_to` names, at this step."""
+        """Pass figures that are not the trainer's own to the loggers in `report_to`, at this step."""
         self.callback_handler.on_log(self.args, self.state, self.control, figures)
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must be of for this trainer to go on from it."""
+        """What a checkpoint must belong to, so that this trainer may continue from it."""
         return {**self.run_identity, "world_size": self.args.world_size, "model": self._model_facts}
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -310,8 +388,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         refuse_nonfinite_weights(self)
-        with staged(self) as folder:
-            save_rollout_buffer(self, folder)
+        with staged(self, self.identity()) as folder:
+            save_state(self._rollout_state(), folder, self.args.process_index)
             for write in self.checkpoint_writers if self.is_world_process_zero() else ():
                 write(folder)
             self._staging = folder.parent
@@ -322,5 +400,36 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            load_rollout_buffer(self, checkpoint)
+        if checkpoint is None:
+            return
+        skip_epochs(self._train_sampler, int(self.state.epoch or 0))
+        rank, processes = self.args.process_index, self.args.world_size
+        state = load_state(Path(checkpoint), rank, processes, self.accelerator.device)
+        if state is not None:
+            self._continue_from(state)
+
+    def _rollout_state(self) -> RolloutState:
+        return RolloutState(
+            world_size=self.args.world_size,
+            step=self._step,
+            buffered_inputs=self._buffered_inputs,
+            trl_metrics=dict(self._metrics["train"]),
+            objective_stats=self.objective_stats["train"].state_dict(),
+            objective_memory=[memory.value for memory in memories(self.objective)],
+            diagnostics=self.diagnostics.state_dict(),
+            guard=self.guard.state_dict(),
+            behaviour=self.behaviour.state_dict(),
+            rollout_account=asdict(self.rollout_account),
+        )
+
+    def _continue_from(self, state: RolloutState) -> None:
+        self._step = state.step
+        self._buffered_inputs = state.buffered_inputs
+        self._metrics["train"].update(state.trl_metrics)
+        self.objective_stats["train"].load_state_dict(state.objective_stats)
+        for memory, value in zip(memories(self.objective), state.objective_memory, strict=True):
+            memory.value = value
+        self.diagnostics.load_state_dict(state.diagnostics)
+        self.guard.load_state_dict(state.guard)
+        self.behaviour.load_state_dict(state.behaviour)
+        self.rollout_account = RolloutAccount(**state.rollout_account)

@@ -1,0 +1,52 @@
+"""`TrainerView`: what a part of the trainer may know of the trainer it belongs to.
+
+`CTPOTrainer` provides all of it. No part imports the trainer itself, so that imports point one way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ctpo.objectives import Objective
+from ctpo.training.config.config import CTPOConfig
+
+
+class TrainerView(Protocol):
+    """A trainer as its parts see it. Names with an underscore are TRL's own."""
+
+    args: CTPOConfig
+    accelerator: Any
+    state: Any
+    """transformers' TrainerState: `global_step`, `epoch`, …"""
+    model: Any
+    model_wrapped: Any
+    """The model as it is wrapped for distributed training."""
+    processing_class: Any
+    """The tokenizer."""
+    objective: Objective
+    beta: float
+    temperature: float
+    aux_loss_enabled: bool
+    """Whether a mixture of experts adds a load-balancing loss."""
+    current_gradient_accumulation_steps: int
+    """Micro-batches in the optimizer step being taken, in this process."""
+    is_fsdp_enabled: bool
+    is_deepspeed_enabled: bool
+    reward_func_names: list[str]
+    reward_weights: Any
+    _logs: Any
+    """The columns of the last completions that TRL logs."""
+    _step: int
+    """Micro-batches trained on so far, in this process."""
+
+    @property
+    def batch_steps(self) -> int:
+        """Micro-batches trained on per rollout batch, counting every pass over it."""
+
+    @property
+    def at_batch_end(self) -> bool:
+        """Whether no micro-batch of the rollout batch is left to train on."""
+
+    @property
+    def policy_lag(self) -> int:
+        """Rollout batches between the weights that sampled the rollout batch and those that first learned from it."""
