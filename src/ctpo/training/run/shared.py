@@ -1,9 +1,8 @@
-"""What the runs of a comparison find out once for all: answers of a deterministic tool, and how good the model is
-before training.
+"""What the runs of a comparison need to work out only once: a tool's answers, and the evaluation before training.
 
-Runs with the same seed ask a calculator mostly the same things, and all start from the same weights. Nothing here
-changes a result: an answer is kept only where running the program again would give it again, an evaluation only
-under a digest of everything it depends on.
+Runs with the same seed ask a calculator mostly the same things, and all runs start from the same weights. Sharing
+changes no result. An answer is shared only if running the program again would give it again. An evaluation is stored
+under a digest of everything that it depends on.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -29,22 +28,26 @@ from ctpo.sandbox import SandboxResult
 from ctpo.tasks import Problem
 from ctpo.training.config.recipe import Recipe
 
-_ANSWERS = "answers.sqlite"
-_TABLE = (
+_ANSWERS: Final = "answers.sqlite"
+_TABLE: Final = (
     "CREATE TABLE IF NOT EXISTS answers (place TEXT, program TEXT, status TEXT, stdout TEXT, stderr TEXT, "
     "PRIMARY KEY (place, program)) WITHOUT ROWID"
 )
-_AT_ONCE = 500  # SQLite takes 999 parameters a statement
-_WAIT_S = 60.0  # for another run that is writing
+_AT_ONCE: Final = 500
+"""Programs per query: SQLite takes at most 999 parameters."""
+_WAIT_S: Final = 60.0
+"""Seconds to wait while another run writes."""
 
 
-class KnownAnswers:
-    """A sandbox that runs only programs whose answer no run before has written down.
+class SharedAnswers:
+    """A sandbox that runs a program only if no run before has stored its answer.
+
+    It keeps nothing in memory: a `ToolRunner` asks it only for programs that are new to its own run.
 
     Args:
-        sandbox: runs the others.
-        path: the database; several processes may use it at once.
-        place: what else an answer depends on.
+        sandbox: runs the programs without a stored answer.
+        path: the database. Several processes may use it at the same time.
+        place: everything else that an answer depends on, as one string.
 
     Raises:
         UserError: if the database cannot be used.
@@ -52,46 +55,41 @@ class KnownAnswers:
 
     def __init__(self, sandbox: Runs, path: Path, place: str) -> None:
         self._sandbox, self._path, self._place = sandbox, path, place
-        self._new: dict[str, SandboxResult] = {}
         with self._usable():
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Autocommit: no lock is held between statements.
-            self._base = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
-            self._base.execute("PRAGMA synchronous = OFF")  # what a power cut loses is found out again
-            self._base.execute(_TABLE)
+            # With autocommit no lock is held between statements.
+            self._database = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)
+            # What a power cut loses will be worked out again.
+            self._database.execute("PRAGMA synchronous = OFF")
+            self._database.execute(_TABLE)
 
     def run(self, programs: list[str]) -> list[SandboxResult]:
-        """Results in the same order, as the sandbox would give them."""
-        known = {program: self._new[program] for program in programs if program in self._new}
-        known |= self._read([program for program in programs if program not in known])
-        unknown = [program for program in programs if program not in known]
+        """The results in the order of the programs, as the sandbox would give them."""
+        answers = self._read(programs)
+        unknown = [program for program in programs if program not in answers]
         if unknown:
             results = dict(zip(unknown, self._sandbox.run(unknown), strict=True))
-            self._new |= {program: each for program, each in results.items() if each.status in LASTING}
-            known |= results
-        if len(self._new) >= _AT_ONCE:
-            self.write()
-        return [known[program] for program in programs]
-
-    def write(self) -> None:
-        """Let other runs know what this one has found out."""
-        rows = [(self._place, program, e.status, e.stdout, e.stderr) for program, e in self._new.items()]
-        with self._usable():
-            self._base.execute("BEGIN IMMEDIATE")
-            self._base.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", rows)
-            self._base.execute("COMMIT")
-        self._new.clear()
+            self._write({program: each for program, each in results.items() if each.status in LASTING})
+            answers |= results
+        return [answers[program] for program in programs]
 
     def _read(self, programs: Sequence[str]) -> dict[str, SandboxResult]:
-        found: dict[str, SandboxResult] = {}
+        answers: dict[str, SandboxResult] = {}
         with self._usable():
             for first in range(0, len(programs), _AT_ONCE):
                 some = programs[first : first + _AT_ONCE]
                 marks = ", ".join("?" * len(some))
                 query = f"SELECT program, status, stdout, stderr FROM answers WHERE place = ? AND program IN ({marks})"
-                rows = self._base.execute(query, (self._place, *some))
-                found |= {row[0]: SandboxResult(row[1], row[2], row[3], wall_s=0.0) for row in rows}
-        return found
+                rows = self._database.execute(query, (self._place, *some))
+                answers |= {row[0]: SandboxResult(row[1], row[2], row[3], wall_s=0.0) for row in rows}
+        return answers
+
+    def _write(self, answers: dict[str, SandboxResult]) -> None:
+        rows = [(self._place, program, e.status, e.stdout, e.stderr) for program, e in answers.items()]
+        with self._usable():
+            self._database.execute("BEGIN IMMEDIATE")
+            self._database.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", rows)
+            self._database.execute("COMMIT")
 
     @contextmanager
     def _usable(self) -> Iterator[None]:
@@ -103,17 +101,18 @@ class KnownAnswers:
             ) from None
 
 
-@contextmanager
-def shared_answers(tools: ToolRunner | None, recipe: Recipe) -> Iterator[None]:
-    """Have a deterministic tool answer from what other runs of `recipe.shared` know, and tell them what is new."""
+def share_answers(tools: ToolRunner | None, recipe: Recipe) -> None:
+    """Let a deterministic tool take answers from the other runs of `recipe.shared`, and give them its own.
+
+    Does nothing if the recipe shares nothing, or if the task has no deterministic tool.
+
+    Raises:
+        UserError: if the database of answers cannot be used.
+    """
     if recipe.shared is None or tools is None or not tools.tool.deterministic:
-        yield
         return
     place = _digest(sys.version, recipe.tool_memory_mb, recipe.unsafe_no_isolation)[:16]
-    known = KnownAnswers(tools.sandbox, recipe.shared / _ANSWERS, place)
-    tools.sandbox = known
-    yield
-    known.write()
+    tools.sandbox = SharedAnswers(tools.sandbox, recipe.shared / _ANSWERS, place)
 
 
 def shared_evaluation(
@@ -123,26 +122,30 @@ def shared_evaluation(
     sampling: Sampling,
     measure: Callable[[], dict[str, float]],
 ) -> dict[str, float]:
-    """What `measure` found for these weights, these problems and this sampling the first time."""
-    if recipe.shared is None or recipe.transcripts:  # those are files of the run's own
+    """The figures of an evaluation: those that another run stored, or what `measure` returns.
+
+    They are shared by runs with the same weights, problems, sampling and tool settings. A run that keeps transcripts
+    always measures, because those are files of its own.
+    """
+    if recipe.shared is None or recipe.transcripts:
         return measure()
     names = ("task", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb", "unsafe_no_isolation")
-    told = (
+    digest = _digest(
         *(torch.__version__, torch.get_num_threads(), HELDOUT_SEED, asdict(sampling)),
         *(getattr(recipe, name) for name in names),
         *([asdict(problem) for problem in problems], _weights(model)),
     )
-    path = recipe.shared / f"before-{_digest(*told)[:16]}.json"
+    path = recipe.shared / f"before-{digest[:16]}.json"
     try:
         figures: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-        return figures
     except (OSError, ValueError):
         figures = measure()
-    write_json(path, figures)
+        write_json(path, figures)
     return figures
 
 
 def _weights(model: torch.nn.Module) -> str:
+    """A digest of all weights: names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name}:{weight.dtype}:{list(weight.shape)}".encode())
@@ -150,5 +153,5 @@ def _weights(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _digest(*told: Any) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

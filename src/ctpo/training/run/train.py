@@ -30,7 +30,7 @@ from ctpo.training.run.environment import describe_environment
 from ctpo.training.run.events import Listener, RunPlan, Silent
 from ctpo.training.run.heldout import HeldOut
 from ctpo.training.run.recorder import RunRecorder, StopCleanly
-from ctpo.training.run.shared import shared_answers
+from ctpo.training.run.shared import share_answers
 from ctpo.training.run.start import (
     MAY_CHANGE,
     Start,
@@ -94,11 +94,8 @@ def train(
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     listener.stage("starting the sandbox")
-    with (
-        full_disk_in_one_line(start.run.path),
-        _open_tools(recipe, task) as tools,
-        shared_answers(tools, recipe),
-    ):
+    with full_disk_in_one_line(start.run.path), _open_tools(recipe, task) as tools:
+        share_answers(tools, recipe)
         listener.stage("loading the model")
         trainer = _trainer(recipe, config, task, problems, tools, _location(recipe, config, start))
         trainer.run_identity = identity
