@@ -23,9 +23,10 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A small run's directory and what was printed."""
+    """A small run's directory and what was printed; `started` beside it is of the moment the command was given."""
     path = tmp_path_factory.mktemp("cli") / "run"
     command = [sys.executable, "-m", "ctpo.cli.main", "train", *SMALL, f"output_dir={path}"]
+    path.with_name("started").touch()
     ran = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert ran.returncode == 0, ran.stderr
     assert ran.stderr == ""
@@ -50,6 +51,16 @@ def test_run_directory(run: tuple[Path, str]) -> None:
     summary = json.loads((path / "summary.json").read_text())
     for moment in ("before", "after"):
         assert {"pass@1", "stderr", "problems"} <= set(summary[moment])
+
+
+def test_the_reported_time_counts_imports_and_the_first_evaluation(run: tuple[Path, str]) -> None:
+    path, printed = run
+    summary = path / "summary.json"
+    took = summary.stat().st_mtime - path.with_name("started").stat().st_mtime
+    reported = json.loads(summary.read_text())["wall_clock_s"]
+    assert 0.8 * took < reported < took  # the rest is the start of the interpreter
+    minutes, seconds = divmod(round(reported), 60)
+    assert f"{minutes}:{seconds:02} in all" in printed
 
 
 def test_show_prints_a_recipe_that_is_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,34 @@ def test_time_is_accounted_for(whole: Outcome) -> None:
     for record in whole.run.records()[1:]:
         parts = record["generation_s"] + record["tool_s"] + record["training_s"]
         assert parts == pytest.approx(record["batch_s"], abs=0.01)
+
+
+def test_the_time_of_a_run_counts_from_where_it_started(small_recipe: Recipe, tmp_path: Path) -> None:
+    """Imports and the first evaluation included; an interrupted run adds the times of its parts."""
+    path, settings = tmp_path / "run", {"rollout_batches": 1, "eval_problems": 4, "transcripts": 0}
+    begun = time.perf_counter()
+    stopped = train(small_recipe(path, **settings), listener=InterruptAt(1, 2), started=begun - 500)
+    first = time.perf_counter() - begun
+    assert 500 < stopped.run.records()[0]["seconds"] < 500 + first
+    begun = time.perf_counter()
+    summary = train({}, resume=path, started=begun - 100).summary
+    second = time.perf_counter() - begun
+    assert summary is not None
+    assert 600 < stopped.run.records()[-1]["seconds"] < summary["wall_clock_s"] < 600 + first + second
+    assert stopped.run.records()[-1]["batch_s"] < first + second
+
+
+def test_a_run_that_starts_again_keeps_the_time_of_its_first_evaluation(
+    small_recipe: Recipe, tmp_path: Path
+) -> None:
+    path, settings = tmp_path / "run", {"rollout_batches": 1, "eval_problems": 4, "transcripts": 0}
+    run = train(small_recipe(path, **settings), started=time.perf_counter() - 500).run
+    run.summary.unlink()
+    for checkpoint in path.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    again = train({}, resume=path)
+    assert run.records()[1]["seconds"] > run.records()[0]["seconds"] > 500
+    assert (again.summary or {})["wall_clock_s"] > 500
 
 
 def test_saved_model_loads_and_gives_the_last_accuracy(whole: Outcome) -> None:
@@ -166,8 +196,6 @@ def test_a_run_that_lacks_only_its_ending_gets_it(
 def test_a_run_without_a_checkpoint_starts_again(
     whole: Outcome, small_recipe: Recipe, tmp_path: Path
 ) -> None:
-    import shutil
-
     path = tmp_path / "run"
     run = train(small_recipe(path)).run
     run.summary.unlink()
@@ -225,8 +253,6 @@ def test_other_peoples_files_are_safe(small_recipe: Recipe, tmp_path: Path) -> N
 
 
 def test_a_model_with_weights_missing_is_refused(small_recipe: Recipe, tmp_path: Path) -> None:
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     from ctpo.tasks.arithmetic import model_path

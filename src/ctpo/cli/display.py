@@ -178,7 +178,7 @@ def _whereabouts(outcome: Outcome) -> str:
     assert outcome.summary is not None
     run, seconds = outcome.run, outcome.summary["wall_clock_s"]
     return (
-        f"{_clock(seconds)} of training and evaluation. Saved in {run.path}:\n"
+        f"{_clock(seconds)} in all, from the first import on. Saved in {run.path}:\n"
         f"  {run.model.name}/ (load it with transformers)  {run.curve.name}  {run.metrics.name}  "
         f"{run.summary.name}  transcripts/  {run.config.name}\n"
         "Next:\n"

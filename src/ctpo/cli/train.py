@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         from ctpo.report.drawing import draw_learning_curve
         from ctpo.training.run.train import train
 
-        outcome = train(keys, listener=display, resume=args.resume)
+        outcome = train(keys, listener=display, resume=args.resume, started=args.started)
         if outcome.summary is not None:
             draw_learning_curve(outcome.run.path)
         display.finished(outcome)

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ctpo.runs.atomic import sync_folder, write_json
 
 SEAL = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
+_CLOCKS = "clock.json"
 _ASIDE = "set-aside"
 STAGING = ".saving"
 """The folder of a run in which a checkpoint is written before it moves into place."""
@@ -50,6 +51,29 @@ class Choice:
     """None if the run has no checkpoint yet."""
     refused: tuple[tuple[str, str], ...] = ()
     """Newer checkpoints that cannot be used, each with the reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clocks:
+    """How long a run had taken when a checkpoint was saved, in seconds."""
+
+    seconds: float = 0.0
+    """Since the run started, without the time between its interrupted parts."""
+    batch_seconds: float = 0.0
+    """Since the current rollout batch started."""
+
+
+def write_clocks(folder: Path, clocks: Clocks) -> None:
+    """Write the clocks into a checkpoint that is not sealed yet."""
+    write_json(folder / _CLOCKS, asdict(clocks))
+
+
+def read_clocks(checkpoint: Path | None) -> Clocks:
+    """Return the clocks of a checkpoint; zeros without a checkpoint, or for one that `CTPOTrainer` saved in Python."""
+    path = checkpoint / _CLOCKS if checkpoint else None
+    if path is None or not path.is_file():
+        return Clocks()
+    return Clocks(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def step_of(checkpoint: Path) -> int:

@@ -1,19 +1,16 @@
-"""What happens around TRL's optimizer steps: records, held-out evaluations, and a clean stop."""
+"""Writes a run's records while TRL trains, and evaluates on held-out problems when that is due."""
 
 from __future__ import annotations
 
-import json
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ctpo.evaluation import Evaluation
-from ctpo.runs.atomic import write_json
+from ctpo.runs.checkpoints import Clocks, write_clocks
 from ctpo.runs.directory import RunDirectory
 from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.run.events import Listener
@@ -21,14 +18,13 @@ from ctpo.training.sampling.reward import OVERLONG
 from ctpo.training.sampling.rollout_func import RolloutAccount, rollout_figures
 from ctpo.training.scoring.stats import LOGGER_NAMES
 
-# TRL's and transformers' names on the left, the record's on the right; objective statistics keep their own.
-_RENAMED = {
+_RENAMED: Final = {
     "reward": "reward",
     "reward_std": "reward_std",
     "frac_reward_zero_std": "zero_variance_groups",
     "completions/mean_length": "response_tokens",
     "completions/clipped_ratio": "truncated",
-    "minibatch_loss": "loss",  # transformers' own average forgets what came before an interrupt
+    "minibatch_loss": "loss",  # transformers' own average leaves out what came before an interrupt
     "grad_norm": "grad_norm",
     "learning_rate": "learning_rate",
     "epoch": "epoch",
@@ -37,55 +33,85 @@ _RENAMED = {
     f"rewards/{OVERLONG}/mean": "overlong_penalty",
     **{theirs: ours for ours, theirs in LOGGER_NAMES.items()},
 }
-_CLOCK = "clock.json"  # beside each checkpoint
-_NOT_RECORDED = ("loss", "num_tokens", "step_time", "num_input_tokens_seen", "total_flos")
+"""Names that TRL and transformers log under, each with its name in a record. The objective's statistics keep theirs."""
+_NOT_RECORDED: Final = ("loss", "num_tokens", "step_time", "num_input_tokens_seen", "total_flos")
+
+
+class RunClock:
+    """Measures how long a run takes, including the parts before an interrupt.
+
+    Args:
+        started: the reading of `time.perf_counter` from which the time counts.
+        before: of the checkpoint that the run continues from.
+    """
+
+    def __init__(self, started: float, before: Clocks) -> None:
+        self._started, self._before = started, before
+        self._batch_started, self._batch_before = started, before.batch_seconds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run started: imports, evaluations and interrupted parts included."""
+        return self._before.seconds + time.perf_counter() - self._started
+
+    @property
+    def batch_seconds(self) -> float:
+        """Seconds since the current rollout batch started."""
+        return self._batch_before + time.perf_counter() - self._batch_started
+
+    def start_training(self) -> None:
+        """Start the time of the first rollout batch, or continue that of an interrupted one."""
+        self._batch_started = time.perf_counter()
+
+    def start_batch(self) -> None:
+        """Start the time of the next rollout batch."""
+        self._batch_before, self._batch_started = 0.0, time.perf_counter()
 
 
 class RunRecorder(TrainerCallback):  # type: ignore[misc]
-    """Writes one line of metrics a rollout batch, with a held-out evaluation where one is due.
+    """Writes one line of metrics per rollout batch, with a held-out evaluation where one is due.
 
-    Every process takes part in gathering and evaluating; the main one writes.
+    With each evaluation it writes samples of the last update, token by token. Every process takes part in gathering
+    and evaluating; the main process writes. `logging_steps` must be the number of optimizer steps per rollout batch.
 
-    With each evaluation go the token-by-token samples of the update before it.
-
-    Expects `logging_steps` to be the number of optimizer steps a rollout batch.
+    Args:
+        run: the directory that is written to.
+        clock: measures the time of the run.
+        account: returns what the current rollout batch cost, over all processes.
+        evaluate: evaluates on the held-out problems after this many rollout batches.
+        listener: gets each record.
+        log: hands figures to the loggers that `report_to` names.
+        diagnostics: of the trainer.
+        updates_per_batch: optimizer steps per rollout batch.
+        eval_every: rollout batches between held-out evaluations; 0 evaluates after the last one only.
+        samples: responses to write token by token with each evaluation.
+        last_batch: the number of rollout batches of the whole run.
     """
 
     def __init__(
         self,
         run: RunDirectory,
+        clock: RunClock,
         account: Callable[[], RolloutAccount],
         evaluate: Callable[[int], Evaluation],
         listener: Listener,
         *,
-        tell_loggers: Callable[[dict[str, float]], None],
+        log: Callable[[dict[str, float]], None],
         diagnostics: Diagnostics,
         updates_per_batch: int,
         eval_every: int,
         samples: int,
         last_batch: int,
-        checkpoint: Path | None = None,
     ) -> None:
-        self._run, self._account, self._evaluate, self._listener = run, account, evaluate, listener
+        self._run, self._clock, self._account = run, clock, account
+        self._evaluate, self._listener, self._log = evaluate, listener, log
         self._updates, self._eval_every, self._last = updates_per_batch, eval_every, last_batch
-        self._diagnostics, self._samples, self._tell_loggers = diagnostics, samples, tell_loggers
-        self._before, self._batch_before = _read_clock(checkpoint)
-        self.evaluation: Evaluation | None = None
-        self._started = self._batch_started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock of training so far, evaluations and interrupted parts included."""
-        return self._before + time.perf_counter() - self._started
-
-    @property
-    def _batch_seconds(self) -> float:
-        return self._batch_before + time.perf_counter() - self._batch_started
+        self._diagnostics, self._samples = diagnostics, samples
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self._started = self._batch_started = time.perf_counter()
+        self._clock.start_training()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -102,33 +128,32 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         at_boundary = state.global_step > 0 and state.global_step % self._updates == 0
-        if (
-            logs is None or "learning_rate" not in logs or not at_boundary
-        ):  # the end of a run, or an evaluation
+        # transformers also logs at the end of a run, and we log evaluations; neither has a learning rate.
+        if logs is None or "learning_rate" not in logs or not at_boundary:
             return
         batch = state.global_step // self._updates
         record = {"batch": batch, "step": state.global_step, **_metrics(logs), **self._costs()}
         if batch == self._last or (self._eval_every and batch % self._eval_every == 0):
-            self.evaluation = self._evaluate(batch)
-            record |= heldout_metrics(self.evaluation)
-            summary = self.evaluation.summary().items()
-            self._tell_loggers({f"eval_{name.replace('@', '_at_')}": value for name, value in summary})
+            evaluation = self._evaluate(batch)
+            record |= heldout_metrics(evaluation)
+            summary = evaluation.summary().items()
+            self._log({f"eval_{name.replace('@', '_at_')}": value for name, value in summary})
             rows = self._diagnostics.samples(self._samples) if state.is_world_process_zero else []
             if rows:
                 self._run.write_samples(batch, rows)
-        record["seconds"] = round(self.seconds, 3)
+        record["seconds"] = round(self._clock.seconds, 3)
         if state.is_world_process_zero:
             self._run.append(record, self._diagnostics.line)
             self._listener.recorded(record)
-        self._batch_before, self._batch_started = 0.0, time.perf_counter()
+        self._clock.start_batch()
 
-    def write_clock(self, folder: Path) -> None:
-        """Put the clocks into a checkpoint being written."""
-        clock = {"seconds": self.seconds, "batch_seconds": self._batch_seconds}
-        write_json(folder / _CLOCK, clock)
+    def write_clocks(self, folder: Path) -> None:
+        """Write the clocks into a checkpoint that is being written."""
+        write_clocks(folder, Clocks(seconds=self._clock.seconds, batch_seconds=self._clock.batch_seconds))
 
     def _costs(self) -> dict[str, Any]:
-        account, wall = self._account(), self._batch_seconds
+        """What the rollout batch cost, in seconds, tokens per second and tool calls."""
+        account, wall = self._account(), self._clock.batch_seconds
         return {
             "batch_s": round(wall, 3),
             "generation_s": round(account.seconds - account.tool_seconds, 3),
@@ -143,61 +168,13 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         }
 
 
-def _read_clock(checkpoint: Path | None) -> tuple[float, float]:
-    """Seconds of the run, and of the rollout batch under way, when the checkpoint was saved."""
-    path = checkpoint / _CLOCK if checkpoint else None
-    if path is None or not path.is_file():  # a trainer's in Python: it has no clock
-        return 0.0, 0.0
-    clock = json.loads(path.read_text(encoding="utf-8"))
-    return clock["seconds"], clock["batch_seconds"]
-
-
-class StopCleanly(TrainerCallback):  # type: ignore[misc]
-    """On the first interrupt, finish the optimizer step under way, save a checkpoint and stop.
-
-    Args:
-        agree: makes of this process's wish that of all: a signal may reach one process only, or each at another
-            step, and one that stops alone leaves the others waiting.
-    """
-
-    def __init__(self, agree: Callable[[bool], bool] = bool) -> None:
-        self.asked = False
-        self._agree = agree
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self._agree(self.asked) and state.global_step < state.max_steps:
-            control.should_save = True
-            control.should_training_stop = True
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into `asked`; a second signal of the same kind interrupts at once.
-
-        A launcher passes a Ctrl-C on as SIGTERM, to processes that have got it from the terminal already.
-        """
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def ask(number: int, frame: Any) -> None:
-            self.asked = True
-            signal.signal(number, before[signal.Signals(number)])
-
-        try:
-            for number in before:
-                signal.signal(number, ask)
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """An evaluation's figures under the names a record and a summary use."""
+    """The figures of an evaluation under the names that records and summaries use."""
     return {f"heldout_{name}": value for name, value in evaluation.summary().items()}
 
 
 def _metrics(logs: dict[str, Any]) -> dict[str, Any]:
+    """What a record keeps of the figures that were logged."""
     metrics: dict[str, Any] = {}
     for name, value in logs.items():
         if name in _RENAMED:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PrinterCallback, ProgressCallback
 from ctpo.errors import UserError
 from ctpo.evaluation.model import load_model, load_tokenizer
 from ctpo.rollout.tools import ToolRunner, open_tools
-from ctpo.runs.checkpoints import Unusable, compare, sealed_identity, set_aside_newer
+from ctpo.runs.checkpoints import Clocks, Unusable, compare, read_clocks, sealed_identity, set_aside_newer
 from ctpo.runs.directory import RunDirectory
 from ctpo.runs.identity import deciding_settings
 from ctpo.tasks import Problem, Task, get_task
@@ -29,7 +30,7 @@ from ctpo.training.processes import any_of, on_main
 from ctpo.training.run.environment import describe_environment
 from ctpo.training.run.events import Listener, RunPlan, Silent
 from ctpo.training.run.heldout import HeldOut
-from ctpo.training.run.recorder import RunRecorder, StopCleanly
+from ctpo.training.run.recorder import RunClock, RunRecorder
 from ctpo.training.run.shared import share_answers
 from ctpo.training.run.start import (
     MAY_CHANGE,
@@ -42,6 +43,7 @@ from ctpo.training.run.start import (
     settle_length,
     train_problems,
 )
+from ctpo.training.run.stop import StopCleanly
 from ctpo.training.sampling.masking import check_void_turns
 from ctpo.training.sampling.prompts import leave_out_long
 from ctpo.training.sampling.reward import Verdicts, reward_functions
@@ -56,20 +58,31 @@ class Outcome:
 
     run: RunDirectory
     finished: bool
-    """False when it was interrupted; a checkpoint is then saved."""
+    """False if it was interrupted; a checkpoint is saved then."""
     summary: dict[str, Any] | None
-    """What `summary.json` holds, once finished; on the main process only."""
+    """The content of `summary.json`; None if the run is not finished, or in a process that is not the main one."""
 
 
 def train(
-    keys: Mapping[str, Any], *, listener: Listener | None = None, resume: Path | None = None
+    keys: Mapping[str, Any],
+    *,
+    listener: Listener | None = None,
+    resume: Path | None = None,
+    started: float | None = None,
 ) -> Outcome:
-    """Train as a recipe's keys say; with `resume`, continue that run, the keys overriding its own.
+    """Train as a recipe describes, and save the model and the records.
+
+    Args:
+        keys: of the recipe (`ctpo train --help`). With `resume`, keys that change those of the run.
+        listener: is notified as the run goes on, in the main process.
+        resume: the directory of a run to continue, or one of its checkpoints.
+        started: the reading of `time.perf_counter` from which the run's time counts. None counts from this call.
 
     Raises:
-        UserError: for anything wrong with the keys, the files or the output directory; before a model loads,
-            except where the model itself or the sandbox is what is wrong.
+        UserError: if a key, a file or the output directory is wrong. This is found before a model is loaded, except
+            if the model itself or the sandbox is wrong.
     """
+    started = time.perf_counter() if started is None else started
     prepared = prepare(keys, resume)
     recipe, config = build(prepared.keys)
     processes, index = config.world_size, config.process_index
@@ -87,7 +100,7 @@ def train(
     written = resolved(prepared.keys)
     identity = {"world_size": processes, "recipe": deciding_settings(written, MAY_CHANGE)}
     start = on_main(lambda: settle(prepared, identity), processes, index)
-    config.output_dir = str(start.run.path)  # the main process's, where its clock named it
+    config.output_dir = str(start.run.path)  # the main process named it, by the time of day
     check_unfinished(start, config)
     for notice in start.notices:
         listener.notice(notice)
@@ -100,17 +113,120 @@ def train(
         trainer = _trainer(recipe, config, task, problems, tools, _location(recipe, config, start))
         trainer.run_identity = identity
         _check_model(trainer, start)
-        if index == 0:  # only now: what cannot start leaves no run behind
+        if index == 0:  # not earlier, so that a run that cannot start leaves no directory behind
             start.run.open(written, describe_environment(processes))
             if start.resumes:
                 set_aside_newer(start.run.path, start.checkpoint)
         held_out = HeldOut(trainer, task, heldout, tools, start.run, recipe)
         left_out = len(everything) - len(problems)
-        return _run(trainer, held_out, start, recipe, listener, left_out)
+        return _run(trainer, held_out, start, recipe, listener, left_out, started)
+
+
+def _run(
+    trainer: CTPOTrainer,
+    held_out: HeldOut,
+    start: Start,
+    recipe: Recipe,
+    listener: Listener,
+    left_out: int,
+    started: float,
+) -> Outcome:
+    """Evaluate, train and save.
+
+    Args:
+        left_out: the number of training prompts that are too long.
+        started: the reading of `time.perf_counter` from which the run's time counts.
+    """
+    config: CTPOConfig = trainer.args
+    run, updates = start.run, config.updates_per_rollout_batch
+    is_main = config.process_index == 0
+    records = on_main(lambda: run.rewind(start.step, updates), config.world_size, config.process_index)
+    clock = RunClock(started, _time_before(start, records))
+    if not records:
+        listener.stage("evaluating before training")
+        figures = held_out.before()
+        records = [{"batch": 0, "step": 0, "seconds": round(clock.seconds, 3), **figures}]
+        if is_main:
+            run.append(records[0])
+    listener.started(_plan(trainer, run, recipe, start.step // updates, left_out))
+    for record in records:
+        listener.recorded(record)
+    recorder = RunRecorder(
+        run,
+        clock,
+        lambda: trainer.rollout_account.over_processes(trainer.accelerator),
+        held_out,
+        listener,
+        log=trainer.tell_loggers,
+        diagnostics=trainer.diagnostics,
+        samples=recipe.transcripts,
+        updates_per_batch=updates,
+        eval_every=recipe.eval_every,
+        last_batch=config.max_steps // updates,
+    )
+    trainer.checkpoint_writers.append(recorder.write_clocks)
+    stop = StopCleanly(lambda asked: any_of(asked, trainer.accelerator))
+    trainer.add_callback(recorder)
+    trainer.add_callback(stop)
+    with stop.listening():  # also while saving: an interrupt then waits until everything is written
+        if start.step < config.max_steps:
+            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+            if trainer.state.global_step < config.max_steps:
+                return Outcome(run=run, finished=False, summary=None)
+        listener.stage("saving the model")
+        trainer.save_model(str(run.model))
+        if not is_main:
+            return Outcome(run=run, finished=True, summary=None)
+        summary = _summary(config, run, clock, left_out)
+        run.write_summary(summary)
+    return Outcome(run=run, finished=True, summary=summary)
+
+
+def _time_before(start: Start, records: Sequence[Mapping[str, Any]]) -> Clocks:
+    """The time that the parts of a run before an interrupt took: what its checkpoint or its last record says."""
+    before = read_clocks(start.checkpoint)
+    recorded = records[-1]["seconds"] if records else 0.0
+    return replace(before, seconds=max(before.seconds, recorded))
+
+
+def _trainer(
+    recipe: Recipe,
+    config: CTPOConfig,
+    task: Task,
+    problems: list[Problem],
+    tools: ToolRunner | None,
+    location: str,
+) -> CTPOTrainer:
+    """The trainer of a run, with the model loaded from this location."""
+    # Weights are float32, as in TRL, unless model_init_kwargs sets another dtype.
+    model, tokenizer = load_model(location, **_loading(config))
+
+    def account_for(verdicts: Verdicts) -> None:
+        trainer.rollout_account.verdicts = dict(verdicts)
+
+    try:
+        trainer = CTPOTrainer(
+            model=model,
+            reward_funcs=reward_functions(task, recipe, config, account_for),
+            args=config,
+            train_dataset=Dataset.from_list([vars(problem) for problem in problems]),
+            processing_class=tokenizer,
+            rollout_func=make_rollout_func(
+                tools,
+                batch_size=recipe.rollout_batch_size,
+                task=task,
+                void_turns=recipe.mask_void_turns,
+            ),
+        )
+    except (ValueError, ImportError, OSError) as error:  # settings that TRL or transformers refuse
+        raise UserError(" ".join(str(error).split())) from None
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    return trainer
 
 
 def _check_model(trainer: CTPOTrainer, start: Start) -> None:
-    """Refuse a checkpoint of a model of other shapes, before transformers trips over it."""
+    """Refuse a checkpoint of a model with other shapes; transformers' own error would not say what is wrong."""
     if start.checkpoint is None:
         return
     try:
@@ -129,7 +245,7 @@ def _open_tools(recipe: Recipe, task: Task) -> AbstractContextManager[ToolRunner
 
 
 def _location(recipe: Recipe, config: CTPOConfig, start: Start) -> str:
-    """Where the weights come from; those of a run that only lacks its ending are its last checkpoint's."""
+    """The directory or hub id of the weights. A run that only has to save its model loads its last checkpoint."""
     if start.checkpoint is not None and start.step >= config.max_steps:
         return str(start.checkpoint)
     return _model(recipe)
@@ -140,90 +256,10 @@ def _model(recipe: Recipe) -> str:
 
 
 def _loading(config: CTPOConfig, *names: str) -> dict[str, Any]:
+    """The entries of `model_init_kwargs` with these names, or all of them."""
     options = config.model_init_kwargs or {}
-    assert isinstance(options, dict)  # TRL's own post-init parses a JSON string
+    assert isinstance(options, dict)  # TRL parses a JSON string in its own __post_init__
     return {name: options[name] for name in names or options if name in options}
-
-
-def _trainer(
-    recipe: Recipe,
-    config: CTPOConfig,
-    task: Task,
-    problems: list[Problem],
-    tools: ToolRunner | None,
-    location: str,
-) -> CTPOTrainer:
-    # TRL's own default is float32 too; model_init_kwargs may say otherwise.
-    model, tokenizer = load_model(location, **_loading(config))
-
-    def tell(verdicts: Verdicts) -> None:
-        trainer.rollout_account.verdicts = dict(verdicts)
-
-    try:
-        trainer = CTPOTrainer(
-            model=model,
-            reward_funcs=reward_functions(task, recipe, config, tell),
-            args=config,
-            train_dataset=Dataset.from_list([vars(problem) for problem in problems]),
-            processing_class=tokenizer,
-            rollout_func=make_rollout_func(
-                tools,
-                batch_size=recipe.rollout_batch_size,
-                task=task,
-                void_turns=recipe.mask_void_turns,
-            ),
-        )
-    except (ValueError, ImportError, OSError) as error:  # settings that TRL or transformers refuse
-        raise UserError(" ".join(str(error).split())) from None
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    return trainer
-
-
-def _run(
-    trainer: CTPOTrainer, held_out: HeldOut, start: Start, recipe: Recipe, listener: Listener, left_out: int
-) -> Outcome:
-    config: CTPOConfig = trainer.args
-    run, updates = start.run, config.updates_per_rollout_batch
-    is_main = config.process_index == 0
-    records = on_main(lambda: run.rewind(start.step, updates), config.world_size, config.process_index)
-    if not records:
-        listener.stage("evaluating before training")
-        records = [{"batch": 0, "step": 0, "seconds": 0.0, **held_out.before()}]
-        if is_main:
-            run.append(records[0])
-    listener.started(_plan(trainer, run, recipe, start.step // updates, left_out))
-    for record in records:
-        listener.recorded(record)
-    recorder = RunRecorder(
-        run,
-        lambda: trainer.rollout_account.over_processes(trainer.accelerator),
-        held_out,
-        listener,
-        tell_loggers=trainer.tell_loggers,
-        diagnostics=trainer.diagnostics,
-        samples=recipe.transcripts,
-        updates_per_batch=updates,
-        eval_every=recipe.eval_every,
-        last_batch=config.max_steps // updates,
-        checkpoint=start.checkpoint,
-    )
-    trainer.checkpoint_writers.append(recorder.write_clock)
-    stop = StopCleanly(lambda asked: any_of(asked, trainer.accelerator))
-    trainer.add_callback(recorder)
-    trainer.add_callback(stop)
-    with stop.listening():  # also while saving: an interrupt there waits until everything is written
-        if start.step < config.max_steps:
-            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-            if trainer.state.global_step < config.max_steps:
-                return Outcome(run=run, finished=False, summary=None)
-        listener.stage("saving the model")
-        trainer.save_model(str(run.model))
-        if not is_main:
-            return Outcome(run=run, finished=True, summary=None)
-        summary = {**_summary(config, run), "prompts_left_out": left_out}
-        run.write_summary(summary)
-    return Outcome(run=run, finished=True, summary=summary)
 
 
 def _plan(
@@ -245,7 +281,8 @@ def _plan(
     )
 
 
-def _summary(config: CTPOConfig, run: RunDirectory) -> dict[str, Any]:
+def _summary(config: CTPOConfig, run: RunDirectory, clock: RunClock, left_out: int) -> dict[str, Any]:
+    """The content of `summary.json`."""
     records = run.records()
     evaluated = [record for record in records if "heldout_pass@1" in record]
     return {
@@ -256,14 +293,16 @@ def _summary(config: CTPOConfig, run: RunDirectory) -> dict[str, Any]:
         "rollout_batches": config.max_steps // config.updates_per_rollout_batch,
         "before": _heldout(evaluated[0]),
         "after": _heldout(evaluated[-1]),
-        "wall_clock_s": records[-1]["seconds"],
+        "wall_clock_s": round(clock.seconds, 3),
         "generation_s": round(sum(record.get("generation_s", 0.0) for record in records), 3),
         "tool_s": round(sum(record.get("tool_s", 0.0) for record in records), 3),
         "training_s": round(sum(record.get("training_s", 0.0) for record in records), 3),
         "model": run.model.name,
+        "prompts_left_out": left_out,
     }
 
 
-def _heldout(record: dict[str, Any]) -> dict[str, Any]:
+def _heldout(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The held-out figures of a record, without their prefix."""
     prefix = "heldout_"
     return {name.removeprefix(prefix): value for name, value in record.items() if name.startswith(prefix)}
