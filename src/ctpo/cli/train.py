@@ -69,10 +69,7 @@ def run(args: argparse.Namespace) -> int:
     keys = _collect(args.words, args.resume)
     if args.show:
         return _show(keys if args.resume is None else merge(RunDirectory(args.resume).read_recipe(), keys))
-    if args.resume is None:
-        from ctpo.training.config.settings import check
-
-        check(keys)
+    _check(keys, resumes=args.resume is not None)
     from ctpo.cli.display import open_display
 
     with open_display(shown=is_main_process()) as display:
@@ -86,6 +83,16 @@ def run(args: argparse.Namespace) -> int:
             draw_learning_curve(outcome.run.path)
         display.finished(outcome)
     return 0 if outcome.finished else INTERRUPTED
+
+
+def _check(keys: dict[str, Any], *, resumes: bool) -> None:
+    """Refuse mistakes now: what comes next is the import of torch and TRL, which takes seconds."""
+    from ctpo.training.config.settings import check, split
+
+    if resumes:
+        split(keys)  # names and types; the other settings are in the run's directory
+    else:
+        check(keys)
 
 
 def _collect(words: Sequence[str], resume: Path | None) -> dict[str, Any]:
