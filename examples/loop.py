@@ -80,7 +80,7 @@ def update(
     # The policy that sampled is the anchor. Its log-probs were kept while sampling: nothing is recomputed.
     old_BT = padded([torch.tensor(r.logps) for r in rollouts])
     # 1 where the model chose the token: the tool's output is in the context, not in the loss.
-    mask_BT = padded([torch.tensor(r.model_mask, dtype=torch.bool) for r in rollouts])
+    mask_BT = padded([torch.tensor(r.response_mask, dtype=torch.bool) for r in rollouts])
     out = objective(response_logps(model, rollouts), old_BT, advantages_B, mask_BT)
     optimizer.zero_grad()
     out.loss.backward()

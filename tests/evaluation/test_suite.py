@@ -25,7 +25,7 @@ def suite() -> Suite:
 def test_figures_are_those_of_the_rows(suite: Suite, tmp_path: Path) -> None:
     figures, rows = run_suite(suite, output=tmp_path)
     held = [json.loads(line) for line in (tmp_path / "transcripts.jsonl").read_text().splitlines()]
-    assert held == rows["arithmetic"]
+    assert held == [response.record() for response in rows["arithmetic"]]
     assert [(row["id"], row["sample"]) for row in held] == [
         (problem.id, i) for problem in suite.problems(suite.tasks["arithmetic"]) for i in range(4)
     ]
@@ -56,7 +56,9 @@ def test_a_killed_evaluation_goes_on_as_if_undisturbed(
     suite = replace(suite, rows_at_once=at_once)
     _, continued = run_suite(suite, output=tmp_path, progress=lambda _, at, of: done.append(at))
     assert continued == undisturbed
-    assert [json.loads(line) for line in path.read_text().splitlines()] == undisturbed["bare"]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        response.record() for response in undisturbed["bare"]
+    ]
     assert done[0] == min(kept // at_once * at_once // 4, 10) if kept < 40 else done == [10]
 
 
@@ -74,7 +76,7 @@ def test_problems_beyond_the_context_are_counted_not_fatal(suite: Suite) -> None
 
     figures, rows = run_suite(replace(suite, tasks={"t": replace(task, problems=problems)}))
     assert figures["results"]["t"]["too_long"] == 1
-    assert [row["correct"] for row in rows["t"] if row["id"] == "long"] == [False] * 4
+    assert [each.correct for each in rows["t"] if each.problem.id == "long"] == [False] * 4
 
 
 def test_several_tasks_are_averaged_and_printed(

@@ -55,7 +55,7 @@ def test_a_conversation_grows_as_the_template_renders_it(
 
 def test_printed_special_tokens_are_text(chat_model: Any, chat_task: Task, sandbox: Any) -> None:
     (rollout,) = converse(chat_model, chat_task, sandbox, ["dddd"], GREEDY)
-    own = torch.tensor(rollout.model_mask, dtype=torch.bool)
+    own = torch.tensor(rollout.response_mask, dtype=torch.bool)
     inserted = torch.tensor(rollout.completion_ids)[~own]
     # The template's own end of the assistant's turn and of the tool's; the printed one is ten bytes.
     assert (inserted == chat_model[1].eos_token_id).sum() == 2
@@ -81,7 +81,7 @@ def test_log_probs_of_ragged_tool_turns_are_exact(
         expected = (
             logits.log_softmax(-1).gather(-1, torch.tensor(rollout.completion_ids)[:, None]).squeeze(-1)
         )
-        own = torch.tensor(rollout.model_mask, dtype=torch.bool)
+        own = torch.tensor(rollout.response_mask, dtype=torch.bool)
         got = torch.tensor(rollout.logps)
         torch.testing.assert_close(got[own], expected[own], atol=1e-4, rtol=0)
         assert not got[~own].any()
@@ -105,7 +105,7 @@ def test_a_long_output_costs_a_pass_not_a_pass_a_token(
         (rollout,) = converse(chat_model, chat_task, sandbox, ["ccc"], GREEDY)
     finally:
         hook.remove()
-    own = sum(rollout.model_mask)
+    own = sum(rollout.response_mask)
     assert len(rollout.completion_ids) > own + 80  # a traceback
     assert len(passes) <= own + 3  # two of prefill, one for the output
 
@@ -116,7 +116,7 @@ def test_an_output_is_cut_where_the_room_ends(
 ) -> None:
     rollouts = converse(chat_model, chat_task, sandbox, list(TALKS), replace(GREEDY, max_new_tokens=limit))
     for rollout in rollouts:
-        assert len(rollout.completion_ids) == len(rollout.model_mask) == len(rollout.logps) <= limit
+        assert len(rollout.completion_ids) == len(rollout.response_mask) == len(rollout.logps) <= limit
         assert rollout.finished or len(rollout.completion_ids) == limit
 
 

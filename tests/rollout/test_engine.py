@@ -42,7 +42,7 @@ def test_log_probs_equal_one_forward_pass_over_the_final_sequence(
 ) -> None:
     assert sum(bool(rollout.calls) for rollout in rollouts) > len(rollouts) // 2
     for rollout in rollouts:
-        mask = torch.tensor(rollout.model_mask, dtype=torch.bool)
+        mask = torch.tensor(rollout.response_mask, dtype=torch.bool)
         got = torch.tensor(rollout.logps)
         torch.testing.assert_close(got[mask], recomputed(embedded[0], rollout)[mask], atol=1e-4, rtol=0)
         assert not got[~mask].any()
@@ -51,7 +51,9 @@ def test_log_probs_equal_one_forward_pass_over_the_final_sequence(
 def test_tool_output_is_inserted_verbatim_and_masked(embedded: Any, rollouts: list[Rollout]) -> None:
     tokenizer = embedded[1]
     for rollout in rollouts:
-        inserted = [t for t, own in zip(rollout.completion_ids, rollout.model_mask, strict=True) if not own]
+        inserted = [
+            t for t, own in zip(rollout.completion_ids, rollout.response_mask, strict=True) if not own
+        ]
         assert tokenizer.decode(inserted) == "".join(call.output for call in rollout.calls)
         text = tokenizer.decode(rollout.completion_ids)
         for call in rollout.calls:
@@ -64,7 +66,7 @@ def test_tool_output_is_inserted_verbatim_and_masked(embedded: Any, rollouts: li
 def test_lengths_agree_and_finished_rows_end_with_eos(embedded: Any, rollouts: list[Rollout]) -> None:
     eos = embedded[1].eos_token_id
     for rollout in rollouts:
-        assert len(rollout.completion_ids) == len(rollout.model_mask) == len(rollout.logps) > 0
+        assert len(rollout.completion_ids) == len(rollout.response_mask) == len(rollout.logps) > 0
         assert rollout.finished == (rollout.completion_ids[-1] == eos)
         assert eos not in rollout.completion_ids[:-1]
 

@@ -12,9 +12,9 @@ import torch
 from ctpo.errors import UserError
 from ctpo.rollout import ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
-from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.noise import row_uniforms
-from ctpo.rollout.remote.vllm import Ask, Said
+from ctpo.rollout.remote.vllm import Completion, CompletionRequest
+from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Task
 
 from .conftest import TALKS
@@ -27,7 +27,7 @@ class Stepwise:
 
     def __init__(self, model: Any) -> None:
         self.model, self.tokenizer = model
-        self.asked: list[list[Ask]] = []
+        self.asked: list[list[CompletionRequest]] = []
         self.sleeping = True
 
     @contextmanager
@@ -39,13 +39,15 @@ class Stepwise:
     def anyone(self, live: bool) -> bool:
         return live
 
-    def complete(self, asks: Sequence[Ask], sampling: Sampling, eos: Sequence[int]) -> list[Said]:
+    def complete(
+        self, asks: Sequence[CompletionRequest], sampling: Sampling, eos: Sequence[int]
+    ) -> list[Completion]:
         assert not self.sleeping
         self.asked.append(list(asks))
         return [self._one(ask, sampling, eos) for ask in asks]
 
     @torch.no_grad()
-    def _one(self, ask: Ask, sampling: Sampling, eos: Sequence[int]) -> Said:
+    def _one(self, ask: CompletionRequest, sampling: Sampling, eos: Sequence[int]) -> Completion:
         generator = torch.Generator().manual_seed(ask.seed or 0)
         ids: list[int] = []
         logps: list[float] = []
@@ -65,7 +67,7 @@ class Stepwise:
             text = self.tokenizer.decode(ids)
             if token in eos or any(stop in text for stop in ask.stop):
                 break
-        return ids, logps
+        return Completion(ids, logps)
 
 
 def generate(model: Any, task: Task, sandbox: Any, sampling: Sampling, seed: int | None = None) -> Any:
@@ -88,7 +90,7 @@ def test_greedy_turns_equal_the_engine_in_process(
     expected = TransformersEngine(*chat_model).generate(prompts, sampling, tools=tools)
     for one, other in zip(got, expected, strict=True):
         assert one.completion_ids == other.completion_ids
-        assert one.model_mask == other.model_mask
+        assert one.response_mask == other.response_mask
         assert one.finished == other.finished
         assert [call.program for call in one.calls] == [call.program for call in other.calls]
         torch.testing.assert_close(torch.tensor(one.logps), torch.tensor(other.logps), atol=1e-4, rtol=0)
@@ -112,7 +114,7 @@ def test_log_probs_and_seeds_of_sampled_turns(chat_model: Any, chat_task: Task, 
             ids = torch.tensor([rollout.prompt_ids + rollout.completion_ids])
             logits = chat_model[0](ids).logits[0, len(rollout.prompt_ids) - 1 : -1] / sampling.temperature
         exact = logits.log_softmax(-1).gather(-1, torch.tensor(rollout.completion_ids)[:, None]).squeeze(-1)
-        own = torch.tensor(rollout.model_mask, dtype=torch.bool)
+        own = torch.tensor(rollout.response_mask, dtype=torch.bool)
         torch.testing.assert_close(torch.tensor(rollout.logps)[own], exact[own], atol=1e-4, rtol=0)
         assert not torch.tensor(rollout.logps)[~own].any()
 

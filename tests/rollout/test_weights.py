@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ctpo.cpu.weights import bfloat16_products
 from ctpo.rollout import TransformersEngine
 from ctpo.rollout.local.decoders import RaggedDecoder, decoder_for
 from ctpo.rollout.sampling import Sampling
-from ctpo.cpu.weights import bfloat16_products
 from ctpo.tasks.arithmetic import model_path
 
 PROMPTS = [[3, 4, 5, 6], [7, 8], [3, 4, 5, 6]]

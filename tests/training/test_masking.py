@@ -26,7 +26,7 @@ def rollout(embedded: Any) -> Callable[..., Rollout]:
         return Rollout(
             prompt_ids=[3],
             completion_ids=[token for part in ids for token in part],
-            model_mask=[1 - i % 2 for i, part in enumerate(ids) for _ in part],
+            response_mask=[1 - i % 2 for i, part in enumerate(ids) for _ in part],
             calls=[CALL] * calls,
         )
 

@@ -11,8 +11,8 @@ from trl import GRPOTrainer
 from trl.generation.vllm_client import VLLMClient
 from trl.generation.vllm_generation import VLLMGeneration
 
+from ctpo.rollout.remote.vllm import CompletionRequest
 from ctpo.rollout.sampling import Sampling
-from ctpo.rollout.remote.vllm import Ask
 from ctpo.training.sampling.vllm import GENERATION_ATTRIBUTES, TRLCompleter, vllm_engine
 
 SAMPLING = Sampling(max_new_tokens=9, temperature=0.8, top_p=0.9, top_k=4)
@@ -50,7 +50,7 @@ def test_trl_still_has_what_is_used() -> None:
 def test_a_first_turn_is_one_request_and_later_ones_are_one_a_row() -> None:
     client = Client()
     completer = TRLCompleter(server(client), 100)
-    same = [Ask(ids=[i], max_new_tokens=9, stop=("</py>",)) for i in range(5)]
+    same = [CompletionRequest(ids=[i], max_new_tokens=9, stop=("</py>",)) for i in range(5)]
     ((ids, logps), *_) = completer.complete(same, SAMPLING, [0])
     assert ids == [1, 2]
     assert logps[0] == -0.5
@@ -67,7 +67,7 @@ def test_a_first_turn_is_one_request_and_later_ones_are_one_a_row() -> None:
         "stop_token_ids": [0],
     }
     client.calls.clear()
-    rows = [Ask(ids=[i], max_new_tokens=9 - i, seed=i) for i in range(5)]
+    rows = [CompletionRequest(ids=[i], max_new_tokens=9 - i, seed=i) for i in range(5)]
     assert [ids for ids, _ in completer.complete(rows, SAMPLING, [0])] == [[i + 1, i + 2] for i in range(5)]
     assert sorted(call["max_tokens"] for call in client.calls) == [5, 6, 7, 8, 9]
     assert {call["generation_kwargs"]["seed"] for call in client.calls} == set(range(5))
@@ -77,13 +77,20 @@ def test_a_first_turn_is_one_request_and_later_ones_are_one_a_row() -> None:
 def test_every_process_gets_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with unlike numbers of rows, this one the main; the other's rows stand second."""
     client = Client()
-    other: dict[type, list[Any]] = {int: [1], Ask: [Ask(ids=[50], max_new_tokens=9)], bool: [True]}
+    other: dict[type, list[Any]] = {
+        int: [1],
+        CompletionRequest: [CompletionRequest(ids=[50], max_new_tokens=9)],
+        bool: [True],
+    }
     monkeypatch.setattr(
-        "ctpo.training.sampling.vllm.gather_object", lambda mine: mine + other[type((mine or [Ask])[0])]
+        "ctpo.training.sampling.vllm.gather_object",
+        lambda mine: mine + other[type((mine or [CompletionRequest])[0])],
     )
-    monkeypatch.setattr("ctpo.training.sampling.vllm.broadcast_object_list", lambda objects, from_process: objects)
+    monkeypatch.setattr(
+        "ctpo.training.sampling.vllm.broadcast_object_list", lambda objects, from_process: objects
+    )
     completer = TRLCompleter(server(client, processes=2), 100)
-    mine = [Ask(ids=[i], max_new_tokens=9) for i in range(3)]
+    mine = [CompletionRequest(ids=[i], max_new_tokens=9) for i in range(3)]
     assert [ids[0] for ids, _ in completer.complete(mine, SAMPLING, [])] == [1, 2, 3]
     assert client.calls[0]["prompts"] == [[0], [1], [2], [50]]
     assert completer.anyone(False)  # the other has something left
@@ -140,7 +147,7 @@ def test_use_vllm_picks_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
             self, prompts: list[list[int]], sampling: Sampling, tools: Any, uniforms: Any
         ) -> list[Rollout]:
             return [
-                Rollout(prompt_ids=p, completion_ids=[7], model_mask=[1], logps=[-1.0], finished=True)
+                Rollout(prompt_ids=p, completion_ids=[7], response_mask=[1], logps=[-1.0], finished=True)
                 for p in prompts
             ]
 

@@ -19,6 +19,7 @@ from ctpo.tasks.arithmetic import model_path
 from ctpo.training.config.recipe import EMBEDDED_MODEL, SMOLLM2, Recipe
 
 if TYPE_CHECKING:
+    from ctpo.evaluation.judged import JudgedResponse
     from ctpo.evaluation.suite import Suite
 
 _DESCRIPTION: Final = """\
@@ -130,14 +131,14 @@ def run(args: argparse.Namespace) -> int:
     waiting = "loading the model …" if args.endpoint is None else "asking the endpoint …"
     suite = Suite(**suite_arguments)
     with sole_use(args.output), console.status(waiting) as status:
-        figures, rows = run_suite(
+        figures, responses = run_suite(
             suite,
             output=args.output,
             progress=lambda task, done, of: status.update(f"{task}: {done} of {of} problems"),
         )
     for name in suite.tasks:
-        for row in rows[name][:: suite.samples][: max(args.show, 0)]:
-            _print_row(row)
+        for response in responses[name][:: suite.samples][: max(args.show, 0)]:
+            _print_response(response)
     _print_figures(args.model, figures, suite)
     return 0
 
@@ -244,10 +245,11 @@ def _trained(run: RunDirectory) -> Path:
     return checkpoint
 
 
-def _print_row(row: dict[str, Any]) -> None:
-    answer = row["answer"] if len(row["answer"]) < 80 else row["answer"][:77] + "..."
-    mark = "right" if row["correct"] else f"wrong, the answer is {answer}"
-    print(f"{row['prompt']}{row['completion']}   [{mark}]\n")
+def _print_response(response: JudgedResponse) -> None:
+    problem = response.problem
+    answer = problem.answer if len(problem.answer) < 80 else problem.answer[:77] + "..."
+    mark = "right" if response.correct else f"wrong, the answer is {answer}"
+    print(f"{problem.prompt}{response.text}   [{mark}]\n")
 
 
 def _print_figures(model: str, figures: dict[str, Any], suite: Suite) -> None:

@@ -1,24 +1,19 @@
-"""Several samples a problem, saved as they come, so that a killed evaluation goes on where it was."""
+"""Several responses to each problem, saved as they come, so that an interrupted evaluation can continue."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ctpo.errors import UserError
+from ctpo.evaluation.judged import JudgedResponse, sample_problems
 from ctpo.evaluation.metrics import majority, mean_and_error, pass_at_k, reported_ks
-from ctpo.evaluation.samplers import Response, endpoint_responses, local_responses
 from ctpo.rollout import EndpointEngine, ToolRunner, TransformersEngine
 from ctpo.rollout.sampling import Sampling
 from ctpo.runs.atomic import json_line, write_json_lines
 from ctpo.tasks import Problem, Task
-from ctpo.tasks.task import verdict
-
-Row = dict[str, Any]
 
 
 def sample_task(
@@ -33,44 +28,49 @@ def sample_task(
     seed: int = 0,
     saved: Path | None = None,
     progress: Callable[[int], None] = lambda _: None,
-) -> list[Row]:
-    """Sample and judge every problem `samples` times.
+) -> list[JudgedResponse]:
+    """`samples` judged responses for each problem, problem by problem.
 
-    Problems go through in blocks, written to `saved` when they are whole, and each sample draws from random
-    numbers of its own: an evaluation that was interrupted and continued gives what an undisturbed one gives.
+    Problems are sampled in blocks, and a block is saved when it is complete. Each response draws from random numbers
+    of its own, so an evaluation that was interrupted and continued gives what an undisturbed one gives.
 
     Args:
-        saved: JSONL file of rows; blocks that it holds already are not sampled again, save those with a request
-            that failed.
-        progress: told the number of problems done.
-    Returns:
-        One row a sample, problem by problem: id, sample, prompt, answer, completion, found, correct, verdict,
-        finished, tokens (the model's own), calls, too_long, error (None where every request was answered).
+        rows_at_once: about how many responses make one block; at least the responses to one problem do.
+        saved: a JSON Lines file of responses. Blocks that it holds already are not sampled again, except blocks in
+            which a request failed.
+        progress: called with the number of problems that are done.
+
     Raises:
         UserError: if an endpoint has stopped answering at all.
     """
     size = max(1, rows_at_once // samples)
     blocks = [problems[i : i + size] for i in range(0, len(problems), size)]
-    held = _whole_blocks(saved, blocks, samples)
-    rows: list[Row] = []
+    held = _complete_blocks(saved, blocks, samples)
+    responses: list[JudgedResponse] = []
     for index, block in enumerate(blocks):
         kept = held[index] if index < len(held) else None
-        if kept is None or any(row.get("error") for row in kept):
+        if kept is None or any(response.error for response in kept):
             progress(index * size)
-            kept = _sample_block(engine, task, block, sampling, samples, tools, seed, index * size)
-            _save(saved, rows, kept, held[index:])
-        rows += kept
+            kept = sample_problems(
+                engine, task, block, sampling, samples=samples, tools=tools, seed=seed, first=index * size
+            )
+            _save(saved, responses, kept, held[index:])
+        responses += kept
     progress(len(problems))
-    return rows
+    return responses
 
 
-def summarise(rows: Sequence[Row], samples: int) -> dict[str, Any]:
-    """The figures of one task: means over problems, each with a standard error clustered by problem."""
-    groups = [rows[i : i + samples] for i in range(0, len(rows), samples)]
-    right = [sum(row["correct"] for row in group) for group in groups]
+def summarise(responses: Sequence[JudgedResponse], samples: int) -> dict[str, Any]:
+    """The figures of one task: means over problems, each with a standard error clustered by problem.
+
+    Args:
+        responses: problem by problem, `samples` for each.
+    """
+    groups = [responses[i : i + samples] for i in range(0, len(responses), samples)]
+    right = [sum(response.correct for response in group) for group in groups]
     average, error = mean_and_error([c / samples for c in right])
     figures: dict[str, Any] = {
-        "pass@1": average,  # kept beside avg@k, which it equals: readers look for either
+        "pass@1": average,  # the same as avg@k; readers look for either
         f"avg@{samples}": average,
         "stderr": error,
         "problems": len(groups),
@@ -81,124 +81,68 @@ def summarise(rows: Sequence[Row], samples: int) -> dict[str, Any]:
             [pass_at_k(samples, c, k) for c in right]
         )
     if samples > 1:
-        votes = [majority([r["found"] for r in group], [r["correct"] for r in group]) for group in groups]
-        figures["identical"] = sum(len({r["completion"] for r in group}) == 1 for group in groups) / len(
-            groups
-        )
+        votes = [majority([r.extracted for r in group], [r.correct for r in group]) for group in groups]
+        identical = sum(len({r.text for r in group}) == 1 for group in groups)
+        figures["identical"] = identical / len(groups)
         figures[f"majority@{samples}"], figures["majority_stderr"] = mean_and_error(votes)
-    tokens, tokens_error = mean_and_error([sum(r["tokens"] for r in group) / samples for group in groups])
+    tokens, tokens_error = mean_and_error([sum(r.tokens for r in group) / samples for group in groups])
+    n = len(responses)
     return {
         **figures,
-        "tool_use": _share(rows, lambda row: bool(row["calls"])),
-        "tool_calls": sum(len(row["calls"]) for row in rows) / len(rows),
-        "tool_failures": sum(call["status"] != "ok" for row in rows for call in row["calls"]),
+        "tool_use": sum(bool(response.calls) for response in responses) / n,
+        "tool_calls": sum(len(response.calls) for response in responses) / n,
+        "tool_failures": sum(call.status != "ok" for response in responses for call in response.calls),
         "tokens": tokens,
         "tokens_stderr": tokens_error,
-        "finished": _share(rows, lambda row: row["finished"]),
-        "answered": _share(rows, lambda row: row["found"] is not None),
-        "too_long": len({row["id"] for row in rows if row["too_long"]}),
-        "failed_requests": sum(bool(row.get("error")) for row in rows),
-        "verdicts": dict(Counter(row["verdict"] for row in rows if row.get("verdict")).most_common()),
+        "finished": sum(response.finished for response in responses) / n,
+        "answered": sum(response.extracted is not None for response in responses) / n,
+        "too_long": len({response.problem.id for response in responses if response.too_long}),
+        "failed_requests": sum(bool(response.error) for response in responses),
+        "verdicts": dict(Counter(r.verdict for r in responses if r.verdict).most_common()),
     }
 
 
-def _share(rows: Sequence[Row], what: Callable[[Row], bool]) -> float:
-    return sum(map(what, rows)) / len(rows)
-
-
-def _sample_block(
-    engine: TransformersEngine | EndpointEngine,
-    task: Task,
-    problems: Sequence[Problem],
-    sampling: Sampling,
-    samples: int,
-    tools: ToolRunner | None,
-    seed: int,
-    first: int,
-) -> list[Row]:
-    """The rows of these problems, of which the first is the task's number `first`."""
-    if isinstance(engine, EndpointEngine):
-        responses = endpoint_responses(
-            engine, task, problems, sampling, samples=samples, tools=tools, seed=seed + first * samples
-        )
-        if all(response.error for response in responses):
-            # A 4xx is the server's opinion of the request itself (an option it lacks, a context that is too short).
-            what = (
-                "refuses every request"
-                if str(responses[0].error).startswith("HTTP 4")
-                else "has stopped answering"
-            )
-            raise UserError(
-                f"endpoint {engine.endpoint.url} {what} at problem {first + 1} of task {task.name!r} "
-                f"({responses[0].error}); the same command with --output continues once it answers"
-            )
-    else:
-        responses = local_responses(
-            engine, task, problems, sampling, samples=samples, tools=tools, seed=seed, first=first
-        )
-    asked = [(problem, sample) for problem in problems for sample in range(samples)]
-    return [
-        _row(task, problem, sample, response)
-        for (problem, sample), response in zip(asked, responses, strict=True)
-    ]
-
-
-def _row(task: Task, problem: Problem, sample: int, response: Response) -> Row:
-    """One judged response; one that could not be had counts as not solved."""
-    had = not response.too_long and response.error is None
-    judged = verdict(task, response.text, problem.answer) if had else None
-    return {
-        "id": problem.id,
-        "sample": sample,
-        "prompt": problem.prompt,
-        "answer": problem.answer,
-        "completion": response.text,
-        "found": task.extract(response.text) if task.extract is not None and had else None,
-        "correct": judged == "right",
-        "verdict": judged,
-        "finished": response.finished,
-        "tokens": response.tokens,
-        "calls": [asdict(call) for call in response.calls],
-        "too_long": response.too_long,
-        "error": response.error,
-    }
-
-
-def _whole_blocks(saved: Path | None, blocks: Sequence[Sequence[Problem]], samples: int) -> list[list[Row]]:
-    """The rows of the blocks that an earlier evaluation completed; the file is cut back to these."""
+def _complete_blocks(
+    saved: Path | None, blocks: Sequence[Sequence[Problem]], samples: int
+) -> list[list[JudgedResponse]]:
+    """The blocks that an earlier evaluation completed. The rest of the file is cut off."""
     if saved is None or not saved.is_file():
         return []
-    rows = list(_readable(saved))
-    whole: list[list[Row]] = []
+    responses = list(_read(saved))
+    complete: list[list[JudgedResponse]] = []
     start = 0
     for block in blocks:
-        part = rows[start : start + len(block) * samples]
+        part = responses[start : start + len(block) * samples]
         expected = [(problem.id, sample) for problem in block for sample in range(samples)]
-        if [(row.get("id"), row.get("sample")) for row in part] != expected:
+        if [(response.problem.id, response.sample) for response in part] != expected:
             break
-        whole.append(part)
+        complete.append(part)
         start += len(part)
-    write_json_lines(saved, rows[:start])
-    return whole
+    write_json_lines(saved, [response.record() for response in responses[:start]])
+    return complete
 
 
-def _save(saved: Path | None, before: list[Row], new: list[Row], held: list[list[Row]]) -> None:
-    """Append a block, or put it in the place of the first of the blocks that are `held` from there on."""
+def _save(
+    saved: Path | None,
+    before: Sequence[JudgedResponse],
+    block: Sequence[JudgedResponse],
+    held: Sequence[Sequence[JudgedResponse]],
+) -> None:
+    """Append a block to the file. If the file holds this block and later ones (`held`), replace the block instead."""
     if saved is None:
         return
     if held:
-        write_json_lines(saved, [*before, *new, *(row for block in held[1:] for row in block)])
+        later = [response for other in held[1:] for response in other]
+        write_json_lines(saved, [response.record() for response in (*before, *block, *later)])
         return
     with saved.open("a", encoding="utf-8") as file:
-        file.writelines(map(json_line, new))
+        file.writelines(json_line(response.record()) for response in block)
 
 
-def _readable(path: Path) -> Iterator[Row]:
+def _read(path: Path) -> Iterator[JudgedResponse]:
+    """The responses in a file, up to the first line that cannot be read: a kill may have cut it short."""
     for line in path.read_text(encoding="utf-8").split("\n"):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            return  # cut short by a kill
-        if not isinstance(row, dict):
+            yield JudgedResponse.from_record(json.loads(line))
+        except (ValueError, KeyError, TypeError):
             return
-        yield row

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ctpo.rollout import EndpointEngine, Rollout, ToolCall, ToolRunner, TransformersEngine
+from ctpo.rollout import EndpointEngine, Rollout, ToolCall, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.noise import row_uniforms
 from ctpo.rollout.sampling import Sampling
@@ -32,7 +32,7 @@ class Response:
 
 
 def local_responses(
-    engine: TransformersEngine,
+    engine: TransformersEngine | VLLMEngine,
     task: Task,
     problems: Sequence[Problem],
     sampling: Sampling,
@@ -88,6 +88,8 @@ def endpoint_responses(
     ]
 
 
-def _response(engine: TransformersEngine, rollout: Rollout) -> Response:
+def _response(engine: TransformersEngine | VLLMEngine, rollout: Rollout) -> Response:
     text: str = engine.tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)
-    return Response(text=text, finished=rollout.finished, tokens=sum(rollout.model_mask), calls=rollout.calls)
+    return Response(
+        text=text, finished=rollout.finished, tokens=sum(rollout.response_mask), calls=rollout.calls
+    )

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.errors import UserError
+from ctpo.evaluation.judged import JudgedResponse
 from ctpo.evaluation.model import HELDOUT_SEED, SMALL, choose_device, in_fastest_dtype, load_model
-from ctpo.evaluation.sampled import Row, sample_task, summarise
+from ctpo.evaluation.sampled import sample_task, summarise
 from ctpo.rollout import Endpoint, EndpointEngine, TransformersEngine
 from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import open_tools
@@ -83,7 +84,7 @@ def run_suite(
     *,
     output: Path | None = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> tuple[dict[str, Any], dict[str, list[Row]]]:
+) -> tuple[dict[str, Any], dict[str, list[JudgedResponse]]]:
     """Evaluate; return the figures (settings, one entry a task, the average) and every task's rows.
 
     With `output`, rows are saved there as they come, and what an earlier run of the same settings saved is not
@@ -99,11 +100,11 @@ def run_suite(
         check_ready(task)
     engine, at_once = _engine(suite)
     results: dict[str, Any] = {}
-    rows: dict[str, list[Row]] = {}
+    responses: dict[str, list[JudgedResponse]] = {}
     for name, task in suite.tasks.items():
         started = time.perf_counter()
         with open_tools(task, unsafe_no_isolation=suite.unsafe_no_isolation) as tools:
-            rows[name] = sample_task(
+            responses[name] = sample_task(
                 engine,
                 task,
                 problems[name],
@@ -116,7 +117,7 @@ def run_suite(
                 progress=lambda done, name=name: progress(name, done, len(problems[name])),  # type: ignore[misc]
             )
         seconds = round(time.perf_counter() - started, 1)
-        results[name] = {**summarise(rows[name], suite.samples), "seconds": seconds}
+        results[name] = {**summarise(responses[name], suite.samples), "seconds": seconds}
     if isinstance(engine, EndpointEngine):
         engine.endpoint.close()
     figures = {
@@ -127,7 +128,7 @@ def run_suite(
     }
     if output is not None:
         write_json(output / "eval.json", figures)
-    return figures, rows
+    return figures, responses
 
 
 def _engine(suite: Suite) -> tuple[TransformersEngine | EndpointEngine, int]:

@@ -9,12 +9,14 @@ from ctpo.rollout.records import Rollout, ToolCall
 from ctpo.rollout.remote.endpoint import Endpoint
 from ctpo.rollout.remote.engine import EndpointEngine
 from ctpo.rollout.remote.vllm import VLLMEngine
+from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import ToolRunner
 
 __all__ = [
     "Endpoint",
     "EndpointEngine",
     "Rollout",
+    "Sampling",
     "ToolCall",
     "ToolRunner",
     "TransformersEngine",

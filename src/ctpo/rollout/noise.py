@@ -1,8 +1,8 @@
-"""The randomness of responses: a row's numbers are its own, whatever rows are decoded beside it.
+"""Random numbers for sampling that do not depend on how responses are batched.
 
-A generator shared by a batch gives a row other numbers as soon as another row is added, ends, or sits in another
-process. Here a number depends only on the seed, the stream, the row and the position, so that the same responses
-are drawn by one process or many, and however many rows are decoded at once.
+If the rows of a batch share one generator, a row gets other numbers as soon as another row is added, ends, or moves
+to another process. Here a number depends on the seed, the stream, the row and the position alone. So one process or
+several, and small or large batches, draw the same responses.
 """
 
 from __future__ import annotations
@@ -15,17 +15,23 @@ from torch import Tensor
 
 
 def row_uniforms(rows: Iterable[int], columns: int, *, seed: int, stream: int = 0) -> Tensor:
-    """Uniform numbers in [0, 1), one a row and position.
+    """Uniform random numbers in [0, 1), one for each row and position.
 
-    Philox is counter-based: the key is (seed, stream), the counter starts at the row, so rows never overlap.
+    They come from Philox, a counter-based generator. Its key is (seed, stream) and its counter starts at the row, so
+    the numbers of two rows never overlap.
 
     Args:
-        rows: indices in the batch as a whole, over all processes; any non-negative integers.
-        columns: positions, the length of the longest response.
-        seed, stream: non-negative; a run's seed and, for example, the number of the rollout batch.
+        rows: the rows' indices in the whole batch, over all processes; any non-negative integers.
+        columns: how many positions, the length of the longest response.
+        seed: a non-negative integer, for example the run's seed.
+        stream: a non-negative integer, for example the number of the rollout batch.
 
     Returns:
-        [rows, columns] float32, on the CPU.
+        [rows, columns] in float32, on the CPU.
+
+    Example:
+        uniforms = row_uniforms(range(8), sampling.max_new_tokens, seed=0)
+        rollouts = engine.generate(prompts, sampling, uniforms=uniforms)  # of 8 prompts
     """
     table = [_row(row, columns, seed, stream) for row in rows]
     return torch.from_numpy(np.stack(table)) if table else torch.empty(0, columns)

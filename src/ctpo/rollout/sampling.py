@@ -11,17 +11,22 @@ import torch
 from torch import Tensor
 
 _BLOCK = 256
-"""Entries summed at once in a large vocabulary: a running sum over all of it would cost as much as the softmax."""
+"""How many vocabulary entries one block has. A running sum over a whole large vocabulary would cost as much as the
+softmax; a running sum over blocks, and then over one block, is cheap."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. `max_new_tokens` counts the tool's tokens too, as TRL's completion length does."""
+    """How tokens are drawn."""
 
     max_new_tokens: int
+    """The longest response in tokens. The tool's tokens count too, as in TRL's completion length."""
     temperature: float = 1.0
+    """Divides the logits; 0 takes the most probable token."""
     top_k: int = 0
+    """Keep only the k most probable tokens; 0 keeps all."""
     top_p: float = 1.0
+    """Keep the smallest set of most probable tokens whose probability reaches this."""
 
 
 def sample_tokens(
@@ -33,27 +38,25 @@ def sample_tokens(
     generator: torch.Generator | None = None,
     uniforms_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Draw one token a row; with temperature 0, take the most probable one.
+    """One token for each row, with its log-probability. At temperature 0 it is the most probable token.
 
     Args:
         logits_BV: unnormalised scores, [B, V].
-        temperature: divides the logits; 0 is greedy.
-        top_k: keep only the k most probable tokens; 0 keeps all.
-        top_p: keep the smallest set of most probable tokens whose probability reaches this.
-        generator: source of randomness; torch's global one if None.
-        uniforms_B: the random numbers themselves, [B] in [0, 1), instead of a generator.
+        temperature, top_k, top_p: see `Sampling`.
+        generator: the source of randomness; torch's global one if None.
+        uniforms_B: the random numbers themselves, [B] in [0, 1); then no generator is used.
 
     Returns:
-        tokens [B] and their log-probabilities [B] in nats, under softmax(logits / temperature) *before*
-        top-k and top-p cut it (the quantity a trainer recomputes from the same logits). At temperature 0
-        the log-probabilities are those at temperature 1.
+        The tokens [B] and their log-probabilities [B] in nats, under softmax(logits / temperature) *before* top-k and
+        top-p cut it. A trainer recomputes the same quantity from the same logits. At temperature 0 the
+        log-probabilities are those of temperature 1.
     """
     scaled_BV = logits_BV.float() if temperature in (0.0, 1.0) else logits_BV.float() / temperature
     if temperature == 0.0:
         tokens_B = scaled_BV.argmax(dim=-1)
         return tokens_B, _gathered(scaled_BV, tokens_B) - scaled_BV.logsumexp(dim=-1)
     peak_B1 = scaled_BV.amax(dim=-1, keepdim=True)
-    # Numbers proportional to the probabilities: one exponential an entry, and no division.
+    # Proportional to the probabilities. This costs one exponential per entry and no division.
     weights_BV = (scaled_BV - peak_B1).exp_()
     total_B = weights_BV.sum(dim=-1)
     if uniforms_B is None:
@@ -63,16 +66,18 @@ def sample_tokens(
 
 
 def _gathered(values_BV: Tensor, tokens_B: Tensor) -> Tensor:
+    """The value of each row's token, [B]."""
     return values_BV.gather(-1, tokens_B[:, None]).squeeze(-1)
 
 
 def _truncate(weights_BV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """The weights with those of tokens outside top-k and top-p set to 0."""
     if 0 < top_k < weights_BV.shape[-1]:
         threshold_B1 = weights_BV.topk(top_k, dim=-1).values[:, -1:]
         weights_BV = torch.where(weights_BV < threshold_B1, 0.0, weights_BV)
     if top_p < 1.0:
         sorted_BV, order_BV = weights_BV.sort(dim=-1, descending=True)
-        # A token is cut when the mass of those before it already reaches top_p of what is left.
+        # A token is cut if the tokens before it already have a share of top_p of the remaining weight.
         before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
         cut_BV = before_BV >= top_p * sorted_BV.sum(dim=-1, keepdim=True)
         weights_BV = weights_BV.scatter(-1, order_BV, torch.where(cut_BV, 0.0, sorted_BV))
@@ -80,7 +85,7 @@ def _truncate(weights_BV: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def _inverse_cdf(weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
-    """One uniform number a row instead of one a vocabulary entry (multinomial, Gumbel): cheap for large V."""
+    """Tokens drawn with one uniform number per row. `multinomial` and Gumbel noise need one per vocabulary entry."""
     uniform_B1 = uniforms_B[:, None]
     vocabulary = weights_BV.shape[-1]
     if vocabulary < 2 * _BLOCK:
@@ -95,12 +100,12 @@ def _inverse_cdf(weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
 
 
 def _search(weights_BN: Tensor, target_B1: Tensor) -> tuple[Tensor, Tensor]:
-    """The first entry at which the running sum exceeds the target, and what of the target is left within it."""
+    """The first entry at which the running sum exceeds the target, and the part of the target that lies within it."""
     cdf_BN = weights_BN.contiguous().cumsum(dim=-1)
-    # right=True: the first entry whose cdf exceeds the target, so an entry of weight 0 is never drawn.
-    found_B1 = torch.searchsorted(cdf_BN, target_B1, right=True)
-    # The target may round up to the total itself; the last entry that raises the cdf is the one meant.
+    # right=True takes the first entry whose running sum exceeds the target, so weight 0 is never drawn.
+    index_B1 = torch.searchsorted(cdf_BN, target_B1, right=True)
+    # The target may round up to the total itself. Then the last entry that raises the running sum is meant.
     last_B1 = (cdf_BN < cdf_BN[:, -1:]).sum(dim=-1, keepdim=True)
-    found_B1 = torch.minimum(found_B1, last_B1)
-    before_B1 = cdf_BN.gather(-1, found_B1) - weights_BN.gather(-1, found_B1)
-    return found_B1, (target_B1 - before_B1).clamp(min=0.0)
+    index_B1 = torch.minimum(index_B1, last_B1)
+    before_B1 = cdf_BN.gather(-1, index_B1) - weights_BN.gather(-1, index_B1)
+    return index_B1, (target_B1 - before_B1).clamp(min=0.0)

@@ -1,1 +1,1 @@
-"""Responses sampled in this process."""
+"""Responses sampled by a transformers model in this process."""

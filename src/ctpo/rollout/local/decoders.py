@@ -1,6 +1,6 @@
-"""Running a model over a batch of sequences that grow.
+"""Running a model over a batch of growing sequences.
 
-Shape legend: B rows, D distinct prompts, C tokens fed at once, W width of the cache, V vocabulary.
+Shape legend: B rows, b rows of one forward pass, C tokens fed at once, W columns of the cache, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,44 +17,37 @@ from transformers import PreTrainedModel
 from ctpo.rollout.local.cache import RaggedLayer, Slots, growing_cache, ragged_cache, select_rows
 
 _WORTH_SHARING = 16
-"""Tokens of a beginning common to all prompts from which it is read in a pass of its own."""
+"""If all prompts begin with the same tokens, at least this many, those are read once in a pass of their own."""
 
 
 class Decoder(Protocol):
-    """A batch of sequences inside a model."""
+    """A batch of sequences and the model's cache for them."""
 
     feeds_chunks: bool
     """Whether `feed` works."""
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Read the prompts, equal ones once; return the logits after each, [B, V]."""
+        """The logits after each prompt, [B, V]. Equal prompts are read once."""
 
     def step(self, tokens_B: Tensor, active_B: Tensor) -> Tensor:
-        """Append one token a row (rows that are not active stay as long as they are); return logits [B, V]."""
+        """The logits [B, V] after one more token in each row. Rows that are not active keep their length."""
 
     def feed(self, rows: Sequence[int], chunks: Sequence[Sequence[int]]) -> None:
-        """Append a chunk of tokens to some rows."""
+        """Append a chunk of tokens to each of some rows."""
 
     def keep(self, rows_B: Tensor) -> None:
-        """Go on with these rows, in this order."""
-
-
-def _common(texts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of these begin with."""
-    ordered = sorted(map(tuple, texts))
-    first, last = ordered[0], ordered[-1]  # in the order of dictionaries nothing lies further apart
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        """Continue with these rows, in this order."""
 
 
 def decoder_for(model: PreTrainedModel, pad: int) -> Decoder:
-    """The ragged decoder where the model's attention allows it, else the padded one."""
+    """The ragged decoder if the model's attention allows it, otherwise the padded one."""
     return RaggedDecoder(model, pad) if _runs_ragged(model) else PaddedDecoder(model, pad)
 
 
 class RaggedDecoder:
-    """Every row has its own length: column j of the cache holds the row's token j, whatever the others do.
+    """Every row has a length of its own: column j of the cache holds token j of the row.
 
-    So a row can take in a chunk (a tool's output) in one forward pass of its own while the others wait, and no
+    So a row can read a chunk, such as a tool's output, in one forward pass of its own while the other rows wait. No
     column is padding.
     """
 
@@ -62,16 +55,18 @@ class RaggedDecoder:
 
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
         self._model, self._pad, self._device = model, pad, model.device
+        self._cache_argument = cache_argument(model)
         self._slots = Slots()
         self._slots.dtype = _autocast_dtype(model.device)
         self._cache = ragged_cache(model.config, self._slots)
         self._length_B = torch.zeros(0, dtype=torch.long, device=self._device)
-        self._width = 0  # the largest length, kept on the host so that a step need not wait for the device
+        self._width = 0  # the largest length, on the host, so that a step does not wait for the device
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         distinct = list(dict.fromkeys(map(tuple, prompts)))
         index = {prompt: i for i, prompt in enumerate(distinct)}
-        # All but the last token. What all prompts begin with (system message, worked examples) is read once.
+        # The last token of each prompt comes in a step of its own. The tokens that all prompts begin with (a system
+        # message, worked examples) are read once.
         texts = [prompt[:-1] for prompt in distinct]
         shared = _common(texts) if len(texts) > 1 else 0
         if shared < _WORTH_SHARING:
@@ -90,15 +85,15 @@ class RaggedDecoder:
         return logits[expand]
 
     def _read(self, texts: Sequence[Sequence[int]]) -> None:
-        """Fill the empty cache."""
+        """Read these texts into the empty cache."""
         self._length_B = torch.tensor([len(text) for text in texts], device=self._device)
         self._width = max(map(len, texts))
         if self._width:
-            ids = self._padded(texts)  # at the end, where nothing that counts looks
-            self._forward(ids, torch.arange(self._width, device=self._device).expand_as(ids), None)
+            ids = self._padded(texts)  # on the right, where no real token looks
+            self._forward(ids, torch.arange(self._width, device=self._device).expand_as(ids), empty=True)
 
     def step(self, tokens_B: Tensor, active_B: Tensor) -> Tensor:
-        logits = self._forward(tokens_B[:, None], self._length_B[:, None], self._length_B + 1)
+        logits = self._forward(tokens_B[:, None], self._length_B[:, None])
         self._length_B = self._length_B + active_B.long()
         self._width += 1
         return logits
@@ -110,7 +105,7 @@ class RaggedDecoder:
         columns = start_B[:, None] + torch.arange(ids.shape[1], device=self._device)
         self._slots.rows = row_B
         try:
-            self._forward(ids, columns, start_B)
+            self._forward(ids, columns)
         finally:
             self._slots.rows = None
         self._length_B[row_B] += torch.tensor([len(chunk) for chunk in chunks], device=self._device)
@@ -125,26 +120,30 @@ class RaggedDecoder:
         width = max(map(len, rows))
         return torch.tensor([[*row, *[self._pad] * (width - len(row))] for row in rows], device=self._device)
 
-    def _forward(self, ids: Tensor, columns: Tensor, visible: Tensor | None) -> Tensor:
-        """Logits after the last column, [b, V]; `visible` None means that the cache was empty."""
-        fresh = visible is None
-        width = ids.shape[1] if fresh else self._width + ids.shape[1]
-        self._slots.aim(columns, width)
+    def _forward(self, ids: Tensor, columns: Tensor, *, empty: bool = False) -> Tensor:
+        """The logits after the last column, [b, V].
+
+        Args:
+            ids, columns: token ids and the cache columns that they go to, [b, C].
+            empty: whether the cache was empty before.
+        """
+        width = ids.shape[1] if empty else self._width + ids.shape[1]
+        self._slots.set_target(columns, width)
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         output = self._model(
             input_ids=ids,
-            attention_mask=torch.ones_like(ids) if fresh else self._mask(columns, width),
-            # Padding may stick out of the model's context; where it points to is of no account.
+            attention_mask=torch.ones_like(ids) if empty else self._mask(columns, width),
+            # Padding may reach beyond the model's context. Its positions do not matter.
             position_ids=columns if limit is None else columns.clamp(max=limit - 1),
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self._cache_argument: self._cache},
         )
         logits: Tensor = output.logits[:, -1]
         return logits
 
     def _mask(self, columns: Tensor, width: int) -> Tensor:
-        """Each token sees its row's tokens up to itself, [b, 1, C, W]; those after it are another time's."""
+        """The attention mask [b, 1, C, W]: each token sees the tokens of its row up to itself."""
         seen = torch.arange(width, device=self._device) <= columns[:, None, :, None]
         if self._model.config._attn_implementation == "sdpa":
             return seen
@@ -155,13 +154,14 @@ class RaggedDecoder:
 
 
 class PaddedDecoder:
-    """All rows have one width, prompts padded on the left: for models whose cache or mask is of another kind."""
+    """All rows have the same width, and prompts are padded on the left. It works for every kind of cache and mask."""
 
     feeds_chunks = False
 
     def __init__(self, model: PreTrainedModel, pad: int) -> None:
         self._model, self._pad = model, pad
         self._cache: Any = growing_cache(model.config)
+        self._cache_argument = cache_argument(model)
         self._mask = torch.zeros(0)
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
@@ -185,18 +185,19 @@ class PaddedDecoder:
         return self._forward(tokens_B[:, None], self._mask.sum(-1, keepdim=True) - 1)
 
     def feed(self, rows: Sequence[int], chunks: Sequence[Sequence[int]]) -> None:
-        raise NotImplementedError("rows of one width grow together; feed one token a step")
+        raise NotImplementedError("padded rows grow together; append one token per step")
 
     def keep(self, rows_B: Tensor) -> None:
         select_rows(self._cache, rows_B)
         self._mask = self._mask[rows_B]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        extra = {"position_ids": positions} if self._takes_positions else {}
+        extra: dict[str, Any] = {self._cache_argument: self._cache}
+        if self._takes_positions:
+            extra["position_ids"] = positions
         output = self._model(
             input_ids=ids,
             attention_mask=self._mask,
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
             **extra,
@@ -205,20 +206,41 @@ class PaddedDecoder:
         return logits
 
 
-_known: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+def cache_argument(model: PreTrainedModel) -> str:
+    """The name under which the model's `forward` takes its key/value cache.
+
+    transformers 5.24 calls it `cache` and announces that `past_key_values` goes with 5.40; earlier versions know
+    `past_key_values` only.
+    """
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast on this device, or None if autocast is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+def _common(texts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of these texts begin with."""
+    ordered = sorted(map(tuple, texts))
+    first, last = ordered[0], ordered[-1]  # of sorted texts, the first and the last differ earliest
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+
+
+_ragged: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 def _runs_ragged(model: PreTrainedModel) -> bool:
-    if model not in _known:
-        _known[model] = model.config._attn_implementation in ("sdpa", "eager") and _agrees(model)
-    return _known[model]
+    if model not in _ragged:
+        _ragged[model] = model.config._attn_implementation in ("sdpa", "eager") and _agrees(model)
+    return _ragged[model]
 
 
 def _agrees(model: PreTrainedModel) -> bool:
-    """Whether ragged rows give what plain forward passes give, tried on a few tokens.
+    """Whether ragged rows give the same logits as plain forward passes, tried on a few tokens.
 
-    Whether a model takes a mask with rows of its own and reads positions from `position_ids` is written nowhere
-    in its configuration, and one that ignores either does so silently.
+    A model's configuration does not say whether the model takes a mask with rows of its own and reads positions from
+    `position_ids`. A model that ignores either does so silently.
     """
     if any(type(layer) is not RaggedLayer for layer in ragged_cache(model.config, Slots()).layers):
         return False

@@ -1,8 +1,9 @@
-"""Generation in process, with any causal language model of transformers.
+"""Sampling in this process, with any causal language model of transformers.
 
-All rows of a batch advance together, one token a step. A tool's output enters a row's cache where it stands, so
-tool turns need no second prefill and no re-tokenisation: a long output in one forward pass of the rows concerned,
-a short one a token a step, in place of sampled tokens, which costs no pass at all while other rows still decode.
+All rows of a batch advance together, one token per step. A tool's output enters the row's cache directly, so a tool
+turn needs no second prefill and nothing is tokenised again. A long output is read in one forward pass of the rows
+concerned. A short one is read token by token in place of sampled tokens, which costs no extra pass while other rows
+still decode.
 """
 
 from __future__ import annotations
@@ -19,24 +20,31 @@ from ctpo import fast_cpu
 from ctpo.errors import UserError
 from ctpo.rollout.chat import called_program, encode_result
 from ctpo.rollout.local.decoders import Decoder, decoder_for
-from ctpo.rollout.local.responses import Batch
+from ctpo.rollout.local.responses import Responses
 from ctpo.rollout.records import Rollout
 from ctpo.rollout.sampling import Sampling, sample_tokens
 from ctpo.rollout.tools import ToolRunner
 
 _CHUNK = 16
-"""Tokens from which an output is fed in a pass of its own; below, the pass costs more than it saves."""
+"""A tool's output of at least this many tokens is read in a pass of its own. A pass for fewer tokens would cost more
+than it saves."""
 
 
 class TransformersEngine:
-    """Samples responses, running the tool where the model calls it.
+    """Samples responses with a transformers model, and runs the tool when the model calls it.
 
     Args:
-        model: a causal language model; used as it is (dtype, device), in evaluation mode, without gradient.
-        tokenizer: its tokenizer, with a pad token.
-        eos_token_ids: ids that end a response; the tokenizer's and the generation config's if None.
-        batch_size: rows decoded at once; None for all together.
-        in_bfloat16: multiply in bfloat16, from copies of the weights made for each `generate`.
+        model: a causal language model. Its dtype and device stay as they are; it samples in evaluation mode and
+            without gradient.
+        tokenizer: the model's tokenizer, with a pad token.
+        eos_token_ids: the token ids that end a response; None takes the tokenizer's and the generation config's.
+        batch_size: how many rows are decoded at once; None decodes all together.
+        in_bfloat16: whether to multiply in bfloat16, from copies of the weights that each `generate` makes.
+
+    Example:
+        engine = TransformersEngine(model, tokenizer)
+        with open_tools(task) as tools:
+            rollouts = engine.generate(prompts, Sampling(max_new_tokens=96), tools=tools)
     """
 
     def __init__(
@@ -59,7 +67,7 @@ class TransformersEngine:
 
     @property
     def device(self) -> torch.device:
-        """Where a random generator for `generate` lives."""
+        """The device that a random generator for `generate` must be on."""
         device: torch.device = self.model.device
         return device
 
@@ -73,15 +81,15 @@ class TransformersEngine:
         generator: torch.Generator | None = None,
         uniforms: Tensor | None = None,
     ) -> list[Rollout]:
-        """One response a prompt, in order; equal prompts share one prefill.
+        """One response for each prompt, in order. Equal prompts are read once.
 
         Args:
-            prompts: token ids of each.
+            prompts: the token ids of each prompt.
             sampling: how tokens are drawn.
             tools: runs the programs that the model writes; None for a task without a tool.
-            generator: source of randomness shared by the rows; torch's global one if None.
-            uniforms: [prompts, max_new_tokens], each row's own random numbers (`row_uniforms`), instead of a
-                generator: a response is then the same whatever is decoded beside it.
+            generator: a source of randomness that the rows share; torch's global one if None.
+            uniforms: [prompts, max_new_tokens], random numbers for each row (`row_uniforms`) in place of a generator.
+                A response is then the same whatever else is decoded.
 
         Raises:
             UserError: if a prompt is empty or leaves no room in the model's context.
@@ -137,7 +145,7 @@ class TransformersEngine:
         generator: torch.Generator | None,
         uniforms_BN: Tensor | None,
     ) -> list[Rollout]:
-        batch = Batch(prompts, sampling.max_new_tokens, self.model.device)
+        responses = Responses(prompts, sampling.max_new_tokens, self.model.device)
         decoder = decoder_for(self.model, self.tokenizer.pad_token_id or 0)
         logits = decoder.start(prompts)
         while True:
@@ -147,52 +155,63 @@ class TransformersEngine:
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
                 generator=generator,
-                uniforms_B=None if uniforms_BN is None else uniforms_BN[batch.cursor()],
+                uniforms_B=None if uniforms_BN is None else uniforms_BN[responses.cursor()],
             )
-            tokens, sampled = batch.write(tokens, logps)
-            batch.end(sampled & torch.isin(tokens, self._eos))
+            tokens, sampled = responses.write(tokens, logps)
+            responses.end(sampled & torch.isin(tokens, self._eos))
             if tools is not None:
-                self._run_tools(batch, decoder, tokens, sampled, tools)
-            if not batch.active().any():
-                return batch.rollouts()
-            keep = batch.shrink()
+                self._run_tools(responses, decoder, tokens, sampled, tools)
+            if not responses.active().any():
+                return responses.rollouts()
+            keep = responses.shrink()
             if keep is not None:
                 decoder.keep(keep)
                 tokens = tokens[keep]
-            logits = decoder.step(tokens, batch.active())
+            logits = decoder.step(tokens, responses.active())
 
     def _run_tools(
-        self, batch: Batch, decoder: Decoder, tokens: Tensor, sampled: Tensor, tools: ToolRunner
+        self, responses: Responses, decoder: Decoder, tokens: Tensor, sampled: Tensor, tools: ToolRunner
     ) -> None:
-        """Run the calls that this step's tokens completed, and put their outputs into the rows."""
-        closing = sampled & batch.active() & self._closes(tools.tool.close)[tokens]
-        asking: dict[int, int] = {}
+        """Run the calls that this step's tokens completed, and insert their outputs into the responses."""
+        closing = sampled & responses.active() & self._closes(tools.tool.close)[tokens]
+        calling: dict[int, int] = {}
         programs: list[str] = []
-        for row, response, ids in batch.since_last_output(closing.nonzero().squeeze(-1)):
-            if len(batch.calls[response]) < tools.tool.max_calls:
+        for row, response, ids in responses.since_last_output(closing.nonzero().squeeze(-1)):
+            if len(responses.calls[response]) < tools.tool.max_calls:
                 program = called_program(self.tokenizer, tools.tool, ids)
                 if program is not None:
-                    asking[row] = response
+                    calling[row] = response
                     programs.append(program)
         if not programs:
             return
         calls = tools.run(programs)
-        for response, call in zip(asking.values(), calls, strict=True):
-            batch.calls[response].append(call)
+        for response, call in zip(calling.values(), calls, strict=True):
+            responses.calls[response].append(call)
         outputs = encode_result(self.tokenizer, tools.tool, [call.output for call in calls])
-        self._insert(batch, decoder, tokens, asking, outputs)
+        self._insert(responses, decoder, tokens, calling, outputs)
 
     def _insert(
-        self, batch: Batch, decoder: Decoder, tokens: Tensor, asking: dict[int, int], outputs: list[list[int]]
+        self,
+        responses: Responses,
+        decoder: Decoder,
+        tokens: Tensor,
+        calling: dict[int, int],
+        outputs: list[list[int]],
     ) -> None:
-        """Give each asking row (of response) its output, as far as there is room; `tokens` holds what is fed next."""
-        room = batch.room(list(asking.values()))
+        """Insert the output of each row's call, as far as the response has room.
+
+        Args:
+            tokens: the token that each row is fed next. A row that reads its output here gets the output's last token.
+            calling: the rows that made a call, with the response of each.
+            outputs: the token ids of each output.
+        """
+        room = responses.room(list(calling.values()))
         cut = [ids[:free] for ids, free in zip(outputs, room, strict=True)]
-        alone = len(asking) == int(batch.active().sum())
+        alone = len(calling) == int(responses.active().sum())
         chunks: list[tuple[int, list[int]]] = []
-        for (row, response), ids, free in zip(asking.items(), cut, room, strict=True):
+        for (row, response), ids, free in zip(calling.items(), cut, room, strict=True):
             at_once = decoder.feeds_chunks and len(ids) >= (2 if alone else _CHUNK)
-            batch.force([response], [ids], at_once=at_once)
+            responses.force([response], [ids], at_once=at_once)
             if at_once and len(ids) < free:
                 chunks.append((row, [int(tokens[row]), *ids[:-1]]))
                 tokens[row] = ids[-1]
@@ -200,7 +219,7 @@ class TransformersEngine:
             decoder.feed([row for row, _ in chunks], [ids for _, ids in chunks])
 
     def _closes(self, close: str) -> Tensor:
-        """For each token id, whether it could be the last token of the closing tag: decode only those rows."""
+        """For each token id, whether it can end the closing tag. Only then is a row decoded to text."""
         if close not in self._may_close:
             vocabulary = self.model.get_input_embeddings().num_embeddings
             texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])

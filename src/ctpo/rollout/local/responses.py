@@ -1,6 +1,6 @@
-"""The account of responses under way: every token, whose it was, and its log-probability.
+"""The responses that are being decoded: every token, who wrote it, and its log-probability.
 
-Shape legend: B rows, N new tokens at most.
+Shape legend: B responses, N new tokens at most.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 from ctpo.rollout.records import Rollout, ToolCall
 
 SHRINK_BELOW = 0.75
-"""Rows are dropped once this share is left: each drop copies the cache, so not at every row."""
-_NOT_FORCED = -1
+"""Finished rows leave the batch once the share of rows still decoding is at most this. Each time copies the cache."""
+_NOT_FORCED = -1  # in a table of token ids
 
 
-class Batch:
-    """Responses, each with a length of its own. Rows still decoding are `self._alive`, in cache order."""
+class Responses:
+    """Responses of different lengths. `_alive` holds those that are still in the decoder's batch, in its order."""
 
     def __init__(self, prompts: list[list[int]], max_new_tokens: int, device: torch.device) -> None:
         shape = (len(prompts), max_new_tokens)
@@ -35,16 +35,20 @@ class Batch:
         self.calls: list[list[ToolCall]] = [[] for _ in prompts]
 
     def active(self) -> Tensor:
-        """Which of the decoding rows have not ended and have room left."""
+        """For each decoding row, whether the response has not ended and has room for another token."""
         rows = self._alive
         return ~self._ended_B[rows] & (self._length_B[rows] < self._limit)
 
     def cursor(self) -> tuple[Tensor, Tensor]:
-        """The response of each decoding row, and the position it writes next."""
+        """The index of each decoding row's response, and the position of its next token."""
         return self._alive, self._length_B[self._alive].clamp(max=self._limit - 1)
 
     def write(self, tokens: Tensor, logps: Tensor) -> tuple[Tensor, Tensor]:
-        """Append a token to each active row; return what the model is fed next and which tokens were its own."""
+        """Append one token to each active row: the sampled one, or the next token of a tool's output.
+
+        Returns:
+            The token ids that the model is fed next, and for each row whether the model sampled its token.
+        """
         (rows, columns), active = self.cursor(), self.active()
         forced = self._forced_BN[rows, columns]
         sampled = (forced == _NOT_FORCED) & active
@@ -59,11 +63,11 @@ class Batch:
         return tokens, sampled
 
     def end(self, ended: Tensor) -> None:
-        """Note the rows that the model ended itself."""
+        """Mark the decoding rows whose response the model has ended."""
         self._ended_B[self._alive] |= ended
 
     def shrink(self) -> Tensor | None:
-        """Which decoding rows to keep, once enough are done; None to keep all."""
+        """The decoding rows to keep, if enough of them are done to drop those; otherwise None."""
         active = self.active()
         if active.float().mean() > SHRINK_BELOW:
             return None
@@ -72,7 +76,7 @@ class Batch:
         return keep
 
     def since_last_output(self, rows: Tensor) -> list[tuple[int, int, list[int]]]:
-        """For these decoding rows: row, response, and the response's tokens since the last tool output."""
+        """For each of these decoding rows: the row, its response, and the response's tokens since the last output."""
         responses = self._alive[rows]
         lengths = self._length_B[responses].tolist()
         tokens = self._tokens_BN[responses, : max(lengths, default=0)].tolist()
@@ -84,12 +88,12 @@ class Batch:
         ]
 
     def room(self, responses: Sequence[int]) -> list[int]:
-        """Tokens that each response has room for."""
+        """How many more tokens each response has room for."""
         lengths: list[int] = self._length_B[list(responses)].tolist()
         return [self._limit - length for length in lengths]
 
     def force(self, responses: Sequence[int], ids: Sequence[list[int]], *, at_once: bool) -> None:
-        """Give each response these tokens of a tool: at once, or one at each of the next `write`s."""
+        """Append a tool's tokens to each response, now (`at_once`) or one in each of the next calls of `write`."""
         starts = self._length_B[list(responses)].tolist()
         held = self._tokens_BN if at_once else self._forced_BN
         for response, given, start in zip(responses, ids, starts, strict=True):
@@ -99,14 +103,14 @@ class Batch:
                 self._length_B[response] = start + len(given)
 
     def rollouts(self) -> list[Rollout]:
-        """The responses as they stand, in the order of the prompts."""
+        """The responses in the order of the prompts."""
         tokens, sampled = self._tokens_BN.tolist(), self._sampled_BN.int().tolist()
         logps, ended = self._logps_BN.tolist(), self._ended_B.tolist()
         return [
             Rollout(
                 prompt_ids=prompt,
                 completion_ids=tokens[i][:length],
-                model_mask=sampled[i][:length],
+                response_mask=sampled[i][:length],
                 logps=logps[i][:length],
                 calls=self.calls[i],
                 finished=ended[i],

@@ -1,1 +1,1 @@
-"""Responses sampled by a server."""
+"""Responses sampled by a server, or by vLLM in this process."""

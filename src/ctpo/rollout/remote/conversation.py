@@ -1,4 +1,4 @@
-"""One conversation with a model behind an endpoint: what is asked, what is heard, what is cut where."""
+"""One conversation with a model behind an endpoint: its requests, its tool calls, and where its text is cut."""
 
 from __future__ import annotations
 
@@ -19,28 +19,32 @@ _FENCE = "```"
 
 @dataclass(kw_only=True)
 class Reply:
-    """What came of one prompt."""
+    """The outcome of one prompt."""
 
     text: str = ""
-    """All that was said after the prompt, tool calls and outputs included."""
+    """Everything after the prompt, tool calls and their outputs included."""
     tokens: int = 0
-    """The model's own, by the server's count."""
+    """How many tokens the model sampled, by the server's count."""
     calls: list[ToolCall] = field(default_factory=list)
     finished: bool = False
     error: str | None = None
-    """Why a request of this conversation failed; what was said before it stands."""
+    """Why a request of this conversation failed. The text from before it is kept."""
 
 
 class Server:
-    """An endpoint, and what conversations found out about it."""
+    """An endpoint, and what the conversations with it have learned about the server."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.refuses_tools = False
-        """Whether it was found to take no `tools`."""
+        """Whether the server has refused a request because of its `tools`."""
 
     def note_refusal(self, tool: PythonTool, reason: str) -> None:
-        """Have blocks written from now on; refuse where the task wants native calls."""
+        """Use blocks of code from now on.
+
+        Raises:
+            UserError: if the task wants native tool calls.
+        """
         if tool.style == "native":
             raise UserError(
                 f"tool=native: the endpoint takes no tool calls ({reason}); start vLLM with "
@@ -49,8 +53,8 @@ class Server:
         self.refuses_tools = True
 
 
-class Talk:
-    """One conversation under way."""
+class Conversation:
+    """One conversation in progress. A subclass says how turns are requested and how results are sent."""
 
     def __init__(
         self,
@@ -74,20 +78,20 @@ class Talk:
         return self._tool is not None and len(self.reply.calls) < self._tool.max_calls
 
     def turn(self) -> None:
-        """Ask for the next turn, and note the programs it calls."""
+        """Request the next turn, and set `programs` to those that it calls."""
         try:
             self._turn()
         except RequestFailed as failure:
             self.reply.error = str(failure)
-            self.reply.finished = False  # a turn before it may have ended by itself
+            self.reply.finished = False  # an earlier turn may have set it
             self.done = True
         else:
             self.done = not self.programs or self._used >= self._sampling.max_new_tokens
             if self.done:
                 self.programs = []
 
-    def hear(self, calls: list[ToolCall]) -> None:
-        """Take what the programs printed."""
+    def add_results(self, calls: list[ToolCall]) -> None:
+        """Add what the programs printed to the conversation."""
         raise NotImplementedError
 
     def _begin(self, task: Task, prompt: str) -> None:
@@ -96,12 +100,12 @@ class Talk:
     def _turn(self) -> None:
         raise NotImplementedError
 
-    def _ask(self, path: str, **payload: Any) -> tuple[dict[str, Any], bool]:
-        """The first choice of the answer, and whether a stop text or the model itself ended it."""
+    def _request(self, path: str, **payload: Any) -> tuple[dict[str, Any], bool]:
+        """The first choice of the server's answer, and whether the model or a stop text ended it."""
         sampling = self._sampling
         drawn: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
         if sampling.top_k:
-            drawn["top_k"] = sampling.top_k  # not OpenAI's, but vLLM's and SGLang's
+            drawn["top_k"] = sampling.top_k  # vLLM and SGLang know it, OpenAI does not
         if self._seed is not None:
             drawn["seed"] = self._seed
         payload = {name: value for name, value in payload.items() if value}
@@ -115,13 +119,13 @@ class Talk:
             raise RequestFailed("the answer has no choice or no usage") from None
         if self._first_prompt_tokens is None:
             self._first_prompt_tokens = before
-        self._used = before - self._first_prompt_tokens + new  # outputs of the tool included
+        self._used = before - self._first_prompt_tokens + new  # the tool's outputs count too
         self.reply.tokens += new
         self.reply.finished = choice.get("finish_reason") in ("stop", "tool_calls")
         return choice, self.reply.finished
 
 
-class Text(Talk):
+class TextConversation(Conversation):
     """A bare prompt that the model continues."""
 
     def _begin(self, task: Task, prompt: str) -> None:
@@ -130,7 +134,7 @@ class Text(Talk):
     def _turn(self) -> None:
         tool = self._tool
         stop = [tool.close] if tool is not None and self.may_call else []
-        choice, ended = self._ask("completions", prompt=self._prompt + self.reply.text, stop=stop)
+        choice, ended = self._request("completions", prompt=self._prompt + self.reply.text, stop=stop)
         self.programs, text = [], str(choice.get("text") or "")
         if stop and tool is not None:
             text, program = _cut_at_call(
@@ -139,17 +143,17 @@ class Text(Talk):
             self.programs = [] if program is None else [program]
         self.reply.text += text
 
-    def hear(self, calls: list[ToolCall]) -> None:
+    def add_results(self, calls: list[ToolCall]) -> None:
         self.reply.calls += calls
         self.reply.text += "".join(call.output for call in calls)
 
 
-class Chat(Talk):
-    """Messages; the tool by the server's tool calls, or by blocks of code."""
+class ChatConversation(Conversation):
+    """Messages. The model calls the tool by the server's tool calls or by blocks of code."""
 
     def _begin(self, task: Task, prompt: str) -> None:
         messages = task.messages(prompt)
-        # A tool message without a tool call before it is refused by servers, so examples show blocks.
+        # Servers refuse a tool message without a tool call before it, so examples show blocks of code.
         self._messages: list[dict[str, Any]] = [
             _user(self._tool.render(SUCCESS, message["content"], ""))
             if message["role"] == "tool" and self._tool is not None
@@ -160,7 +164,7 @@ class Chat(Talk):
 
     def _turn(self) -> None:
         self.programs, self._ids = [], []
-        choice = self._say()
+        choice = self._next_message()
         message = choice["message"]
         text = str(message.get("content") or "")
         asked = message.get("tool_calls") or []
@@ -177,8 +181,8 @@ class Chat(Talk):
         self._messages.append({"role": "assistant", "content": text})
         self.reply.text += text
 
-    def _say(self) -> dict[str, Any]:
-        """The next message: with tools offered where the server takes them, else to be stopped after a block."""
+    def _next_message(self) -> dict[str, Any]:
+        """The choice with the next message. Tools are offered if the server takes them; if not, blocks are used."""
         tool, server = self._tool, self._server
         if tool is None:
             return self._choice()
@@ -189,33 +193,37 @@ class Chat(Talk):
                 if failure.status is None or failure.status >= 500:
                     raise
                 refusal = failure
-            choice = self._blocks(tool)  # fails likewise if it was not the tools that were refused
+            choice = self._block_choice(
+                tool
+            )  # fails too if the server refused something other than the tools
             server.note_refusal(tool, str(refusal))
             return choice
-        return self._blocks(tool)
+        return self._block_choice(tool)
 
-    def _blocks(self, tool: PythonTool) -> dict[str, Any]:
+    def _block_choice(self, tool: PythonTool) -> dict[str, Any]:
+        """The choice with the next message, which ends after a block of code."""
         if not self.may_call or not tool.open.startswith(_FENCE):
             return self._choice()
-        # The line's end after the fence belongs to it: "\n```" alone also begins a block.
+        # The line feed after the fence is needed: "\n```" alone also begins a block.
         stop = tool.close + "\n"
         tokens, used = self.reply.tokens, self._used
         choice = self._choice(stop=[stop])
         text = str(choice["message"].get("content") or "")
-        # Most servers leave the stop text out; transformers' own leaves it in.
+        # Most servers leave out the stop text; the server of transformers keeps it.
         if tool.open not in text and (text.count(_FENCE) % 2 or text.endswith(stop)):
-            # It stopped after a block that is no program; a chat cannot be continued in mid-message, so once more.
+            # It stopped after a block that is no program. A message cannot be continued, so it is requested again
+            # without a stop text.
             self.reply.tokens, self._used = tokens, used
             return self._choice()
         return choice
 
     def _choice(self, **payload: Any) -> dict[str, Any]:
-        choice, _ = self._ask("chat/completions", messages=self._messages, **payload)
+        choice, _ = self._request("chat/completions", messages=self._messages, **payload)
         if not isinstance(choice.get("message"), dict):
             raise RequestFailed("the answer has no message")
         return choice
 
-    def hear(self, calls: list[ToolCall]) -> None:
+    def add_results(self, calls: list[ToolCall]) -> None:
         tool = self._tool
         assert tool is not None
         self.reply.calls += calls
@@ -233,12 +241,15 @@ class Chat(Talk):
 
 
 def _user(output: str) -> dict[str, Any]:
-    """A tool's output as the message that a block of code is answered with."""
+    """The message that answers a block of code with its output."""
     return {"role": "user", "content": output.strip()}
 
 
 def _cut_at_call(text: str, tool: PythonTool, *, stopped: bool) -> tuple[str, str | None]:
-    """The text up to the end of its first call, and the call's program; a stop text is given back its end."""
+    """The text up to the end of its first call, and that call's program (None without a call).
+
+    If a stop text ended the text (`stopped`), the closing tag is missing and is put back.
+    """
     before, opened, body = text.partition(tool.open)
     if not opened:
         return text, None
@@ -249,12 +260,12 @@ def _cut_at_call(text: str, tool: PythonTool, *, stopped: bool) -> tuple[str, st
 
 
 def _code(call: dict[str, Any]) -> str:
-    """The program of a tool call; one that cannot be read is run as it stands, so that the model sees the error."""
+    """The program of a tool call. Arguments that cannot be read are run as they are: the model sees the error."""
     function = call.get("function") or {}
     arguments = function.get("arguments")
     try:
-        read = json.loads(arguments) if isinstance(arguments, str) else arguments
-        code = read["code"]  # type: ignore[index]
+        values = json.loads(arguments) if isinstance(arguments, str) else arguments
+        code = values["code"]  # type: ignore[index]
     except (ValueError, KeyError, TypeError, RecursionError):
         return str(arguments)
     return code if isinstance(code, str) else str(arguments)

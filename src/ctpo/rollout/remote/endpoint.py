@@ -1,4 +1,4 @@
-"""A client of an OpenAI-compatible server (vLLM, SGLang, llama.cpp, a hosted one): requests, retries, reasons."""
+"""A client of an OpenAI-compatible server such as vLLM, SGLang, llama.cpp or a hosted one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ctpo.errors import UserError
 
-_RETRIED = (408, 409, 425, 429)  # and every 5xx: what may go well the next time
+_RETRIED = (408, 409, 425, 429)  # and every 5xx: another try may succeed
 _LONGEST_WAIT_S = 60.0
 _CONNECT_S = 10.0
 
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 class RequestFailed(Exception):
-    """A request that got no answer; `status` is the last HTTP status, None where there was none."""
+    """A request got no usable answer. `status` is the last HTTP status, or None without one."""
 
     def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason)
@@ -32,12 +32,16 @@ class Endpoint:
     """One model on one server.
 
     Args:
-        url: as OpenAI's `base_url`: `http://host:8000/v1` (`/v1` is tried where the server has nothing at the URL).
-        model: the name that it is served under.
+        url: the base URL as OpenAI's clients take it, for example `http://host:8000/v1`. If the server has nothing at
+            this URL, `check` tries it with `/v1` added.
+        model: the name under which the server has the model.
         api_key: sent as bearer token.
-        timeout_s: seconds one request may take.
-        retries: tries after the first, 1, 2, 4, … seconds apart (or as the server's Retry-After says).
-        concurrency: requests at a time.
+        timeout_s: how many seconds one request may take.
+        retries: how often a failed request is tried again, after 1, 2, 4, … seconds or the server's Retry-After.
+        concurrency: how many requests run at the same time.
+
+    Raises:
+        UserError: if the URL is not one.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class Endpoint:
         )
 
     def check(self) -> None:
-        """Find out whether the server answers and has the model, before any work.
+        """Check that the server answers and has the model.
 
         Raises:
             UserError: if it does not.
@@ -78,8 +82,8 @@ class Endpoint:
                 f"endpoint {self.url} refuses the key (HTTP {response.status_code}); name the environment variable "
                 "that holds it: --api-key-env NAME"
             )
-        if response.status_code != 200 and self._talks():
-            return  # a gateway that does not list its models, or a server that fails to (transformers serve)
+        if response.status_code != 200 and self._has_chat():
+            return  # some gateways do not list their models, and transformers' server fails to
         if response.status_code != 200:
             raise UserError(
                 f"endpoint {self.url}/models answers HTTP {response.status_code}; give the base URL of an "
@@ -92,10 +96,14 @@ class Endpoint:
             )
 
     def post(self, path: str, payload: dict[str, Any]) -> dict[str, Any]:
-        """The server's answer.
+        """The server's answer to a request, which has `choices`.
+
+        Args:
+            path: below the base URL, for example `completions`.
+            payload: the request's JSON object, without `model`.
 
         Raises:
-            RequestFailed: if there is none after every retry, or the server refuses the request itself.
+            RequestFailed: if there is no answer after every retry, or the server refuses the request.
         """
         for attempt in range(self._retries + 1):
             answer, wait_s = self._try(path, payload)
@@ -103,23 +111,23 @@ class Endpoint:
                 return answer
             if wait_s is None or attempt == self._retries:
                 raise answer
-            # Jitter, so that requests that failed together do not come back together.
+            # Random waits keep requests that failed together from coming back together.
             time.sleep(max(wait_s, 2.0**attempt * random.uniform(0.75, 1.25)))
         raise AssertionError("unreachable")
 
     def at_once(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Do this for every item, as many at a time as the endpoint takes; results in order."""
+        """The results of `work` for every item, in order; `concurrency` of them run at the same time."""
         pool = ThreadPoolExecutor(self.concurrency)
         try:
             return list(pool.map(work, items))
-        except BaseException:  # Ctrl-C: what is in flight would be waited for until its timeout
+        except BaseException:  # after Ctrl-C, open requests would otherwise last until their timeout
             self.close()
             raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """Give up the connections."""
+        """Close all connections."""
         self._client.close()
 
     def _models(self, url: str) -> Any:
@@ -127,14 +135,14 @@ class Endpoint:
             return self._client.get(f"{url}/models", timeout=_CONNECT_S)
         except (self._http.HTTPError, self._http.InvalidURL) as error:
             raise UserError(
-                f"endpoint {url} cannot be reached ({_reason(error)}); start the server, or mend the URL"
+                f"endpoint {url} cannot be reached ({_reason(error)}); start the server, or correct the URL"
             ) from None
 
-    def _talks(self) -> bool:
-        """Whether the server knows the path that conversations go to."""
+    def _has_chat(self) -> bool:
+        """Whether the server knows the path of chat completions."""
         hello = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
         status: int | None = None
-        for _ in range(2):  # a server that has just failed may have hung up
+        for _ in range(2):  # a server that has just failed may have closed the connection
             answer, _wait_s = self._try("chat/completions", hello)
             if not isinstance(answer, RequestFailed):
                 return True
@@ -142,7 +150,7 @@ class Endpoint:
         return status is not None and status < 500 and status not in (404, 405)
 
     def _try(self, path: str, payload: dict[str, Any]) -> tuple[dict[str, Any] | RequestFailed, float | None]:
-        """The answer; or the failure and the seconds to wait before another try (None: don't)."""
+        """The answer, or the failure with the seconds to wait before another try (None: no other try)."""
         try:
             response = self._client.post(f"{self.url}/{path}", json={"model": self.model, **payload})
         except self._http.HTTPError as error:
@@ -162,7 +170,7 @@ class Endpoint:
 
 
 def _http() -> Any:
-    """The HTTP client that huggingface_hub brings along: httpx2 with its version 2, httpx with 1."""
+    """The HTTP client that huggingface_hub installs: httpx2 with its version 2, httpx with version 1."""
     return import_module("httpx2" if find_spec("httpx2") else "httpx")
 
 
@@ -176,7 +184,7 @@ def _served(response: Any) -> list[str]:
 def _retry_after(response: Any) -> float:
     try:
         return min(max(float(response.headers.get("retry-after", 0)), 0.0), _LONGEST_WAIT_S)
-    except ValueError:  # a date
+    except ValueError:  # the header may hold a date
         return 0.0
 
 

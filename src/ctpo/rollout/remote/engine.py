@@ -1,14 +1,14 @@
-"""Conversations with a model behind an OpenAI-compatible endpoint: text in, text out, programs in our sandbox.
+"""Conversations with a model behind an OpenAI-compatible endpoint: text in and text out.
 
-For evaluation only. A server applies its own template and tokeniser, so nothing here knows tokens or log-probs;
-lengths are the server's counts.
+The model's programs run in our sandbox. This engine is for evaluation only. A server applies its own chat template and
+tokenizer, so there are no token ids or log-probs here, and lengths are the server's counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ctpo.rollout.remote.conversation import Chat, Reply, Server, Talk, Text
+from ctpo.rollout.remote.conversation import ChatConversation, Conversation, Reply, Server, TextConversation
 from ctpo.rollout.remote.endpoint import Endpoint
 from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import ToolRunner
@@ -16,9 +16,9 @@ from ctpo.tasks import Task
 
 
 class EndpointEngine:
-    """Samples responses from an endpoint, running the tool where the model calls it.
+    """Samples responses from an endpoint, and runs the tool when the model calls it.
 
-    Turns go in step: all requests of a turn, some at a time, then all programs together.
+    All conversations take their turns together: first all requests of a turn, some at a time, then all programs.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -34,29 +34,32 @@ class EndpointEngine:
         tools: ToolRunner | None = None,
         seeds: Sequence[int] = (),
     ) -> list[Reply]:
-        """One reply a prompt, in order; a request that fails ends its own conversation only.
+        """One reply for each prompt, in order. A request that fails ends its own conversation only.
+
+        Args:
+            seeds: one seed for each prompt, sent with its requests; none are sent if this is empty.
 
         Raises:
             UserError: if the task wants native tool calls and the server refuses them.
         """
         tool = None if tools is None else tools.tool
-        kind = Chat if task.conversational else Text
-        talks: list[Talk] = [
+        kind = ChatConversation if task.conversational else TextConversation
+        conversations: list[Conversation] = [
             kind(self._server, task, tool, prompt, sampling, seeds[i] if seeds else None)
             for i, prompt in enumerate(prompts)
         ]
-        live = talks
+        live = conversations
         while live:
-            self.endpoint.at_once(lambda talk: talk.turn(), live)
+            self.endpoint.at_once(lambda conversation: conversation.turn(), live)
             if tools is not None:
                 _run(tools, live)
-            live = [talk for talk in live if not talk.done]
-        return [talk.reply for talk in talks]
+            live = [conversation for conversation in live if not conversation.done]
+        return [conversation.reply for conversation in conversations]
 
 
-def _run(tools: ToolRunner, talks: Sequence[Talk]) -> None:
+def _run(tools: ToolRunner, conversations: Sequence[Conversation]) -> None:
     """Run the programs of one turn of all conversations together."""
-    asking = [talk for talk in talks if talk.programs]
-    calls = iter(tools.run([program for talk in asking for program in talk.programs]))
-    for talk in asking:
-        talk.hear([next(calls) for _ in talk.programs])
+    calling = [conversation for conversation in conversations if conversation.programs]
+    calls = iter(tools.run([program for conversation in calling for program in conversation.programs]))
+    for conversation in calling:
+        conversation.add_results([next(calls) for _ in conversation.programs])

@@ -1,9 +1,11 @@
-"""Generation by vLLM across tool turns, token in, token out.
+"""Responses completed by vLLM over several tool turns, token ids in and token ids out.
 
-vLLM completes; between two completions the programs of all rows run together and their outputs are appended as
-token ids. What a row has said is sent again as ids (vLLM's prefix cache makes that cheap), never as text, so a
-response is the very sequence the model saw, as with the engine in process. Nothing here imports vLLM: who
-completes is handed in (`ctpo.training.sampling.vllm` brings TRL's colocated model or TRL's client of a server).
+vLLM completes all rows. Between two completions, the programs of all rows run together and their outputs are appended
+as token ids. A row's earlier tokens are sent again as ids, which vLLM's prefix cache makes cheap, and never as text.
+So a response is the very sequence that the model saw, as with `TransformersEngine`.
+
+Nothing here imports vLLM. The engine is given a `Completer`: `ctpo.training.sampling.vllm` has one for TRL's colocated
+model and for TRL's client of a server.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -24,44 +26,57 @@ from ctpo.rollout.tools import ToolRunner
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
-    """One row's next completion."""
+class CompletionRequest:
+    """What one row needs next."""
 
     ids: list[int]
-    """Everything so far: prompt, what the model said, what the tool answered."""
+    """All token ids so far: the prompt, the model's tokens and the tool's tokens."""
     max_new_tokens: int
     stop: tuple[str, ...] = ()
-    """Texts that end the completion; the tokens that complete one are part of it."""
+    """Texts that end the completion. The tokens that complete such a text are part of the completion."""
     seed: int | None = None
 
 
-Said = tuple[list[int], list[float]]
-"""Token ids and their log-probs."""
+class Completion(NamedTuple):
+    """The answer to one request."""
+
+    ids: list[int]
+    logps: list[float]
+    """The log-probability of each token in nats."""
 
 
 class Completer(Protocol):
-    """Something that completes token ids: vLLM in this process, or behind a server."""
+    """Completes token ids with vLLM, in this process or behind a server."""
 
     context: int | None
-    """Tokens that prompt and response may have together; None if unknown."""
+    """How many tokens a prompt and its response may have together; None if unknown."""
 
     def awake(self) -> AbstractContextManager[None]:
-        """Hold the model ready over several `complete`s."""
+        """A context that holds the model ready over several calls of `complete`."""
 
     def anyone(self, live: bool) -> bool:
-        """Whether any process that completes together with this one has something left to ask."""
+        """Whether this process or any that completes together with it has requests left.
 
-    def complete(self, asks: Sequence[Ask], sampling: Sampling, eos: Sequence[int]) -> list[Said]:
-        """One completion an ask, in order. Every process calls it equally often, if need be with no asks."""
+        Args:
+            live: whether this process has.
+        """
+
+    def complete(
+        self, requests: Sequence[CompletionRequest], sampling: Sampling, eos: Sequence[int]
+    ) -> list[Completion]:
+        """One completion for each request, in order.
+
+        Every process calls it equally often, without requests if it has none left.
+        """
 
 
 class VLLMEngine:
-    """Samples responses as `TransformersEngine` does, with vLLM in the model's place.
+    """Samples responses as `TransformersEngine` does, with vLLM in place of the model.
 
     Args:
-        completer: who completes.
-        tokenizer: the model's.
-        eos_token_ids: ids that end a response.
+        completer: completes token ids.
+        tokenizer: the model's tokenizer.
+        eos_token_ids: the token ids that end a response.
     """
 
     def __init__(
@@ -84,11 +99,11 @@ class VLLMEngine:
         tools: ToolRunner | None = None,
         uniforms: Tensor | None = None,
     ) -> list[Rollout]:
-        """One response a prompt, in order.
+        """One response for each prompt, in order.
 
         Args:
-            prompts, sampling, tools: as `TransformersEngine.generate` takes them.
-            uniforms: [prompts, max_new_tokens]; gives every completion a seed of its own.
+            prompts, sampling, tools: as for `TransformersEngine.generate`.
+            uniforms: [prompts, max_new_tokens]; every completion gets a seed of its own from these.
 
         Raises:
             UserError: if a prompt is empty or leaves no room in the model's context.
@@ -103,10 +118,10 @@ class VLLMEngine:
         live = rows
         with self._completer.awake():
             while self._completer.anyone(bool(live)):
-                asks = [row.ask(tools) for row in live]
-                said = self._completer.complete(asks, sampling, self._eos)
-                for row, ask, (ids, logps) in zip(live, asks, said, strict=True):
-                    row.take(ids, logps, ended=self._ended(ask, ids), eos=self._eos)
+                requests = [row.request(tools) for row in live]
+                completions = self._completer.complete(requests, sampling, self._eos)
+                for row, request, (ids, logps) in zip(live, requests, completions, strict=True):
+                    row.append_sampled(ids, logps, ended=self._ended(request, ids), eos=self._eos)
                 live = [row for row in live if not row.done]
                 if tools is not None:
                     self._run_tools(live, tools)
@@ -124,34 +139,34 @@ class VLLMEngine:
                     "max_new_tokens or raise vllm_max_model_length"
                 )
 
-    def _ended(self, ask: Ask, ids: list[int]) -> bool:
-        """Whether nothing is to come: the model ended, rather than a text that ends a completion, or the room."""
+    def _ended(self, request: CompletionRequest, ids: list[int]) -> bool:
+        """Whether the model ended the response, and not a stop text or the length limit the completion."""
         if not ids or ids[-1] in self._eos:
             return True
         text = self.tokenizer.decode(ids, skip_special_tokens=False)
-        return len(ids) < ask.max_new_tokens and not any(stop in text for stop in ask.stop)
+        return len(ids) < request.max_new_tokens and not any(stop in text for stop in request.stop)
 
     def _run_tools(self, rows: list[_Row], tools: ToolRunner) -> None:
-        """Run the calls that the rows' last completions made, all together, and append the outputs."""
-        asking: list[_Row] = []
+        """Run the calls of the rows' last completions, all together, and append the outputs."""
+        calling: list[_Row] = []
         programs: list[str] = []
         for row in rows:
             if row.room and len(row.rollout.calls) < tools.tool.max_calls:
                 program = called_program(self.tokenizer, tools.tool, row.since_last_output)
                 if program is not None:
-                    asking.append(row)
+                    calling.append(row)
                     programs.append(program)
         if not programs:
             return
         calls = tools.run(programs)
         outputs = encode_result(self.tokenizer, tools.tool, [call.output for call in calls])
-        for row, call, ids in zip(asking, calls, outputs, strict=True):
+        for row, call, ids in zip(calling, calls, outputs, strict=True):
             row.rollout.calls.append(call)
-            row.insert(ids)
+            row.append_output(ids)
 
 
 class _Row:
-    """One response under way."""
+    """One response that is being completed."""
 
     def __init__(self, prompt: list[int], limit: int, uniforms: Tensor | None) -> None:
         self._uniforms = uniforms
@@ -168,10 +183,10 @@ class _Row:
     def since_last_output(self) -> list[int]:
         return self.rollout.completion_ids[self._turn_start :]
 
-    def ask(self, tools: ToolRunner | None) -> Ask:
-        # Beyond the last call the model may write on: nothing would be done at a stop.
+    def request(self, tools: ToolRunner | None) -> CompletionRequest:
+        # After the last allowed call the model may continue: nothing would run at a stop.
         stops = tools is not None and len(self.rollout.calls) < tools.tool.max_calls
-        return Ask(
+        return CompletionRequest(
             ids=self.rollout.prompt_ids + self.rollout.completion_ids,
             max_new_tokens=self.room,
             stop=(tools.tool.close,) if tools is not None and stops else (),
@@ -183,19 +198,19 @@ class _Row:
             return None
         return int(self._uniforms[len(self.rollout.completion_ids)].double() * 2**31)
 
-    def take(self, ids: list[int], logps: list[float], *, ended: bool, eos: Sequence[int]) -> None:
+    def append_sampled(self, ids: list[int], logps: list[float], *, ended: bool, eos: Sequence[int]) -> None:
         ids, logps = ids[: self.room], logps[: self.room]
-        self._append(ids, logps, own=1)
+        self._append(ids, logps, sampled=1)
         self.rollout.finished = bool(ids) and ids[-1] in eos
         self.done = ended or not self.room
 
-    def insert(self, ids: list[int]) -> None:
+    def append_output(self, ids: list[int]) -> None:
         ids = ids[: self.room]
-        self._append(ids, [0.0] * len(ids), own=0)
+        self._append(ids, [0.0] * len(ids), sampled=0)
         self._turn_start = len(self.rollout.completion_ids)
 
-    def _append(self, ids: list[int], logps: list[float], *, own: int) -> None:
+    def _append(self, ids: list[int], logps: list[float], *, sampled: int) -> None:
         assert len(ids) == len(logps)
         self.rollout.completion_ids += ids
         self.rollout.logps += logps
-        self.rollout.model_mask += [own] * len(ids)
+        self.rollout.response_mask += [sampled] * len(ids)

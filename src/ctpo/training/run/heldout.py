@@ -48,7 +48,8 @@ class HeldOut:
                 seed=HELDOUT_SEED,
                 first=mine.start,
             )
-        evaluation = _joined(part, self._problems) if processes > 1 else part
+        # The parts of all processes, in the order of the problems.
+        evaluation = Evaluation(responses=gather_object(part.responses)) if processes > 1 else part
         if index == 0:
             self._run.write_transcripts(batch, evaluation.transcripts(self._recipe.transcripts))
         return evaluation
@@ -63,10 +64,3 @@ class HeldOut:
         if trainer.accelerator.num_processes > 1:
             return measure()
         return shared_evaluation(self._recipe, trainer.model, self._problems, sampling_of(trainer), measure)
-
-
-def _joined(part: Evaluation, problems: list[Problem]) -> Evaluation:
-    """The parts of all processes, in the order of the problems."""
-    rows = gather_object(list(zip(part.rollouts, part.texts, part.correct, strict=True)))
-    rollouts, texts, correct = (list(column) for column in zip(*rows, strict=True))
-    return Evaluation(problems=problems, rollouts=rollouts, texts=texts, correct=correct)

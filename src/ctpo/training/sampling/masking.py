@@ -40,7 +40,7 @@ def is_void(
         return False
     if void_turns == "response" and rollout.calls:
         return False
-    own = rollout.model_mask
+    own = rollout.response_mask
     if not own or not own[-1]:
         return False  # it ended with a tool's output, so its last turn called
     first = len(own) - own[::-1].index(0) if 0 in own else 0

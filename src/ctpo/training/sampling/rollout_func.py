@@ -96,7 +96,7 @@ def make_rollout_func(
             "completion_ids": [rollout.completion_ids for rollout in rollouts],
             "logprobs": [rollout.logps for rollout in rollouts],
             "env_mask": [
-                [0] * len(rollout.model_mask) if masked else rollout.model_mask
+                [0] * len(rollout.response_mask) if masked else rollout.response_mask
                 for rollout, masked in zip(rollouts, _masked(rollouts, trainer, account), strict=True)
             ],
         }
@@ -181,7 +181,7 @@ def sampling_of(trainer: Any) -> Sampling:
 def _account(rollouts: list[Rollout], seconds: float, tools: ToolRunner | None) -> RolloutAccount:
     account = RolloutAccount(
         responses=len(rollouts),
-        model_tokens=sum(sum(rollout.model_mask) for rollout in rollouts),
+        model_tokens=sum(sum(rollout.response_mask) for rollout in rollouts),
         seconds=seconds,
     )
     if tools is not None:

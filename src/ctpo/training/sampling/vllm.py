@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ctpo.rollout.remote.vllm import Ask, Said, VLLMEngine
+from ctpo.rollout.remote.vllm import Completion, CompletionRequest, VLLMEngine
 from ctpo.rollout.sampling import Sampling
 
 _CONNECTIONS = 64  # requests to a server at a time, as many as TRL's own client makes
@@ -70,23 +70,29 @@ class TRLCompleter:
     def anyone(self, live: bool) -> bool:
         return any(self._from_all([live]))
 
-    def complete(self, asks: Sequence[Ask], sampling: Sampling, eos: Sequence[int]) -> list[Said]:
+    def complete(
+        self, asks: Sequence[CompletionRequest], sampling: Sampling, eos: Sequence[int]
+    ) -> list[Completion]:
         if self._generation.mode == "server":
             return self._by_server(list(asks), sampling, eos)
         return self._colocated(list(asks), sampling, eos)
 
-    def _colocated(self, asks: list[Ask], sampling: Sampling, eos: Sequence[int]) -> list[Said]:
+    def _colocated(
+        self, asks: list[CompletionRequest], sampling: Sampling, eos: Sequence[int]
+    ) -> list[Completion]:
         counts = self._from_all([len(asks)])
         everything = self._from_all(asks)
         said = _generate(self._generation.llm, everything, sampling, eos) if everything else []
         first = sum(counts[: self._rank()])
         return said[first : first + len(asks)]
 
-    def _by_server(self, asks: list[Ask], sampling: Sampling, eos: Sequence[int]) -> list[Said]:
+    def _by_server(
+        self, asks: list[CompletionRequest], sampling: Sampling, eos: Sequence[int]
+    ) -> list[Completion]:
         """The main process asks for everyone, as TRL's own generation does."""
         accelerator = self._generation.accelerator
         counts, everything = self._from_all([len(asks)]), self._from_all(asks)
-        said: list[list[Said] | None] = [None]
+        said: list[list[Completion] | None] = [None]
         if accelerator.is_main_process:
             said = [_request(self._generation.vllm_client, everything, sampling, eos)]
         if not self._alone:
@@ -122,7 +128,9 @@ def _processes(generation: Any) -> int:
     return int(generation.accelerator.num_processes if server else generation.tensor_parallel_size)
 
 
-def _generate(llm: Any, asks: list[Ask], sampling: Sampling, eos: Sequence[int]) -> list[Said]:
+def _generate(
+    llm: Any, asks: list[CompletionRequest], sampling: Sampling, eos: Sequence[int]
+) -> list[Completion]:
     parameters_of = import_module("vllm").SamplingParams  # no dependency of ours: TRL asks for it
     parameters = [
         parameters_of(n=1, max_tokens=ask.max_new_tokens, logprobs=0, **_drawn(sampling), **_ending(ask, eos))
@@ -130,22 +138,25 @@ def _generate(llm: Any, asks: list[Ask], sampling: Sampling, eos: Sequence[int])
     ]
     prompts = [{"prompt_token_ids": ask.ids} for ask in asks]
     outputs = llm.generate(prompts, sampling_params=parameters, use_tqdm=False)
-    return [_said(output.outputs[0]) for output in outputs]
+    return [_completion(output.outputs[0]) for output in outputs]
 
 
-def _said(output: Any) -> Said:
+def _completion(output: Any) -> Completion:
     ids = list(output.token_ids)
-    return ids, [float(entry[token].logprob) for token, entry in zip(ids, output.logprobs, strict=True)]
+    logps = [float(entry[token].logprob) for token, entry in zip(ids, output.logprobs, strict=True)]
+    return Completion(ids, logps)
 
 
-def _request(client: Any, asks: list[Ask], sampling: Sampling, eos: Sequence[int]) -> list[Said]:
+def _request(
+    client: Any, asks: list[CompletionRequest], sampling: Sampling, eos: Sequence[int]
+) -> list[Completion]:
     """One request for all rows where they ask alike (the first turn), else one a row, some at a time."""
     if not asks:
         return []
     alike = {(ask.max_new_tokens, ask.stop, ask.seed) for ask in asks}
     parts = [asks] if len(alike) == 1 else [[ask] for ask in asks]
 
-    def send(part: list[Ask]) -> list[Said]:
+    def send(part: list[CompletionRequest]) -> list[Completion]:
         answer = client.generate(
             prompts=[ask.ids for ask in part],
             max_tokens=part[0].max_new_tokens,
@@ -154,7 +165,7 @@ def _request(client: Any, asks: list[Ask], sampling: Sampling, eos: Sequence[int
             **_drawn(sampling),
         )
         logps = [[_number(entry[0]) for entry in row] for row in answer["logprobs"]]
-        return list(zip(answer["completion_ids"], logps, strict=True))
+        return [Completion(*each) for each in zip(answer["completion_ids"], logps, strict=True)]
 
     with ThreadPoolExecutor(min(_CONNECTIONS, len(parts))) as pool:
         return [said for part in pool.map(send, parts) for said in part]
@@ -168,7 +179,7 @@ def _drawn(sampling: Sampling) -> dict[str, Any]:
     return {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
 
 
-def _ending(ask: Ask, eos: Sequence[int]) -> dict[str, Any]:
+def _ending(ask: CompletionRequest, eos: Sequence[int]) -> dict[str, Any]:
     """Where a completion ends. Special tokens count as text, because a tool's closing tag may be one."""
     return {
         "stop": list(ask.stop),
