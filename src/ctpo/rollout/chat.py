@@ -1,4 +1,4 @@
-"""From a task's conversation to tokens, by the chat template of the model at hand."""
+"""Turning a task's conversation into tokens, with the model's own chat template and form of tool calls."""
 
 from __future__ import annotations
 
@@ -24,20 +24,18 @@ SCHEMA = {
         },
     },
 }
-"""The Python tool as chat templates want it declared."""
+"""The declaration of the Python tool that chat templates and servers take."""
 
-_NATIVE_OPEN, _NATIVE_CLOSE = (
-    "<tool_call>",
-    "</tool_call>",
-)  # Hermes' form, which Qwen, SmolLM3 and others share
-_ASKED, _SAID, _PRINTED = "WHAT-WAS-ASKED", "WHAT-WAS-SAID", "WHAT-WAS-PRINTED"
+_NATIVE_OPEN, _NATIVE_CLOSE = "<tool_call>", "</tool_call>"  # the form of Hermes, Qwen, SmolLM3 and others
+# Contents of a test conversation, to be looked for in what a template makes of it.
+_USER_TEXT, _ASSISTANT_TEXT, _TOOL_TEXT = "WHAT-WAS-ASKED", "WHAT-WAS-SAID", "WHAT-WAS-PRINTED"
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str) -> list[int]:
-    """Token ids that the model continues: the bare prompt, or the task's conversation in the chat template.
+    """The token ids that the model continues: the bare prompt, or the task's conversation in the chat template.
 
     Raises:
-        UserError: if the task is a conversation and the tokenizer has no template, or one that refuses it.
+        UserError: if the task is a conversation, and the tokenizer has no chat template or its template refuses it.
     """
     text = prompt
     if task.conversational:
@@ -52,13 +50,13 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str) -
 
 
 def adapt_tool(tool: PythonTool, tokenizer: PreTrainedTokenizerBase) -> PythonTool:
-    """The tool with the tags that this model's calls and results have.
+    """The tool with the tags that this model uses for calls and results.
 
-    The tags around a result are what the chat template puts between an assistant's message, a tool's message and
-    the assistant's next one, so that a conversation grows token by token as the template would render it.
+    The tags around a result are the texts that the chat template puts before and after a tool's message, between two
+    messages of the assistant. So a conversation grows, token by token, into what the template would render.
 
     Raises:
-        UserError: if the tool's style is native and the template has no tool calls that we can read.
+        UserError: if the tool's style is native and the template has no tool calls that can be read here.
     """
     if tool.style == "tags":
         return tool
@@ -80,18 +78,20 @@ def adapt_tool(tool: PythonTool, tokenizer: PreTrainedTokenizerBase) -> PythonTo
 def encode_result(
     tokenizer: PreTrainedTokenizerBase, tool: PythonTool, outputs: Sequence[str]
 ) -> list[list[int]]:
-    """Token ids of rendered tool results. Special tokens come from the tags alone: a program that prints the
-    text of one has printed text."""
+    """The token ids of each rendered tool result.
+
+    Only the tags can become special tokens. If a program prints the text of a special token, it stays plain text.
+    """
     before = tokenizer.encode(tool.result_open, add_special_tokens=False)
     after = tokenizer.encode(tool.result_close, add_special_tokens=False)
     bodies = {
         output: output.removeprefix(tool.result_open).removesuffix(tool.result_close) for output in outputs
     }
-    known = {
+    ids = {
         output: [*before, *_plain_ids(tokenizer, body), *after] if body else [*before, *after]
         for output, body in bodies.items()
     }
-    return [known[output] for output in outputs]
+    return [ids[output] for output in outputs]
 
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -106,26 +106,26 @@ def _with_result(tool: PythonTool, tags: tuple[str, str]) -> PythonTool:
 def _calls_natively(tool: PythonTool, tokenizer: PreTrainedTokenizerBase) -> bool:
     if tool.style not in ("native", "auto") or _result_tags(tokenizer) is None:
         return False
-    asked = [{"role": "user", "content": _ASKED}]
+    asked = [{"role": "user", "content": _USER_TEXT}]
     with_tools = _try_render(tokenizer, asked, tools=[SCHEMA])
     return with_tools is not None and _NATIVE_OPEN in with_tools and _PURPOSE in with_tools
 
 
 def _result_tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
-    """What the template writes between an assistant's words and a tool's, and after these; None if it cannot."""
+    """The template's texts before and after a tool's message that follows an assistant's; None if it has none."""
     if not tokenizer.chat_template:
         return None
     text = _try_render(
         tokenizer,
         [
-            {"role": "user", "content": _ASKED},
-            {"role": "assistant", "content": _SAID},
-            {"role": "tool", "content": _PRINTED},
+            {"role": "user", "content": _USER_TEXT},
+            {"role": "assistant", "content": _ASSISTANT_TEXT},
+            {"role": "tool", "content": _TOOL_TEXT},
         ],
     )
-    if text is None or text.count(_SAID) != 1 or text.count(_PRINTED) != 1:
+    if text is None or text.count(_ASSISTANT_TEXT) != 1 or text.count(_TOOL_TEXT) != 1:
         return None
-    between, _, after = text.partition(_SAID)[2].partition(_PRINTED)
+    between, _, after = text.partition(_ASSISTANT_TEXT)[2].partition(_TOOL_TEXT)
     return (between, after) if between and after and between != after else None
 
 
@@ -137,7 +137,7 @@ def _render_task(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str) ->
     if task.tool is not None and (task.tool.style == "tags" or _result_tags(tokenizer) is None):
         messages = fold_results(messages, task.tool)
     text = _try_render(tokenizer, messages, tools=tools)
-    if text is None:  # some templates know no system role
+    if text is None:  # some templates have no system role
         text = _try_render(tokenizer, _fold_system(messages), tools=tools)
     if text is None:
         raise UserError(
@@ -154,13 +154,16 @@ def _try_render(
         text: str = tokenizer.apply_chat_template(
             messages, tools=tools, tokenize=False, add_generation_prompt=True
         )
-    except Exception:  # templates are programs of their own, and refuse in their own ways
+    except Exception:  # a template is a program, and may raise anything to refuse
         return None
     return text
 
 
 def fold_results(messages: list[dict[str, str]], tool: PythonTool) -> list[dict[str, str]]:
-    """Put a tool's words into the assistant's message, between the result tags, as they would come at run time."""
+    """The messages with each tool message moved into the assistant's message before it, between the result tags.
+
+    This is how a result appears when the model runs.
+    """
     folded: list[dict[str, str]] = []
     resuming = False
     for message in messages:
@@ -184,8 +187,8 @@ def _fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def called_program(tokenizer: PreTrainedTokenizerBase, tool: PythonTool, ids: list[int]) -> str | None:
-    """The program of the call that these tokens complete, if they do."""
+    """The program of the tool call at the end of these tokens, or None without a completed call."""
     text: str = tokenizer.decode(ids, skip_special_tokens=False)
     _, opened, body = text.rpartition(tool.open)
-    # The closing tag's last token may bring a character more, a newline for example.
+    # The last token of the closing tag may contain further characters, for example a line feed.
     return tool.extract(body) if opened and tool.close in body else None

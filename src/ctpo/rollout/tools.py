@@ -1,4 +1,4 @@
-"""Running the programs a batch of responses asks for."""
+"""Running the programs that a batch of responses calls."""
 
 from __future__ import annotations
 
@@ -16,22 +16,27 @@ from ctpo.rollout.records import ToolCall
 from ctpo.sandbox import Sandbox, SandboxResult, SandboxUnavailable
 from ctpo.tasks import PythonTool, Task
 
-LASTING = ("ok", "error")  # timeout, memory, lost … may end otherwise next time
-_REMEMBERED = 100_000  # answers; programs and outputs are short, so some tens of megabytes at most
+LASTING = ("ok", "error")  # other endings (timeout, memory, lost, …) may depend on the machine's load
+_REMEMBERED = 100_000  # results; programs and outputs are short, so at most some tens of megabytes
 
 
 class Runs(Protocol):
-    """What is asked of a sandbox: programs in, results in the same order out."""
+    """Anything that runs programs and returns their results in the same order, such as a `Sandbox`."""
 
     def run(self, programs: list[str]) -> list[SandboxResult]: ...
 
 
 class ToolRunner:
-    """One tool, one sandbox, and the account of what running it cost.
+    """Runs a tool's programs in a sandbox, and counts what they cost.
 
-    Programs never share anything: each runs in an interpreter of its own. Where the task declares its tool
-    deterministic, a program whose source was run before is answered from memory, which is what running it
-    again would give; only answers that do not depend on the machine's load (ok, error) are remembered.
+    Programs share nothing: each runs in an interpreter of its own. If the task declares its tool deterministic, a
+    program that was run before is answered from memory, because running it again would give the same. Only results
+    that do not depend on the machine's load (ok, error) are remembered.
+
+    Attributes:
+        tool: the tool with the tags of the model that `adapt` was last called for.
+        seconds, calls, failures, executed: since `reset_account`, the seconds spent, the calls answered, those of
+            them that failed, and the programs that really ran.
     """
 
     def __init__(self, tool: PythonTool, sandbox: Runs) -> None:
@@ -42,15 +47,15 @@ class ToolRunner:
         self.reset_account()
 
     def adapt(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Call and answer as this tokenizer's chat template does, where the tool's style says so."""
+        """Take the calls and results of this tokenizer's chat template, if the tool's style says so."""
         self.tool = adapt_tool(self._declared, tokenizer)
 
     def reset_account(self) -> None:
-        """Start a new account: seconds spent, calls answered, failures among them, programs really run."""
+        """Set seconds, calls, failures and executed to 0."""
         self.seconds, self.calls, self.failures, self.executed = 0.0, 0, 0, 0
 
     def run(self, programs: Sequence[str]) -> list[ToolCall]:
-        """Run these programs together; results in the same order."""
+        """The calls with their results, in the order of the programs, which run together."""
         started = time.perf_counter()
         results = self._remembered(programs) if self.tool.deterministic else self._execute(list(programs))
         self.seconds += time.perf_counter() - started
@@ -86,10 +91,15 @@ class ToolRunner:
 def open_tools(
     task: Task, *, timeout_s: float = 3.0, memory_mb: int = 512, unsafe_no_isolation: bool = False
 ) -> Iterator[ToolRunner | None]:
-    """A runner of the task's tool with a sandbox of its own; None for a task without a tool.
+    """A context with a runner of the task's tool and a sandbox for it; the context is None if the task has no tool.
+
+    Args:
+        timeout_s: how many seconds a program may run.
+        memory_mb: how many MiB of memory a program may use.
+        unsafe_no_isolation: whether to run programs without isolation, so that they can do whatever this user can.
 
     Raises:
-        UserError: where programs cannot be isolated and it was not said that they need not be.
+        UserError: if programs cannot be isolated and `unsafe_no_isolation` is not set.
     """
     if task.tool is None:
         yield None
