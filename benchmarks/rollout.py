@@ -21,13 +21,12 @@ from typing import Any
 
 import torch
 
+from ctpo.cpu.products import fast_products
 from ctpo.evaluation.model import load_model
 from ctpo.rollout import TransformersEngine
-from ctpo.rollout.local.responses import SHRINK_BELOW
 from ctpo.rollout.local.decoders import decoder_for
-from ctpo.rollout.sampling import Sampling
-from ctpo.cpu.products import fast_products
-from ctpo.rollout.sampling import sample_tokens
+from ctpo.rollout.local.responses import SHRINK_BELOW
+from ctpo.rollout.sampling import Sampling, sample_tokens
 
 OUTPUT_TOKENS = 40
 """Length of a tool's output."""

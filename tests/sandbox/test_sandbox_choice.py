@@ -16,12 +16,7 @@ from sandbox_helpers import HERE, SOURCE, unavailable
 from sandbox_hostile import HOSTILE
 
 from ctpo.sandbox import Sandbox, SandboxUnavailable, limits
-
-from ctpo.sandbox.isolation import bubblewrap
-
-from ctpo.sandbox.isolation import engines
-
-from ctpo.sandbox.isolation import landlock
+from ctpo.sandbox.isolation import bubblewrap, engines, landlock
 
 
 def test_refuses_where_there_is_no_isolation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,7 @@ import struct
 
 import pytest
 
-from ctpo.sandbox.isolation import seccomp
-
-from ctpo.sandbox.isolation import syscalls
+from ctpo.sandbox.isolation import seccomp, syscalls
 
 ALLOW, EPERM, ENOSYS, ENOTSUP, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x0005005F, 0x80000000
 ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

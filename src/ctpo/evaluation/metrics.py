@@ -1,7 +1,7 @@
-"""Figures of an evaluation with several samples a problem, with standard errors clustered by problem.
+"""The figures of an evaluation with several samples for each problem, with standard errors clustered by problem.
 
-Samples of one problem are not independent, problems are: every figure is a mean over problems of one number a
-problem, and its standard error is that of such a mean.
+Problems are independent, but samples of one problem are not. So every figure is a mean over problems of one number
+per problem, and its standard error is the standard error of that mean.
 """
 
 from __future__ import annotations
@@ -10,32 +10,38 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from ctpo.runs.means import mean
+
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean m over problems and its standard error sqrt(Σ (x − m)² / (n (n − 1))); 0 for a single problem.
+    """The mean m over n problems and its standard error sqrt(Σ (x − m)² / (n − 1) / n), which is 0 for one problem.
 
-    With one 0/1 answer a problem this is sqrt(m (1 − m) / (n − 1)).
+    With one 0/1 answer per problem the error is sqrt(m (1 − m) / (n − 1)).
 
     Raises:
-        ValueError: for no values at all.
+        ValueError: if there are no values.
     """
-    n = len(values)
-    if n == 0:
+    if not values:
         raise ValueError("no problems were evaluated; ask for at least one")
-    mean = math.fsum(values) / n
-    return mean, math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n * max(n - 1, 1)))
+    over_problems = mean(values)
+    return over_problems.value, over_problems.stderr or 0.0
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Unbiased estimate of the chance that at least one of k samples is right: 1 − C(n − c, k) / C(n, k).
+    """An unbiased estimate of the chance that at least one of k samples is right: 1 − C(n − c, k) / C(n, k).
 
     Args:
-        samples: n, samples drawn.
+        samples: n, how many samples were drawn.
         right: c, how many of them are right.
         k: at most n.
+
     Raises:
-        ValueError: if the numbers do not fit each other.
+        ValueError: if the numbers contradict each other.
+
     Source: Chen et al. 2021, "Evaluating Large Language Models Trained on Code", eq. 1.
+
+    Example:
+        pass_at_k(samples=4, right=1, k=2)  # 0.5
     """
     if not (0 <= right <= samples and 1 <= k <= samples):
         raise ValueError(
@@ -45,15 +51,20 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 
 def majority(answers: Sequence[str | None], right: Sequence[bool]) -> bool:
-    """Whether the most frequent answer is right; unanswered samples do not vote, the first wins a tie."""
+    """Whether the most frequent answer of a problem is right.
+
+    Args:
+        answers: the answer of each sample. None does not vote. Of equally frequent answers, the earliest wins.
+        right: whether each sample is right.
+    """
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
         return False
-    winner = votes.most_common(1)[0][0]  # in order of first appearance among equals
+    winner = votes.most_common(1)[0][0]  # equal counts are in order of first appearance
     return right[list(answers).index(winner)]
 
 
 def reported_ks(samples: int) -> list[int]:
-    """1, 2, 4, … and the number of samples itself."""
+    """The k for which pass@k is reported: 1, 2, 4, … and the number of samples itself."""
     powers = [2**i for i in range(samples.bit_length())]
     return sorted({*powers, samples})

@@ -1,4 +1,4 @@
-"""Loading a saved model for evaluation."""
+"""Loading a saved model and its tokenizer, with errors of one line."""
 
 from __future__ import annotations
 
@@ -25,47 +25,48 @@ from ctpo.evaluation import smollm2
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 HELDOUT_SEED = 20_260_508
-"""Draws the held-out problems and the sampling noise: the same everywhere, so that figures can be compared."""
+"""The seed of held-out problems and of the noise they are sampled with. It never changes, so that figures can be
+compared."""
 
 SMALL = 10_000_000
-"""Parameters below which a model is small: it decodes a thousand rows as fast as thirty."""
+"""A model with fewer parameters is small: it decodes a thousand rows as fast as thirty."""
 
 
 def load_model(
     location: str, *, dtype: Any = "float32", device: str = "cpu", **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, from a directory, a hub id, or `smollm2`.
+    """A causal language model in evaluation mode, and its tokenizer.
 
     Args:
-        location: where from.
+        location: a directory, a hub id, or `smollm2`.
         dtype, device: of the weights.
         options: further arguments of `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
-        UserError: if either cannot be loaded, or weights are missing.
+        UserError: if either cannot be loaded, or if weights are missing.
     """
     tokenizer, _ = load_tokenizer(location, **_revision(options))
     location = _resolve(location)
-    with _told(location):
+    with _one_line_errors(location):
         model, report = AutoModelForCausalLM.from_pretrained(
             location, dtype=dtype, output_loading_info=True, **options
         )
     if report["missing_keys"]:
         raise UserError(
             f"model {location} lacks {len(report['missing_keys'])} of its weights, for example "
-            f"{sorted(report['missing_keys'])[0]}; it would start from random ones there"
+            f"{sorted(report['missing_keys'])[0]}, which would stay random; save the model again with all of them"
         )
     return model.to(device).eval(), tokenizer
 
 
 def load_tokenizer(location: str, **options: Any) -> tuple[PreTrainedTokenizerBase, int | None]:
-    """The tokenizer of a model, and how many tokens its context has (None if its configuration does not say).
+    """The tokenizer of a model, and the length of the model's context in tokens (None if its configuration has none).
 
     Raises:
         UserError: if they cannot be loaded.
     """
     location = _resolve(location)
-    with _told(location):
+    with _one_line_errors(location):
         tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left", **options)
         config = AutoConfig.from_pretrained(location, **options)
     if tokenizer.pad_token is None:
@@ -82,8 +83,8 @@ def _revision(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _told(location: str) -> Iterator[None]:
-    """Turn what loading raises into one line."""
+def _one_line_errors(location: str) -> Iterator[None]:
+    """Turn errors of loading into a `UserError` of one line."""
     try:
         yield
     except _LOADING_ERRORS as error:
@@ -93,15 +94,15 @@ def _told(location: str) -> Iterator[None]:
 
 
 def in_fastest_dtype(model: PreTrainedModel) -> PreTrainedModel:
-    """A model on a CPU in bfloat16 where the CPU computes in it, else as it is.
+    """The model in bfloat16 if it is on a CPU that computes in bfloat16; otherwise the model as it is.
 
-    Without such arithmetic bfloat16 is emulated: SmolLM2-135M's layers took 2 to 3 times float32's time so on a
-    Cascade Lake core. Small models stay in float32 everywhere: their time goes elsewhere.
+    Other CPUs emulate bfloat16: on a Cascade Lake core, SmolLM2-135M's layers took 2 to 3 times as long as in float32.
+    Small models stay in float32, because matrix products are not what takes their time.
     """
     slow = model.device.type != "cpu" or not fast_cpu.has_bfloat16() or model.num_parameters() < SMALL
     return model if slow else model.to(torch.bfloat16)
 
 
 def choose_device() -> tuple[str, str]:
-    """Where to compute and in what: a GPU in bfloat16 where there is one, else the CPU in float32."""
+    """The device and the dtype to compute in: a GPU in bfloat16 if there is one, otherwise the CPU in float32."""
     return ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")

@@ -1,4 +1,4 @@
-"""Responses to problems, from a model in this process or from one behind an endpoint."""
+"""Responses to problems, from an engine of ours or from a model behind an endpoint."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
 
 _BEYOND_CONTEXT = re.compile(r"HTTP 4\d\d: .*\bcontext\b", re.IGNORECASE)
-"""How vLLM, llama.cpp and OpenAI refuse a request that is longer than the model's context."""
+"""The answers of vLLM, llama.cpp and OpenAI to a request that is longer than the model's context."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """One response, as evaluations look at it."""
+    """One response as text, with what an evaluation counts."""
 
     text: str = ""
     finished: bool = False
     tokens: int = 0
-    """The model's own."""
+    """How many tokens the model sampled."""
     calls: list[ToolCall] = field(default_factory=list)
     too_long: bool = False
     """Whether the problem left no room in the model's context, so that nothing was sampled."""
     error: str | None = None
-    """Why a request failed."""
+    """Why the request failed, if it did."""
 
 
 def local_responses(
@@ -42,11 +42,15 @@ def local_responses(
     seed: int,
     first: int,
 ) -> list[Response]:
-    """`samples` responses a problem, problem by problem; the first problem is number `first` of the task's."""
+    """`samples` responses for each problem, problem by problem.
+
+    Args:
+        first: the position of the first of these problems in the whole set; random numbers depend on it.
+    """
     prompts = [encode_prompt(engine.tokenizer, task, problem.prompt) for problem in problems]
     fitting = [engine.fits(prompt, sampling) for prompt in prompts]
     if not any(fitting):
-        fitting = [True] * len(prompts)  # the engine's own message says what is wrong
+        fitting = [True] * len(prompts)  # the engine then raises an error that says what is wrong
     asked = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits for _ in range(samples)]
     numbers = [(first + i) * samples + j for i, fits in enumerate(fitting) if fits for j in range(samples)]
     uniforms = row_uniforms(numbers, sampling.max_new_tokens, seed=seed)
@@ -68,20 +72,24 @@ def endpoint_responses(
     tools: ToolRunner | None,
     seed: int,
 ) -> list[Response]:
-    """The same from an endpoint, each response with a seed of its own, counted up from `seed`."""
+    """`samples` responses for each problem from an endpoint, problem by problem.
+
+    Args:
+        seed: of the first response; each further one has the next number as its seed.
+    """
     prompts = [problem.prompt for problem in problems for _ in range(samples)]
     seeds = [(seed + i) % 2**31 for i in range(len(prompts))]
     replies = engine.respond(task, prompts, sampling, tools=tools, seeds=seeds)
     beyond = [reply.error is not None and _BEYOND_CONTEXT.match(reply.error) is not None for reply in replies]
     if all(beyond):
-        beyond = [False] * len(replies)  # that is the request's fault, and the server's own message says so
+        beyond = [False] * len(replies)  # then the request is at fault, and the server's message says why
     return [
         Response(
             text=reply.text,
             finished=reply.finished,
             tokens=reply.tokens,
             calls=reply.calls,
-            too_long=full and not reply.text,  # else it filled the context on its way, and is cut there
+            too_long=full and not reply.text,  # with text, the response filled the context and ends there
             error=None if full else reply.error,
         )
         for reply, full in zip(replies, beyond, strict=True)

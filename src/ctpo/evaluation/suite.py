@@ -1,4 +1,4 @@
-"""One model on several tasks."""
+"""Evaluating one model on several tasks."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ from ctpo.tasks.sources import DatasetSource
 from ctpo.tasks.task import check_ready
 
 DRAWN = 1024
-"""Problems of a task that makes its own, where no limit is given."""
-_DEFAULT_TOKENS = {True: 1024, False: 96}  # of a conversation; of a bare prompt
+"""How many problems are drawn without a limit, if the task generates its problems."""
+_CONVERSATION_TOKENS, _BARE_PROMPT_TOKENS = (
+    1024,
+    96,
+)  # the longest responses, unless `max_tokens` says otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """What to evaluate and how; None leaves the choice to the task or the machine."""
+    """What to evaluate and how. None leaves the choice to the task or the machine."""
 
     tasks: Mapping[str, Task]
-    """By the name they were asked for."""
+    """The tasks by the names under which they were requested."""
     model: str
-    """Directory, hub id, or `smollm2`; with an endpoint, the name it is served under."""
+    """A directory, a hub id, or `smollm2`. With an endpoint: the name under which the server has the model."""
     endpoint: str | None = None
-    """Base URL of an OpenAI-compatible server that has the model; None loads it here."""
+    """The base URL of an OpenAI-compatible server that has the model. None loads the model here."""
     api_key: str | None = None
     concurrency: int = 32
-    """Requests to the endpoint at a time."""
+    """How many requests to the endpoint run at the same time."""
     request_timeout_s: float = 1200.0
     samples: int = 1
     limit: int | None = None
@@ -54,22 +57,23 @@ class Suite:
 
     def sampling(self, task: Task) -> Sampling:
         """How responses of a task are drawn."""
+        default_tokens = _CONVERSATION_TOKENS if task.conversational else _BARE_PROMPT_TOKENS
         return Sampling(
-            max_new_tokens=self.max_tokens or _DEFAULT_TOKENS[task.conversational],
+            max_new_tokens=self.max_tokens or default_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
         )
 
     def problems(self, task: Task) -> list[Problem]:
-        """The held-out problems; all of a dataset's where there is no limit."""
+        """The held-out problems; without a limit, all problems of a dataset."""
         everything = 10**9 if isinstance(task.problems, DatasetSource) else DRAWN
         return task.problems("test", self.limit or everything, self.seed)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the figures, for the record and to recognise an evaluation that can be continued."""
-        # A server may come back elsewhere, or be asked at another pace, and is the same model all the same; how many
-        # responses are decoded at once changes no random number.
+        """The settings that decide the figures. An evaluation with equal settings can be continued."""
+        # A server at another URL, or with another pace of requests, still has the same model. How many responses are
+        # decoded at once changes no random number.
         pace = ("concurrency", "request_timeout_s", "rows_at_once")
         left_out = ("tasks", "unsafe_no_isolation", "endpoint", "api_key", *pace)
         return {
@@ -85,10 +89,12 @@ def run_suite(
     output: Path | None = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> tuple[dict[str, Any], dict[str, list[JudgedResponse]]]:
-    """Evaluate; return the figures (settings, one entry a task, the average) and every task's rows.
+    """The figures (settings, one entry per task, and the average) and the responses of every task.
 
-    With `output`, rows are saved there as they come, and what an earlier run of the same settings saved is not
-    sampled again; the figures go to `eval.json`.
+    Args:
+        output: a folder to which the responses are saved as they come, and the figures as `eval.json`. Responses that
+            an earlier evaluation with the same settings saved there are not sampled again.
+        progress: called with a task's name, how many of its problems are done, and how many it has.
 
     Raises:
         UserError: if the model or a task's problems cannot be loaded, or `output` holds another evaluation.
@@ -132,7 +138,7 @@ def run_suite(
 
 
 def _engine(suite: Suite) -> tuple[TransformersEngine | EndpointEngine, int]:
-    """What samples, and how many responses make one block."""
+    """The engine, and how many responses make one block."""
     if suite.endpoint is not None:
         endpoint = Endpoint(
             suite.endpoint,
@@ -152,13 +158,13 @@ def _engine(suite: Suite) -> tuple[TransformersEngine | EndpointEngine, int]:
 
 
 def transcripts(output: Path, task: str, tasks: int) -> Path:
-    """Where a task's rows are saved."""
+    """The file to which a task's responses are saved."""
     plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in task)
     return output / ("transcripts.jsonl" if tasks == 1 else f"transcripts-{plain}.jsonl")
 
 
 def _average(results: Mapping[str, Mapping[str, Any]], samples: int) -> dict[str, Any]:
-    """Mean over tasks, each counting the same; tasks are independent, so their errors add in squares."""
+    """The mean over tasks, which all count the same, and its standard error: independent errors add in squares."""
     means = [figures[f"avg@{samples}"] for figures in results.values()]
     errors = [figures["stderr"] for figures in results.values()]
     return {
@@ -168,7 +174,7 @@ def _average(results: Mapping[str, Mapping[str, Any]], samples: int) -> dict[str
 
 
 def _claim(output: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, or make sure that it holds this very evaluation."""
+    """Make the folder for this evaluation, or check that it holds one with the same settings."""
     path = output / "settings.json"
     try:
         output.mkdir(parents=True, exist_ok=True)
