@@ -1,1 +1,1 @@
-"""What makes a CPU fast. Delete this folder and everything still trains."""
+"""What makes a CPU fast. `ctpo.fast_cpu` is the only way in, and without this folder everything still trains."""

@@ -1,9 +1,11 @@
-"""RMS norms as one step of the graph, in pieces that fit a cache.
+"""RMS norms as one step of the autograd graph, computed in pieces that fit a cache.
 
-y = w ∘ x̂, x̂ = x / √(mean x² + ε); ∂x = (g∘w − x̂ · mean(g∘w∘x̂)) / √(mean x² + ε), ∂w = Σ g∘x̂. As transformers
-writes it, a norm is six passes over memory forward and keeps three tensors as large as x; here x is kept and one number
-a token. Under autocast the result is in autocast's precision, as the products that read it would turn it anyway, so
-that they share one copy.
+y = w ∘ x̂ with x̂ = x / √(mean x² + ε). The gradients for a gradient g of y are
+∂x = (g∘w − x̂ · mean(g∘w∘x̂)) / √(mean x² + ε) and ∂w = Σ g∘x̂.
+
+As transformers writes it, a norm takes six passes over memory in the forward pass and keeps three tensors as large as
+x. Here only x is kept, and one number per token. Under autocast the result has autocast's dtype. The products that read
+it would convert it anyway, and so they share one copy.
 """
 
 from __future__ import annotations
@@ -17,17 +19,17 @@ import torch
 from torch import Tensor, nn
 
 _PIECE = 1 << 18
-"""Numbers of x handled at once: 1 MB of float32, a core's second cache."""
+"""How many numbers of x are handled at once: 1 MB of float32, the size of a core's second cache."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """w ∘ x / √(mean x² + ε) over the last dimension, computed in float32 at least.
+    """w ∘ x / √(mean x² + ε) over the last dimension, computed in the dtype of x.
 
     Args:
         x: [..., D] in float32 or wider.
         weight: [D].
         eps: ε.
-        dtype: of the result.
+        dtype: the dtype of the result.
     """
     apply: Callable[..., Tensor] = _RMSNorm.apply
     return apply(x.reshape(-1, x.shape[-1]), weight, eps, dtype).view(x.shape)
@@ -68,11 +70,11 @@ def _pieces(x: Tensor) -> Iterator[slice]:
 
 @contextmanager
 def fused_norms(model: nn.Module) -> Iterator[None]:
-    """Within, the model's RMS norms on a CPU are one step each; their values differ by rounding only."""
-    found = _known.get(model)
-    if found is None:
-        found = _known[model] = _plain_norms(model)
-    chosen = [norm for norm in found if "forward" not in vars(norm)]
+    """A context in which each RMS norm of the model on a CPU is one step. Their values change only by rounding."""
+    plain = _known.get(model)
+    if plain is None:
+        plain = _known[model] = _plain_norms(model)
+    chosen = [norm for norm in plain if "forward" not in vars(norm)]
     try:
         for norm in chosen:
             norm.forward = _forward(norm)
@@ -83,6 +85,7 @@ def fused_norms(model: nn.Module) -> Iterator[None]:
 
 
 _known: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
+"""The norms of each model that `rms_norm` may replace."""
 
 
 def _forward(norm: Any) -> Callable[[Tensor], Tensor]:
@@ -101,7 +104,7 @@ def _forward(norm: Any) -> Callable[[Tensor], Tensor]:
 
 
 def _plain_norms(model: nn.Module) -> list[Any]:
-    """The modules on a CPU that are called RMS norms and are: some families scale by 1 + w."""
+    """The modules on a CPU that are called RMS norms and compute them. Some families scale by 1 + w instead of w."""
     named = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     return [norm for norm in named if _is_plain(norm)]
 
@@ -115,5 +118,5 @@ def _is_plain(norm: Any) -> bool:
         return False
     x = torch.linspace(-1, 2, 2 * len(weight)).view(2, -1)
     with torch.autocast("cpu", enabled=False):
-        expected, found = norm(x), rms_norm(x, weight, norm.variance_epsilon, x.dtype)
-    return expected.shape == found.shape and torch.allclose(expected, found, rtol=1e-4, atol=1e-6)
+        expected, result = norm(x), rms_norm(x, weight, norm.variance_epsilon, x.dtype)
+    return expected.shape == result.shape and torch.allclose(expected, result, rtol=1e-4, atol=1e-6)

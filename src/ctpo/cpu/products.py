@@ -1,13 +1,13 @@
-"""Faster matrix products for the few rows that decoding has, on a CPU.
+"""Faster matrix products for the few rows of a decoding step, on a CPU.
 
-A linear layer at decode time multiplies a large weight by 8 to 128 rows. Two things are slow there, and neither is
+A linear layer in a decoding step multiplies a large weight by 8 to 128 rows. Two things are slow there, and neither is
 the arithmetic:
 
 - MKL's float32 kernel for x @ W.T is slower at few rows than its kernel for W @ x.T: 1.3 times at 12 to 48 rows of
-  SmolLM2-135M's layers on a Cascade Lake core, 1.1 times at 128.
-- In bfloat16 on an x86 core without bfloat16 arithmetic, oneDNN emulates it. Turning a block of the weight into
-  float32 while it is in the cache, and multiplying in float32, was 2 to 3 times faster there from 16 rows on. It
-  rounds where the emulation does: products and sums in float32, the result to bfloat16.
+  SmolLM2-135M's layers on a Cascade Lake core, and 1.1 times at 128.
+- On an x86 core without bfloat16 arithmetic, oneDNN emulates it. It was 2 to 3 times faster there, from 16 rows on, to
+  convert a block of the weight to float32 while it is in the cache and to multiply in float32. The rounding is the
+  emulation's: products and sums are in float32, and the result is rounded to bfloat16.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from torch.nn import functional as F
 
 _X86 = ("x86_64", "AMD64")
 _FEW, _MANY = 8, 128
-"""Rows between which W @ x.T is worth it in float32."""
+"""The numbers of rows between which W @ x.T is faster in float32."""
 _WORTH_UPCASTING = 12
-"""Rows from which it is worth turning a 16-bit weight into float32."""
+"""The number of rows from which converting a 16-bit weight to float32 is faster."""
 _LARGE = 1 << 14
-"""Outputs of a layer from which only a head has so many."""
+"""More outputs than this have only output layers, whose result is as wide as the vocabulary."""
 _BLOCK = 1 << 20
-"""Weight entries turned at once: 4 MB, about what a core's caches hold."""
+"""How many weight entries are converted at once: 4 MB, about what a core's caches hold."""
 
 
 @contextmanager
 def fast_products(model: nn.Module) -> Iterator[None]:
-    """Within this, the model's plain linear layers on a CPU use the faster product; nothing else changes.
+    """A context in which the model's plain linear layers on a CPU use the faster product. Nothing else changes.
 
-    Only layers of exactly `nn.Linear` whose `forward` nobody has exchanged are touched; quantised layers and
-    adapters around a layer keep theirs. Weights are read at each call, never copied for longer.
+    Only layers of exactly `nn.Linear` with their own `forward` take part. Quantised layers and adapters around a layer
+    keep theirs. Weights are read at each call and never copied for longer.
     """
     layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
     chosen = [layer for layer in layers if _is_slow(layer.weight)]
@@ -54,14 +54,17 @@ def fast_products(model: nn.Module) -> Iterator[None]:
 def _is_slow(weight: Tensor) -> bool:
     if weight.device.type != "cpu" or weight.layout != torch.strided or type(weight) is not nn.Parameter:
         return False
-    if weight.dtype == torch.float32:  # other libraries have not been measured
+    if weight.dtype == torch.float32:  # only MKL has been measured
         return bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
     return weight.dtype == torch.bfloat16 and emulates_bfloat16()
 
 
 @cache
 def has_bfloat16() -> bool:
-    """Whether this machine's CPU is an x86 with bfloat16 arithmetic (AVX-512 BF16 or AMX)."""
+    """Whether this machine's CPU is an x86 with bfloat16 arithmetic (AVX-512 BF16 or AMX).
+
+    For other processors the answer is no, since nothing is known about them.
+    """
     if platform.machine() not in _X86:
         return False
     flags = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch's own names, still private
@@ -69,7 +72,7 @@ def has_bfloat16() -> bool:
 
 
 def emulates_bfloat16() -> bool:
-    """Whether this machine's CPU is an x86 without it; of other processors nothing is claimed."""
+    """Whether this machine's CPU is an x86 without bfloat16 arithmetic."""
     return platform.machine() in _X86 and not has_bfloat16()
 
 
@@ -111,6 +114,6 @@ def _upcast(layer: nn.Linear, x: Tensor, scratch: dict[str, Tensor]) -> Tensor:
 
 
 def _rows_first(y_ON: Tensor, x: Tensor) -> Tensor:
-    """Back to the layout that the rest of the model computes fast with; the logits may keep theirs, being large."""
+    """[N, O] outputs in the layout that the rest of the model is fast with; logits are large and keep theirs."""
     y_NO = y_ON.t() if y_ON.shape[0] > _LARGE else y_ON.t().contiguous()
     return y_NO.view(*x.shape[:-1], -1)

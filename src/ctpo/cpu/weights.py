@@ -1,8 +1,8 @@
-"""A float32 model that multiplies in bfloat16 for as long as it samples.
+"""A float32 model that multiplies in bfloat16 while it samples.
 
-Autocast turns a weight into bfloat16 at every call, which at decode time costs more than the product. Here each
-linear layer's weight is turned once; what lies between products (residuals, norms, rotations) stays in float32, so
-that sampling rounds where scoring under autocast does.
+Autocast converts a weight to bfloat16 at every call, which in a decoding step costs more than the product. Here the
+weight of each linear layer is converted once. What lies between products (residuals, norms, rotations) stays in
+float32, so that sampling rounds in the same places as scoring under autocast.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from torch import nn
 
 @contextmanager
 def bfloat16_products(model: nn.Module) -> Iterator[None]:
-    """Within, the model's plain linear layers hold bfloat16 copies, under autocast; then their own weights again.
+    """A context under autocast in which the model's plain linear layers hold bfloat16 copies of their weights.
 
-    Parameters are exchanged, not changed: optimizers, gradients, hooks and ties to other layers see nothing of it.
-    Memory: half of the linear layers' weights. Without gradient only.
+    Afterwards they have their own weights again. Parameters are exchanged and not changed, so optimizers, gradients,
+    hooks and ties to other layers do not notice. The copies take half the memory of the linear layers' weights. They
+    have no gradient.
     """
     device = next(model.parameters()).device.type
-    held: list[tuple[nn.Linear, nn.Parameter]] = []
+    originals: list[tuple[nn.Linear, nn.Parameter]] = []
     try:
         for layer in model.modules():
             weight = getattr(layer, "weight", None)
             if type(layer) is nn.Linear and type(weight) is nn.Parameter and weight.dtype == torch.float32:
-                held.append((layer, weight))
+                originals.append((layer, weight))
                 layer.weight = nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
         with torch.autocast(device, torch.bfloat16):
             yield
     finally:
-        for layer, weight in held:
+        for layer, weight in originals:
             layer.weight = weight

@@ -1,4 +1,4 @@
-"""Several processes as one run: what they agree on, and the model they sample from."""
+"""Several processes as one run: what they agree on, and the whole model that each of them samples from."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ T = TypeVar("T")
 
 
 def on_main(function: Callable[[], T], processes: int, index: int) -> T:
-    """Call it in the main process and have every process get its result, or its mistake.
+    """The result of a function that only the main process calls, in every process.
+
+    Args:
+        function: takes nothing, and returns something that can be pickled.
+        processes: how many there are; each must call this.
+        index: this process's number; the main process is 0.
 
     Raises:
-        UserError: in every process, if the main one did.
+        UserError: in every process, if the function raised one.
     """
     if processes == 1:
         return function()
@@ -38,7 +43,7 @@ def on_main(function: Callable[[], T], processes: int, index: int) -> T:
 
 
 def any_of(flag: bool, accelerator: Any) -> bool:
-    """Whether it is so in any process; each must ask."""
+    """Whether the flag is true in any process; every process must call this."""
     if accelerator.num_processes == 1:
         return flag
     total = accelerator.reduce(torch.tensor([float(flag)], device=accelerator.device), reduction="sum")
@@ -46,47 +51,51 @@ def any_of(flag: bool, accelerator: Any) -> bool:
 
 
 def share(count: int, processes: int, index: int) -> range:
-    """This process's contiguous part of so many items, parts as equal as can be."""
+    """The indices of this process's contiguous part of `count` items. The parts are as equal as possible."""
     return range(count * index // processes, count * (index + 1) // processes)
 
 
 @contextmanager
-def whole_model(trainer: Any) -> Iterator[Any]:
-    """The model with all of its weights in this process, to sample from.
+def whole_model(model_wrapped: Any, accelerator: Any) -> Iterator[Any]:
+    """A context with the model to sample from, all of its weights in this process.
 
-    Processes sample responses of different lengths, so no step of theirs may wait for the others: sharded weights
-    are gathered before and dropped after.
+    Processes sample responses of different lengths, so no step of one may wait for the others. Sharded weights are
+    therefore gathered before and dropped afterwards.
+
+    Args:
+        model_wrapped: the model as it is wrapped for distributed training.
+        accelerator: what wrapped it.
     """
-    with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
+    with unwrap_model_for_generation(model_wrapped, accelerator) as model:
         shards = [module for module in model.modules() if _is_fsdp2(module)]
         for module in shards:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
         try:
-            with _fsdp1_gathered(trainer):
+            with _fsdp1_gathered(model_wrapped, accelerator):
                 yield model
         finally:
             if dist.is_initialized() and shards:
                 dist.barrier()
             for module in shards:
-                module.set_reshard_after_forward(_reshards(trainer), recurse=False)
+                module.set_reshard_after_forward(_reshards(accelerator), recurse=False)
                 module.reshard()
 
 
 @contextmanager
-def _fsdp1_gathered(trainer: Any) -> Iterator[None]:
-    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    if not trainer.is_fsdp_enabled or getattr(plugin, "fsdp_version", 1) != 1:
+def _fsdp1_gathered(model_wrapped: Any, accelerator: Any) -> Iterator[None]:
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None or getattr(plugin, "fsdp_version", 1) != 1:
         yield
         return
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    with FullyShardedDataParallel.summon_full_params(trainer.model_wrapped, writeback=False):
+    with FullyShardedDataParallel.summon_full_params(model_wrapped, writeback=False):
         yield
 
 
-def _reshards(trainer: Any) -> bool:
-    return bool(trainer.accelerator.state.fsdp_plugin.reshard_after_forward)
+def _reshards(accelerator: Any) -> bool:
+    return bool(accelerator.state.fsdp_plugin.reshard_after_forward)
 
 
 def _is_fsdp2(module: torch.nn.Module) -> bool:

@@ -134,7 +134,7 @@ def open_engine(trainer: Any, batch_size: int | None) -> Iterator[TransformersEn
     if trainer.use_vllm:
         yield vllm_engine(trainer)
         return
-    with whole_model(trainer) as model:
+    with whole_model(trainer.model_wrapped, trainer.accelerator) as model:
         yield TransformersEngine(
             model,
             trainer.processing_class,

@@ -1,4 +1,4 @@
-"""Log-probs of sampled tokens under the model being trained, computing nothing that cannot change the result."""
+"""Log-probs of sampled tokens under the model being trained, without computations that cannot change them."""
 
 from ctpo.training.scoring.rows import Rows
 from ctpo.training.scoring.scorer import Levers, Scorer

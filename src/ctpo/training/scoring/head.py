@@ -1,8 +1,9 @@
-"""The language-model head on chosen tokens only, its logits never all in memory.
+"""The language-model head on chosen tokens only, without all of their logits in memory at once.
 
 For one token with hidden state h, target y and weights W: z = hWᵀ, log p_y = z_y − log Σ e^z, and
-∂log p_y/∂z = onehot(y) − softmax(z). Autograd would keep several [tokens, vocabulary] tensors for this; here at
-most one is kept (E' = e^(z − max) − Z·onehot(y), which serves both gradients), and none beyond a byte limit.
+∂log p_y/∂z = onehot(y) − softmax(z). Autograd would keep several [tokens, vocabulary] tensors for this. Here at most
+one is kept, E' = e^(z − max z) − Z·onehot(y) with Z = Σ e^(z − max z), from which both gradients follow. Beyond a limit
+of bytes E' is recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_CHUNK_BYTES = 1 << 26  # of one chunk of float32 logits
+_CHUNK_BYTES = 1 << 26
+"""Size of one chunk of float32 logits."""
 _KEPT_BYTES = 1 << 28
+"""Size of the exponentials that the forward pass keeps for the backward pass."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Which tokens to score: hidden states by their place in the flattened [tokens, width] output."""
+    """The M tokens to score."""
 
     source: Tensor
-    """[M] place of the hidden state that predicts the token."""
+    """[M] where the hidden state that predicts each token stands among the flattened [tokens, width] states."""
     ids: Tensor
-    """[M] the token."""
+    """[M] the tokens."""
     temperature: float = 1.0
+    """The divisor of the logits."""
 
 
 def token_log_probs(
@@ -40,20 +44,22 @@ def token_log_probs(
     kept_bytes: int = _KEPT_BYTES,
     chunk_bytes: int = _CHUNK_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies of a softmax over the vocabulary, in chunks of tokens.
+    """Log-probs [M] and entropies [M] of a softmax over the vocabulary, in nats, computed in chunks of tokens.
 
     log p = z_y − log Σ_v e^{z_v}, H = log Σ_v e^{z_v} − Σ_v p_v z_v, z = (hWᵀ + b) / temperature
 
     Args:
         hidden: [M, D] hidden states.
-        weight: [V, D]; bias: [V] or None.
-        ids: [M] tokens scored.
-        temperature: the logits' divisor.
-        kept_bytes: how much of the forward's exponentials the backward may find again; the rest is recomputed.
-        chunk_bytes: size of a chunk's logits.
+        weight: [V, D].
+        bias: [V], or None.
+        ids: [M] the tokens to score.
+        temperature: the divisor of the logits.
+        kept_bytes: how many bytes of exponentials the forward pass keeps for the backward pass, which recomputes the
+            others.
+        chunk_bytes: size of the logits of one chunk.
 
     Returns:
-        Log-probs [M], ≤ 0, in nats and float32, differentiable; entropies [M], ≥ 0, without gradient.
+        The log-probs, at most 0, in float32 or wider, differentiable; and the entropies, at least 0, without gradient.
     """
     hidden = (hidden if temperature == 1.0 else hidden / temperature).to(weight.dtype)
     if bias is not None and temperature != 1.0:
@@ -64,6 +70,8 @@ def token_log_probs(
 
 
 class _TokenLogProbs(torch.autograd.Function):
+    """`token_log_probs` as one step of the autograd graph. It keeps the first exponentials, as far as they fit."""
+
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, rows: int, kept_bytes: int
@@ -134,16 +142,24 @@ def _powers(
 
 
 def _less_target(powers: Tensor, ids: Tensor, total: Tensor) -> None:
-    """Before any product, so that a token of probability near 1 keeps the digits of 1 − p."""
+    """Subtract Z·onehot(y) from the exponentials, in place.
+
+    It is done before any product, so that a token of probability near 1 keeps the digits of 1 − p.
+    """
     powers.scatter_add_(1, ids[:, None], -total[:, None])
 
 
 @contextmanager
 def scoring_head(head: nn.Linear, targets: Targets, *, float32: bool = False) -> Iterator[None]:
-    """Within, `head` answers a call with [1, M, 2]: log-prob and entropy of each target, instead of logits.
+    """A context in which `head` returns [1, M, 2], the log-prob and entropy of each target, instead of logits.
 
-    Exchanged inside the model's own forward pass, so that what wraps the model (DDP, PEFT, mixed precision) sees
-    an ordinary call.
+    The exchange happens inside the model's own forward pass, so that everything that wraps the model (DDP, PEFT, mixed
+    precision) sees an ordinary call.
+
+    Args:
+        head: the model's output layer.
+        targets: the tokens to score.
+        float32: whether the head computes in float32 under autocast too.
     """
     attributes = head.__dict__
     before = attributes.get("forward")

@@ -1,9 +1,9 @@
-"""Many rows as one stream of tokens without padding, a prompt once for all of its completions.
+"""Many rows as one stream of tokens without padding, which holds a prompt once for all of its completions.
 
-The stream holds trunks (a prompt with several completions, or a whole row) and after them branches (a completion of
-such a prompt). A token attends to the tokens before it in its own branch and trunk; nothing else of the model looks
-at other tokens, so with explicit positions every hidden state is that of its row alone. The last token of a row
-predicts nothing that is scored and is left out.
+The stream holds trunks and after them branches. A trunk is the prompt of several completions, or a whole row. A branch
+is one completion of such a prompt. A token attends to the tokens before it in its own branch and trunk. Nothing else in
+the model looks at other tokens, so with explicit positions every hidden state is the one that its row has alone. The
+last token of a row predicts nothing that is scored, so it is left out.
 """
 
 from __future__ import annotations
@@ -27,35 +27,45 @@ NAME = "ctpo_tree"
 
 @dataclass
 class Tree:
-    """The stream of N tokens and where everything lies in it. n trunks up to L long, b branches up to C long."""
+    """A stream of N tokens, and where its n trunks of at most L tokens and its b branches of at most C tokens stand."""
 
     ids: Tensor
     """[1, N]"""
     positions: Tensor
-    """[1, N] of each token in its row."""
+    """[1, N] the position of each token in its own row."""
     trunk: Tensor
-    """[n, L] places of the trunks' tokens, 0 beyond their ends."""
+    """[n, L] the place of each trunk's tokens in the stream, 0 beyond its end."""
     trunk_lengths: Tensor
+    """[n]"""
     branch: Tensor
-    """[b, C] places of the branches' tokens, 0 beyond their ends."""
+    """[b, C] the place of each branch's tokens in the stream, 0 beyond its end."""
     branch_lengths: Tensor
+    """[b]"""
     parent: Tensor
-    """[b] the trunk each branch grows from."""
+    """[b] the trunk that each branch continues."""
     order: Tensor
-    """[N] where each token of the stream is in the trunks' and branches' padded outputs."""
+    """[N] the place of each token of the stream among the padded tokens of all trunks and then all branches."""
     whole_attention: bool = True
-    """Whether attention may go by whole products (`attention.attend`)."""
+    """Whether attention by whole products may be used where it is faster (`attend`)."""
     _masks: dict[int | None, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
     def masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
-        """Who may see whom: [1, 1, L, L] or None for causal, and [b, 1, C, L' + C], L' the longest parent."""
+        """Which keys a query may see in trunks and in branches, boolean.
+
+        Args:
+            window: the most tokens that a query sees, itself included; None for all before it.
+
+        Returns:
+            For trunks [1, 1, L, L], or None for all tokens before the query. For branches [b, 1, C, L' + C], where L'
+            is the length of the longest prompt that they continue.
+        """
         if window not in self._masks:
             self._masks[window] = (self._trunk_mask(window), self._branch_mask(window))
         return self._masks[window]
 
     @property
     def prefix(self) -> Tensor:
-        """[b, L'] places of each branch's prompt."""
+        """[b, L'] the places of the prompt of each branch, L' the length of the longest."""
         longest = int(self.trunk_lengths[self.parent].max()) if len(self.parent) else 0
         return self.trunk[self.parent, :longest]
 
@@ -85,22 +95,19 @@ class Tree:
 
 
 def grow(rows: Rows, *, temperature: float, shared: bool) -> tuple[Tree, Targets]:
-    """Lay the rows out as a tree; every row must have a token wanted.
+    """The rows as a tree, and their wanted tokens in row-major order.
 
     Args:
-        rows: of b rows, each with at least one prompt token.
-        temperature: handed on to the head.
-        shared: whether rows of the same prompt share it; otherwise every row is a trunk.
-
-    Returns:
-        The stream, and the wanted tokens in row-major order.
+        rows: each with at least one prompt token and one wanted token.
+        temperature: the divisor of the logits, which the targets carry to the head.
+        shared: whether rows with the same prompt share it; otherwise every row is a trunk.
     """
     device = rows.prompt_ids.device
     prompts, reach = rows.prompt_lengths(), rows.reach()
     groups = rows.groups() if shared else torch.arange(len(rows), device=device)
-    sizes = torch.bincount(groups)  # groups are numbered without gaps: group g grows from trunk g
+    sizes = torch.bincount(groups)  # groups are numbered without gaps, so group g belongs to trunk g
     alone = sizes[groups] == 1
-    # A trunk is taken from its group's first row; a row alone brings its completion into the trunk.
+    # The first row of a group gives the trunk. A row that is alone in its group has its completion in the trunk too.
     first = torch.full_like(sizes, len(rows)).scatter_reduce(
         0, groups, torch.arange(len(rows), device=device), "amin"
     )
@@ -133,7 +140,7 @@ def grow(rows: Rows, *, temperature: float, shared: bool) -> tuple[Tree, Targets
 
 
 def _places(lengths: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    """[k, longest] places in the stream of sequences laid one after another, and which of them exist."""
+    """Places [k, longest] in the stream of k sequences one after another from `offset` on, and which of them exist."""
     longest = int(lengths.max()) if len(lengths) else 0
     within = torch.arange(longest, device=lengths.device)[None]
     valid = within < lengths[:, None]
@@ -172,19 +179,25 @@ def tree_attention(
     ctpo_tree: Tree,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a stream [1, heads, N, width] along its tree, in the form transformers calls it."""
+    """Attention of a stream, [1, heads, N, width], along its tree; the form is that of transformers' interface.
+
+    Raises:
+        ValueError: if the model asks for something that attention along a tree does not do.
+    """
     tree = ctpo_tree
     unsupported = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     if unsupported:
-        raise ValueError(f"{unsupported[0]} is not part of the tree attention")
+        raise ValueError(f"attention along a tree has no {unsupported[0]}; set pack_rows=False")
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))  # [N, heads, width]
     trunk_mask, branch_mask = tree.masks(kwargs.get("sliding_window"))
-    how: dict[str, Any] = {"scale": scaling, "dropout": dropout, "whole": tree.whole_attention}
-    trunk = attend(_gather(q, tree.trunk), _gather(k, tree.trunk), _gather(v, tree.trunk), trunk_mask, **how)
+    options: dict[str, Any] = {"scale": scaling, "dropout": dropout, "whole": tree.whole_attention}
+    trunk = attend(
+        _gather(q, tree.trunk), _gather(k, tree.trunk), _gather(v, tree.trunk), trunk_mask, **options
+    )
     out = trunk.transpose(1, 2).flatten(0, 1)
     if tree.branch.numel():
         seen = torch.cat([tree.prefix, tree.branch], dim=1)
-        branch = attend(_gather(q, tree.branch), _gather(k, seen), _gather(v, seen), branch_mask, **how)
+        branch = attend(_gather(q, tree.branch), _gather(k, seen), _gather(v, seen), branch_mask, **options)
         out = torch.cat([out, branch.transpose(1, 2).flatten(0, 1)])
     return out.index_select(0, tree.order)[None], None
 
@@ -232,7 +245,7 @@ def attend(
 
 
 def _gather(stream: Tensor, places: Tensor) -> Tensor:
-    """[N, heads, width] at [k, L] as [k, heads, L, width]."""
+    """[k, heads, L, width]: the stream [N, heads, width] at the places [k, L]."""
     return stream.index_select(0, places.reshape(-1)).view(*places.shape, *stream.shape[1:]).transpose(1, 2)
 
 
@@ -241,7 +254,7 @@ AttentionInterface.register(NAME, tree_attention)
 
 @contextmanager
 def tree_attention_in(config: Any) -> Iterator[None]:
-    """Within, the model of this configuration attends along the tree it is called with."""
+    """A context in which the model with this configuration attends along the tree that it is called with."""
     before = config._attn_implementation
     config._attn_implementation = NAME
     try:

@@ -1,8 +1,8 @@
-"""Updates that must not be taken: a loss, a gradient or a log-prob that is not a finite number.
+"""Skipping updates whose log-probs, loss or gradient are not finite.
 
-One such update would put NaN into every weight. It is skipped as if the mini-batch had not been: the optimizer
-keeps its moments and its step count. The learning rate moves on, since its schedule counts steps of the run, and
-so does the data. Several in a row mean that skipping does not help, and end the run with a diagnosis.
+One such update would put NaN into every weight. It is skipped as if its mini-batch did not exist: the optimizer keeps
+its moments and its step count. The learning rate and the data move on, because they count the steps of the run. Several
+skipped updates in a row mean that skipping does not help. They end the run with a diagnosis.
 """
 
 from __future__ import annotations
@@ -19,39 +19,58 @@ from ctpo.runs.checkpoints import advice
 from ctpo.training.processes import any_of
 from ctpo.training.view import TrainerView
 
-_SOURCES = ("log-probs", "loss", "gradient")  # in the order they are computed: the first to fail is the cause
+_SOURCES = ("log-probs", "loss", "gradient")
+"""In the order in which they are computed, so that the first that is not finite is the cause."""
+_ADVICE = {
+    "log-probs": "the model gives no finite log-probs though its weights are finite: use float32 or bfloat16",
+    "loss": "log-probs are finite and the loss is not: check the rewards and the objective's settings",
+    "gradient": "the loss is finite and its gradient is not: lower learning_rate, or use float32",
+}
 
 
 class NonFiniteUpdates(UserError):
-    """Too many updates in a row could not be taken."""
+    """Too many updates in a row were skipped, or the weights are no longer finite."""
 
 
 @dataclass
 class UpdateGuard:
-    """Watches the updates of one process; all processes come to the same verdict.
-
-    Attributes:
-        limit: updates in a row that may be skipped before the run ends.
-    """
+    """Decides about each update. Every process has a guard, and all of them decide alike."""
 
     limit: int
+    """How many updates skipped in a row end the run."""
     in_a_row: int = 0
+    """Updates skipped since the last one that was taken."""
     skipped: int = 0
-    """Since the last `flush`."""
+    """Updates skipped since the last `flush`."""
     total: int = 0
+    """Updates skipped in the whole run."""
     last_finite_norm: float | None = None
+    """The gradient norm of the last update that was taken."""
     _bad: list[Tensor] = field(default_factory=list, repr=False)
 
     def observe(self, loss: Tensor, logps: Tensor, mask: Tensor) -> None:
-        """Note one micro-batch of the update under way; nothing waits for the device here."""
+        """Take one micro-batch of the update. This does not wait for the device.
+
+        Args:
+            loss: scalar.
+            logps: [B, T].
+            mask: [B, T] boolean, true on the tokens whose log-probs count.
+        """
         logps_bad = (~logps.detach().isfinite() & mask).any()
         self._bad.append(torch.stack([logps_bad, ~loss.detach().isfinite().all()]))
 
     def judge(self, model: torch.nn.Module, grad_norm: Tensor | float | None, accelerator: Any) -> bool:
-        """Whether the update may be taken; if not, its gradients are dropped, which makes optimizers pass it over.
+        """Whether the update may be taken. If not, its gradients are dropped, so that the optimizer skips it.
+
+        Every process must call this once per update.
+
+        Args:
+            model: the model being trained.
+            grad_norm: the norm of its gradient.
+            accelerator: reduces over processes.
 
         Raises:
-            NonFiniteUpdates: when it is one too many in a row.
+            NonFiniteUpdates: if `limit` updates in a row were skipped.
         """
         device = accelerator.device
         whole = getattr(grad_norm, "full_tensor", None)
@@ -79,16 +98,16 @@ class UpdateGuard:
         return False
 
     def flush(self) -> int:
-        """Updates skipped since the last call."""
+        """How many updates were skipped since the last call."""
         skipped, self.skipped = self.skipped, 0
         return skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on with."""
+        """What a resumed run needs."""
         return {name: getattr(self, name) for name in ("in_a_row", "skipped", "total", "last_finite_norm")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         for name, value in state.items():
             setattr(self, name, value)
 
@@ -102,16 +121,14 @@ class UpdateGuard:
         )
         if broken is not None:
             return f"{head}: weights are no longer finite ({broken}){norm}; start again with a lower learning_rate"
-        mend = {
-            "log-probs": "the model gives no finite log-probs though its weights are finite: use float32 or bfloat16",
-            "loss": "log-probs are finite and the loss is not: look at the rewards and the objective's settings",
-            "gradient": "the loss is finite and its gradient is not: lower learning_rate, or use float32",
-        }[cause]
-        return f"{head}: {mend}{norm}"
+        return f"{head}: {_ADVICE[cause]}{norm}"
 
 
 def nonfinite_weight(model: torch.nn.Module) -> str | None:
-    """The name of the first weight with a value that is not finite, of this process's shard where it is sharded."""
+    """The name of the first weight with a value that is not finite, or None.
+
+    Of a sharded weight, only the shard of this process is examined.
+    """
     for name, parameter in model.named_parameters():
         held = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # FSDP2's shard
         if not bool(held.detach().isfinite().all()):
@@ -120,15 +137,17 @@ def nonfinite_weight(model: torch.nn.Module) -> str | None:
 
 
 def refuse_nonfinite_weights(trainer: TrainerView) -> None:
-    """Called before a checkpoint is written: one of broken weights would in time push out the good ones.
+    """Check that all weights are finite, before a checkpoint is written.
+
+    Checkpoints of broken weights would replace the good ones after a while. Every process must call this.
 
     Raises:
-        NonFiniteUpdates: in every process.
+        NonFiniteUpdates: in every process, if a weight of any process is not finite.
     """
     broken = nonfinite_weight(trainer.model)
     if any_of(broken is not None, trainer.accelerator):
         raise NonFiniteUpdates(
             f"weights are no longer finite after update {trainer.state.global_step} "
             f"({broken or 'in another process'}), so no checkpoint was saved; "
-            f"start again with a lower learning_rate, or look back: {advice(Path(trainer.args.output_dir), room=False)}"
+            f"start again with a lower learning_rate; {advice(Path(trainer.args.output_dir), room=False)}"
         )

@@ -1,8 +1,8 @@
-"""Which responses go into which mini-batch, the same for one process and for many.
+"""Which responses go into which mini-batch, the same with one process and with many.
 
-TRL shuffles rows with each process's own random state, so the mini-batches of two processes hold other responses
-than those of one. Dealing them out in order needs no randomness: prompts come shuffled, and the samples of a
-prompt are exchangeable.
+TRL shuffles rows with each process's own random state, so the mini-batches of two processes hold other responses than
+those of one process. Here they are dealt out in order. That needs no randomness, because the prompts are shuffled
+already and the responses to one prompt are exchangeable.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 
 
 def deal(batch: dict[str, Any], parts: int, updates: int, group: int) -> list[dict[str, Any]]:
-    """Split a rollout batch into mini-batches, and those into micro-batches.
+    """The micro-batches of a rollout batch, as TRL's dictionaries, one mini-batch after another.
 
     Args:
-        batch: one entry a row, groups of samples of a prompt contiguous.
-        parts: micro-batches in all; it divides the rows.
-        updates: mini-batches, each of `parts / updates` consecutive micro-batches.
-        group: samples a prompt.
+        batch: TRL's dictionary, with one entry per response. The responses to one prompt are contiguous.
+        parts: the number of micro-batches; it divides the number of responses.
+        updates: the number of mini-batches; each has `parts / updates` consecutive micro-batches.
+        group: the number of responses per prompt.
     """
     batch = split_pixel_values_by_grid(batch)
     rows = len(next(value for value in batch.values() if value is not None))
@@ -32,11 +32,16 @@ def deal(batch: dict[str, Any], parts: int, updates: int, group: int) -> list[di
 
 
 def dealt_order(rows: int, minibatches: int, group: int) -> Tensor:
-    """Row indices, mini-batch after mini-batch: unit u (a prompt's group, or a share of one where a mini-batch is
-    smaller) goes to mini-batch u mod `minibatches`.
+    """[rows] indices of the responses, one mini-batch after another.
 
-    Each process holds a contiguous part of the groups whose size is a multiple of `minibatches` units, so its
-    units go where they would in one process, as long as the unit is the same there.
+    Unit u goes to mini-batch u mod `minibatches`. A unit is the group of responses to one prompt, or a part of it where
+    a mini-batch is smaller than a group. Each process holds a contiguous part of the rollout batch, which is a multiple
+    of `minibatches` units. So its units go where they would go in one process, as long as the unit is the same there.
+
+    Args:
+        rows: the number of responses in this process.
+        minibatches: the number of mini-batches.
+        group: the number of responses per prompt.
     """
     unit = math.gcd(group, rows // minibatches)
     return torch.arange(rows).reshape(-1, minibatches, unit).transpose(0, 1).reshape(-1)

@@ -1,4 +1,4 @@
-"""What a trainer warns of: settings under which a run cannot show what it is meant to."""
+"""Warnings about settings under which a run cannot show what it is meant to show."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from torch import Tensor
 
 from ctpo.training.config.config import CTPOConfig
 
-_MISMATCH = 0.1
-"""Nats. The same weights in float32 agree to 1e-4, in bfloat16 to some hundredths; more is another model."""
+_MISMATCH_NATS = 0.1
+"""The largest difference of a log-prob that rounding explains. The same weights agree to 1e-4 nats in float32 and to
+some hundredths in bfloat16."""
 
 
 class AnchorMismatchWarning(UserWarning):
-    """Rollout engine and trainer disagree about the same weights."""
+    """The rollout engine and the trainer give different log-probs for the same weights."""
 
 
 class InertObjectiveWarning(UserWarning):
-    """Every importance ratio will be 1, so the objective cannot differ from any other."""
+    """Every importance ratio will be 1, so all objectives train alike."""
 
 
 def warn_if_inert(config: CTPOConfig) -> None:
-    """Warn when each rollout batch gets one update from anchors recomputed just before: every ratio is then 1."""
+    """Warn if each rollout batch gets a single update from log-probs recomputed just before it.
+
+    Every ratio is then 1.
+    """
     if config.updates_per_rollout_batch == 1 and config.anchor == "old":
         warnings.warn(
             "Every importance ratio will be 1: one optimizer step is taken on each rollout batch "
@@ -36,9 +40,17 @@ def warn_if_inert(config: CTPOConfig) -> None:
 
 
 def warn_if_engines_differ(logps_BT: Tensor, anchor_BT: Tensor, mask_BT: Tensor) -> None:
-    """Before the first update trainer and rollout engine score with the same weights, so every ratio should be 1."""
+    """Warn if log-probs of the trainer and of the rollout engine differ by more than rounding.
+
+    To be called before the first update, when both have the same weights, so that every ratio should be 1.
+
+    Args:
+        logps_BT: the trainer's.
+        anchor_BT: the rollout engine's.
+        mask_BT: boolean, true on the tokens that the model sampled.
+    """
     gap = torch.where(mask_BT, logps_BT.detach() - anchor_BT, 0.0).abs().max().item()
-    if not gap <= _MISMATCH:
+    if not gap <= _MISMATCH_NATS:
         warnings.warn(
             f"Before any update the rollout engine's log-probs differ from the trainer's by up to {gap:.3g} nats, so "
             "anchor='rollout' starts from ratios far from 1. Likely causes: a model with learned absolute positions "
