@@ -147,7 +147,7 @@ def _check_presets(specs: Sequence[str]) -> None:
 def _problem(setup: Setup, file: str | None) -> Problem:
     from ctpo.lab.theory import read_tables
 
-    return setup.problem() if file is None else setup.given(read_tables(Path(file)))
+    return setup.problem() if file is None else setup.problem_of(read_tables(Path(file)))
 
 
 def _estimators(args: argparse.Namespace, problem: Problem) -> list[Estimator]:
@@ -184,7 +184,7 @@ def _title(args: argparse.Namespace, problem: Problem) -> str:
 
 
 def _report(args: argparse.Namespace, problem: Problem, analyses: list[Analysis]) -> dict[str, Any]:
-    from ctpo.lab.theory.draws import average
+    from ctpo.lab.theory.averages import average
 
     keep = ("sharing", "distance", "spread", "reward", "advantage", "baseline", "against", "seed", "draws")
     settings = {"vocab": problem.tree.vocab, "horizon": problem.tree.horizon, "policy": args.policy}
@@ -235,7 +235,7 @@ def _print_one(analysis: Analysis, sizes: Sequence[int]) -> None:
 
 
 def _print_averages(analyses: list[Analysis], sizes: Sequence[int]) -> None:
-    from ctpo.lab.theory.draws import average
+    from ctpo.lab.theory.averages import average
 
     head = ["estimator", "bias", "own", "cos", "var", *(f"best {_short(n)}" for n in sizes)]
     rows = [

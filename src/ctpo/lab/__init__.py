@@ -1,1 +1,1 @@
-"""Experiments of the method's own students: exact theory, and comparisons of objectives."""
+"""Experiments with the method: exact theory on small policies, and comparisons of objectives by training runs."""

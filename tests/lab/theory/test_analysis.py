@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ctpo.lab.theory import FAMILIES, Analysis, Setup, analyse, objective_estimator
-from ctpo.lab.theory.draws import average
+from ctpo.lab.theory.averages import average
 
 
 @pytest.fixture(scope="module")

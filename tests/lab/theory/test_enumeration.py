@@ -72,7 +72,7 @@ def test_gradient_is_autograd_of_the_expected_reward(sharing: str) -> None:
     logits = problem.target.logits.clone().requires_grad_()
     policy = Policy(logits, problem.target.sharing)
     chunk = problem.tree.whole()
-    log_chance = sum(chunk.spread(t, policy.log_probs[t]) for t in range(problem.tree.horizon))
+    log_chance = sum(chunk.expand(t, policy.log_probs[t]) for t in range(problem.tree.horizon))
     assert isinstance(log_chance, torch.Tensor)
     j = (log_chance.exp() * problem.reward).sum()
     (gradient,) = torch.autograd.grad(j, logits)

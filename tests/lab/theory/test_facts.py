@@ -121,7 +121,7 @@ def _expected_reward(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     """J as a function of π's logits, summed over trajectories, and the logits."""
     logits = problem.target.logits.clone().requires_grad_()
     policy, chunk = Policy(logits, problem.target.sharing), problem.tree.whole()
-    logs = torch.stack([chunk.spread(t, policy.log_probs[t]) for t in range(problem.tree.horizon)])
+    logs = torch.stack([chunk.expand(t, policy.log_probs[t]) for t in range(problem.tree.horizon)])
     return (logs.sum(0).exp() * problem.reward).sum(), logits
 
 
@@ -291,7 +291,7 @@ def test_log_ratio_spread_grows_as_the_root_of_t_under_independent_increments_on
     chances = torch.full((sharing.rows, 2), 0.5, dtype=torch.float64)
     moved = chances.clone()
     for t in range(1, tree.horizon):
-        after_0 = sharing.groups(t)[: 2 ** (t - 1)]
+        after_0 = sharing.rows_of_level(t)[: 2 ** (t - 1)]
         chances[after_0] = torch.tensor([0.99, 0.01], dtype=torch.float64)
     reward = torch.zeros(tree.trajectories, dtype=torch.float64)
     split = Problem(Policy(chances.log(), sharing), Policy(moved.log(), sharing), reward)

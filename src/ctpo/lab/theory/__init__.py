@@ -2,11 +2,11 @@
 
 from ctpo.lab.theory.analysis import Analysis, Crossing, Row, analyse
 from ctpo.lab.theory.families import FAMILIES, Estimator
-from ctpo.lab.theory.files import read_tables
-from ctpo.lab.theory.library import objective_estimator
 from ctpo.lab.theory.policies import SHARINGS, Policy, Sharing
+from ctpo.lab.theory.presets import objective_estimator
 from ctpo.lab.theory.problems import ADVANTAGES, REWARDS, Problem
 from ctpo.lab.theory.setups import POLICIES, Setup
+from ctpo.lab.theory.tables import read_tables
 from ctpo.lab.theory.trees import Tree
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Target policies that make a family's bias large at a given distance."""
+"""Target policies that make the bias of a family large at a given distance from b."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from ctpo.lab.theory.problems import Problem
 from ctpo.objectives.checks import choice
 
 _MOST_TRAJECTORIES: Final = 2**16
-"""The search keeps the graph of a whole enumeration, some 100 bytes a trajectory and step."""
+"""The search keeps the autograd graph of a whole enumeration, some 100 bytes per trajectory and step."""
 
 _STEPS: Final = 30
-"""Sign steps end at a corner of the box after a handful; the limit stops two corners that point at each other."""
+"""A search ends after a handful of steps. The limit stops one that goes back and forth between two corners."""
 
 
 def worst_direction(problem: Problem, distance: float, start: Tensor, against: str) -> Problem:
-    """The problem with π's logits = b's + distance·s, s ∈ {−1, 1}, where ‖E_b ĝ − ∇J(π)‖ is largest on the way.
+    """Return a problem whose target policy makes the bias ‖E_b ĝ − ∇J(π)‖ of a family large.
 
-    Steps to the corner that the gradient of the bias points at, and keeps the best corner seen: a local search, so a
-    lower bound of the worst.
+    The logits of π are those of b plus distance·s, with signs s ∈ {−1, 1}. Each step moves to the signs of the
+    gradient of the bias, and the largest bias on the way is returned. This is a local search, so the result is a lower
+    bound of the worst case.
 
     Args:
-        problem: behaviour, reward and advantage; its target is replaced.
-        distance: largest change of a logit.
-        start: signs to start from, [G, V].
-        against: name of the family.
+        problem: gives behaviour, reward and advantage; its target is replaced.
+        distance: the change of each logit.
+        start: the signs to start from, [G, V].
+        against: the name of the family.
 
     Raises:
-        UserError: unknown family, or more than 2^16 trajectories.
+        UserError: if the family is unknown, or there are more than 2^16 trajectories.
     """
     try:
         estimate = FAMILIES[choice("against", against, FAMILIES)].coefficients

@@ -1,4 +1,4 @@
-"""Bias, variance, mean squared error against the number of trajectories, and where the families cross."""
+"""Bias, variance and mean squared error of estimators, and which of them is best for how many trajectories."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from ctpo.lab.theory.spread import LogRatioSpread, log_ratio_spread
 from ctpo.lab.theory.values import expected_reward, reach
 
 _ROUNDING: Final = 1e-12
-"""A squared bias below this share of the second moments involved is the rounding of float64 sums, not a bias."""
-
+"""Differences of squared biases below this are the rounding of float64 sums."""
 
 _NO_GRADIENT: Final = 1e-13
-"""‖∇J‖ below this share of the largest reward is rounding: no unit to measure anything in."""
+"""A ‖∇J‖ below this share of the largest reward is rounding, and cannot serve as a unit."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one estimator; lengths in units of ∇J's own.
+    """The figures of one estimator. Lengths are in units of ‖∇J(π)‖, variances in units of its square.
 
     Attributes:
         name: of the estimator.
         bias: ‖E_b ĝ − ∇J(π)‖.
         own_bias: ‖E_b ĝ − own target‖.
-        own_target: the own target in words.
-        cosine: of E_b ĝ and ∇J(π), NaN where one is 0.
+        own_target: its own target in words.
+        cosine: of E_b ĝ and ∇J(π); NaN if one of them is 0.
         length: ‖E_b ĝ‖.
-        variance: tr Cov_b(ĝ) of one trajectory.
-        term_variance: the same of every position's term, T numbers.
+        variance: tr Cov_b(ĝ) for one trajectory.
+        term_variance: the same for the term at each position, T numbers.
     """
 
     name: str
@@ -48,13 +47,13 @@ class Row:
     term_variance: tuple[float, ...]
 
     def error(self, trajectories: float) -> float:
-        """E‖mean of N ĝ − ∇J‖² = bias² + variance/N."""
+        """Return the mean squared error of the mean of N estimates: E‖mean − ∇J‖² = bias² + variance/N."""
         return self.bias**2 + self.variance / trajectories
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """From `trajectories` on, `later` has a smaller mean squared error than `earlier`."""
+    """With more than this number of trajectories, `later` has a smaller mean squared error than `earlier`."""
 
     trajectories: float
     earlier: str
@@ -63,15 +62,15 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything `ctpo theory` prints.
+    """Everything that `ctpo theory` prints.
 
     Attributes:
-        rows: one an estimator.
-        unit: ‖∇J(π)‖, what biases are divided by (variances by its square); 1 where ∇J is 0, to rounding.
+        rows: one per estimator.
+        unit: ‖∇J(π)‖, by which biases are divided; 1 if ∇J(π) is 0 to rounding.
         gradient_norm: ‖∇J(π)‖.
-        rewards: J(b), J(π).
-        distance: see `distances`.
-        spread: of the log ratio by position.
+        rewards: J(b) and J(π).
+        distance: how far π is from b, as `distances` returns it.
+        spread: of the cumulative log ratio, by position.
     """
 
     rows: tuple[Row, ...]
@@ -82,20 +81,23 @@ class Analysis:
     spread: LogRatioSpread
 
     def crossings(self) -> list[Crossing]:
-        """Every pair's N at which the one with the larger variance overtakes, in order of N."""
-        found = []
+        """Return the pairs of estimators of which one has less error for few trajectories and the other for many.
+
+        They are in the order of the number of trajectories at which the errors are equal.
+        """
+        crossings = []
         for first in self.rows:
             for second in self.rows:
                 gain = first.bias**2 - second.bias**2
                 cost = second.variance - first.variance
                 if gain > _ROUNDING and cost > 0:
-                    found.append(Crossing(cost / gain, first.name, second.name))
-        return sorted(found, key=lambda crossing: crossing.trajectories)
+                    crossings.append(Crossing(cost / gain, first.name, second.name))
+        return sorted(crossings, key=lambda crossing: crossing.trajectories)
 
     def best(self) -> list[tuple[float, str]]:
-        """(N, name): from N trajectories on, up to the next entry, `name` has the least mean squared error.
+        """Return pairs (N, name): from N trajectories up to the next pair, `name` has the least mean squared error.
 
-        Equal errors go to the row that comes first.
+        If two errors are equal, the row that comes first is named.
         """
         current = min(self.rows, key=lambda row: row.error(1.0))
         ranges = [(1.0, current.name)]
@@ -112,7 +114,11 @@ class Analysis:
             ranges.append((at, current.name))
 
     def as_dict(self, sizes: tuple[int, ...]) -> dict[str, Any]:
-        """Plain numbers for JSON; NaN becomes null."""
+        """Return plain numbers for JSON, with null for NaN.
+
+        Args:
+            sizes: the numbers of trajectories for which the mean squared error is included.
+        """
         return {
             "unit": self.unit,
             "gradient_norm": self.gradient_norm,
@@ -132,25 +138,27 @@ class Analysis:
 
 
 def analyse(problem: Problem, estimators: list[Estimator]) -> Analysis:
-    """Enumerate a problem exactly.
+    """Return the exact figures of these estimators on a problem, in units of ‖∇J(π)‖.
 
     Args:
         problem: policies, reward and advantage.
         estimators: families or objectives, with different names.
 
-    Returns:
-        The analysis, in units of ‖∇J(π)‖.
+    Example:
+        >>> analysis = analyse(Setup(horizon=4).problem(), list(FAMILIES.values()))
+        >>> analysis.rows[0].name
+        'token'
     """
-    found = moments(problem, {estimator.name: estimator.coefficients for estimator in estimators})
+    by_name = moments(problem, {estimator.name: estimator.coefficients for estimator in estimators})
     norm = problem.gradient.norm().item()
     unit = norm if norm > _NO_GRADIENT * problem.reward.abs().max().item() else 1.0
-    rows = tuple(_row(estimator, found[estimator.name], problem, unit) for estimator in estimators)
+    rows = tuple(_row(estimator, by_name[estimator.name], problem, unit) for estimator in estimators)
     rewards = tuple(expected_reward(p, problem.reward).item() for p in (problem.behaviour, problem.target))
     return Analysis(rows, unit, norm, (rewards[0], rewards[1]), distances(problem), log_ratio_spread(problem))
 
 
-def _row(estimator: Estimator, found: Moments, problem: Problem, unit: float) -> Row:
-    mean, gradient = found.mean, problem.gradient
+def _row(estimator: Estimator, exact: Moments, problem: Problem, unit: float) -> Row:
+    mean, gradient = exact.mean, problem.gradient
     lengths = mean.norm() * gradient.norm()
     return Row(
         name=estimator.name,
@@ -159,17 +167,17 @@ def _row(estimator: Estimator, found: Moments, problem: Problem, unit: float) ->
         own_target=estimator.meaning,
         cosine=((mean * gradient).sum() / lengths).item() if lengths > 0 else math.nan,
         length=mean.norm().item() / unit,
-        variance=found.variance / unit**2,
-        term_variance=tuple((found.term_variance / unit**2).tolist()),
+        variance=exact.variance / unit**2,
+        term_variance=tuple((exact.term_variance / unit**2).tolist()),
     )
 
 
 def distances(problem: Problem) -> dict[str, float]:
-    """How far π is from b.
+    """Return how far π is from b.
 
     Returns:
-        total_variation: the largest over prefixes; kl: KL(b ‖ π) of trajectories, nats; chi_square: χ²(π ‖ b) of
-        trajectories, which is Var(ρ_T); ess: 1 / (1 + chi_square).
+        `total_variation`: the largest total variation distance after any prefix. `kl`: KL(b ‖ π) of trajectories, in
+        nats. `chi_square`: χ²(π ‖ b) of trajectories, which is Var(ρ_T). `ess`: 1 / (1 + chi_square).
     """
     b, pi = problem.behaviour, problem.target
     kl, second = torch.zeros((), dtype=torch.float64), problem.reward.new_ones(problem.tree.trajectories)

@@ -1,7 +1,7 @@
-"""The ratio families without clipping: coefficient of ∇log π(a_t|s_t) for every token of a trajectory.
+"""The ratio families without clipping: the coefficient of ∇log π(a_t|s_t) for every token of a trajectory.
 
-An estimator is ĝ(o) = Σ_t k_t(o) ∇_θ log π(a_t|s_t), o drawn from b. Written here from the formulas, without the
-library's objectives, which a test compares with them.
+An estimator is ĝ(o) = Σ_t k_t(o) ∇_θ log π(a_t|s_t), with o drawn from b. The coefficients are written here from their
+formulas, without the objectives of the library, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from ctpo.lab.theory.problems import Problem, Trajectories
 from ctpo.lab.theory.values import policy_gradient, return_to_go
 
 Coefficients = Callable[[Trajectories], Tensor]
-"""Trajectories to k, [T, n]."""
+"""A function from n trajectories to their coefficients k, [T, n]."""
 
 OwnTarget = Callable[[Problem], Tensor]
-"""The gradient an estimator would have in expectation if its weight corrected exactly what it stands in for."""
+"""A function from a problem to the gradient, [G, V], that an estimator would have in expectation if its weight
+corrected exactly what it is meant to correct."""
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """One way to weigh the terms of the policy gradient.
+    """One way to weight the terms of the policy gradient.
 
     Attributes:
         name: as the user calls it.
         coefficients: k of every token.
-        own_target: what the weight is meant to correct for.
-        meaning: the target in a formula.
+        own_target: the gradient that its weight is meant to give.
+        meaning: its own target in words.
     """
 
     name: str
@@ -80,31 +81,31 @@ def _prefix_gradient(o: Trajectories) -> Tensor:
 
 
 def token_target(problem: Problem) -> Tensor:
-    """Σ_t E[s_t ∼ b, a_t ∼ π: ∇log π · E_b[A|s_t, a_t]]: the action corrected, the state and the rest not."""
+    """Return Σ_t E[∇log π · E_b[A|s_t, a_t]] with s_t ∼ b and a_t ∼ π: only the action is corrected."""
     b, pi = problem.behaviour, problem.target
     return policy_gradient(pi, b, pi, problem.edge_advantages(b))
 
 
 def prefix_target(problem: Problem) -> Tensor:
-    """Σ_t E[s_t, a_t ∼ π: ∇log π · E_b[A|s_t, a_t]]: g^b, the state and the action corrected, the rest not."""
+    """Return g^b = Σ_t E[∇log π · E_b[A|s_t, a_t]] with s_t, a_t ∼ π: the state and the action are corrected."""
     b, pi = problem.behaviour, problem.target
     return policy_gradient(pi, pi, pi, problem.edge_advantages(b))
 
 
 def trajectory_target(problem: Problem) -> Tensor:
-    """Σ_t E_π[∇log π · A]: everything corrected."""
+    """Return Σ_t E_π[∇log π · A]: everything is corrected."""
     pi = problem.target
     return policy_gradient(pi, pi, pi, problem.edge_advantages(pi))
 
 
 def behaviour_target(problem: Problem) -> Tensor:
-    """Σ_t E_b[∇log π · A]: nothing corrected."""
+    """Return Σ_t E_b[∇log π · A]: nothing is corrected."""
     b, pi = problem.behaviour, problem.target
     return policy_gradient(pi, b, b, problem.edge_advantages(b))
 
 
 def through_target(problem: Problem) -> Tensor:
-    """∇ Σ_t E[s_t, a_t ∼ π: E_b[A|s_t, a_t]], the advantage held fixed; with A^b it is ∇J(π)."""
+    """Return ∇ Σ_t E[E_b[A|s_t, a_t]] with s_t, a_t ∼ π and the advantage held fixed; with A^b it is ∇J(π)."""
     b, pi = problem.behaviour, problem.target
     return policy_gradient(pi, pi, pi, return_to_go(pi, problem.edge_advantages(b)))
 
@@ -132,5 +133,5 @@ FAMILIES: Final = {
     name: Estimator(name, coefficients, *_TARGETS[target])
     for name, (coefficients, target) in _FAMILIES.items()
 }
-"""The families by name: weights r_t, ρ_t, ρ_t^(1/t), ρ_T, ρ_T^(1/T), r_t·min_{s<t} r_s, 1, and ρ_t differentiated
-through the whole prefix."""
+"""The families by name. Their weights are r_t, ρ_t, ρ_t^(1/t), ρ_T, ρ_T^(1/T), r_t·min_{s<t} r_s, 1, and ρ_t
+differentiated through the whole prefix."""

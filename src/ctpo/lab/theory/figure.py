@@ -1,4 +1,4 @@
-"""The picture of an analysis: error against trajectories, bias, variance by position, spread of the log ratio."""
+"""The picture of an analysis: its errors, biases, variances by position, and the spread of the log ratio."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ctpo.lab.theory.analysis import Analysis
 
 _WIDTH_IN, _HEIGHT_IN, _DPI = 10.0, 7.2, 150
 _LARGEST: Final = 10**6
-"""Trajectories at the right end of the error's axis."""
+"""The number of trajectories at the right end of the axis of errors."""
 
 _EXACT: Final = 1e-12
-"""Biases below are rounding, and drawn at the left edge."""
+"""Biases below this are rounding, and are drawn as 0."""
 
 _GREY = "#9ca3af"
 _STYLES = ("-", "--", ":", "-.")
 
 
 def draw(analysis: Analysis, path: Path, title: str) -> Path:
-    """Draw an analysis to a .png or .svg (or whatever matplotlib writes); return the path.
+    """Draw an analysis to a file that matplotlib can write, such as .png or .svg; return the path.
 
     Raises:
-        UserError: a file that cannot be written, or of a kind matplotlib does not know.
+        UserError: if the file cannot be written, or matplotlib does not know its ending.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ def draw(analysis: Analysis, path: Path, title: str) -> Path:
 
 
 def _looks(analysis: Analysis) -> dict[str, dict[str, Any]]:
-    """Colour and dashes of every estimator, the same in all panels."""
+    """Return the colour and the line style of every estimator, which are the same in all panels."""
     return {
         row.name: {"color": f"C{index % 10}", "linestyle": _STYLES[index // 10 % len(_STYLES)]}
         for index, row in enumerate(analysis.rows)

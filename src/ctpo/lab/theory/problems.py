@@ -1,4 +1,4 @@
-"""What is enumerated: a behaviour policy b, a target policy π, a reward of every trajectory, and the advantage."""
+"""The problem that is enumerated: a behaviour policy b, a target policy π, rewards, and a kind of advantage."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ REWARDS: Final = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One enumerable estimation problem.
+    """The problem of estimating ∇J(π) from trajectories of b.
 
     Attributes:
         behaviour: b, which draws the trajectories.
-        target: π, whose ∇J(π) is wanted.
-        reward: R, [V^T].
+        target: π, whose gradient is wanted.
+        reward: R of every trajectory, [V^T].
         advantage: one of ADVANTAGES.
-        baseline: subtracted from R under "terminal"; None takes E_b[R].
+        baseline: what "terminal" subtracts from R; None takes E_b[R].
+
+    Raises:
+        UserError: if the parts do not fit each other, or a value is not finite.
     """
 
     behaviour: Policy
@@ -52,7 +55,7 @@ class Problem:
             raise UserError("behaviour and target differ in vocabulary or horizon; use the same for both")
         if self.reward.shape != (self.tree.trajectories,):
             raise UserError(
-                f"reward has {self.reward.numel()} values; give {self.tree.trajectories}, one a trajectory"
+                f"reward has {self.reward.numel()} values; give {self.tree.trajectories}, one per trajectory"
             )
         if not bool(self.reward.isfinite().all()):
             raise UserError("reward holds a value that is not finite; use finite numbers")
@@ -65,23 +68,23 @@ class Problem:
 
     @property
     def tree(self) -> Tree:
-        """The tree both policies live on."""
+        """The tree of both policies."""
         return self.target.sharing.tree
 
     @cached_property
     def gradient(self) -> Tensor:
-        """∇J(π), [G, V], by recursion."""
+        """∇J(π), [G, V]."""
         return policy_gradient(self.target, self.target, self.target, action_values(self.target, self.reward))
 
     @cached_property
     def centre(self) -> Tensor:
-        """The baseline of the terminal advantage."""
+        """The baseline of the terminal advantage, a scalar."""
         if self.baseline is None:
             return expected_reward(self.behaviour, self.reward)
         return torch.tensor(self.baseline, dtype=torch.float64)
 
     def edge_advantages(self, continuation: Policy) -> list[Tensor]:
-        """E[A | prefix, action] when the rest is drawn from `continuation`, [V^t, V] a level."""
+        """Return E[A | prefix, action] if `continuation` draws the rest; one tensor [V^t, V] per level."""
         if self.advantage == "terminal":
             return [q - self.centre for q in action_values(continuation, self.reward)]
         return self._own_advantages
@@ -91,16 +94,16 @@ class Problem:
         return advantages(self.behaviour if self.advantage == "behaviour" else self.target, self.reward)
 
     def trajectories(self, chunk: Chunk) -> Trajectories:
-        """The trajectories of a chunk with everything an estimator may use."""
+        """Return the trajectories of a chunk, with everything that an estimator may use."""
         levels = range(self.tree.horizon)
-        old = torch.stack([chunk.spread(t, self.behaviour.log_probs[t]) for t in levels])
+        old = torch.stack([chunk.expand(t, self.behaviour.log_probs[t]) for t in levels])
         if self.advantage == "terminal":
             own = self.reward[chunk.start : chunk.start + chunk.length] - self.centre
             signal = own.expand_as(old)
         else:
-            signal = torch.stack([chunk.spread(t, self._own_advantages[t]) for t in levels])
+            signal = torch.stack([chunk.expand(t, self._own_advantages[t]) for t in levels])
         return Trajectories(
-            logps=torch.stack([chunk.spread(t, self.target.log_probs[t]) for t in levels]),
+            logps=torch.stack([chunk.expand(t, self.target.log_probs[t]) for t in levels]),
             old_logps=old,
             advantages=signal,
             probability=old.sum(0).exp(),
@@ -109,13 +112,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Trajectories drawn by b, time first.
+    """n trajectories drawn by b. The first dimension is time.
 
     Attributes:
         logps: log π of every action, [T, n].
-        old_logps: log b, [T, n].
+        old_logps: log b of every action, [T, n].
         advantages: A of every action, [T, n].
-        probability: of each trajectory under b, [n].
+        probability: the probability of each trajectory under b, [n].
     """
 
     logps: Tensor
@@ -125,12 +128,16 @@ class Trajectories:
 
     @property
     def log_ratios(self) -> Tensor:
-        """d_t = log π − log b, [T, n]."""
+        """d_t = log π − log b of every action, [T, n]."""
         return self.logps - self.old_logps
 
 
 def draw_reward(name: str, tree: Tree, generator: torch.Generator) -> Tensor:
-    """One of REWARDS for every trajectory, [V^T] float64."""
+    """Return the reward of every trajectory, [V^T] float64.
+
+    Raises:
+        UserError: if the name is none of REWARDS.
+    """
     index = torch.arange(tree.trajectories)
     if name == "random":
         return torch.randn(tree.trajectories, dtype=torch.float64, generator=generator)

@@ -1,4 +1,4 @@
-"""Problems to look at: drawn at random, chosen to be hard, or read from a file."""
+"""Problems to enumerate: drawn at random, chosen to be hard, or made from the tables of a file."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 from ctpo.errors import UserError
 from ctpo.lab.theory.adversary import worst_direction
-from ctpo.lab.theory.files import GivenTables
 from ctpo.lab.theory.policies import Policy, Sharing, random_logits
 from ctpo.lab.theory.problems import Problem, draw_reward
+from ctpo.lab.theory.tables import PolicyTables
 from ctpo.lab.theory.trees import Tree
 from ctpo.objectives.numerics import SATURATION
 
@@ -23,21 +23,24 @@ POLICIES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """How to make a problem.
+    """The settings that make a problem.
 
     Attributes:
-        vocab: V.
-        horizon: T.
+        vocab: V, the number of actions.
+        horizon: T, the number of steps.
         sharing: one of SHARINGS.
         policy: one of POLICIES.
-        distance: scale of the difference of π's and b's logits, 0 to 20 (there the library takes a log ratio for
-            broken).
-        spread: standard deviation of b's logits, 0 to 20; 0 is the uniform policy.
+        distance: the scale of the difference between the logits of π and b, 0 to 20. The library treats larger log
+            ratios as broken.
+        spread: the standard deviation of b's logits, 0 to 20; 0 gives the uniform policy.
         reward: one of REWARDS.
         advantage: one of ADVANTAGES.
-        baseline: of the terminal advantage; None is E_b[R].
-        against: family whose bias "adversarial" makes large.
-        seed: of every random draw.
+        baseline: of the terminal advantage; None takes E_b[R].
+        against: the family whose bias the "adversarial" policy makes large.
+        seed: of all random draws.
+
+    Raises:
+        UserError: if the policy is unknown, or a number is out of range.
     """
 
     vocab: int = 2
@@ -63,7 +66,7 @@ class Setup:
             raise UserError(f"seed={self.seed} is out of range; use 0 or more")
 
     def problem(self) -> Problem:
-        """Draw behaviour, then the direction of the target, then the reward."""
+        """Return the problem. The behaviour is drawn first, then the direction of the target, then the reward."""
         sharing = Sharing(self.sharing, Tree(self.vocab, self.horizon))
         generator = torch.Generator().manual_seed(self.seed)
         old = random_logits(sharing, self.spread, generator)
@@ -80,8 +83,8 @@ class Setup:
             return worst_direction(problem, self.distance, direction.sign(), self.against)
         return problem
 
-    def given(self, tables: GivenTables) -> Problem:
-        """The problem of a file's logits, with its reward or else this setup's."""
+    def problem_of(self, tables: PolicyTables) -> Problem:
+        """Return the problem of a file's policies. If the file has no reward, this setup's is drawn."""
         sharing = Sharing(self.sharing, Tree(tables.vocab, tables.horizon or self.horizon))
         generator = torch.Generator().manual_seed(self.seed)
         reward = tables.reward

@@ -1,4 +1,4 @@
-"""The accumulated log ratio c_t = Σ_{s≤t} log π_s/b_s by position, exactly."""
+"""The exact mean and standard deviation of the cumulative log ratio c_t = Σ_{s≤t} log π_s/b_s, by position."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ctpo.lab.theory.values import reach
 
 @dataclass(frozen=True)
 class LogRatioSpread:
-    """Mean and standard deviation of c_t under b, nats, at t = 1..T.
+    """Mean and standard deviation of c_t under b, in nats, for t = 1..T.
 
     Attributes:
         mean: −KL(b ‖ π) of the first t actions.
-        std: standard deviation; √t times the first under independent increments of one variance.
-        exponent: slope of log std against log t, least squares; NaN where there is nothing to fit.
+        std: the standard deviation. If increments are independent with one variance, it is √t times the first.
+        exponent: the least-squares slope of log std against log t; NaN if fewer than two values are positive.
     """
 
     mean: tuple[float, ...]
@@ -24,13 +24,13 @@ class LogRatioSpread:
     exponent: float
 
     def as_dict(self) -> dict[str, object]:
-        """Plain numbers for JSON."""
+        """Return plain numbers for JSON, with null for NaN."""
         exponent = None if math.isnan(self.exponent) else self.exponent
         return {"mean": self.mean, "std": self.std, "exponent": exponent}
 
 
 def log_ratio_spread(problem: Problem) -> LogRatioSpread:
-    """Exact moments of c_t over trajectories of b."""
+    """Return the exact moments of c_t over the trajectories of b."""
     b, pi = problem.behaviour, problem.target
     means, stds = [], []
     total = problem.reward.new_zeros(1)

@@ -1,4 +1,7 @@
-"""Returns, values and gradients by recursion over the levels of the tree, without enumerating estimators."""
+"""Expected rewards, action values and policy gradients, by recursion over the levels of the tree.
+
+Nothing here enumerates estimators, so these figures are an independent check of those that do.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from ctpo.lab.theory.policies import Policy
 
 
 def action_values(policy: Policy, reward: Tensor) -> list[Tensor]:
-    """Q(prefix, a): the expected reward when the rest is drawn from the policy, [V^t, V] a level."""
+    """Return Q(prefix, a), the expected reward if the policy draws the rest; one tensor [V^t, V] per level."""
     value, levels = reward, []
     for probs in reversed(policy.probs):
         levels.append(value.reshape(probs.shape))
@@ -17,18 +20,18 @@ def action_values(policy: Policy, reward: Tensor) -> list[Tensor]:
 
 
 def expected_reward(policy: Policy, reward: Tensor) -> Tensor:
-    """J = E_π[R], a scalar."""
+    """Return J = E_π[R], a scalar."""
     return (policy.probs[0] * action_values(policy, reward)[0]).sum()
 
 
 def advantages(policy: Policy, reward: Tensor) -> list[Tensor]:
-    """A(prefix, a) = Q(prefix, a) − Σ_a' π(a') Q(prefix, a'), [V^t, V] a level."""
+    """Return A(prefix, a) = Q(prefix, a) − Σ_a' π(a') Q(prefix, a'); one tensor [V^t, V] per level."""
     values = action_values(policy, reward)
     return [q - (p * q).sum(-1, keepdim=True) for p, q in zip(policy.probs, values, strict=True)]
 
 
 def reach(policy: Policy) -> list[Tensor]:
-    """Probability of every prefix, [V^t] a level."""
+    """Return the probability of every prefix; one tensor [V^t] per level."""
     levels = [policy.probs[0].new_ones(1)]
     for probs in policy.probs[:-1]:
         levels.append((levels[-1].unsqueeze(-1) * probs).reshape(-1))
@@ -36,16 +39,15 @@ def reach(policy: Policy) -> list[Tensor]:
 
 
 def policy_gradient(target: Policy, states: Policy, actions: Policy, values: list[Tensor]) -> Tensor:
-    """Σ_t E[∇ log π(a_t|s_t) · value(s_t, a_t)], [G, V].
+    """Return Σ_t E[∇ log π(a_t|s_t) · value(s_t, a_t)], [G, V].
+
+    With states = actions = π and values = Q^π this is ∇J(π).
 
     Args:
         target: π, whose log-probs are differentiated.
-        states: policy that draws the prefix s_t.
-        actions: policy that draws a_t.
-        values: [V^t, V] a level.
-
-    Returns:
-        With states = actions = π and values = Q^π, ∇J(π).
+        states: the policy that draws the prefix s_t.
+        actions: the policy that draws a_t.
+        values: the value of every edge, one tensor [V^t, V] per level.
     """
     weights = [
         d.unsqueeze(-1) * p * value for d, p, value in zip(reach(states), actions.probs, values, strict=True)
@@ -54,7 +56,7 @@ def policy_gradient(target: Policy, states: Policy, actions: Policy, values: lis
 
 
 def return_to_go(policy: Policy, terms: list[Tensor]) -> list[Tensor]:
-    """Σ_{t≥s} E_π[terms_t | edge at s], [V^t, V] a level."""
+    """Return Σ_{t≥s} E_π[terms_t | edge at s], for every level s; one tensor [V^s, V] per level."""
     levels: list[Tensor] = []
     for probs, own in zip(reversed(policy.probs), reversed(terms), strict=True):
         later = levels[-1] if levels else None

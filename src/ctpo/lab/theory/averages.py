@@ -1,4 +1,4 @@
-"""The same setup over several seeds: what holds on average, and how often."""
+"""Averages over several draws of one problem: what holds on average, and how often."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ctpo.runs.means import mean
 
 @dataclass(frozen=True)
 class Average:
-    """One estimator over several draws of the problem, in units of each draw's ‖∇J‖.
+    """Figures of one estimator over several draws of the problem, in units of each draw's ‖∇J‖.
 
     Attributes:
         name: of the estimator.
-        bias, bias_stderr: mean of ‖E_b ĝ − ∇J‖ and its standard error over draws.
-        own_bias, own_bias_stderr: likewise against the own target.
-        cosine: mean.
-        variance: mean of tr Cov_b(ĝ).
-        wins: share of the draws in which it has the least mean squared error, one a number of trajectories; ties
-            go to the estimator named first.
+        bias, bias_stderr: the mean of ‖E_b ĝ − ∇J‖ and its standard error over draws.
+        own_bias, own_bias_stderr: the same against the estimator's own target.
+        cosine: the mean cosine of E_b ĝ and ∇J.
+        variance: the mean of tr Cov_b(ĝ).
+        wins: the share of draws in which it has the least mean squared error, one value per number of trajectories.
+            If two are equal, the estimator that is named first wins.
     """
 
     name: str
@@ -35,7 +35,12 @@ class Average:
 
 
 def average(analyses: Sequence[Analysis], sizes: Sequence[int]) -> list[Average]:
-    """Averages over draws of one setup, estimator by estimator."""
+    """Return one average per estimator.
+
+    Args:
+        analyses: of the draws; all have the same estimators in the same order.
+        sizes: the numbers of trajectories for which `wins` is counted.
+    """
     winners = [
         [min(analysis.rows, key=lambda row: row.error(size)).name for analysis in analyses] for size in sizes
     ]

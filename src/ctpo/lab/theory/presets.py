@@ -1,8 +1,8 @@
-"""Estimators that are the library's own objectives, trust region and all.
+"""Estimators made from the presets of the library, with their trust regions.
 
-A preset's coefficients are −∂loss/∂log π_t as the real objective computes them. Losses are summed over tokens, so that
-every objective estimates the same Σ_t; a preset's own reduction divides by lengths, which are all T here, and so only
-changes the scale.
+The coefficients of a preset are −∂loss/∂log π_t as the real objective computes them. Losses are summed over tokens, so
+that every objective estimates the same Σ_t. A preset's own reduction would divide by the lengths of responses, which
+are all T here, and so would only change the scale.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ _FAMILY_OF: Final[dict[type, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class PositionBand:
-    """[−bound_t, bound_t] on the weight's log; a quantile gate in a batch without end.
+    """The limits −bound_t and bound_t on the log of the weight: what a quantile gate does in an infinite batch.
 
     Attributes:
-        bound: of every position, [T].
+        bound: nats, of every position, [T].
     """
 
     bound: Tensor
 
     def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
-        """See `TrustRegion.limits`."""
+        """Return the limits at every token (`ctpo.objectives.trust_regions.TrustRegion`)."""
         return Limits(-self.bound.expand_as(log_weight), self.bound.expand_as(log_weight))
 
 
 def coefficients_of(objective: Objective) -> Coefficients:
-    """k_t(o) = −∂loss/∂log π_t of an objective whose tokens' losses are summed."""
+    """Return k_t(o) = −∂loss/∂log π_t of an objective, with its losses summed over tokens."""
     summed = dataclasses.replace(objective, reduction=Reduction("sum"))
 
     def coefficients(o: Trajectories) -> Tensor:
@@ -76,14 +76,14 @@ def coefficients_of(objective: Objective) -> Coefficients:
 
 
 def objective_estimator(spec: str, problem: Problem) -> Estimator:
-    """Estimator of a preset with its trust region.
+    """Return the estimator of a preset with its trust region.
 
     Args:
-        spec: a preset's name, with knobs after a question mark: "ctpo?high=0.1&dual=none".
-        problem: quantile gates take their thresholds from it, as in an infinitely large mini-batch.
+        spec: the name of a preset, with knobs after a question mark: "ctpo?high=0.1&dual=none".
+        problem: gives quantile gates their thresholds, as an infinitely large minibatch would.
 
     Raises:
-        UserError: unknown preset or knob, or a value out of range.
+        UserError: if the preset or a knob is unknown, or a value is out of range.
     """
     name, _, query = spec.partition("?")
     try:
@@ -98,19 +98,23 @@ def objective_estimator(spec: str, problem: Problem) -> Estimator:
 
 
 def family_of(ratio: Ratio) -> str:
-    """Name of the unclipped family of a ratio."""
+    """Return the name of the family without clipping that has this ratio."""
     if isinstance(ratio, CumulativeRatio) and ratio.gradient == "through":
         return "prefix-gradient"
     return _FAMILY_OF[type(ratio)]
 
 
 def _knobs(query: str) -> dict[str, Any]:
-    """Knobs of "a=1&b=none" as numbers, None, booleans or words."""
+    """Return the knobs in "a=1&b=none", with values that are numbers, None, booleans or words.
+
+    Raises:
+        ValueError: if a part has no equals sign.
+    """
     knobs: dict[str, Any] = {}
     for part in filter(None, query.split("&")):
         key, equals, text = part.partition("=")
         if not equals:
-            raise ValueError(f"{part!r} is no knob; write name=value")
+            raise ValueError(f"{part!r} is no knob; write it as name=value")
         knobs[key] = _value(text)
     return knobs
 
@@ -128,7 +132,7 @@ def _value(text: str) -> Any:
 
 
 def _gate_bounds(ratio: Ratio, gate: QuantileGate, problem: Problem) -> Tensor:
-    """τ·σ_t of a quantile gate from the distribution of the statistic under b, [T]."""
+    """Return the bounds τ·σ_t of a quantile gate, [T], from the distribution of its statistic under b."""
     o = problem.trajectories(problem.tree.whole())
     statistic = o.log_ratios.cumsum(0) if isinstance(ratio, CumulativeRatio) else o.log_ratios.sum(0)
     statistic = statistic.expand_as(o.logps)
@@ -140,6 +144,6 @@ def _gate_bounds(ratio: Ratio, gate: QuantileGate, problem: Problem) -> Tensor:
     order = (statistic.abs() / scale).reshape(-1).sort()
     reached = mass.reshape(-1)[order.indices].cumsum(0)
     first = int(torch.searchsorted(reached, (1 - gate.q - 1e-9) * reached[-1]))
-    # One rounding above the threshold itself, which must stay inside.
+    # A little above the threshold, because the value at the threshold itself must stay inside.
     tau = order.values[min(first, len(order.values) - 1)] * (1 + 1e-12)
     return tau * scale.squeeze(-1) if math.isfinite(tau) else torch.full((len(scale),), math.inf).double()

@@ -1,4 +1,4 @@
-"""Logits and rewards from a JSON or npz file."""
+"""Reading the logits of two policies, and rewards, from a JSON or npz file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _FORMAT = "behaviour and target as tables [rows, V], optional reward [V^T] and h
 
 
 @dataclass(frozen=True)
-class GivenTables:
-    """What a file holds.
+class PolicyTables:
+    """The tables in a file.
 
     Attributes:
         behaviour: logits of b, [G, V].
         target: logits of π, [G, V].
-        reward: [V^T], or None.
-        horizon: T, or None where neither the file nor the reward says.
+        reward: of every trajectory, [V^T]; None if the file has none.
+        horizon: T; None if the file does not give it.
     """
 
     behaviour: Tensor
@@ -35,15 +35,15 @@ class GivenTables:
 
     @property
     def vocab(self) -> int:
-        """V."""
+        """V, the number of actions."""
         return self.target.shape[1]
 
 
-def read_tables(path: Path) -> GivenTables:
-    """Read `behaviour`, `target`, and optionally `reward` and `horizon`.
+def read_tables(path: Path) -> PolicyTables:
+    """Return the tables `behaviour` and `target` of a file, and its `reward` and `horizon` if it has them.
 
     Raises:
-        UserError: a file that cannot be read, or does not hold these.
+        UserError: if the file cannot be read, or holds something else.
     """
     try:
         content = _load(path)
@@ -53,7 +53,7 @@ def read_tables(path: Path) -> GivenTables:
         ) from None
     except (ValueError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else "damaged"
-        raise UserError(f"{path} is no JSON or npz file ({reason}); it should hold {_FORMAT}") from None
+        raise UserError(f"{path} is not a JSON or npz file ({reason}); it should hold {_FORMAT}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; it should hold {_FORMAT}")
     unknown = set(content) - {"behaviour", "target", "reward", "horizon"}
@@ -65,7 +65,7 @@ def read_tables(path: Path) -> GivenTables:
             f"{path}: behaviour is {tuple(behaviour.shape)} and target {tuple(target.shape)}; make them the same shape"
         )
     reward = _table(path, content, "reward", 1) if "reward" in content else None
-    return GivenTables(behaviour, target, reward, _horizon(path, content))
+    return PolicyTables(behaviour, target, reward, _horizon(path, content))
 
 
 def _load(path: Path) -> Any:
@@ -90,5 +90,5 @@ def _table(path: Path, content: dict[str, Any], name: str, dimensions: int) -> T
 def _horizon(path: Path, content: dict[str, Any]) -> int | None:
     horizon = content.get("horizon")
     if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int)):
-        raise UserError(f"{path}: horizon {horizon!r} is not a whole number")
+        raise UserError(f"{path}: horizon {horizon!r} is not a whole number; give the number of steps")
     return horizon

@@ -15,8 +15,8 @@ import torch
 
 from ctpo.errors import UserError
 from ctpo.lab.theory import FAMILIES, Problem, Setup, objective_estimator
-from ctpo.lab.theory.library import family_of
 from ctpo.lab.theory.moments import expectation, moments
+from ctpo.lab.theory.presets import family_of
 from ctpo.objectives import Objective, preset, preset_names
 from ctpo.objectives import ratios as r
 from ctpo.objectives.quantile_gate import QuantileGate
