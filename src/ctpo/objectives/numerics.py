@@ -15,6 +15,13 @@ e^20 is 5e8: no pair of policies a few updates apart differs that much on a samp
 which lets one such token close the trust region for the rest of its row.
 """
 
+POSITIVE_LOGP: Final = 1e-3
+"""Value above which an input is no log-prob, in nats.
+
+A log-prob is at most 0. Rounding in float32 lifts it by some 1e-6, for example where a trainer subtracts the
+log-sum-exp of large logits.
+"""
+
 LOG_WEIGHT_CAP: Final = 10.0
 """Ceiling of a compound log weight (product or mean of several tokens), raised to the trust region where that
 is wider.

@@ -1,159 +1,124 @@
-"""What a call says about itself: detached 0-d tensors on the inputs' device, without synchronisation."""
+"""The statistics of one call: detached 0-d tensors on the device of the inputs, computed without synchronisation.
+
+x is a token's weighing log ratio after truncation and d its own log ratio, both in nats. A token is usable if it lies
+under the mask and its log-probs can be used.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from ctpo.objectives.layouts.padded import Layout
 from ctpo.objectives.numerics import prefix_dtype
 from ctpo.objectives.surrogates import TokenTerms
 from ctpo.objectives.tokens import Tokens
 
-Number = Tensor | float
+SUMS: Final = (
+    "tokens", "sequences", "usable", "nonfinite", "saturated", "positive", "high", "low", "dual",
+    "offset", "offset_squared", "weight", "weight_squared", "d", "d_squared", "k3",
+    "origin", "lowest", "highest",
+)  # fmt: skip
+"""What a pass over the tokens sums, in this order, in one vector.
+
+tokens: tokens under the mask. sequences: sequences with at least one of them.
+usable, nonfinite, saturated, positive: tokens of each kind, see `Tokens`.
+high, low, dual: usable tokens that the trust region touched, see `TokenTerms`.
+offset, offset_squared: sums of x − origin and of its square, over the usable tokens. `origin` is any one number near
+    the values of x, so that the standard deviation of values far from 0 keeps its digits.
+weight, weight_squared: sums of w and w², where w is e^x times any one constant that keeps both within range.
+d, d_squared, k3: sums of d, d² and e^d − 1 − d.
+lowest, highest: extremes of x over the usable tokens. They may be anything if there are none.
+"""
+
+_CLIPPED: Final = slice(SUMS.index("high"), SUMS.index("dual") + 1)
+_PER_USABLE: Final = slice(SUMS.index("offset"), SUMS.index("k3") + 1)
+_LEVELS: Final = slice(SUMS.index("origin"), SUMS.index("highest") + 1)
 
 
-@dataclass(slots=True)
-class Sums:
-    """Sums over the tokens of a call, from which every figure follows; chunks of a call add up.
+@torch.no_grad()
+def finalise(sums: Tensor) -> dict[str, Tensor]:
+    """The statistics that follow from the sums of a call.
 
-    x is the weighing log ratio after truncation, d the token's log ratio.
-    """
-
-    tokens: Number = 0.0
-    """Tokens under the mask."""
-    sequences: Number = 0.0
-    """Sequences with a token under the mask."""
-    usable: Number = 0.0
-    nonfinite: Number = 0.0
-    saturated: Number = 0.0
-    high: Number = 0.0
-    low: Number = 0.0
-    dual: Number = 0.0
-    x: Number = 0.0
-    xx: Number = 0.0
-    weight: Number = 0.0
-    """Σ e^x."""
-    weight_squared: Number = 0.0
-    d: Number = 0.0
-    dd: Number = 0.0
-    k3: Number = 0.0
-    """Σ (e^d − 1 − d)."""
-    lowest: Number = torch.inf
-    highest: Number = -torch.inf
-
-
-def over_shards(sums: Sums, layout: Layout) -> Sums:
-    """The same sums over all the processes that share the sequences (two small collectives when sharded)."""
-    names = [f.name for f in fields(Sums) if f.name not in ("lowest", "highest")]
-    added = layout.sum_shards(torch.stack([torch.as_tensor(getattr(sums, name)) for name in names]))
-    extremes = torch.stack([-torch.as_tensor(sums.lowest), torch.as_tensor(sums.highest)])
-    lowest, highest = layout.max_shards(extremes).unbind()
-    return Sums(**dict(zip(names, added.unbind(), strict=True)), lowest=-lowest, highest=highest)
-
-
-def finalise(sums: Sums, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """Figures of one call.
+    Args:
+        sums: [len(SUMS)], float64 (float32 on MPS).
 
     Returns:
-        clip_fraction: (high + low) / tokens, as the published implementation counts; the dual clip stands
-            apart.
-        clip_fraction_high, clip_fraction_low, clip_fraction_dual: its parts.
-        log_ratio_mean, log_ratio_std, log_ratio_min, log_ratio_max: of the weighing log ratio; population
-            std.
-        ess: (Σρ)² / (n Σρ²), effective sample size as a share of the usable tokens.
-        kl_k1, kl_k2, kl_k3: estimates of KL(old ‖ new) from tokens of the old policy, with d = log π_θ − log
-        π_old:
-            means of −d, d²/2 and e^d − 1 − d.
-        nonfinite, saturated, neutralised: counts of tokens under the mask whose log-probs could not be used.
-        tokens, sequences: what the default denominators count.
+        0-d tensors of the same dtype, which counts tokens exactly:
+
+        clip_fraction: (high + low) / tokens, as the published implementation counts. It leaves out the dual clip.
+        clip_fraction_high, clip_fraction_low, clip_fraction_dual: tokens beyond each bound, divided by tokens.
+        log_ratio_mean, log_ratio_std, log_ratio_min, log_ratio_max: of x over the usable tokens, in nats. The
+            standard deviation is that of the population.
+        ess: (Σ e^x)² / (n Σ e^2x), the effective sample size as a share of the n usable tokens.
+        kl_k1, kl_k2, kl_k3: estimates of KL(old ‖ new) from tokens of the old policy: the means of −d, d²/2 and
+            e^d − 1 − d over the usable tokens, in nats (J. Schulman, "Approximating KL Divergence", 2020).
+        nonfinite, saturated, neutralised: numbers of tokens under the mask with unusable log-probs, see `Tokens`;
+            neutralised is the sum of the two others.
+        positive_logps: number of tokens under the mask with a log-prob above 0 (above `POSITIVE_LOGP`). Such an input
+            holds probabilities or logits, not log-probs.
+        tokens, sequences: the default denominators.
     """
-    if not isinstance(sums.tokens, Tensor):
-        figures = _figures(sums)  # Python numbers, stored at once
-        values = torch.tensor(list(figures.values()), dtype=dtype, device=device).unbind()
-        return dict(zip(figures, values, strict=True))
-    wide = prefix_dtype(device)
-
-    def scalar(value: Number) -> Tensor:
-        # A fill, not a copy from the host, where the figure is a number.
-        return (
-            value.to(wide) if isinstance(value, Tensor) else torch.full((), value, dtype=wide, device=device)
-        )
-
-    figures = _figures(Sums(**{f.name: scalar(getattr(sums, f.name)) for f in fields(Sums)}))
-    return {name: torch.as_tensor(value).to(dtype) for name, value in figures.items()}
-
-
-def _figures(s: Sums) -> dict[str, Number]:
-    """The figures, numbers or tensors as the sums are."""
-    n_tokens, n = _at_least(s.tokens, 1.0), _at_least(s.usable, 1.0)
-    mean = s.x / n
+    tokens, sequences, usable, nonfinite, saturated, positive = sums[: _CLIPPED.start].unbind()
+    high, low, dual = (sums[_CLIPPED] / tokens.clamp(min=1)).unbind()
+    means = (sums[_PER_USABLE] / usable.clamp(min=1)).unbind()
+    offset, offset_squared, weight, weight_squared, d, d_squared, k3 = means
+    origin, lowest, highest = torch.where(usable > 0, sums[_LEVELS], torch.zeros_like(usable)).unbind()
     return {
-        "clip_fraction": (s.high + s.low) / n_tokens,
-        "clip_fraction_high": s.high / n_tokens,
-        "clip_fraction_low": s.low / n_tokens,
-        "clip_fraction_dual": s.dual / n_tokens,
-        "log_ratio_mean": mean,
-        "log_ratio_std": _at_least(s.xx / n - mean * mean, 0.0) ** 0.5,
-        "log_ratio_min": _if_any(s.usable, s.lowest),
-        "log_ratio_max": _if_any(s.usable, s.highest),
-        "ess": s.weight**2 / (n * (s.weight_squared + (s.weight_squared == 0))),
-        "kl_k1": -s.d / n,
-        "kl_k2": s.dd / (2 * n),
-        "kl_k3": s.k3 / n,
-        "nonfinite": s.nonfinite,
-        "saturated": s.saturated,
-        "neutralised": s.nonfinite + s.saturated,
-        "tokens": s.tokens,
-        "sequences": s.sequences,
+        "clip_fraction": high + low,
+        "clip_fraction_high": high,
+        "clip_fraction_low": low,
+        "clip_fraction_dual": dual,
+        "log_ratio_mean": origin + offset,
+        "log_ratio_std": (offset_squared - offset.square()).clamp(min=0).sqrt(),
+        "log_ratio_min": lowest,
+        "log_ratio_max": highest,
+        "ess": weight.square() / weight_squared.clamp(min=torch.finfo(sums.dtype).tiny),
+        "kl_k1": -d,
+        "kl_k2": d_squared / 2,
+        "kl_k3": k3,
+        "nonfinite": nonfinite,
+        "saturated": saturated,
+        "neutralised": nonfinite + saturated,
+        "positive_logps": positive,
+        "tokens": tokens,
+        "sequences": sequences,
     }
-
-
-def _at_least(value: Number, least: float) -> Number:
-    return value.clamp(min=least) if isinstance(value, Tensor) else max(value, least)
-
-
-def _if_any(count: Number, value: Number) -> Number:
-    if isinstance(count, Tensor) and isinstance(value, Tensor):
-        return torch.where(count > 0, value, torch.zeros_like(value))
-    return value if count > 0 else 0.0
 
 
 @torch.no_grad()
 def summarise(tokens: Tokens, log_weight: Tensor, terms: TokenTerms) -> dict[str, Tensor]:
-    """Figures of a composed call; `log_weight` is truncated and of the tokens' shape."""
-    kept = tokens.kept
+    """The statistics of a call, from its tokens.
+
+    Args:
+        tokens: the call's tokens.
+        log_weight: x, the shape of the tokens.
+        terms: which tokens the trust region touched.
+    """
+    kept, layout = tokens.kept, tokens.layout
     wide = prefix_dtype(kept.device)
     x, d = log_weight.to(wide), tokens.log_ratio.to(wide)
     zero, inf = d.new_zeros(()), d.new_full((1,), torch.inf)
-
-    def count(flags: Tensor) -> Tensor:
-        return flags.sum().to(wide)
-
-    x_kept = torch.where(kept, x, zero)
-    # e^80 squared overflows float32, not float64.
-    rho = torch.where(kept, x.exp(), zero)
-    sums = Sums(
-        tokens=count(tokens.mask),
-        usable=count(kept),
-        nonfinite=count(tokens.nonfinite),
-        saturated=count(tokens.saturated),
-        high=count(terms.high & kept),
-        low=count(terms.low & kept),
-        dual=count(terms.dual & kept),
-        x=x_kept.sum(),
-        xx=x_kept.square().sum(),
-        weight=rho.sum(),
-        weight_squared=rho.square().sum(),
-        d=d.sum(),
-        dd=d.square().sum(),
-        k3=(d.expm1() - d).sum(),
-        lowest=torch.cat([torch.where(kept, x, inf).reshape(-1), inf]).min(),
-        highest=torch.cat([torch.where(kept, x, -inf).reshape(-1), -inf]).max(),
+    # An infinity beside the tokens stands in for an empty batch.
+    lowest = torch.cat([torch.where(kept, x, inf).reshape(-1), inf]).min()
+    highest = torch.cat([torch.where(kept, x, -inf).reshape(-1), -inf]).max()
+    lowest, highest = layout.max_shards(torch.stack([-lowest, highest])).unbind()
+    # Relative to the largest x, no weight overflows and not all of them underflow.
+    offset = torch.where(kept, x - highest, zero)
+    weight = torch.where(kept, offset.exp(), zero)
+    counts = (
+        kept,
+        tokens.nonfinite,
+        tokens.saturated,
+        tokens.positive,
+        *(flag & kept for flag in terms.touched),
     )
-    if not tokens.layout.differentiable:
-        sums = over_shards(sums, tokens.layout)
-    sums.sequences = tokens.layout.count_sequences(tokens.mask)
-    return finalise(sums, log_weight.dtype, kept.device)
+    sums = [
+        tokens.mask.sum(),
+        *(flag.sum() for flag in counts),
+        *(y.sum() for y in (offset, offset.square(), weight, weight.square(), d, d.square(), d.expm1() - d)),
+    ]
+    added = layout.sum_shards(torch.stack([each.to(wide) for each in sums]))
+    sequences = layout.count_sequences(tokens.mask).to(wide).reshape(1)
+    return finalise(torch.cat([added[:1], sequences, added[1:], torch.stack([highest, -lowest, highest])]))

@@ -27,6 +27,11 @@ class TokenTerms:
     low: Tensor
     dual: Tensor
 
+    @property
+    def touched(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three masks: high, low, dual."""
+        return self.high, self.low, self.dual
+
 
 class Surrogate(Protocol):
     """A rule that turns weights into token losses."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives.layouts.padded import Layout
-from ctpo.objectives.numerics import SATURATION, compute_dtype
+from ctpo.objectives.numerics import POSITIVE_LOGP, SATURATION, compute_dtype
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Tokens:
     """Tokens under the mask with a NaN or infinite log-prob."""
     saturated: Tensor
     """Tokens under the mask with finite log-probs and |d_t| > SATURATION."""
+    positive: Tensor
+    """Tokens under the mask with a log-prob above POSITIVE_LOGP, which no log-prob reaches."""
     layout: Layout
 
     def attach(self, statistic: Tensor) -> Tensor:
@@ -62,13 +64,14 @@ def sanitise(logps: Tensor, old_logps: Tensor, mask: Tensor, layout: Layout) -> 
     usable = raw.abs() <= SATURATION  # false for NaN and inf too
     kept = mask & usable
     zero = torch.zeros((), dtype=dtype, device=logps.device)
-    new = torch.where(kept, new, zero)
+    logps = torch.where(kept, new, zero)
     return Tokens(
-        logps=new,
-        log_ratio=torch.where(kept, new - torch.where(kept, old, zero), zero),
+        logps=logps,
+        log_ratio=torch.where(kept, logps - torch.where(kept, old, zero), zero),
         mask=mask,
         kept=kept,
         nonfinite=mask & ~finite,
         saturated=mask & finite & ~usable,
+        positive=mask & ((new.detach() > POSITIVE_LOGP) | (old > POSITIVE_LOGP)),
         layout=layout,
     )

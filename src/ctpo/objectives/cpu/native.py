@@ -16,7 +16,7 @@ from ctpo.objectives.inputs import Inputs
 from ctpo.objectives.numerics import EXP_CAP, FAR, SATURATION, compute_dtype
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Count, Reduction
-from ctpo.objectives.stats import Sums
+from ctpo.objectives.stats import SUMS
 from ctpo.objectives.surrogates import Linear, MinClip, StopGradientWeight, Surrogate
 from ctpo.objectives.tokens import as_bool
 from ctpo.objectives.trust_regions import LogBand, RatioBand, Unbounded
@@ -86,13 +86,13 @@ class Run:
         loss: 0-d.
         token_loss: the shape of logps.
         gradient: of the loss by logps, or None if it was not asked for.
-        sums: what the statistics are made from.
+        sums: what the statistics are made from, see `ctpo.objectives.stats.SUMS`.
     """
 
     loss: Tensor
     token_loss: Tensor
     gradient: Tensor | None
-    sums: Sums
+    sums: Tensor
 
 
 class BadSegmentsError(Exception):
@@ -255,12 +255,13 @@ def _count(count: Count | None) -> float:
     return math.nan if count is None else max(float(count), 1.0)
 
 
-def _sums(totals: Totals) -> Sums:
-    """The totals in the form that the statistics are made from."""
+def _sums(totals: Totals) -> Tensor:
+    """The totals in the order that the statistics are made from."""
     t: Any = totals
-    return Sums(
-        tokens=t.tokens, sequences=t.sequences, usable=t.usable, nonfinite=t.nonfinite, saturated=t.saturated,
-        high=t.high, low=t.low, dual=t.dual, x=t.usable * t.x_mean,
-        xx=t.x_squares + t.usable * t.x_mean * t.x_mean, weight=t.weight, weight_squared=t.weight_squares,
-        d=t.d, dd=t.dd, k3=t.k3, lowest=t.lowest, highest=t.highest,
-    )  # fmt: skip
+    by_name = {
+        **{name: getattr(t, name) for name in ("tokens", "sequences", "usable", "nonfinite", "saturated", "positive")},
+        **{"high": t.high, "low": t.low, "dual": t.dual, "offset": 0.0, "offset_squared": t.x_squares},
+        **{"weight": t.weight, "weight_squared": t.weight_squares, "d": t.d, "d_squared": t.dd, "k3": t.k3},
+        **{"origin": t.x_mean, "lowest": t.lowest, "highest": t.highest},
+    }
+    return torch.tensor([by_name[name] for name in SUMS], dtype=torch.float64, device="cpu")

@@ -14,7 +14,7 @@ from ctpo.objectives.numerics import prefix_dtype
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.training.scoring.microbatch import MicroBatch, Scored
 
-_COUNTS: Final = ("tokens", "sequences", "nonfinite", "saturated", "neutralised")
+_COUNTS: Final = ("tokens", "sequences", "nonfinite", "saturated", "neutralised", "positive_logps")
 _UNWEIGHTED: Final = ("minibatch_loss", "aux_loss", "scored_rows")
 """Figures of a micro-batch as a whole, so that all micro-batches count alike."""
 _WEIGHT: Final = "scored_tokens"
