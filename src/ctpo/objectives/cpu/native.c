@@ -30,6 +30,7 @@ typedef struct {
   double log_cap, exp_cap; /* ceilings of a log weight: outside the bounds, and always */
   double saturation;      /* a larger |log ratio| of one token makes it unusable */
   double far;             /* stands for an absent bound */
+  double positive_logp;   /* a value above this is no log-prob */
   double norm_length, length_power;
   /* The batch. */
   int64_t tokens, sequences;
@@ -57,7 +58,7 @@ typedef struct {
   double loss;
   double tokens, sequences;              /* under the response mask */
   double usable, nonfinite, saturated;   /* tokens whose log-probs count, and the two kinds of those that do not */
-  double positive;                       /* log-probs above 0 */
+  double positive;                       /* tokens with a value that is no log-prob */
   double high, low, dual;                /* tokens beyond each bound */
   double d, dd, k3;                      /* Σ d, Σ d², Σ (e^d − 1 − d) */
   double x_mean, x_squares;              /* mean of x, and Σ (x − mean)² */

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctpo.objectives.cpu.library import library
 from ctpo.objectives.inputs import Inputs
-from ctpo.objectives.numerics import EXP_CAP, FAR, SATURATION, compute_dtype
+from ctpo.objectives.numerics import EXP_CAP, FAR, POSITIVE_LOGP, SATURATION, compute_dtype
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Count, Reduction
 from ctpo.objectives.stats import SUMS
@@ -40,7 +40,7 @@ class Call(ctypes.Structure):
     _fields_ = (
         *((name, _INTEGER) for name in ("ratio", "surrogate", "through", "divisor")),
         *((name, _REAL) for name in ("low", "high", "dual", "power", "widest", "log_cap", "exp_cap")),
-        *((name, _REAL) for name in ("saturation", "far", "norm_length", "length_power")),
+        *((name, _REAL) for name in ("saturation", "far", "positive_logp", "norm_length", "length_power")),
         *((name, _INTEGER) for name in ("tokens", "sequences", "row_length")),
         *((name, _POINTER) for name in ("edges", "numbers")),
         ("values", _INTEGER),
@@ -195,6 +195,7 @@ def _template(parts: Parts) -> Call:
         exp_cap=EXP_CAP,
         saturation=SATURATION,
         far=FAR,
+        positive_logp=POSITIVE_LOGP,
         norm_length=norm_length,
         length_power=reduction.length_power - (reduction.name == "seq-mean-token-mean"),
     )

@@ -30,7 +30,7 @@ static const REAL NAME(zeros)[CHUNK];
 static int64_t NAME(load)(const Call *call, int64_t at, int64_t n, NAME(Chunk) *chunk, Totals *totals, int64_t *usable_tokens) {
   const REAL *logps = (const REAL *)call->logps + at, *old = (const REAL *)call->old_logps + at;
   const uint8_t *response = call->response + at;
-  REAL bound = (REAL)call->saturation, d = 0, dd = 0, k3 = 0, sampled = 0, usable = 0, positive = 0;
+  REAL bound = (REAL)call->saturation, most = (REAL)call->positive_logp, d = 0, dd = 0, k3 = 0, sampled = 0, usable = 0, positive = 0;
   VECTOR for (int64_t j = 0; j < n; j++) chunk->response[j] = response[j] != 0;
   VECTOR for (int64_t j = 0; j < n; j++) chunk->keep[j] = (REAL)chunk->response[j];
 #pragma omp simd reduction(+ : d, dd, k3, sampled, usable, positive)
@@ -42,7 +42,7 @@ static int64_t NAME(load)(const Call *call, int64_t at, int64_t n, NAME(Chunk) *
     chunk->keep[j] = keep;
     sampled += mask;
     usable += keep;
-    positive += logps[j] > 0 ? mask : (REAL)0;
+    positive += (logps[j] > most) | (old[j] > most) ? mask : (REAL)0;
     d += value;
     dd += value * value;
     k3 += EXCESS(value);
