@@ -90,23 +90,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run a comparison, or only report it."""
     require("ctpo compare", "compare", "psutil", "transformers", "trl", "pydantic", "yaml", "rich")
-    from ctpo.lab.comparison.book import Book
     from ctpo.lab.comparison.compare import choose, results
     from ctpo.lab.comparison.plan import read_plan
     from ctpo.lab.comparison.runner import Runner
+    from ctpo.lab.comparison.scores_file import ScoresFile
+    from ctpo.runs.atomic import write_json, write_text
 
     plan = read_plan(args.plan)
     _check_recipes(plan, only_reported=args.status)
     output = args.output or args.plan.with_suffix("")
-    runner = Runner(output, _budget(args), Book(args.scores) if args.scores else None)
+    runner = Runner(output, _budget(args), ScoresFile(args.scores) if args.scores else None)
     failures: list[Failure] = []
     if not args.status:
         with _terminated_as_interrupted():
             failures = _run(plan, runner)
     outcome = results(plan, runner, choose(plan, runner), failures)
     if output.is_dir():
-        (output / "results.json").write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
-        (output / "results.md").write_text(_markdown(outcome), encoding="utf-8")
+        write_json(output / "results.json", outcome)
+        write_text(output / "results.md", _markdown(outcome))
     if args.json:
         print(json.dumps(outcome, indent=2))
     else:
@@ -193,7 +194,7 @@ def _stage(runner: Runner, name: str, cells: Sequence[Cell]) -> list[Failure]:
             if not succeeded:
                 progress.console.print(f"failed: {cell.folder}", highlight=False)
 
-        runner.told = ended
+        runner.on_end = ended
         return runner.run(cells)
 
 

@@ -203,27 +203,27 @@ def test_terminated_it_leaves_no_run_behind_and_goes_on_later(tmp_path: Path) ->
     assert int(checkpoint.name.split("-")[1]) < 80  # of its updates, two a rollout batch
 
 
-def test_what_a_book_of_scores_holds_is_not_run_again(
+def test_runs_in_the_file_of_scores_are_not_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, book = write_plan(tmp_path / "c.yaml", objectives={"ctpo": {}}), tmp_path / "scores.csv"
-    command = ["compare", str(path), "--scores", str(book), "--json", "--output"]
+    path, scores = write_plan(tmp_path / "c.yaml", objectives={"ctpo": {}}), tmp_path / "scores.csv"
+    command = ["compare", str(path), "--scores", str(scores), "--json", "--output"]
     assert main([*command, str(tmp_path / "here")]) == 0
     here = json.loads(capsys.readouterr().out)
     assert main([*command, str(tmp_path / "elsewhere")]) == 0  # another directory, as on another machine
     assert json.loads(capsys.readouterr().out) == here
     assert not (tmp_path / "elsewhere").exists()
-    (row,) = csv.DictReader(book.read_text().splitlines())
+    (row,) = csv.DictReader(scores.read_text().splitlines())
     run = read_score(tmp_path / "here" / "runs" / "all" / "ctpo" / "untuned" / "seed-0" / "run")
     assert run is not None
     assert (float(row["final"]), float(row["auc"])) == pytest.approx((run.final, run.auc), abs=1e-6)
     assert float(row["cpu_s"]) > 0
     write_plan(tmp_path / "c.yaml", objectives={"ctpo": {"learning_rate": 1e-5}})
     assert main([*command, str(tmp_path / "elsewhere")]) == 2
-    assert f"{book} holds all/ctpo/untuned/seed-0 of another recipe" in capsys.readouterr().err
-    book.write_text(book.read_text().replace("ctpo,untuned,0,", "ctpo,untuned,0,x"))
+    assert f"{scores} holds all/ctpo/untuned/seed-0 of another recipe" in capsys.readouterr().err
+    scores.write_text(scores.read_text().replace("ctpo,untuned,0,", "ctpo,untuned,0,x"))
     assert main([*command, str(tmp_path / "elsewhere")]) == 2
-    assert f"{book} is damaged" in capsys.readouterr().err
+    assert f"{scores} is damaged" in capsys.readouterr().err
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:

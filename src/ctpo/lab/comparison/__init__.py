@@ -1,1 +1,1 @@
-"""Objectives against each other: a matrix of runs, run side by side, and paired statistics over seeds."""
+"""Comparisons of objectives: a matrix of training runs, run side by side, and paired statistics over seeds."""

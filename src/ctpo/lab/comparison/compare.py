@@ -1,4 +1,4 @@
-"""A whole comparison: tune every objective alike, run the test seeds, and test what was named beforehand."""
+"""The procedure of a comparison: tune all objectives alike, run the test seeds, make the tests named beforehand."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ctpo.runs.scores import Score
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What the tuning of one objective in one regime found."""
+    """The setting that the tuning of one objective in one regime chose."""
 
     regime: str
     arm: str
     setting: Mapping[str, Any]
     scores: tuple[float | None, ...]
-    """Mean of `Plan.select_by` over the tuning seeds, for each setting of the grid; None where all runs failed."""
+    """The mean of `Plan.select_by` over the tuning seeds, for each setting of the grid; None if all its runs failed."""
 
 
 def tuning_cells(plan: Plan) -> list[Cell]:
-    """The runs that choose the settings; seeds outermost, so that an early stop leaves whole rounds."""
+    """Return the runs that choose the settings. Seeds come outermost, so that an early stop leaves complete rounds."""
     if not plan.tuned:
         return []
     return [
@@ -39,7 +39,7 @@ def tuning_cells(plan: Plan) -> list[Cell]:
 
 
 def choose(plan: Plan, runner: Runner) -> list[Choice]:
-    """The best setting of each objective in each regime, by the mean over the tuning seeds."""
+    """Return the best setting of each objective in each regime, by the mean score over the tuning seeds."""
     return [
         _choice(plan, runner, regime, arm)
         if regime not in plan.like
@@ -50,7 +50,7 @@ def choose(plan: Plan, runner: Runner) -> list[Choice]:
 
 
 def _borrowed(plan: Plan, runner: Runner, regime: str, arm: Arm) -> Choice:
-    """What was chosen in the regime that this one is like, but for what this one itself sets."""
+    """Return the setting chosen in the regime that this one is like, without the keys that this one sets itself."""
     chosen = _choice(plan, runner, plan.like[regime], arm).setting
     setting = {key: value for key, value in chosen.items() if key not in plan.regimes[regime]}
     return Choice(regime=regime, arm=arm.name, setting=setting, scores=())
@@ -67,8 +67,11 @@ def _choice(plan: Plan, runner: Runner, regime: str, arm: Arm) -> Choice:
 
 
 def final_cells(plan: Plan, choices: Iterable[Choice]) -> list[Cell]:
-    """The runs the objectives are compared on: those of the primary comparisons first, so that a stop leaves these
-    the most whole; seeds outermost in both parts."""
+    """Return the runs on which the objectives are compared.
+
+    Those of the primary tests come first, so that an early stop leaves them the most complete. In both parts, seeds
+    come outermost.
+    """
     named = {(asked.regime, arm) for asked in plan.questions for arm in (asked.one, asked.other)}
     chosen = list(choices)
     cells = [
@@ -82,7 +85,7 @@ def final_cells(plan: Plan, choices: Iterable[Choice]) -> list[Cell]:
 def results(
     plan: Plan, runner: Runner, choices: Iterable[Choice], failures: Iterable[Failure]
 ) -> dict[str, Any]:
-    """Everything found, as plain values: choices, means, paired tests with their correction, what is missing."""
+    """Return all results as plain values: choices, means, paired tests with their correction, and failed runs."""
     chosen = {(each.regime, each.arm): each for each in choices}
     scores = {
         key: {
@@ -92,7 +95,7 @@ def results(
         }
         for key, each in chosen.items()
     }
-    rows = [_row(chosen[key], found) for key, found in scores.items()]
+    rows = [_row(chosen[key], by_seed) for key, by_seed in scores.items()]
     tests = _tests(plan.questions, scores, primary=True) + _tests(plan.secondary, scores, primary=False)
     primary = [test for test in tests if test["primary"]]
     for test, corrected in zip(primary, holm([test["p"] for test in primary]), strict=True):
@@ -118,33 +121,33 @@ def _tests(
     questions: Iterable[Question], scores: Mapping[tuple[str, str], Mapping[int, Score]], *, primary: bool
 ) -> list[dict[str, Any]]:
     return [
-        {**vars(asked), "primary": primary, "p_holm": None, **_told(test)}
+        {**vars(asked), "primary": primary, "p_holm": None, **_as_entries(test)}
         for asked in questions
         if (test := _paired(scores[asked.regime, asked.one], scores[asked.regime, asked.other], asked.score))
     ]
 
 
-def _row(choice: Choice, found: Mapping[int, Score]) -> dict[str, Any]:
+def _row(choice: Choice, scores: Mapping[int, Score]) -> dict[str, Any]:
     row: dict[str, Any] = {"regime": choice.regime, "arm": choice.arm, "setting": dict(choice.setting)}
-    row["n"] = len(found)
+    row["n"] = len(scores)
     for name in SCORES:
-        values = [score.named(name) for score in found.values()]
-        told = mean(values) if values else None
-        row[name] = {"mean": told.value, "stderr": told.stderr} if told else None
-    row["collapsed"] = sum(score.collapsed for score in found.values())
-    row["by_seed"] = {str(s): {name: score.named(name) for name in SCORES} for s, score in found.items()}
+        values = [score.named(name) for score in scores.values()]
+        average = mean(values) if values else None
+        row[name] = {"mean": average.value, "stderr": average.stderr} if average else None
+    row["collapsed"] = sum(score.collapsed for score in scores.values())
+    row["by_seed"] = {str(s): {name: score.named(name) for name in SCORES} for s, score in scores.items()}
     return row
 
 
 def _paired(one: Mapping[int, Score], other: Mapping[int, Score], name: str) -> Paired | None:
-    """The test over the seeds that both have; None when they share none."""
+    """Return the test over the seeds that both have; None if they share none."""
     seeds = sorted(set(one) & set(other))
     if not seeds:
         return None
     return paired([one[seed].named(name) for seed in seeds], [other[seed].named(name) for seed in seeds])
 
 
-def _told(test: Paired) -> dict[str, Any]:
+def _as_entries(test: Paired) -> dict[str, Any]:
     difference = test.difference
     return {
         "difference": difference.value, "stderr": difference.stderr, "n": difference.n, "t": test.t, "p": test.p

@@ -1,7 +1,8 @@
-"""One run as a process: forked from a server that has the imports behind it, or started afresh where a fork is unsafe.
+"""Starting one run as a process, forked from a server that has already imported what a run needs.
 
-The imports of a run take as long as a tenth of a small run itself. The server is a process of its own that has done
-nothing but import: no thread, no random number drawn, no sandbox. Everything a run is happens after the fork.
+The imports take a tenth of the time of a small run. The server is a separate process that has imported modules and done
+nothing else: it has no threads and no sandbox, and has drawn no random numbers. All of the run happens after the fork.
+Where a fork is unsafe, the process is started without the server.
 """
 
 from __future__ import annotations
@@ -21,29 +22,32 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Final
 
+from ctpo.runs.atomic import write_json
+
 PRELOADED: Final = (
     *("ctpo.training.run.train", "ctpo.report.drawing", "ctpo.cli.main"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "transformers.generation.utils"),
     "transformers.models.llama.modeling_llama",
 )
-"""What a run imports sooner or later. Importing these must start nothing; one that is not there is left out."""
+"""Modules that every run imports. Importing them must start nothing. One that is not installed is left out."""
 _ENVIRONMENT: Final = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-"""Read when the libraries load; a run of more threads says so in its recipe."""
+"""The libraries read these when they load. A run with more threads sets them by its recipe."""
 COST: Final = "cost.json"
+"""The file in which a run's processor and wall-clock seconds are kept."""
 
 
 def start(words: Sequence[str], log: Path, cores: Sequence[int]) -> BaseProcess:
-    """`python -m ctpo WORDS` in a session of its own.
+    """Start `python -m ctpo WORDS` in a session of its own, and return the process.
 
     Args:
         words: of the command line.
-        log: what it prints is added here.
-        cores: those it and its children, the sandbox included, are bound to; none: not bound.
+        log: the file to which its output is added.
+        cores: to which the process and its children, the sandbox included, are bound; if empty, they are not bound.
     """
     process = _context().Process(target=_become, args=(list(words), str(log), list(cores)))  # type: ignore[attr-defined]
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
@@ -67,20 +71,20 @@ def _context() -> BaseContext:
 
 
 def _fork_is_safe() -> bool:
-    """Not where an accelerator could be in use: its driver does not outlive a fork."""
+    """Return whether a fork is safe. The driver of an accelerator does not survive one."""
     import torch
 
     return sys.platform == "linux" and not torch.accelerator.is_available()
 
 
 def _become(words: list[str], log: str, cores: list[int]) -> None:
-    """What the new process does; the runpy call is `python -m ctpo`."""
-    os.setsid()  # a Ctrl-C in the terminal is the comparison's to pass on, once
+    """Turn the new process into `python -m ctpo WORDS`, which is what the call of runpy does."""
+    os.setsid()  # so that a Ctrl-C reaches the run once, from the comparison
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-    gc.freeze()  # what was imported stays; a collection need not look at it
+    gc.freeze()  # imported modules stay; the garbage collector need not examine them
     if cores:
         os.sched_setaffinity(0, cores)
     sys.argv = ["ctpo", *words]
@@ -88,14 +92,14 @@ def _become(words: list[str], log: str, cores: list[int]) -> None:
     try:
         runpy.run_module("ctpo", run_name="__main__", alter_sys=True)
     finally:
-        _account(Path(log).with_name(COST), time.monotonic() - started)
+        _add_cost(Path(log).with_name(COST), time.monotonic() - started)
 
 
-def _account(path: Path, wall_s: float) -> None:
-    """Add this process's seconds, its sandbox's included, to those of the parts of the run before it."""
+def _add_cost(path: Path, wall_s: float) -> None:
+    """Add the seconds of this process and its sandbox to those of earlier parts of the run."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cost = {"cpu_s": sum(each.ru_utime + each.ru_stime for each in used), "wall_s": wall_s}
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         cost = {name: value + before[name] for name, value in cost.items()}
-    path.write_text(json.dumps({name: round(value, 2) for name, value in cost.items()}), encoding="utf-8")
+    write_json(path, {name: round(value, 2) for name, value in cost.items()})

@@ -1,7 +1,7 @@
-"""What a comparison is told: objectives × regimes × settings × seeds, read from YAML and checked.
+"""The plan of a comparison: objectives × regimes × settings × seeds, read from YAML and checked.
 
-Every objective is tuned by the same rule and with the same number of settings, on seeds that the test never
-sees; the comparisons that will be tested are named before anything runs. Both are enforced here.
+Every objective is tuned by the same rule over the same number of settings, on seeds that the tests never use. The tests
+are named before anything runs. Both are enforced here.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _KEYS = ("recipe", "common", "objectives", "regimes", "tune", "seeds", "select_b
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One objective with the settings it is tuned over."""
+    """One objective with the settings that it is tuned over."""
 
     name: str
     keys: Mapping[str, Any]
     grid: tuple[Mapping[str, Any], ...]
-    """Overrides to choose among; one empty mapping where nothing is tuned."""
+    """The settings to choose from; a single empty one if nothing is tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One difference to test: a score of one objective less that of another, in one regime."""
+    """One difference to test: a score of one objective minus that of another, in one regime."""
 
     one: str
     other: str
@@ -43,37 +43,37 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A checked comparison."""
+    """The plan of a comparison, checked."""
 
     base: Mapping[str, Any]
-    """The recipe, with what all runs have in common."""
+    """The recipe and the settings that all runs have in common."""
     arms: tuple[Arm, ...]
     regimes: Mapping[str, Mapping[str, Any]]
     like: Mapping[str, str]
-    """Regimes that are not tuned in, and the one whose settings they take."""
+    """The regimes in which nothing is tuned, each with the regime whose settings it takes."""
     tuning_seeds: tuple[int, ...]
     test_seeds: tuple[int, ...]
     select_by: str
     """The score whose mean over the tuning seeds chooses a setting."""
     questions: tuple[Question, ...]
-    """The comparisons to test, named beforehand; the correction counts them all."""
+    """The tests that count. The correction counts all of them."""
     secondary: tuple[Question, ...]
-    """Those that are looked at as well, uncorrected."""
+    """Further tests, which are not corrected."""
 
     @property
     def tuned(self) -> bool:
-        """Whether there is anything to choose."""
+        """Whether there is more than one setting to choose from."""
         return len(self.arms[0].grid) > 1
 
     @property
     def runs(self) -> int:
-        """Runs in all, tuning included."""
+        """The number of all runs, tuning included."""
         settings = len(self.arms[0].grid) * len(self.tuning_seeds) if self.tuned else 0
         tuned = len(self.regimes) - len(self.like)
         return len(self.arms) * (tuned * settings + len(self.regimes) * len(self.test_seeds))
 
     def arm(self, name: str) -> Arm:
-        """The arm of that name."""
+        """Return the arm with this name."""
         return next(arm for arm in self.arms if arm.name == name)
 
 
@@ -86,16 +86,16 @@ class Cell:
     setting: Mapping[str, Any]
     seed: int
     keys: Mapping[str, Any] = field(repr=False)
-    """The run's whole recipe, its directory excepted."""
+    """The complete recipe of the run, except for its directory."""
 
     @property
     def folder(self) -> Path:
-        """Where it lives below the comparison's `runs`."""
+        """The run's folder below the folder `runs` of the comparison."""
         return Path(self.regime) / self.arm / _slug(self.setting) / f"seed-{self.seed}"
 
 
 def cell(plan: Plan, regime: str, arm: Arm, setting: Mapping[str, Any], seed: int) -> Cell:
-    """The run of one arm in one regime with one setting and seed."""
+    """Return the run of one arm in one regime with one setting and seed."""
     keys = dict(plan.base)
     for overrides in (plan.regimes[regime], arm.keys, setting, {"seed": seed}):
         keys = merge(keys, overrides)
@@ -103,35 +103,35 @@ def cell(plan: Plan, regime: str, arm: Arm, setting: Mapping[str, Any], seed: in
 
 
 def read_plan(path: Path) -> Plan:
-    """The comparison a YAML file describes.
+    """Return the plan that a YAML file describes.
 
     Raises:
-        UserError: if the file cannot be read, a part is missing or of the wrong kind, the tuning budgets
-            differ, a seed is used for tuning and for the test, or a pair names no objective.
+        UserError: if the file cannot be read, a part is missing or has the wrong type, the objectives have different
+            numbers of settings, a seed serves both tuning and tests, or a pair names an unknown objective.
     """
-    told = read_recipe(path)
-    unknown = [key for key in told if key not in _KEYS]
+    content = read_recipe(path)
+    unknown = [key for key in content if key not in _KEYS]
     if unknown:
         raise UserError(f"{path}: unknown key {unknown[0]!r}; a comparison has {', '.join(_KEYS)}")
-    shared = _mapping(path, "tune", told.get("tune", {}))
+    shared = _mapping(path, "tune", content.get("tune", {}))
     arms = tuple(
         _arm(path, str(name), _mapping(path, f"objectives.{name}", keys), shared)
-        for name, keys in _mapping(path, "objectives", told.get("objectives")).items()
+        for name, keys in _mapping(path, "objectives", content.get("objectives")).items()
     )
     _check_budgets(path, arms)
-    regimes, like = _regimes(path, _mapping(path, "regimes", told.get("regimes", {"all": {}})))
+    regimes, like = _regimes(path, _mapping(path, "regimes", content.get("regimes", {"all": {}})))
     names = [arm.name for arm in arms]
-    tuning, test = _seeds(path, told.get("seeds"), tuned=len(arms[0].grid) > 1)
+    tuning, test = _seeds(path, content.get("seeds"), tuned=len(arms[0].grid) > 1)
     return Plan(
-        base=merge(_base(path, told.get("recipe")), _mapping(path, "common", told.get("common", {}))),
+        base=merge(_base(path, content.get("recipe")), _mapping(path, "common", content.get("common", {}))),
         arms=arms,
         regimes=regimes,
         like=like,
         tuning_seeds=tuning,
         test_seeds=test,
-        select_by=_one_of(path, "select_by", told.get("select_by", SCORES[0]), SCORES),
-        questions=_questions(path, "compare", told.get("compare", _with_the_first(names)), names, regimes),
-        secondary=_questions(path, "secondary", told.get("secondary", []), names, regimes),
+        select_by=_one_of(path, "select_by", content.get("select_by", SCORES[0]), SCORES),
+        questions=_questions(path, "compare", content.get("compare", _with_the_first(names)), names, regimes),
+        secondary=_questions(path, "secondary", content.get("secondary", []), names, regimes),
     )
 
 
@@ -169,14 +169,14 @@ def _check_budgets(path: Path, arms: tuple[Arm, ...]) -> None:
         raise UserError(f"{path}: objectives is empty; name at least one")
     budgets = {arm.name: len(arm.grid) for arm in arms}
     if len(set(budgets.values())) > 1:
-        told = ", ".join(f"{name} {count}" for name, count in budgets.items())
+        counts = ", ".join(f"{name} {count}" for name, count in budgets.items())
         raise UserError(
-            f"{path}: the objectives are tuned over different numbers of settings ({told}); give each the same number"
+            f"{path}: the objectives are tuned over different numbers of settings ({counts}); give each the same number"
         )
 
 
-def _seeds(path: Path, told: Any, *, tuned: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    seeds = _mapping(path, "seeds", told)
+def _seeds(path: Path, value: Any, *, tuned: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    seeds = _mapping(path, "seeds", value)
     parts = {}
     for name in ("tune", "test"):
         values = seeds.get(name, [])
@@ -195,8 +195,8 @@ def _seeds(path: Path, told: Any, *, tuned: bool) -> tuple[tuple[int, ...], tupl
     return parts["tune"], parts["test"]
 
 
-def _regimes(path: Path, told: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
-    regimes = {str(name): dict(_mapping(path, f"regimes.{name}", keys or {})) for name, keys in told.items()}
+def _regimes(path: Path, given: Mapping[str, Any]) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    regimes = {str(name): dict(_mapping(path, f"regimes.{name}", keys or {})) for name, keys in given.items()}
     like = {name: str(keys.pop("like")) for name, keys in regimes.items() if "like" in keys}
     for name, other in like.items():
         _one_of(path, f"regimes.{name}.like", other, [each for each in regimes if each not in like])
@@ -208,11 +208,11 @@ def _with_the_first(names: list[str]) -> list[list[str]]:
 
 
 def _questions(
-    path: Path, key: str, told: Any, names: list[str], regimes: Mapping[str, Any]
+    path: Path, key: str, pairs: Any, names: list[str], regimes: Mapping[str, Any]
 ) -> tuple[Question, ...]:
-    """Pairs, each tested in every regime and by both scores unless it says in which."""
+    """Return the tests of the pairs. A pair is tested in every regime and by both scores, unless it names some."""
     questions = []
-    for each in told if isinstance(told, list) else [told]:
+    for each in pairs if isinstance(pairs, list) else [pairs]:
         pair = each.get("pair") if isinstance(each, Mapping) else each
         if not isinstance(pair, list) or len(pair) != 2:
             raise UserError(f"{path}: {key} holds {each!r}; write pairs of objectives, [[ctpo, grpo]]")
@@ -235,7 +235,7 @@ def _mapping(path: Path, key: str, value: Any) -> Mapping[str, Any]:
     if value is None:
         raise UserError(f"{path}: {key} is missing; see `ctpo compare --help` for an example")
     if not isinstance(value, Mapping):
-        raise UserError(f"{path}: {key}={value!r} is not a mapping; write one `name: …` a line")
+        raise UserError(f"{path}: {key}={value!r} is not a mapping; write one `name: …` per line")
     return value
 
 
@@ -246,7 +246,7 @@ def _one_of(path: Path, key: str, value: Any, known: tuple[str, ...] | list[str]
 
 
 def _slug(setting: Mapping[str, Any]) -> str:
-    """A directory name that says the setting, `learning_rate=0.0003,high=0.1`."""
+    """Return a folder name that gives the setting, such as `learning_rate=0.0003,high=0.1`."""
     words = []
     for key, value in setting.items():
         inner = value.items() if isinstance(value, Mapping) else [(key, value)]

@@ -1,4 +1,4 @@
-"""Runs of the matrix as processes, within a budget of cores and memory; what is done is not done again."""
+"""Running the matrix as processes, within a budget of cores and memory. Finished runs are not run again."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ import psutil
 import yaml
 
 from ctpo.errors import UserError
-from ctpo.lab.comparison.book import Book
 from ctpo.lab.comparison.launch import COST, start
 from ctpo.lab.comparison.plan import Cell
+from ctpo.lab.comparison.scores_file import ScoresFile
+from ctpo.runs.atomic import write_text
 from ctpo.runs.identity import deciding_settings
 from ctpo.runs.scores import Score, read_score
 
 _POLL_S: Final = 0.5
-_WEIGH_S: Final = 5.0
-"""Seconds between looks at the memory of all runs, each of which goes through every process of the machine."""
+_MEMORY_POLL_S: Final = 5.0
+"""Seconds between measurements of the runs' memory. Each one goes through every process of the machine."""
 _FIRST_GUESS_MB: Final = 1_500
-"""What a run is taken to need until one has ended: torch, transformers and TRL with a tiny model."""
+"""The memory that a run is assumed to need until one has ended: torch, transformers and TRL with a tiny model."""
 _RECIPE: Final = "recipe.yaml"
 _LOG: Final = "log.txt"
 _SHARED: Final = "shared"
 GRACE_S: Final = 60.0
-"""Seconds a run has for its checkpoint when the comparison is interrupted."""
+"""Seconds that a run has to write its checkpoint when the comparison is interrupted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What all the runs together may take."""
+    """The cores and the memory that all runs together may take."""
 
     cores: int
     memory_mb: int
@@ -59,41 +60,41 @@ class _Running:
 
 
 class Runner:
-    """Runs cells below one directory.
+    """Runs the cells of a comparison below one directory.
 
     Args:
         root: the comparison's directory.
-        budget: of all the runs at once; every run counts its recipe's `threads` (1 where unset), and is bound to as
-            many cores of its own where there are as many as the budget says.
-        book: scores of runs done elsewhere or before, to which those done here are added.
-        told: called with each cell that ends, and whether it succeeded.
+        budget: for all runs together. Every run takes as many cores as its recipe has `threads` (1 by default). It is
+            bound to cores of its own if this process may use as many cores as the budget has.
+        scores: of runs that were finished elsewhere or before. Those finished here are added.
+        on_end: called with each cell that ends, and whether it succeeded.
     """
 
     def __init__(
         self,
         root: Path,
         budget: Budget,
-        book: Book | None = None,
-        told: Callable[[Cell, bool], None] | None = None,
+        scores: ScoresFile | None = None,
+        on_end: Callable[[Cell, bool], None] | None = None,
     ) -> None:
-        self.root, self._budget, self._book = root, budget, book
-        self.told: Callable[[Cell, bool], None] = told or (lambda cell, succeeded: None)
-        self._seen_mb, self._ended = 0.0, 0
+        self.root, self._budget, self._scores = root, budget, scores
+        self.on_end: Callable[[Cell, bool], None] = on_end or (lambda cell, succeeded: None)
+        self._largest_mb, self._ended = 0.0, 0
         self._running: list[_Running] = []
         self._free = _cores(budget.cores)
-        self._weighed = 0.0
+        self._measured_at = 0.0
 
     def directory(self, cell: Cell) -> Path:
-        """Where a cell's run lives."""
+        """Return the directory of a cell's run."""
         return self.root / "runs" / cell.folder / "run"
 
     def done(self, cell: Cell) -> bool:
-        """Whether the cell's run is complete.
+        """Return whether the cell's run is finished.
 
         Raises:
-            UserError: if a run stands there that was told something else.
+            UserError: if its directory holds a run with another recipe.
         """
-        if self._book is not None and self._book.score(cell) is not None:
+        if self._scores is not None and self._scores.score(cell) is not None:
             return True
         held = self.directory(cell).parent / _RECIPE
         if held.is_file() and deciding_settings(
@@ -105,12 +106,15 @@ class Runner:
         return (self.directory(cell) / "summary.json").is_file()
 
     def score(self, cell: Cell) -> Score | None:
-        """The figures of a finished cell, from the book or its run; None where it is not finished."""
-        written = self._book.score(cell) if self._book is not None else None
+        """Return the scores of a cell, from the file of scores or from its run; None if it is not finished."""
+        written = self._scores.score(cell) if self._scores is not None else None
         return written or read_score(self.directory(cell))
 
     def run(self, cells: Sequence[Cell]) -> list[Failure]:
-        """Run what is not done yet; an interrupt stops every run at a checkpoint and is raised again."""
+        """Run the cells that are not finished, and return those that failed.
+
+        An interrupt stops every run at a checkpoint, and is then raised again.
+        """
         waiting = [cell for cell in cells if not self.done(cell)]
         failures: list[Failure] = []
         try:
@@ -125,19 +129,18 @@ class Runner:
         return failures
 
     def _fits(self, cell: Cell) -> bool:
-        """Whether another run fits beside those under way; the first one always does."""
+        """Return whether this run fits beside those under way. A run alone always fits."""
         if not self._running:
             return True
         cores = sum(_threads(each.cell) for each in self._running) + _threads(cell)
-        needed = self._seen_mb if self._ended else max(self._seen_mb, _FIRST_GUESS_MB)
+        needed = self._largest_mb if self._ended else max(self._largest_mb, _FIRST_GUESS_MB)
         memory = (len(self._running) + 1) * needed
         return cores <= self._budget.cores and memory <= self._budget.memory_mb
 
     def _start(self, cell: Cell) -> None:
         run = self.directory(cell)
         folder = run.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _RECIPE).write_text(yaml.safe_dump(dict(cell.keys), sort_keys=False), encoding="utf-8")
+        write_text(folder / _RECIPE, yaml.safe_dump(dict(cell.keys), sort_keys=False))
         words = [str(folder / _RECIPE), f"output_dir={run}"]
         if (run / "config.yaml").is_file():
             words = ["--resume", str(run)]
@@ -152,9 +155,11 @@ class Runner:
 
     def _reap(self) -> list[Failure]:
         failures = []
-        if time.monotonic() - self._weighed > _WEIGH_S:
-            self._weighed = time.monotonic()
-            self._seen_mb = max([self._seen_mb, *(_memory_mb(_pid(each.process)) for each in self._running)])
+        if time.monotonic() - self._measured_at > _MEMORY_POLL_S:
+            self._measured_at = time.monotonic()
+            self._largest_mb = max(
+                [self._largest_mb, *(_memory_mb(_pid(each.process)) for each in self._running)]
+            )
         for each in list(self._running):
             if each.process.exitcode is None:
                 continue
@@ -163,24 +168,24 @@ class Runner:
             self._ended += 1
             succeeded = each.process.exitcode == 0 and self.done(each.cell)
             if succeeded:
-                self._enter(each.cell)
-            self.told(each.cell, succeeded)
+                self._add_score(each.cell)
+            self.on_end(each.cell, succeeded)
             if not succeeded:
                 failures.append(Failure(cell=each.cell, reason=self._reason(each)))
         return failures
 
-    def _enter(self, cell: Cell) -> None:
-        """Write a run's figures, and what it cost, into the book."""
+    def _add_score(self, cell: Cell) -> None:
+        """Add a run's scores and its processor time to the file of scores."""
         run = self.directory(cell)
-        found = read_score(run)
-        if self._book is not None and found is not None:
+        score = read_score(run)
+        if self._scores is not None and score is not None:
             cost = json.loads((run.parent / COST).read_text(encoding="utf-8"))
-            self._book.enter(cell, found, cost["cpu_s"])
+            self._scores.add(cell, score, cost["cpu_s"])
 
     def _reason(self, ended: _Running) -> str:
         path = self.directory(ended.cell).parent / _LOG
-        said = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        lines = said.strip().splitlines()
+        log = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        lines = log.strip().splitlines()
         return f"exit code {ended.process.exitcode}: {lines[-1] if lines else 'no output'} ({path})"
 
     def _stop(self) -> None:
@@ -190,7 +195,7 @@ class Runner:
         for each in self._running:
             try:
                 each.process.join(max(0.1, until - time.monotonic()))
-            except KeyboardInterrupt:  # a second Ctrl-C: at once
+            except KeyboardInterrupt:  # a second Ctrl-C ends the runs at once
                 until = 0.0
             if each.process.exitcode is None:
                 os.killpg(_pid(each.process), signal.SIGKILL)
@@ -199,12 +204,12 @@ class Runner:
 
 
 def _pid(process: BaseProcess) -> int:
-    assert process.pid is not None, "it was started"
+    assert process.pid is not None, "the process was started"
     return process.pid
 
 
 def _cores(count: int) -> list[int]:
-    """As many cores that this process may use; none where there are fewer."""
+    """Return the numbers of so many cores that this process may use; an empty list if there are fewer."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return allowed[:count] if len(allowed) >= count else []
 
@@ -214,7 +219,7 @@ def _threads(cell: Cell) -> int:
 
 
 def _memory_mb(pid: int) -> float:
-    """Resident memory of a process and its children, tool programs included."""
+    """Return the resident memory of a process and of all its children, tool programs included, in MB."""
     try:
         process = psutil.Process(pid)
         everyone = [process, *process.children(recursive=True)]

@@ -1,4 +1,4 @@
-"""The scores of a comparison's runs as one small file: what it holds need not be run again, here or elsewhere."""
+"""The scores of a comparison in one small CSV file. A run that is in it need not be run again, here or elsewhere."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ COLUMNS: Final = (
     *("final", "stderr", "auc", "collapsed", "seconds", "clip_fraction", "ess"),
     *("cpu_s", "commit", "recipe"),
 )
-_PLACES: Final = 6
+_DECIMALS: Final = 6
 
 
-class Book:
-    """A CSV file, one line a run, written whole with every run that is entered.
+class ScoresFile:
+    """A CSV file with one line per run. Every run that is added writes the whole file again.
 
-    The last column is a digest of the run's recipe: a line counts only for a run that is told the same.
+    The last column is a digest of the run's recipe. A line counts only for a run with the same recipe.
 
     Raises:
         UserError: if the file is damaged.
@@ -43,10 +43,10 @@ class Book:
                 self._rows[self._key(row)] = row
 
     def score(self, cell: Cell) -> Score | None:
-        """What is written of a cell.
+        """Return the scores of a run, or None if the file does not have them.
 
         Raises:
-            UserError: if it is that of another recipe.
+            UserError: if the file has the scores of a run with another recipe in its place.
         """
         row = self._rows.get(self._key(_name(cell)))
         if row is None:
@@ -57,8 +57,8 @@ class Book:
             )
         return _score(row)
 
-    def enter(self, cell: Cell, score: Score, cpu_s: float) -> None:
-        """Add a run, or replace it."""
+    def add(self, cell: Cell, score: Score, cpu_s: float) -> None:
+        """Add the scores of a run and its processor seconds, or replace them."""
         row = {
             **_name(cell),
             **{name: _text(value) for name, value in vars(score).items()},
@@ -82,7 +82,7 @@ class Book:
                     raise ValueError("its columns are not those of a comparison's scores")
                 _score(row)
         except (OSError, ValueError, TypeError, csv.Error) as error:
-            raise UserError(f"{self._path} is damaged ({error}); mend it, or give another file") from None
+            raise UserError(f"{self._path} is damaged ({error}); repair it, or give another file") from None
         return rows
 
     def _key(self, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -90,9 +90,9 @@ class Book:
 
 
 def digest(keys: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that say which recipe it was."""
-    told = json.dumps(deciding_settings(keys), sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+    """Return twelve hexadecimal digits of a hash of a recipe's settings, those that change nothing left out."""
+    text = json.dumps(deciding_settings(keys), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _name(cell: Cell) -> dict[str, str]:
@@ -107,24 +107,24 @@ def _score(row: Mapping[str, str]) -> Score:
     }
     needed = [numbers["final"], numbers["auc"], numbers["seconds"]]
     if row["collapsed"] not in ("True", "False") or None in needed:
-        raise ValueError(f"no whole score: {dict(row)}")
+        raise ValueError(f"a score is incomplete: {dict(row)}")
     return Score(collapsed=row["collapsed"] == "True", **numbers)  # type: ignore[arg-type]
 
 
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    return f"{round(value, _PLACES)!r}" if isinstance(value, float) else str(value)
+    return f"{round(value, _DECIMALS)!r}" if isinstance(value, float) else str(value)
 
 
 def _commit() -> str:
-    """The commit this code is of, in a checkout; else its version."""
+    """Return the commit of this code if it runs from a checkout, or else the version of the package."""
     where = Path(__file__).parent
     try:
-        told = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"],
             cwd=where, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return __version__
-    return told.stdout.strip()
+    return described.stdout.strip()
