@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "transformers", "trl", "scipy", "matplotlib"}
+HEAVY = {"torch", "transformers", "trl", "scipy.stats", "matplotlib"}
 PROGRAM = f"""
 import sys
 from ctpo.cli.main import main

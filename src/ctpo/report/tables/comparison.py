@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ctpo.errors import UserError
 from ctpo.report.collection import Collection, Group, run_score
 from ctpo.report.tables.headline import heldout
 from ctpo.report.tables.words import duration, mean_and_error, percent, probability, settings_in_words
@@ -146,7 +147,7 @@ def _computed_tests(collection: Collection) -> list[list[str]]:
         first, *others = [group for group in collection.groups if group.regime == regime]
         for name in SCORES:
             for other in others:
-                test = _pair(first, other, name)
+                test = _pair(first, other, name, collection.notes)
                 if test is not None:
                     tested.append((regime, name, f"{first.name} − {other.name}", test))
     corrected = holm([test.p for *_, test in tested])
@@ -164,14 +165,19 @@ def _computed_tests(collection: Collection) -> list[list[str]]:
     ]
 
 
-def _pair(one: Group, other: Group, name: str) -> Paired | None:
+def _pair(one: Group, other: Group, name: str, notes: list[str]) -> Paired | None:
     """Return the test over the seeds that both groups have; None if they share none."""
     mine, theirs = one.scores, other.scores
     seeds = sorted(set(mine) & set(theirs))
     if not seeds:
         return None
     values = [mine[seed].named(name) for seed in seeds], [theirs[seed].named(name) for seed in seeds]
-    return paired(*values)
+    try:
+        return paired(*values)
+    except UserError as error:  # scipy is not installed; the difference can be shown without a test
+        if str(error) not in notes:
+            notes.append(str(error))
+        return Paired(difference=mean([a - b for a, b in zip(*values, strict=True)]), t=None, p=None)
 
 
 def _runs(collection: Collection) -> Table:
