@@ -15,6 +15,7 @@ SOURCES: Final = ("native.c", "native_sequence.h")
 
 COMPILE: Final = (
     "-O3",
+    "-g0",
     "-fPIC",
     "-fopenmp-simd",
     "-fno-math-errno",

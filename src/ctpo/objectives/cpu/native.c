@@ -43,7 +43,7 @@ typedef struct {
   const uint8_t *rejected;  /* not 0 on tokens that are left out of the loss; may be NULL */
   const void *advantages, *weights; /* weights may be NULL */
   int64_t advantage_per_token, weight_per_token;
-  double num_tokens, num_sequences; /* denominators of the loss; NaN: counted here */
+  double num_tokens, num_sequences; /* denominators of the loss; below 0: counted here */
   /* What the gradient is of: loss_gradient × loss + Σ token_gradient × token_loss. */
   double loss_gradient;
   const void *token_gradient; /* may be NULL */
@@ -300,8 +300,7 @@ static int run(Call *call, Work *work, Totals *totals) {
   Task *tasks = malloc(sizeof(Task) * (size_t)(call->tokens / TASK_TOKENS + 2));
   if (!tasks) return NO_MEMORY;
   int64_t count = divide(call, tasks);
-  if ((call->divisor == TOKENS && isnan(call->num_tokens)) ||
-      (call->divisor == SEQUENCES && isnan(call->num_sequences))) {
+  if ((call->divisor == TOKENS && call->num_tokens < 0) || (call->divisor == SEQUENCES && call->num_sequences < 0)) {
     double counted_tokens = 0, counted_sequences = 0;
     do_tasks(call, count_task, tasks, count);
     for (int64_t i = 0; i < count; i++) {

@@ -252,8 +252,8 @@ def _aligned(x: Tensor) -> Tensor:
 
 
 def _count(count: Count | None) -> float:
-    """A denominator, at least 1; NaN asks the C pass to count."""
-    return math.nan if count is None else max(float(count), 1.0)
+    """A denominator, at least 1; a negative one asks the C pass to count."""
+    return -1.0 if count is None else max(float(count), 1.0)
 
 
 def _sums(totals: Totals) -> Tensor:

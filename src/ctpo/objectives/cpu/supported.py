@@ -50,7 +50,7 @@ def call_refusal(inputs: Inputs) -> str | None:
 
     It reads plain memory and is unknown to torch's transforms, so it needs ordinary tensors outside of any of them.
     """
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
+    if torch.compiler.is_compiling() or _count("_is_tracing"):
         return "the call is being traced"
     if _count("_are_functorch_transforms_active"):
         return "a transform of torch.func is active"
@@ -94,8 +94,14 @@ def _strange(x: Tensor) -> str | None:
         return "carries a forward-mode tangent"
     if x.requires_grad and x.is_inference():
         return "was made in inference mode and requires a gradient"
-    if x.numel():
-        last = x.storage_offset() + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
-        if (last + 1) * x.element_size() > x.untyped_storage().nbytes():
-            return "has less memory than its shape says"
+    if x.untyped_storage().nbytes() < _bytes_needed(x):
+        return "has less memory than its shape says"
     return None
+
+
+def _bytes_needed(x: Tensor) -> int:
+    """The size of the memory that holds a tensor, up to its last element."""
+    count = x.numel()
+    if count and not x.is_contiguous():
+        count = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+    return (x.storage_offset() + count) * x.element_size() if count else 0

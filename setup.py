@@ -1,0 +1,30 @@
+"""Builds the C pass of the objectives with the package, for each kind of CPU that the machine's family has.
+
+Everything else stands in pyproject.toml. The libraries are optional: without a C compiler the package installs, and
+the objectives run their definition in torch.
+"""
+
+import runpy
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+FOLDER = Path("src/ctpo/objectives/cpu")
+RECIPE = runpy.run_path(str(FOLDER / "compile_flags.py"))
+
+
+def library(kind: str, flags: tuple[str, ...]) -> Extension:
+    """The library for one kind of CPU. It has no Python in it; library.py loads it with ctypes."""
+    source, *headers = (str(FOLDER / name) for name in RECIPE["SOURCES"])
+    fingerprint = RECIPE["fingerprint"](FOLDER, kind)
+    return Extension(
+        f"ctpo.objectives.cpu.native_{kind.lower()}",
+        sources=[source],
+        depends=headers,
+        extra_compile_args=[*RECIPE["COMPILE"], *flags, f'-DCTPO_SOURCES="{fingerprint}"'],
+        extra_link_args=list(RECIPE["LINK"]),
+        optional=True,
+    )
+
+
+setup(ext_modules=[library(kind, flags) for kind, flags in RECIPE["cpu_flags"]().items()])
