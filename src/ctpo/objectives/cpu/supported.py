@@ -104,4 +104,4 @@ def _bytes_needed(x: Tensor) -> int:
     count = x.numel()
     if count and not x.is_contiguous():
         count = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
-    return (x.storage_offset() + count) * x.element_size() if count else 0
+    return int(x.storage_offset() + count) * x.element_size() if count else 0
