@@ -71,7 +71,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["max_prompt_length=0"], ["max_prompt_length=0 is too small"]),
         (["max_prompt_length=5"], ["all 2048 training prompts have more tokens than max_prompt_length=5"]),
         (["mask_void_turns=all"], ["mask_void_turns='all'", "'none', 'response' or 'turn'"]),
-        (["columns.question=q"], ["columns.question=q is unknown; name columns of prompt, answer, id"]),
+        (["columns.question=q"], ["columns.question=q is unknown; use names of prompt, answer, id"]),
         (["columns.prompt=q"], ["task 'arithmetic' makes its problems itself; give dataset=FILE"]),
         (["max_completion_length=300"], ["the model's context of 256 less max_completion_length=300"]),
         (["min_p=0.1"], ["min_p=0.1 cannot be set"]),

@@ -1,1 +1,1 @@
-"""Recipes and settings, checked and typed before anything heavy is loaded."""
+"""Recipes and settings: read, typed and checked before torch and TRL are imported."""

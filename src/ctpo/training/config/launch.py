@@ -1,4 +1,4 @@
-"""How processes were started, read from what their launcher left in the environment."""
+"""Checks how the processes of a run were started, from the environment variables that launchers set."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from ctpo.errors import UserError
 
 
 def check_launch(environ: Mapping[str, str] = os.environ) -> None:
-    """Refuse a launch that says several processes and starts one.
+    """Refuse a launch that was to start several processes and started only one.
 
-    `accelerate launch --cpu --num_processes 2` without an MPI host file sets an address to meet at and then runs
-    the script once, with nothing that tells it so and half the batch asked for.
+    `accelerate launch --cpu --num_processes 2` without an MPI host file sets the address where processes meet and then
+    runs the script once. The script would not notice, and would train on half of the batch.
 
     Raises:
-        UserError: saying how to start several.
+        UserError: saying how to start several processes.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in environ and "MASTER_ADDR" in environ
     started = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "CCL_WORLD_SIZE")
@@ -27,16 +27,16 @@ def check_launch(environ: Mapping[str, str] = os.environ) -> None:
 
 
 def check_joined(processes: int, environ: Mapping[str, str] = os.environ) -> None:
-    """Refuse processes that were started together and would train apart, each into the same directory.
+    """Refuse processes that were started together but would train separately, all in the same directory.
 
-    accelerate joins processes over their GPUs. Without a GPU it does so where `use_cpu` is set and lets each run alone
-    otherwise, under DeepSpeed too.
+    accelerate joins processes over their GPUs. Without a GPU it joins them only if `use_cpu` is set; otherwise each
+    runs alone, under DeepSpeed too.
 
     Args:
-        processes: as accelerate counts them.
+        processes: the number of processes that accelerate has joined.
 
     Raises:
-        UserError: saying what joins them.
+        UserError: saying how to join them.
     """
     started = int(environ.get("WORLD_SIZE", "1"))
     if processes < started:

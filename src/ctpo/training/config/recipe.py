@@ -1,8 +1,8 @@
-"""A recipe: what one training run is told, read from YAML and the command line.
+"""Recipes: the keys of one training run, read from YAML and from the command line.
 
-One flat namespace of keys. Those of `Recipe` say what to train on and how to evaluate; every other key is a
-field of `CTPOConfig`, by TRL's own name (`ctpo.training.config.settings` tells them apart). Nothing heavy is imported
-here, so that help and mistakes cost no time.
+All keys share one flat namespace. The keys of `Recipe` describe the data and the evaluation. Every other key is a
+field of `CTPOConfig`, under TRL's own name (`ctpo.training.config.settings` separates the two). This module imports
+neither torch nor TRL, so that help and error messages come at once.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from ctpo.errors import UserError
 from ctpo.tasks import get_task
 
-EMBEDDED_MODEL = "embedded"
-SMOLLM2 = "smollm2"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+EMBEDDED_MODEL: Final = "embedded"
+SMOLLM2: Final = "smollm2"
+_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
-
-RIVALS = {
+RIVALS: Final = {
     "rollout_batches": ("max_steps", "num_train_epochs"),
     "max_steps": ("rollout_batches", "num_train_epochs"),
     "num_train_epochs": ("rollout_batches", "max_steps"),
@@ -31,17 +30,17 @@ RIVALS = {
     "steps_per_generation": ("generation_batch_size",),
     "generation_batch_size": ("steps_per_generation",),
 }
-"""Keys that say the same another way: an override drops them from the recipe; both given at once is an error."""
+"""Keys that set the same thing in another way. Setting two of them at once is an error; an override with one of them
+removes the others from the recipe."""
 
-DEFAULT_TRAIN_PROBLEMS = 16_384
-_FOREVER = 1e6  # of seconds or megabytes: beyond what any program is worth
-
-
-_COUNTS = (
+DEFAULT_TRAIN_PROBLEMS: Final = 16_384
+COLUMNS: Final = ("prompt", "answer", "id")
+_LARGEST: Final = 1e6
+"""The largest number of seconds or megabytes that a program may be given."""
+_COUNTS: Final = (
     *("train_problems", "eval_problems", "rollout_batches", "rollout_batch_size", "threads"),
     *("max_prompt_length", "overlong_buffer"),
 )
-COLUMNS = ("prompt", "answer", "id")
 
 
 def _key(default: Any, about: str) -> Any:
@@ -50,45 +49,65 @@ def _key(default: Any, about: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a run is about; how it optimises is `CTPOConfig`'s. Each field says what it is in its metadata."""
+    """What a run trains on and how it is evaluated. `CTPOConfig` describes the optimisation.
+
+    The metadata of each field holds its help text.
+
+    Raises:
+        UserError: if a task, a model or a column is unknown, or a number is out of range.
+    """
 
     task: str = _key(
-        "arithmetic", "task by name, file or generator (ctpo eval --help): prompts, tool, answer check"
+        "arithmetic",
+        "name, file or generator of the task: it gives prompts, tool and answer check (ctpo eval --help)",
     )
-    model: str = _key(EMBEDDED_MODEL, "'embedded' (ships with the task), a model directory, or a hub id")
+    model: str = _key(
+        EMBEDDED_MODEL, "'embedded' (ships with the arithmetic task), a model directory, or a hub id"
+    )
     dataset: Path | None = _key(
-        None, "JSONL or parquet file of training problems (see columns), not the task's own"
+        None, "JSONL or parquet file of training problems (see columns); unset for the task's own problems"
     )
-    eval_dataset: Path | None = _key(None, "JSONL or parquet file of held-out problems, not the task's own")
+    eval_dataset: Path | None = _key(
+        None, "JSONL or parquet file of held-out problems; unset for the task's own problems"
+    )
     columns: dict[str, str] | None = _key(
-        None, "names of the prompt, answer and id columns, e.g. {prompt: question}; unset for the usual ones"
+        None, "columns that hold prompt, answer and id, e.g. {prompt: question}; unset for the usual names"
     )
     train_problems: int | None = _key(
-        None, f"training problems drawn from the task; unset for {DEFAULT_TRAIN_PROBLEMS}"
+        None, f"number of training problems drawn from the task; unset for {DEFAULT_TRAIN_PROBLEMS}"
     )
     max_prompt_length: int | None = _key(
-        None, "training prompts of more tokens are left out; unset for what the model's context has room for"
+        None,
+        "training prompts of more tokens are left out; unset for as many as the model's context has room for",
     )
     mask_void_turns: Literal["none", "response", "turn"] = _key(
         "none",
-        "keep out of the loss: responses without call and answer (response), or whose last turn has neither (turn)",
+        "leave out of the loss: 'response', responses with neither a tool call nor an answer; 'turn', responses whose "
+        "last turn has neither",
     )
     overlong_buffer: int | None = _key(
-        None, "tokens before max_completion_length over which the reward falls by 1 (DAPO's soft punishment)"
+        None,
+        "number of tokens before max_completion_length over which the reward falls by 1 (DAPO's soft punishment)",
     )
-    eval_problems: int = _key(1_024, "held-out problems an evaluation samples, one response each")
-    eval_every: int = _key(4, "rollout batches between held-out evaluations; 0 for only before and after")
-    rollout_batches: int | None = _key(None, "length of the run in rollout batches, instead of max_steps")
-    rollout_batch_size: int | None = _key(None, "responses decoded at once; unset for a whole rollout batch")
-    transcripts: int = _key(16, "sample transcripts written with each evaluation")
+    eval_problems: int = _key(1_024, "number of held-out problems per evaluation, with one response each")
+    eval_every: int = _key(
+        4, "rollout batches between held-out evaluations; 0 evaluates only before and after training"
+    )
+    rollout_batches: int | None = _key(
+        None, "length of the run in rollout batches; use this or max_steps or num_train_epochs"
+    )
+    rollout_batch_size: int | None = _key(
+        None, "number of responses decoded at once; unset for the whole rollout batch"
+    )
+    transcripts: int = _key(16, "number of sample transcripts written with each evaluation")
     shared: Path | None = _key(
-        None, "directory where runs of a comparison keep what each would find out again; ctpo compare sets it"
+        None, "directory in which runs of a comparison share results; set by ctpo compare"
     )
-    threads: int | None = _key(None, "threads torch computes with on CPU; unset leaves torch's own choice")
-    tool_timeout_s: float = _key(3.0, "wall-clock seconds one program may take")
-    tool_memory_mb: int = _key(512, "megabytes one program may take")
+    threads: int | None = _key(None, "number of CPU threads for torch; unset for torch's own choice")
+    tool_timeout_s: float = _key(3.0, "wall-clock time limit of one program, in seconds")
+    tool_memory_mb: int = _key(512, "memory limit of one program, in megabytes")
     unsafe_no_isolation: bool = _key(
-        False, "run model-written programs unisolated: they can do whatever you can"
+        False, "run model-written programs without isolation: they can then do whatever you can"
     )
 
     def __post_init__(self) -> None:
@@ -100,14 +119,14 @@ class Recipe:
         for name in ("eval_every", "transcripts"):
             _at_least(name, getattr(self, name), 0)
         for name in ("tool_timeout_s", "tool_memory_mb"):
-            if not 0 < getattr(self, name) < _FOREVER:
+            if not 0 < getattr(self, name) < _LARGEST:
                 raise UserError(
-                    f"{name}={getattr(self, name)} is out of range; use more than 0 and less than {_FOREVER:.0f}"
+                    f"{name}={getattr(self, name)} is out of range; use more than 0 and less than {_LARGEST:.0f}"
                 )
 
 
 def embedded_recipe() -> dict[str, Any]:
-    """The keys of the recipe that `ctpo train` runs when given none."""
+    """The keys of the recipe that `ctpo train` runs if no recipe is given."""
     import yaml
 
     text = files("ctpo.tasks.arithmetic").joinpath("train.yaml").read_text(encoding="utf-8")
@@ -129,16 +148,20 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} cannot be read ({error}); give a YAML file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"recipe {path} is not YAML ({' '.join(str(error).split())}); mend it") from None
+        raise UserError(f"recipe {path} is not YAML ({' '.join(str(error).split())}); correct it") from None
     if not isinstance(keys, dict):
         raise UserError(
-            f"recipe {path} holds {type(keys).__name__}, not a mapping; write one `key: value` a line"
+            f"recipe {path} holds {type(keys).__name__}, not a mapping; write one `key: value` per line"
         )
     return keys
 
 
 def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
-    """`key=value …` from a command line, values in YAML's notation; `a.b=c` sets one entry of a mapping."""
+    """The keys in words `key=value` from a command line. Values are YAML; `a.b=c` sets one entry of a mapping.
+
+    Raises:
+        UserError: if a word has another form.
+    """
     import yaml
 
     keys: dict[str, Any] = {}
@@ -159,10 +182,10 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
 
 
 def merge(keys: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides on top of a recipe's keys; mappings are merged, everything else is replaced.
+    """The keys of a recipe with the overrides applied. Mappings are merged; every other value is replaced.
 
-    Overriding the objective drops the settings of the one before, which need not exist for the new one; and a
-    key drops those that say the same another way (`RIVALS`).
+    A new objective removes the `objective_kwargs` of the one before, because it may not have such knobs. A key
+    removes the keys that set the same thing in another way (`RIVALS`).
     """
     merged = dict(keys)
     for name, value in overrides.items():
@@ -200,7 +223,7 @@ def _check_model(model: str) -> None:
 def _check_columns(columns: Mapping[str, str] | None) -> None:
     for name, column in (columns or {}).items():
         if name not in COLUMNS:
-            raise UserError(f"columns.{name}={column} is unknown; name columns of {', '.join(COLUMNS)}")
+            raise UserError(f"columns.{name}={column} is unknown; use names of {', '.join(COLUMNS)}")
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:
