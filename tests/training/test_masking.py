@@ -56,7 +56,7 @@ def test_void(
 def test_a_task_that_cannot_tell_answers_is_refused() -> None:
     task = replace(get_task("arithmetic"), extract=None)
     check_void_turns(task, "none")
-    with pytest.raises(UserError, match="mask_void_turns=turn: task 'arithmetic' does not say"):
+    with pytest.raises(UserError, match="mask_void_turns=turn: task 'arithmetic' cannot find"):
         check_void_turns(task, "turn")
 
 

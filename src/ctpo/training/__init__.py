@@ -1,4 +1,4 @@
-"""Training on TRL: configuration, trainer, and runs with their records."""
+"""Training with TRL: settings, the trainer, and whole runs with their records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HOMES = {"CTPOConfig": "config.config", "CTPOTrainer": "step.trainer", "train":
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: TRL takes seconds, and help and mistakes should not wait for it."""
+    """Import on first use, because TRL takes seconds to load and error messages should not wait for it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require(

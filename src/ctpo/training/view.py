@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ctpo.objectives import Objective
 from ctpo.training.config.config import CTPOConfig
+from ctpo.training.sampling.account import RolloutAccount
 
 
 class TrainerView(Protocol):
@@ -50,3 +51,26 @@ class TrainerView(Protocol):
     @property
     def policy_lag(self) -> int:
         """Rollout batches between the weights that sampled the rollout batch and those that first learned from it."""
+
+
+class SamplingView(TrainerView, Protocol):
+    """What sampling may know of the trainer: the settings of its rollouts, and its vLLM."""
+
+    rollout_account: RolloutAccount
+    """What the last rollout batch cost, in this process."""
+    eos_token_ids: list[int]
+    """Ids of the tokens that end a response."""
+    mask_truncated_completions: bool
+    """Whether responses that reach the length limit are left out of the loss."""
+    max_completion_length: int
+    """Tokens."""
+    num_iterations: int
+    """Passes over each rollout batch."""
+    top_k: int | None
+    """None or 0 for all tokens."""
+    top_p: float
+    use_vllm: bool
+    vllm_generation: Any
+    """TRL's VLLMGeneration, if `use_vllm`."""
+    _last_loaded_step: int
+    """Optimizer steps of the weights that vLLM has."""

@@ -1,4 +1,4 @@
-"""A few training responses, token by token: the text, what was drift in it, and what the objective clipped."""
+"""A few training responses token by token: their text, their drift, and what the objective clipped."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ctpo.training.view import TrainerView
 
 
 def sample_rows(done: list[Scored], objective: Objective, tokenizer: Any, limit: int) -> list[dict[str, Any]]:
-    """The first `limit` responses with an advantage of a micro-batch, each as one JSON object.
+    """The first `limit` responses of a micro-batch whose advantage is not 0, each as one JSON object.
 
     Args:
-        done: the micro-batch in the parts it was scored in.
-        objective: it was trained with.
+        done: the micro-batch, in the parts in which it was scored.
+        objective: the objective it was trained with.
         tokenizer: of the model.
-        limit: number of responses.
+        limit: the largest number of responses.
     """
     rows: list[dict[str, Any]] = []
     for part in done:
@@ -65,22 +65,23 @@ def _row(batch: MicroBatch, details: Details, row: int, tokenizer: Any) -> dict[
 
 
 def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
-    """One string a token that join to the decoded text; a character of several tokens is the last one's.
+    """One string per token, which together are the decoded text.
 
-    A token's text depends on those before it, so each is what it adds to the text of the tokens since the last whole
-    character; the text so far is not decoded again, which would take quadratic time.
+    A character that is made of several tokens belongs to the last of them. The text of a token depends on the tokens
+    before it. So each piece is what the token adds to the text since the last complete character. Decoding the whole
+    text for each token would take quadratic time.
     """
-    found, start, end, before = [], 0, 0, ""
+    parts, start, end, before = [], 0, 0, ""
     for i in range(len(ids)):
         now = _decode(tokenizer, ids[start : i + 1])
         unfinished = now.endswith("�") and i + 1 < len(ids)
         if unfinished or not now.startswith(before):
-            found.append("")
+            parts.append("")
             continue
-        found.append(now[len(before) :])
+        parts.append(now[len(before) :])
         start, end = end, i + 1
         before = _decode(tokenizer, ids[start:end])
-    return found
+    return parts
 
 
 def _decode(tokenizer: Any, ids: list[int]) -> str:
@@ -89,12 +90,12 @@ def _decode(tokenizer: Any, ids: list[int]) -> str:
 
 
 def response_rewards(trainer: TrainerView, advantages: Tensor) -> Tensor | None:
-    """[B] the reward of each response of this process, the weighted sum over the reward functions.
+    """[B] the reward of each response in this process: the weighted sum over the reward functions.
 
-    None where TRL's log of rewards does not hold this rollout batch alone.
+    None if TRL's log of rewards holds other responses than those of this rollout batch.
 
     Args:
-        trainer: which has just generated the rollout batch.
+        trainer: the trainer that has just generated the rollout batch.
         advantages: [B] or [B, T] of the rollout batch in this process.
     """
     logs, rows = trainer._logs["rewards"], len(advantages)

@@ -1,4 +1,4 @@
-"""The diagnostics of a trainer: what it hands over as it goes, and the figures of each rollout batch."""
+"""The diagnostics of a trainer: they take what it scores, and give the figures of each rollout batch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ctpo.training.view import TrainerView
 
 
 class Diagnostics:
-    """Profile by position and drift from the rollout engine of one trainer; every process has one and calls alike.
+    """Measures a trainer's profile by position, and its drift from the rollout engine.
 
-    A rollout batch is closed when the trainer logs after its last update, or at the latest when the next one is
-    generated. With `diagnostics=False` nothing is looked at.
+    Every process has one and makes the same calls. A rollout batch is closed when the trainer logs after its last
+    update, or at the latest when the next one is generated. With `diagnostics=False` nothing is measured.
     """
 
     def __init__(self, trainer: TrainerView) -> None:
@@ -33,24 +33,24 @@ class Diagnostics:
         self._open = False
         self._closed: ProfileSums | None = None
         self._objective = trainer.objective
-        """That of the rollout batch closed last."""
+        """The objective that the last closed rollout batch was trained with."""
         self.line: dict[str, Any] | None = None
-        """The profile of what was logged last."""
+        """The profile that belongs to the figures logged last, as a line of `profile.jsonl`."""
         self.last: list[Scored] = []
-        """The micro-batch trained on last."""
+        """The parts of the micro-batch that was trained on last."""
 
     @property
     def wants_details(self) -> bool:
-        """Whether the objective must say what it did, since asking it again would not give the same."""
+        """Whether the objective must return its details, because a second call would not give the same."""
         return self._on and not row_wise(self._trainer.objective)
 
     def generated(self, rollouts: MicroBatch) -> None:
-        """Take a whole rollout batch as it was generated, with the trainer's own log-probs where it has them."""
+        """Add the drift of a rollout batch that was just generated, if the trainer has scored it too."""
         if self._on and rollouts.old_logps is not None and rollouts.rollout_logps is not None:
             self._drift.add(rollouts.old_logps, rollouts.rollout_logps, rollouts.response_mask)
 
     def observe(self, done: list[Scored]) -> None:
-        """Take one micro-batch of training, in the parts that were scored."""
+        """Add one micro-batch of training, in the parts in which it was scored."""
         if not self._on:
             return
         self._open, self.last = True, done
@@ -63,7 +63,7 @@ class Diagnostics:
                 self._drift.add(part.logps, batch.rollout_logps, batch.response_mask)
 
     def close(self) -> None:
-        """The rollout batch is over. The same in every process."""
+        """End the rollout batch, and fit the next band if it is calibrated online. Every process must call."""
         if not self._open:
             return
         self._open = False
@@ -79,7 +79,7 @@ class Diagnostics:
             self._trainer.objective = self._online.update(sums)
 
     def figures(self) -> dict[str, float]:
-        """Those of the rollout batches closed since the last call; those with a slash are for loggers only."""
+        """The figures of the rollout batches closed since the last call. Names with a slash are for loggers only."""
         if not self._on:
             return {}
         if self._trainer.at_batch_end:
@@ -92,11 +92,11 @@ class Diagnostics:
         return figures
 
     def samples(self, limit: int) -> list[dict[str, Any]]:
-        """Responses of the micro-batch trained on last in this process, token by token (docs/diagnostics.md)."""
+        """At most `limit` responses of the last micro-batch in this process, token by token (docs/diagnostics.md)."""
         return sample_rows(self.last, self._objective, self._trainer.processing_class, limit)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on with."""
+        """What a resumed run continues from."""
         closed = None if self._closed is None else self._closed.flat()
         profile, drift = self._profile.state_dict(), self._drift.state_dict()
         online = None if self._online is None else self._online.state_dict()
@@ -104,7 +104,7 @@ class Diagnostics:
         return {**state, "used": self._used}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         self._open = state["open"]
         self._closed = (
             None if state["closed"] is None else ProfileSums.from_flat(state["closed"], self._profile.edges)
@@ -117,7 +117,7 @@ class Diagnostics:
             self._trainer.objective = self._online.objective()
 
     def _same_weights(self) -> bool:
-        """Whether the weights are those that sampled: no update yet, and no lag of the behaviour policy."""
+        """Whether the current weights are those that sampled: no update since, and no lag of the sampling policy."""
         trainer = self._trainer
         return not trainer.policy_lag and bool(
             trainer._step % trainer.batch_steps < trainer.current_gradient_accumulation_steps

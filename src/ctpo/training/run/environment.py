@@ -1,4 +1,4 @@
-"""What a run ran on, for whoever wants to repeat it."""
+"""The machine and the software that a run used, so that it can be repeated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "numpy")
 
 
 def describe_environment(processes: int = 1) -> dict[str, Any]:
-    """Versions of what computes, the machine in words, the number of processes, and the command line."""
+    """The content of `environment.json`: versions, machine, number of processes, and command line."""
     return {
         "ctpo": __version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""Evaluating the model in training on problems it never trains on."""
+"""Evaluates the model during training, on problems that it never trains on."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ctpo.training.processes import share
 from ctpo.training.run.recorder import heldout_metrics
 from ctpo.training.run.shared import shared_evaluation
 from ctpo.training.sampling.rollout_func import open_engine, sampling_of
-from ctpo.training.step.trainer import CTPOTrainer
+from ctpo.training.view import SamplingView
 
 
 class HeldOut:
-    """Samples one response to each held-out problem, as training samples them, and keeps transcripts."""
+    """Samples one response per held-out problem, with the settings of training, and writes transcripts."""
 
     def __init__(
         self,
-        trainer: CTPOTrainer,
+        trainer: SamplingView,
         task: Task,
         problems: list[Problem],
         tools: ToolRunner | None,
@@ -33,8 +33,11 @@ class HeldOut:
         self._run, self._recipe = run, recipe
 
     def __call__(self, batch: int) -> Evaluation:
-        """Evaluate after this many rollout batches. Every process must call it, and takes its share of the problems;
-        all get the whole evaluation, the same as one process alone would find."""
+        """The evaluation after this many rollout batches. Every process must call.
+
+        Each process samples its share of the problems, and all get the whole evaluation. It does not depend on the
+        number of processes.
+        """
         trainer = self._trainer
         processes, index = trainer.accelerator.num_processes, trainer.accelerator.process_index
         mine = share(len(self._problems), processes, index)
@@ -48,14 +51,14 @@ class HeldOut:
                 seed=HELDOUT_SEED,
                 first=mine.start,
             )
-        # The parts of all processes, in the order of the problems.
+        # The parts of all processes are joined in the order of the problems.
         evaluation = Evaluation(responses=gather_object(part.responses)) if processes > 1 else part
         if index == 0:
             self._run.write_transcripts(batch, evaluation.transcripts(self._recipe.transcripts))
         return evaluation
 
     def before(self) -> dict[str, float]:
-        """The figures of the evaluation before training, perhaps known from another run of a comparison."""
+        """The figures of the evaluation before training, which another run of a comparison may have stored."""
         trainer = self._trainer
 
         def measure() -> dict[str, float]:

@@ -14,8 +14,8 @@ from ctpo.runs.checkpoints import Clocks, write_clocks
 from ctpo.runs.directory import RunDirectory
 from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.run.events import Listener
+from ctpo.training.sampling.account import RolloutAccount, rollout_figures
 from ctpo.training.sampling.reward import OVERLONG
-from ctpo.training.sampling.rollout_func import RolloutAccount, rollout_figures
 from ctpo.training.scoring.stats import LOGGER_NAMES
 
 _RENAMED: Final = {

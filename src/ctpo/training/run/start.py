@@ -1,11 +1,11 @@
-"""What a run starts from: its directory and keys, its problems, its length, and the checkpoint to continue."""
+"""What a run starts from: its directory, its keys, its problems, its length, and the checkpoint to continue from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ctpo.errors import UserError
 from ctpo.evaluation.model import HELDOUT_SEED
@@ -18,38 +18,43 @@ from ctpo.tasks.task import ProblemSource
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.recipe import DEFAULT_TRAIN_PROBLEMS, Recipe, merge
 
-# What may change when a run is resumed: how long and how watched it is, not what it is.
-MAY_CHANGE = {
+MAY_CHANGE: Final = {
     *("rollout_batches", "max_steps", "num_train_epochs", "eval_every", "transcripts", "threads"),
     *("save_steps", "save_total_limit", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb"),
     *("unsafe_no_isolation", "max_nonfinite_updates", "shared"),
 }
+"""Keys that may change when a run is resumed: they change its length and its records, but none of its updates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """Where a run lives, all of its keys, and where it goes on from."""
+    """A run's directory, its keys, and the checkpoint that it continues from."""
 
     run: RunDirectory
     keys: dict[str, Any]
     resumes: bool
     named: Path | None = None
-    """The checkpoint the user asked for."""
+    """The checkpoint that the user asked for."""
     checkpoint: Path | None = None
+    """The checkpoint to continue from; None to start at the beginning."""
     notices: tuple[str, ...] = ()
-    """What was decided in the user's place."""
+    """Decisions about checkpoints that the user should know of."""
 
     @property
     def step(self) -> int:
-        """Optimizer steps already done."""
+        """The number of optimizer steps already done."""
         return step_of(self.checkpoint) if self.checkpoint else 0
 
 
 def prepare(keys: Mapping[str, Any], resume: Path | None) -> Start:
-    """Settle a run's keys: a new one's, or those of the run (or the checkpoint in it) to resume.
+    """The directory and the keys of a run, without its checkpoint yet.
+
+    Args:
+        keys: of a new run's recipe; with `resume`, keys that change those of the run.
+        resume: the directory of a run to continue, or a checkpoint in one.
 
     Raises:
-        UserError: if it is no run, or a key would make the resumed run another one.
+        UserError: if `resume` is not a run, or if a key would change what the run computes.
     """
     if resume is None:
         named = keys.get("output_dir")
@@ -68,12 +73,12 @@ def prepare(keys: Mapping[str, Any], resume: Path | None) -> Start:
 
 
 def settle(start: Start, identity: Mapping[str, Any]) -> Start:
-    """Claim a new run's directory, or find what a resumed one goes on from; without a checkpoint it starts again.
+    """The start of a run: a new directory is checked to be free, and a resumed run gets its checkpoint.
 
-    For the main process alone: what it finds, the others must be told.
+    A resumed run without a checkpoint starts again. Only the main process calls this; the others get its result.
 
     Raises:
-        UserError: if the directory is taken, or no checkpoint can be used.
+        UserError: if the directory is in use, or no checkpoint can be used.
     """
     if not start.resumes:
         start.run.check_free()
@@ -95,7 +100,7 @@ def check_unfinished(start: Start, config: CTPOConfig) -> None:
     """Refuse to resume a run that has nothing left to do.
 
     Raises:
-        UserError: if its last update and its summary are there.
+        UserError: if all of its updates are done and its summary is written.
     """
     if start.checkpoint is None or not start.run.summary.is_file():
         return
@@ -107,10 +112,10 @@ def check_unfinished(start: Start, config: CTPOConfig) -> None:
 
 
 def train_problems(recipe: Recipe, task: Task, config: CTPOConfig) -> list[Problem]:
-    """The training problems, enough of them for one rollout batch.
+    """The training problems, from the recipe's dataset or from the task.
 
     Raises:
-        UserError: if the dataset cannot be read, or there are too few.
+        UserError: if the dataset cannot be read, or has too few problems for one rollout batch.
     """
     if recipe.dataset is None:
         source = _source(recipe, task)
@@ -122,10 +127,10 @@ def train_problems(recipe: Recipe, task: Task, config: CTPOConfig) -> list[Probl
 
 
 def check_enough(problems: Sequence[Problem], config: CTPOConfig) -> None:
-    """Refuse where there are not enough problems for one rollout batch.
+    """Check that the problems are enough for one rollout batch.
 
     Raises:
-        UserError: if so.
+        UserError: if they are not.
     """
     needed = config.generation_batch_size // config.num_generations
     if len(problems) < needed:
@@ -137,10 +142,10 @@ def check_enough(problems: Sequence[Problem], config: CTPOConfig) -> None:
 
 
 def settle_length(config: CTPOConfig, problems: int) -> None:
-    """Express the run's length in optimizer steps, a whole number of rollout batches.
+    """Set `max_steps` of the config, the run's length in optimizer steps, from the number of epochs if it is not set.
 
     Raises:
-        UserError: if `max_steps` is not one.
+        UserError: if `max_steps` is not a whole number of rollout batches.
     """
     updates = config.updates_per_rollout_batch
     if config.max_steps <= 0:
@@ -154,21 +159,21 @@ def settle_length(config: CTPOConfig, problems: int) -> None:
 
 
 def heldout_problems(recipe: Recipe, task: Task) -> list[Problem]:
-    """The problems every evaluation of the run samples."""
+    """The held-out problems, the same in every evaluation of the run."""
     if recipe.eval_dataset is not None:
         return _read(recipe.eval_dataset, recipe, task)[: recipe.eval_problems]
     return _source(recipe, task)("test", recipe.eval_problems, HELDOUT_SEED)
 
 
 def _read(path: Path, recipe: Recipe, task: Task) -> list[Problem]:
-    """A file's problems, read as the task reads its own: by the same usual columns, answers in the same form."""
+    """The problems of a file. Usual column names and the form of answers are those of the task's own problems."""
     own = task.problems
     usual = (ANY_COLUMNS, own.answer) if isinstance(own, DatasetSource) else (Columns(), str)
     return read_problems(path, replace(usual[0], **(recipe.columns or {})), usual[1])
 
 
 def _source(recipe: Recipe, task: Task) -> ProblemSource:
-    """The task's own problems, their columns named as the recipe says."""
+    """The task's own problems, read with the column names of the recipe."""
     own = task.problems
     if not recipe.columns:
         return own

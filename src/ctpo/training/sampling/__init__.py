@@ -1,1 +1,1 @@
-"""How TRL gets its rollouts and rewards from ours."""
+"""Rollouts during training: sampling, rewards, and which responses and prompts are left out."""

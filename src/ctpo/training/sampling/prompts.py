@@ -1,4 +1,4 @@
-"""Leaving out training prompts that are too long, before the model loads."""
+"""Leaves out training prompts that are too long, before the model is loaded."""
 
 from __future__ import annotations
 
@@ -21,19 +21,26 @@ def leave_out_long(
     tokenizer: PreTrainedTokenizerBase,
     context: int | None,
 ) -> list[Problem]:
-    """The problems whose prompts have at most `max_prompt_length` tokens and leave the context room to answer.
+    """The problems whose prompts are short enough.
+
+    A prompt may have at most `max_prompt_length` tokens, and at most as many as the model's context leaves beside
+    `max_completion_length`.
+
+    Args:
+        context: the model's context in tokens; None if the model has no limit.
 
     Raises:
-        UserError: if none is left, or the model's chat template does not do for the task.
+        UserError: if no problem is left, or if the model's chat template does not fit the task.
     """
     if task.tool is not None:
-        adapt_tool(task.tool, tokenizer)  # refuses now what would fail in the first rollout
+        adapt_tool(task.tool, tokenizer)  # raises now what would otherwise fail in the first rollout
     room = None if context is None else context - config.max_completion_length
     limit = min((each for each in (recipe.max_prompt_length, room) if each is not None), default=None)
     if limit is None:
         encode_prompt(tokenizer, task, problems[0].prompt)
         return list(problems)
-    # A token is at least a byte, so most prompts need no tokenising: the template's own part is counted once.
+    # A token is at least one byte, so the bytes of a prompt bound its tokens, and most prompts need not be tokenised.
+    # The tokens that the template adds are counted once.
     frame = len(encode_prompt(tokenizer, task, "x")) + 16
     kept = [
         problem

@@ -1,4 +1,4 @@
-"""The rewards of a run: the task's own, an account of its judge, and the punishment of overlong responses."""
+"""The reward functions of a run: the task's own, with a count of its verdicts, and the overlong punishment."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from ctpo.training.config.recipe import Recipe
 OVERLONG = "overlong"
 
 Verdicts = Mapping[str, int]
+"""Number of responses by the judge's verdict."""
 
 
 def reward_functions(
-    task: Task, recipe: Recipe, config: CTPOConfig, tell: Callable[[Verdicts], None]
+    task: Task, recipe: Recipe, config: CTPOConfig, account_for: Callable[[Verdicts], None]
 ) -> list[Callable[..., list[float]]]:
-    """Reward functions in TRL's convention; their sum is the reward.
+    """The reward functions in TRL's form. The reward of a response is their sum.
 
     Args:
-        tell: told how the task's judge found a batch of responses, where it keeps an account.
+        account_for: gets the verdicts on each batch of responses, if the task's judge counts them.
     """
-    functions = [_accounted(task, tell)]
+    functions = [_accounted(task, account_for)]
     if recipe.overlong_buffer is not None:
-        # 0 up to max_completion_length − overlong_buffer tokens, then down a line to −1 (DAPO, eq. 13).
+        # 0 up to max_completion_length − overlong_buffer tokens, then falling linearly to −1 (DAPO, equation 13).
         punishment = get_soft_overlong_punishment(config.max_completion_length, recipe.overlong_buffer)
         punishment.__name__ = OVERLONG
         functions.append(punishment)
     return functions
 
 
-def _accounted(task: Task, tell: Callable[[Verdicts], None]) -> Callable[..., list[float]]:
+def _accounted(task: Task, account_for: Callable[[Verdicts], None]) -> Callable[..., list[float]]:
     judge = reward_function(task)
     own = getattr(task.check, "account", None)
     account: Counter[str] = Counter() if own is None else own
@@ -42,7 +43,7 @@ def _accounted(task: Task, tell: Callable[[Verdicts], None]) -> Callable[..., li
     def reward(*args: Any, **kwargs: Any) -> list[float]:
         before = Counter(account)
         rewards = judge(*args, **kwargs)
-        tell(dict(account - before))
+        account_for(dict(account - before))
         return rewards
 
     reward.__name__ = reward.__qualname__ = task.name

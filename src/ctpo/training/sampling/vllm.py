@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from ctpo.rollout.remote.vllm import Completion, CompletionRequest, VLLMEngine
 from ctpo.rollout.sampling import Sampling
+from ctpo.training.view import SamplingView
 
 _CONNECTIONS = 64  # requests to a server at a time, as many as TRL's own client makes
 
@@ -28,7 +29,7 @@ GENERATION_ATTRIBUTES = (
 """What is used of TRL's `VLLMGeneration`; a test compares it with the installed TRL."""
 
 
-def vllm_engine(trainer: Any) -> VLLMEngine:
+def vllm_engine(trainer: SamplingView) -> VLLMEngine:
     """The engine of a trainer with `use_vllm`, its weights those of the model in training.
 
     Every process must sample with it when one does: a server answers the main process only, and a colocated
@@ -191,7 +192,7 @@ def _ending(ask: CompletionRequest, eos: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _context(trainer: Any) -> int | None:
+def _context(trainer: SamplingView) -> int | None:
     generation = trainer.vllm_generation
     if generation.mode == "colocate":
         return int(generation.llm.llm_engine.model_config.max_model_len)

@@ -31,7 +31,7 @@ from ctpo.runs.identity import describe_model
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.diagnostics.samples import response_rewards
 from ctpo.training.diagnostics.watch import Diagnostics
-from ctpo.training.sampling.rollout_func import RolloutAccount, tool_figures
+from ctpo.training.sampling.account import RolloutAccount, tool_figures
 from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch, Scored
 from ctpo.training.scoring.parts import Part, PartScorer
 from ctpo.training.scoring.stats import LOGGER_NAMES, StatsAccumulator, masked_mean, stats_of_parts
