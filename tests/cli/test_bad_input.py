@@ -197,7 +197,7 @@ def test_damaged_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["embedded", "--top-p", "0"], ["--top-p 0.0 is not a share"]),
         (["embedded", "--task", "arithmetic", "--task", "arithmetic"], ["--task arithmetic is given twice"]),
         (["embedded", "--task", "gsm8k@nowhere.jsonl"], ["nowhere.jsonl does not exist"]),
-        (["embedded", "--task", "gsm8k"], ["openai/gsm8k cannot be had from the hub"]),
+        (["embedded", "--task", "gsm8k"], ["openai/gsm8k cannot be loaded from the hub"]),
         ([], ["MODEL"]),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
 
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
+from ctpo.rollout.local.decoders import PaddedDecoder, RaggedDecoder
 from ctpo.rollout.sampling import Sampling
 
 SAMPLING = Sampling(max_new_tokens=96)
@@ -69,6 +71,17 @@ def test_lengths_agree_and_finished_rows_end_with_eos(embedded: Any, rollouts: l
         assert len(rollout.completion_ids) == len(rollout.response_mask) == len(rollout.logps) > 0
         assert rollout.finished == (rollout.completion_ids[-1] == eos)
         assert eos not in rollout.completion_ids[:-1]
+
+
+@pytest.mark.parametrize("decoder", [RaggedDecoder, PaddedDecoder])
+def test_decoders_use_nothing_that_transformers_announces_to_remove(
+    embedded: Any, prompts: list[list[int]], decoder: type[RaggedDecoder | PaddedDecoder]
+) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error", FutureWarning)
+        rows = decoder(embedded[0], 0)
+        tokens = rows.start(prompts[:8]).argmax(-1)
+        rows.step(tokens, torch.ones_like(tokens))
 
 
 def test_greedy_equals_generate(embedded: Any, prompts: list[list[int]]) -> None:

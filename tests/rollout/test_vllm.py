@@ -12,6 +12,7 @@ import torch
 from ctpo.errors import UserError
 from ctpo.rollout import ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
+from ctpo.rollout.local.decoders import cache_argument
 from ctpo.rollout.noise import row_uniforms
 from ctpo.rollout.remote.vllm import Completion, CompletionRequest
 from ctpo.rollout.sampling import Sampling
@@ -51,10 +52,10 @@ class Stepwise:
         generator = torch.Generator().manual_seed(ask.seed or 0)
         ids: list[int] = []
         logps: list[float] = []
-        past, fed = None, ask.ids
+        name, past, fed = cache_argument(self.model), None, ask.ids
         while len(ids) < ask.max_new_tokens:
-            output = self.model(torch.tensor([fed]), past_key_values=past, use_cache=True)
-            past = output.past_key_values
+            output = self.model(torch.tensor([fed]), use_cache=True, **{name: past})
+            past = output[name]
             row = (output.logits[0, -1] / (sampling.temperature or 1.0)).log_softmax(-1)
             token = (
                 int(torch.multinomial(row.exp(), 1, generator=generator))

@@ -158,12 +158,8 @@ with Sandbox(workers=2, memory_mb=64) as sandbox:
 
 
 def _cli(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    script = (
-        "import argparse, sys; from ctpo.cli import sandbox; p = argparse.ArgumentParser('ctpo');"
-        "sandbox.register(p.add_subparsers(required=True)); a = p.parse_args(); sys.exit(a.handler(a))"
-    )
     return subprocess.run(
-        [sys.executable, "-c", script, "sandbox", *arguments],
+        [sys.executable, "-m", "ctpo", "sandbox", *arguments],
         input=stdin, env={"PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 

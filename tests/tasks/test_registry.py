@@ -76,7 +76,7 @@ def test_options_of_the_tool(folder: Path) -> None:
         ("arithmetic@test.jsonl", "makes its problems itself"),
         ("hub:nobody", "write hub:OWNER/NAME"),
         ("deepscaler", "task 'deepscaler' has no test split"),
-        ("gsm8k", "openai/gsm8k cannot be had from the hub"),
+        ("gsm8k", "openai/gsm8k cannot be loaded from the hub"),
     ],
 )
 def test_mistakes_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str) -> None:

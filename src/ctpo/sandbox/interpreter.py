@@ -1,4 +1,4 @@
-"""Which files the warm interpreter needs to see, wherever Python is installed: these and no others."""
+"""The files that the warm interpreter needs, wherever Python is installed. It sees these and no others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-# Prefixes shared with the rest of the system: only their library folders are Python's.
+# Python shares these prefixes with the rest of the system. Only their library folders belong to it.
 _SHARED_PREFIXES = {Path("/"), Path("/usr"), Path("/usr/local")}
 _SYSTEM_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib")
 _PRELOADED = ("numpy", "sympy", "mpmath")
@@ -17,12 +17,12 @@ _PRELOADED = ("numpy", "sympy", "mpmath")
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python executable and what it reads.
+    """A Python executable and the files that it reads.
 
     Args:
         executable: the real path of the base interpreter (not a virtual environment's link).
-        readable: files and folders it needs, none inside another.
-        packages: folders with third-party packages, appended to `sys.path`.
+        readable: the files and folders it needs; none is inside another.
+        packages: the folders with third-party packages, which are appended to `sys.path`.
     """
 
     executable: Path
@@ -31,7 +31,7 @@ class Interpreter:
 
 
 def find_interpreter() -> Interpreter:
-    """Describe the interpreter that runs now: the programs get the same Python and the same packages."""
+    """The interpreter that is running now. So programs get the same Python and the same packages."""
     executable = Path(getattr(sys, "_base_executable", None) or sys.executable).resolve()
     packages = _package_folders()
     readable = [executable, *_shared_library()]
@@ -46,7 +46,7 @@ def find_interpreter() -> Interpreter:
 
 
 def _package_folders() -> tuple[Path, ...]:
-    """Site-packages, and wherever else numpy and sympy were found (Debian's dist-packages, say)."""
+    """site-packages, and any other folder that holds numpy or sympy, such as Debian's dist-packages."""
     folders = [Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib"))]
     for name in _PRELOADED:
         spec = importlib.util.find_spec(name)
@@ -56,12 +56,12 @@ def _package_folders() -> tuple[Path, ...]:
 
 
 def _shared_library() -> list[Path]:
-    """The libpython an interpreter built with --enable-shared links to."""
+    """The libpython that an interpreter built with --enable-shared links to."""
     folder, name = sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("INSTSONAME")
     return [Path(folder) / name] if folder and name else []
 
 
 def _outermost(paths: list[Path]) -> tuple[Path, ...]:
-    """Existing paths, without those inside another of them; a link stays a link (see `bubblewrap.py`)."""
+    """The paths that exist, without those inside another of them. A link stays a link (see `bubblewrap.py`)."""
     existing = sorted({Path(os.path.abspath(path)) for path in paths if path.exists()})
     return tuple(p for p in existing if not any(other in p.parents for other in existing))

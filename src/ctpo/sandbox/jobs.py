@@ -1,4 +1,4 @@
-"""Programs on their way through the pool, and what is made of their end."""
+"""Programs that the pool runs, and the results it makes of their ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SIGKILL, _SIGXCPU = 9, 24
 
 @dataclass(eq=False)
 class Job:
-    """One program on its way through the pool."""
+    """One program that the pool is to run."""
 
     batch: Batch
     index: int
@@ -26,7 +26,7 @@ class Job:
 
 @dataclass(eq=False)
 class Batch:
-    """The programs of one call, and the results that are in so far."""
+    """The programs of one call of `Sandbox.run`, and their results so far."""
 
     timeout_s: float
     memory_bytes: int
@@ -49,16 +49,14 @@ class Batch:
 
 
 def judge(child: Child, ended: Exit, wall_s: float, over: bool, limit: int) -> SandboxResult:
-    """The result of a child that was reaped.
+    """The result of a child that has ended. It is `lost` if something other than the sandbox killed the child.
 
     Args:
-        child: with its output read to the end.
+        child: the child, with its output read to the end.
         ended: how the zygote saw it end.
-        wall_s: seconds from handing the program over.
+        wall_s: the seconds since the program was sent.
         over: whether it wrote more than it may.
-        limit: bytes kept of stdout, and of stderr.
-    Returns:
-        The result; `lost` for a child that something other than the sandbox killed.
+        limit: how many bytes of stdout, and of stderr, are kept.
     """
     status = _status(child, ended, over)
     stdout = child.output[:limit].decode("utf-8", "replace")
@@ -76,7 +74,7 @@ def _status(child: Child, ended: Exit, over: bool) -> Status:
         return "output_limit"
     if os.WIFSIGNALED(status):
         if os.WTERMSIG(status) in (_SIGKILL, _SIGXCPU) and ended.cpu_s >= child.cpu_limit_s:
-            return "timeout"  # RLIMIT_CPU was faster than the clock
+            return "timeout"  # the limit of CPU time was reached before the wall-clock limit
         return "lost" if os.WTERMSIG(status) == _SIGKILL else "error"
     code = os.WEXITSTATUS(status)
     if code == EXIT_SETUP:

@@ -1,4 +1,4 @@
-"""How many programs may run at a time: one a core, as far as memory goes."""
+"""How many programs may run at the same time: one per core, if there is enough memory."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ from pathlib import Path
 
 _MEBIBYTE = 1 << 20
 _CGROUP = Path("/sys/fs/cgroup")
-_UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2^63
+_UNLIMITED = 1 << 60  # without a limit, cgroup v1 shows a number near 2^63
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """The number of cores that this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def available_memory_mb() -> int | None:
-    """MiB that programs could use now: the kernel's estimate, or what the container has left if less."""
+    """How many MiB programs could use now: the kernel's estimate, or what the container has left if that is less."""
     rooms = [room for room in (_machine_room(), _cgroup_room()) if room is not None]
     return min(rooms) // _MEBIBYTE if rooms else None
 
 
 def check_memory_budget(workers: int | None, memory_mb: int) -> int:
-    """Settle the number of workers so that workers × memory fits the machine.
+    """The number of workers, at least 1, such that workers × memory fits into the machine.
 
     Args:
-        workers: how many were asked for, or None to choose.
-        memory_mb: MiB each program may use.
-    Returns:
-        The number of workers, at least 1.
+        workers: how many are wanted; None for as many as there are cores and memory for.
+        memory_mb: how many MiB each program may use.
+
     Raises:
-        ValueError: if what was asked for, or a single worker, does not fit.
+        ValueError: if the wanted number does not fit, or if not even one worker does.
     """
     room = available_memory_mb()
     wanted = usable_cores() if workers is None else workers
@@ -57,7 +56,7 @@ def _machine_room() -> int | None:
 
 
 def _cgroup_room() -> int | None:
-    """Limit minus use of the cgroup this process sees as its root (v2, then v1)."""
+    """The memory limit minus the memory use of the cgroup that this process sees as its root (v2, then v1)."""
     for limit, use in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -65,7 +64,7 @@ def _cgroup_room() -> int | None:
         try:
             most = int((_CGROUP / limit).read_text())
             used = int((_CGROUP / use).read_text())
-        except (OSError, ValueError):  # no such controller, or "max"
+        except (OSError, ValueError):  # there is no such controller, or its limit is "max"
             continue
         if most < _UNLIMITED:
             return max(0, most - used)

@@ -1,7 +1,7 @@
-"""The pool: a thread that keeps a zygote a slot busy, watches time and output, and puts results in order.
+"""The pool is a thread that gives programs to zygotes, watches time and output, and puts results in order.
 
-The thread owns every process and descriptor, so that the zygotes' parent-death signal, which follows the
-thread that started them, fires when this process dies and not when some caller's thread ends.
+The thread owns every process and descriptor. A parent-death signal follows the thread that started a process. So the
+zygotes' signals fire when this process dies, and not when a caller's thread ends.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ctpo.sandbox.result import SandboxResult, SandboxUnavailable, Status
 from ctpo.sandbox.worker import Child, Confinement, Exit, Zygote
 
 SPARES = 4
-"""Children kept ready in each zygote while nothing waits."""
-_WATCH_AFTER_S = 0.02  # most programs end sooner, and need no epoll registration at all
+"""How many spare children each zygote keeps while no program waits."""
+_WATCH_AFTER_S = 0.02  # most programs end sooner and need no epoll registration
 _START_TIMEOUT_S = 120.0
 _KILL_TIMEOUT_S = 5.0
 
 
 @dataclass(eq=False)
 class Slot:
-    """Room for one running program, with a zygote of each kind that was needed so far."""
+    """A place for one running program, with a zygote of each kind that has been needed so far."""
 
     zygotes: dict[str, Zygote] = field(default_factory=dict)
     job: Job | None = None
@@ -37,12 +37,15 @@ class Slot:
 
 
 class Pool:
-    """Runs batches on `workers` slots until closed.
+    """Runs batches of programs in `workers` slots until it is closed.
 
     Args:
-        confinements: kind ("lean", "full") → how its zygotes are started.
-        workers: how many programs run at a time.
-        output_bytes: limit of stdout, and of stderr.
+        confinements: how the zygotes of each kind ("lean", "full") are started.
+        workers: how many programs run at the same time.
+        output_bytes: the limit of stdout, and of stderr.
+
+    Raises:
+        SandboxUnavailable: if the interpreters do not start.
     """
 
     def __init__(self, confinements: dict[str, Confinement], workers: int, output_bytes: int) -> None:
@@ -51,11 +54,11 @@ class Pool:
         self._slots = [Slot() for _ in range(workers)]
         self._queue: deque[Job] = deque()
         self._inbox: deque[list[Job]] = deque()
-        self._zygotes: dict[int, tuple[Slot, str, Zygote]] = {}  # control socket → whose it is
-        self._outputs: dict[int, Slot] = {}  # a watched pipe end → the slot whose program writes it
+        self._zygotes: dict[int, tuple[Slot, str, Zygote]] = {}  # by the descriptor of the control socket
+        self._outputs: dict[int, Slot] = {}  # by the descriptor of a watched pipe: the slot of its program
         self._failures = 0
         self._closing = False
-        self._failed: list[Exception] = []  # by the thread; at most one
+        self._failed: list[Exception] = []  # the thread's error; at most one
         self._poll = select.epoll()
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_reader, False)
@@ -72,7 +75,11 @@ class Pool:
     # --- called from any thread -----------------------------------------------------------------------------
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs behind those already there."""
+        """Add jobs to the end of the queue.
+
+        Raises:
+            SandboxUnavailable: if the pool is closed or has failed.
+        """
         self._inbox.append(list(jobs))
         self._wake()
         if self._failed:
@@ -88,7 +95,7 @@ class Pool:
             self._wake_writer = -1
 
     def processes(self) -> list[int]:
-        """Process ids of the zygotes' outermost processes."""
+        """The process ids of the zygotes' outermost processes."""
         return [zygote.process.pid for _, _, zygote in list(self._zygotes.values())]
 
     def _wake(self) -> None:
@@ -102,9 +109,9 @@ class Pool:
             for slot in self._slots:
                 self._start(slot, "lean")
             while not self._closing:
-                for fd, event in self._poll.poll(self._patience()):
+                for fd, event in self._poll.poll(self._seconds_to_next_deadline()):
                     self._handle(fd, event)
-                self._look_after_running()
+                self._check_deadlines()
                 self._dispatch()
         except Exception as error:
             self._failed.append(error)
@@ -124,7 +131,7 @@ class Pool:
         for _, _, zygote in self._zygotes.values():
             zygote.end()
         self._zygotes.clear()
-        self._take_inbox()
+        self._empty_inbox()
         for job in self._queue:
             job.batch.fail(failure)
         self._poll.close()
@@ -136,8 +143,8 @@ class Pool:
         self._zygotes[zygote.control.fileno()] = (slot, kind, zygote)
         self._poll.register(zygote.control.fileno(), select.EPOLLIN)
 
-    def _patience(self) -> float:
-        """Seconds until something must be looked after though nothing happens; -1 for never."""
+    def _seconds_to_next_deadline(self) -> float:
+        """The seconds until a deadline must be checked even if nothing happens; -1 for never."""
         now, soonest = time.monotonic(), float("inf")
         for slot in self._slots:
             if slot.zygote is not None and (child := slot.zygote.running) is not None:
@@ -153,21 +160,21 @@ class Pool:
         if fd == self._wake_reader:
             with contextlib.suppress(BlockingIOError):
                 os.read(fd, 4096)
-            self._take_inbox()
+            self._empty_inbox()
         elif fd in self._zygotes:
-            self._hear(*self._zygotes[fd])
+            self._receive(*self._zygotes[fd])
         elif (slot := self._outputs.get(fd)) is not None and slot.zygote and slot.zygote.running:
             self._read(slot, slot.zygote, slot.zygote.running)
 
-    def _take_inbox(self) -> None:
+    def _empty_inbox(self) -> None:
         while self._inbox:
             self._queue.extend(self._inbox.popleft())
 
-    def _hear(self, slot: Slot, kind: str, zygote: Zygote) -> None:
+    def _receive(self, slot: Slot, kind: str, zygote: Zygote) -> None:
         was_ready = zygote.ready
         exits = zygote.receive()
         if exits is None:
-            self._bury(slot, kind, zygote)
+            self._replace_dead(slot, kind, zygote)
             return
         if zygote.ready and not was_ready:
             self._failures = 0
@@ -177,8 +184,8 @@ class Pool:
         for ended in exits:
             self._reaped(slot, zygote, ended)
 
-    def _bury(self, slot: Slot, kind: str, zygote: Zygote) -> None:
-        """A zygote died: its program is lost, and another zygote takes its place."""
+    def _replace_dead(self, slot: Slot, kind: str, zygote: Zygote) -> None:
+        """Start another zygote in place of one that has died. The program that it was running is lost."""
         job = slot.job if slot.zygote is zygote else None
         child = zygote.running
         if child is not None:
@@ -201,7 +208,7 @@ class Pool:
     # --- programs -------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        """Give every free slot the first job that a zygote of its own is ready for."""
+        """Give each free slot the next job, if its zygote of that kind is ready. If no job waits, refill spares."""
         for slot in self._slots:
             while slot.job is None and self._queue:
                 job = self._queue[0]
@@ -228,13 +235,13 @@ class Pool:
         child = zygote.spares.popleft()
         slot.job, slot.zygote, zygote.running = job, zygote, child
         batch = job.batch
-        # Threads that leave the interpreter's lock could use every core; together they get one core's time.
+        # Threads that release the interpreter's lock could use every core. Together they get the time of one core.
         cpu_s = ceil(batch.timeout_s) + 1
         child.begin(job.program, batch.memory_bytes, cpu_s, batch.timeout_s)
         if child.unsent:
             self._watch(slot, child)
         if self._queue and not zygote.spares:
-            # The next child is made while this program runs.
+            # The next child is forked while this program runs.
             zygote.fork()
 
     def _watch(self, slot: Slot, child: Child) -> None:
@@ -258,7 +265,7 @@ class Pool:
 
     def _read(self, slot: Slot, zygote: Zygote, child: Child) -> None:
         ends = (child.out, child.err, child.code)
-        # A closed descriptor leaves epoll by itself; what is closed below is forgotten here.
+        # epoll drops a closed descriptor by itself; `_outputs` has to be told.
         if child.unsent:
             child.feed()
         over = child.drain(self._output_bytes)
@@ -269,7 +276,7 @@ class Pool:
             self._stop(zygote, child, "output_limit")
 
     def _stop(self, zygote: Zygote, child: Child, verdict: Status) -> None:
-        """Kill a program for a reason; the slot is free once its child is reaped."""
+        """Kill a program and record the reason. The slot becomes free when its child has ended."""
         if child.verdict is None:
             child.verdict = verdict
             child.deadline = time.monotonic() + _KILL_TIMEOUT_S
@@ -277,7 +284,7 @@ class Pool:
             child.watched = True
             zygote.kill(child)
 
-    def _look_after_running(self) -> None:
+    def _check_deadlines(self) -> None:
         now = time.monotonic()
         for slot in self._slots:
             zygote = slot.zygote
@@ -287,7 +294,7 @@ class Pool:
                 if child.verdict is None:
                     self._stop(zygote, child, "timeout")
                 else:
-                    zygote.process.kill()  # it no longer answers; its socket's end brings the rest
+                    zygote.process.kill()  # it does not answer; the rest follows at the end of its socket
                     child.deadline = float("inf")
             elif not child.watched and now >= child.started + _WATCH_AFTER_S:
                 self._watch(slot, child)
@@ -328,7 +335,7 @@ class Pool:
                 return
 
     def _lost(self, job: Job, result: SandboxResult) -> None:
-        """Run a program once more that was killed from outside; report it lost the second time."""
+        """Run a program again that was killed from outside. The second time, report it as lost."""
         job.attempts += 1
         if job.attempts < 2:
             self._queue.appendleft(job)

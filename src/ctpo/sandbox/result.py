@@ -1,4 +1,4 @@
-"""What came of a program."""
+"""The result of a program."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class SandboxResult:
     """The outcome of one program.
 
     Args:
-        status: `ok` (ended with exit code 0), `error` (an exception, another exit code, a fatal signal),
-            `timeout`, `memory` (an uncaught MemoryError), `output_limit`, or `lost` (killed from outside
-            twice; says nothing about the program).
-        stdout: decoded as UTF-8 with replacement, cut at the output limit.
-        stderr: likewise; a traceback shows the program's own frames only.
-        wall_s: seconds from handing the program over to its child being reaped.
-        cpu_s: seconds of CPU its child used, its set-up and the fork's page copies included.
+        status: `ok` (it ended with exit code 0), `error` (an exception, another exit code, or a fatal signal),
+            `timeout`, `memory` (an uncaught MemoryError), `output_limit`, or `lost` (it was killed from outside twice,
+            which says nothing about the program).
+        stdout: decoded as UTF-8 with replacement characters, and cut at the output limit.
+        stderr: the same; a traceback shows the program's own frames only.
+        wall_s: the seconds from sending the program to the end of its process.
+        cpu_s: the CPU seconds of its process, including its set-up and the memory pages copied after the fork.
     """
 
     status: Status
@@ -35,4 +35,4 @@ class SandboxResult:
 
 
 class SandboxUnavailable(RuntimeError):
-    """No isolation that holds can be had here, and the unsafe option was not given."""
+    """No effective isolation is possible here, and the unsafe option was not given."""

@@ -1,4 +1,4 @@
-"""`Sandbox`: a list of programs in, a list of results in the same order out."""
+"""`Sandbox` takes a list of programs and returns a list of results in the same order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ctpo.sandbox.pool import Pool
 from ctpo.sandbox.result import SandboxResult, SandboxUnavailable
 
 _MEBIBYTE = 1 << 20
-# Programs that name one of these go to the full interpreter, which has them, or what they need, imported.
+# A program that names one of these goes to the full interpreter, which has imported them or what they need.
 _WANTS_FULL = re.compile(
     rb"\b(?:numpy|sympy|mpmath|scipy|pandas|matplotlib|asyncio|concurrent|hashlib|tempfile|shutil|uuid|logging)\b"
 )
@@ -30,21 +30,27 @@ _LONGEST_PROGRAM = 1 << 20
 
 
 class Sandbox:
-    """Run untrusted Python programs, each alone and confined.
+    """Runs untrusted Python programs, each in a confined process of its own.
 
     Args:
-        timeout_s: wall-clock seconds a program may take.
-        memory_mb: MiB of address space a program may add to the warm interpreter's.
-        workers: programs that run at a time; by default one a usable core, fewer where memory is short.
-        output_kb: KiB of stdout, and of stderr, a program may write.
+        timeout_s: how many seconds of wall-clock time a program may take.
+        memory_mb: how many MiB of address space a program may add to that of the warm interpreter.
+        workers: how many programs run at the same time; by default one per usable core, or fewer if memory is short.
+        output_kb: how many KiB a program may write to stdout, and to stderr.
         engine: "auto", "bubblewrap" or "landlock".
-        preload: modules that every program finds imported. They are trusted: their import runs before programs are
-            confined.
-        unsafe_no_isolation: run programs in plain child processes, with this user's files, network and
-            environment within their reach. Warns on every run.
+        preload: modules that are already imported in every program. They are trusted: they are imported before
+            anything is confined.
+        unsafe_no_isolation: run programs in plain child processes, which can reach this user's files, network and
+            environment. Every run warns of it.
+
     Raises:
-        ValueError: for a limit out of range, or workers × memory beyond what the machine has.
-        SandboxUnavailable: where no isolation that holds can be had; says why and what to do.
+        ValueError: if a limit is out of range, or if workers × memory is more than the machine has.
+        SandboxUnavailable: if no effective isolation is possible; the message says why and what to do.
+
+    Example:
+        with Sandbox(timeout_s=3, memory_mb=512) as sandbox:
+            [result] = sandbox.run(["print(3 + 67)"])
+        result.status, result.stdout  # "ok", "70\n"
     """
 
     def __init__(
@@ -68,7 +74,7 @@ class Sandbox:
         self._output_bytes = output_kb << 10
         self._preload = tuple(preload)
         self.checks: list[Check] = []
-        """What the start-up probe found: see `ctpo sandbox check`."""
+        """The results of the start-up probe; `ctpo sandbox check` prints them."""
         if unsafe_no_isolation:
             self.engine = unconfined(memory_mb * _MEBIBYTE, self._preload)
             self._pool = Pool(self.engine.confinements, self.workers, self._output_bytes)
@@ -76,7 +82,11 @@ class Sandbox:
             self._start_isolated(engine)
 
     def _start_isolated(self, name: str) -> None:
-        """Start the first engine whose isolation holds; refuse if there is none."""
+        """Start the first engine whose isolation holds.
+
+        Raises:
+            SandboxUnavailable: if there is none.
+        """
         reasons = []
         for candidate in candidates(name, self.memory_mb * _MEBIBYTE, self._preload):
             if isinstance(candidate, str):
@@ -103,17 +113,16 @@ class Sandbox:
     def run(
         self, programs: Sequence[str], *, timeout_s: float | None = None, memory_mb: int | None = None
     ) -> list[SandboxResult]:
-        """Run programs and wait for all of them.
+        """One result for each program, in the same order; returns when all programs have ended.
 
         Args:
-            programs: source texts; each runs as `__main__` of its own process.
-            timeout_s: for these programs, instead of the sandbox's.
-            memory_mb: for these programs, at most the sandbox's.
-        Returns:
-            One result a program, in the same order.
+            programs: source texts. Each runs as `__main__` of a process of its own.
+            timeout_s: the time limit of these programs, in place of the sandbox's.
+            memory_mb: the memory limit of these programs; at most the sandbox's.
+
         Raises:
-            ValueError: for programs that are not strings, or a limit out of range.
-            SandboxUnavailable: if the sandbox is closed or its interpreters no longer start.
+            ValueError: if a program is not a string, or if a limit is out of range.
+            SandboxUnavailable: if the sandbox is closed, or if its interpreters no longer start.
         """
         done = threading.Event()
         batch, jobs = self._batch(programs, timeout_s, memory_mb, lambda _: done.set())
@@ -129,7 +138,7 @@ class Sandbox:
     async def arun(
         self, programs: Sequence[str], *, timeout_s: float | None = None, memory_mb: int | None = None
     ) -> list[SandboxResult]:
-        """`run` for asyncio: the event loop goes on while the programs run. See `run`."""
+        """The same as `run`, for asyncio: the event loop continues while the programs run."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
@@ -151,7 +160,7 @@ class Sandbox:
         return _results(batch)
 
     def close(self) -> None:
-        """End every process of the sandbox; a second call does nothing."""
+        """End every process of the sandbox. A second call does nothing."""
         if self._pool is not None and self._pid == os.getpid():
             self._pool.close()
             self.engine.close()
@@ -176,7 +185,7 @@ class Sandbox:
             raise SandboxUnavailable("the sandbox was closed; make another")
         if not self.engine.isolated:
             caller = sys._getframe(2)
-            # With a registry of its own: the usual one would show the warning once a line, not on every run.
+            # With its own registry, the warning is shown on every run, and not once per line of code.
             warnings.warn_explicit(
                 "programs run WITHOUT isolation (unsafe_no_isolation=True): they can read, write, send and "
                 "kill whatever this user can",
@@ -209,7 +218,7 @@ class Sandbox:
                 raise ValueError(f"programs[{index}] is a {type(program).__name__}, not a source text (str)")
             text = program.encode("utf-8", "surrogatepass")
             if len(text) > _LONGEST_PROGRAM:
-                # A policy writes programs, so this is its failure and not the caller's.
+                # Programs are written by a policy, so this is the program's error and not the caller's.
                 message = f"program of {len(text)} bytes; the limit is {_LONGEST_PROGRAM}\n"
                 batch.results[index] = SandboxResult("error", "", message, 0.0)
                 continue

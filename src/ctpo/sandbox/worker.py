@@ -1,4 +1,4 @@
-"""One zygote process as the supervisor sees it: start it, ask it for children, hear of their end."""
+"""The supervisor's side of one zygote process: starting it, requesting children, and receiving their ends."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _MESSAGE_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Confinement:
-    """How one kind of zygote is started, and what its children are held to.
+    """How one kind of zygote is started, and how its children are confined.
 
     Args:
-        command: argument list → full command line; the zygote's own arguments are appended inside.
+        command: makes the full command line from the zygote's own arguments.
         environment: the zygote's environment.
-        settings: the JSON configuration the zygote reads first (see `inside.wire.Configuration`).
-        inherited: descriptors the command line refers to.
+        settings: the JSON configuration that the zygote reads first (see `inside.wire.Configuration`).
+        inherited: the file descriptors that the command line refers to.
     """
 
     command: Callable[[list[str]], list[str]]
@@ -38,13 +38,13 @@ class Confinement:
 
 
 def encode_filter(program: bytes) -> str:
-    """Bytes of a BPF program as the configuration carries them."""
+    """A BPF program in the form that the configuration carries."""
     return base64.b64encode(program).decode()
 
 
 @dataclass(eq=False)
 class Child:
-    """One forked, confined child: first a spare, then the runner of one program."""
+    """One forked and confined child. It waits as a spare and then runs one program."""
 
     identity: int
     code: int
@@ -60,7 +60,7 @@ class Child:
     verdict: Status | None = None
 
     def close(self) -> None:
-        """Close whatever of the supervisor's pipe ends is still open."""
+        """Close those of the supervisor's pipe ends that are still open."""
         for name in ("code", "out", "err"):
             self.close_end(name)
 
@@ -71,7 +71,7 @@ class Child:
             setattr(self, name, -1)
 
     def begin(self, program: bytes, memory_bytes: int, cpu_s: int, timeout_s: float) -> None:
-        """Hand the program over; what the pipe does not take at once stays in `unsent`."""
+        """Send the program. What the pipe does not take at once stays in `unsent`."""
         self.started = time.monotonic()
         self.cpu_limit_s = cpu_s
         self.deadline = self.started + timeout_s
@@ -80,7 +80,7 @@ class Child:
         self.feed()
 
     def feed(self) -> None:
-        """Write more of the program; close the pipe at its end, or when the child no longer reads."""
+        """Send more of the program. Close the pipe at the program's end, or when the child no longer reads."""
         try:
             while self.unsent:
                 self.unsent = self.unsent[os.write(self.code, self.unsent) :]
@@ -91,7 +91,7 @@ class Child:
         self.close_end("code")
 
     def drain(self, limit: int) -> bool:
-        """Read what is there; True if either stream is longer than `limit` bytes (the rest is dropped)."""
+        """Read the output that is there. True if stdout or stderr is longer than `limit` bytes; the rest is dropped."""
         over = False
         for name, kept in (("out", self.output), ("err", self.errors)):
             while (fd := getattr(self, name)) >= 0 and len(kept) <= limit:
@@ -108,7 +108,7 @@ class Child:
 
 @dataclass(frozen=True)
 class Exit:
-    """How a child ended: `os.wait` status, seconds of CPU."""
+    """How a child ended: its status as `os.wait` gives it, and its CPU seconds."""
 
     identity: int
     status: int
@@ -116,14 +116,14 @@ class Exit:
 
 
 class Zygote:
-    """A running zygote, its spare children, and the child that runs a program."""
+    """A running zygote, its spare children, and the child that is running a program."""
 
     def __init__(self, confinement: Confinement) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
         with theirs:
-            # A fresh interpreter, not a fork: the supervisor may hold threads, a GPU and a policy's weights.
-            # A session of its own keeps the terminal's Ctrl-C for the supervisor.
+            # A new interpreter and not a fork, because the supervisor may hold threads, a GPU and a policy's
+            # weights. With a session of its own, the terminal's Ctrl-C reaches the supervisor only.
             self.process = subprocess.Popen(
                 confinement.command([str(theirs.fileno())]),
                 env=confinement.environment,
@@ -134,7 +134,9 @@ class Zygote:
                 start_new_session=True,
                 cwd="/",
             )
-        with contextlib.suppress(BrokenPipeError):  # dead already; the socket's end says so to the pool
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # it has died already; the pool sees that at the end of the socket
             self.control.send(json.dumps(confinement.settings).encode())
         self.ready = False
         self.started = time.monotonic()
@@ -144,7 +146,7 @@ class Zygote:
         self._next = 0
 
     def fork(self) -> None:
-        """Ask for one more spare child."""
+        """Request one more spare child."""
         ours, theirs = [], []
         try:
             for flow in ("in", "out", "out"):
@@ -166,12 +168,12 @@ class Zygote:
         self.spares.append(Child(self._next, code, out, err))
 
     def kill(self, child: Child) -> None:
-        """Ask for a child's end; the answer is its `Exit`."""
+        """Request that a child is killed. The answer is its `Exit`."""
         with contextlib.suppress(OSError):
             self.control.send(REQUEST.pack(b"K", child.identity))
 
     def receive(self) -> list[Exit] | None:
-        """Read what the zygote says; None once it is dead and what it said before is known."""
+        """The exits that the zygote reports; None once it is dead and everything from before has been read."""
         exits: list[Exit] = []
         while True:
             try:
@@ -184,15 +186,15 @@ class Zygote:
                 return exits or None
             if message[:1] == b"R":
                 self.ready = True
-                self.packages = json.loads(message[1:])["found"]
+                self.packages = json.loads(message[1:])["packages"]
             else:
                 _, identity, status, user, system, _ = EXITED.unpack(message)
                 exits.append(Exit(identity, status, user + system))
 
     def end(self, grace_s: float = 2.0) -> str:
-        """End the zygote and everything it started; return what it had written to stderr.
+        """End the zygote and everything that it started. Returns what it has written to stderr.
 
-        Closing the socket asks it to end; its process is waited for, so that nothing is left running.
+        Closing the socket requests its end. Its process is waited for, so nothing is left running.
         """
         self.control.close()
         for child in (*self.spares, *([self.running] if self.running else [])):
@@ -211,7 +213,7 @@ class Zygote:
 
 
 def describe_death(status: int) -> str | None:
-    """A line for a child that a signal ended, else None."""
+    """A line about the signal that ended a child; None if none did."""
     if not os.WIFSIGNALED(status):
         return None
     number = os.WTERMSIG(status)

@@ -1,4 +1,4 @@
-"""Tasks: prompts, the tool they lend, and verifiable answers."""
+"""Tasks: their problems, the tool that a model may use on them, and the check of its answers."""
 
 from __future__ import annotations
 

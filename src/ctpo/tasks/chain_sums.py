@@ -1,6 +1,6 @@
-"""Sums of three two-digit numbers for a chat model that may hand them to Python.
+"""Sums of three two-digit numbers, for a chat model that may compute them with Python.
 
-Small enough for a 135-million-parameter model to learn on a CPU, and too hard for it without the tool.
+A model of 135 million parameters can learn the task on a CPU. Without the tool it is too hard for such a model.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import random
 import re
 
-from ctpo.tasks.splits import digest, held_out
-from ctpo.tasks.task import Problem, Task, validate_request
+from ctpo.tasks.splits import draw_problems
+from ctpo.tasks.task import Problem, Task
 from ctpo.tasks.tool import PythonTool
 
 OPERANDS = 3
 SMALLEST, LARGEST = 10, 99
 
-TOOL = PythonTool(  # output comes back inside the turn: a turn of its own would double a response's tokens
+TOOL = PythonTool(  # output comes back inside the turn, because a turn of its own would double a response's tokens
     open="```python",
     close="\n```",
     result_open="\n",
@@ -29,48 +29,35 @@ EXAMPLES = (
     *TOOL.example("48+17-25", "print(48+17-25)", "40"),
     *TOOL.example("31-64+90", "print(31-64+90)", "57"),
 )
+_SHOWN = frozenset(message["content"] for message in EXAMPLES)
 
 _ANSWER = re.compile(r"answer is (-?[0-9]+)(?![0-9]|[.,][0-9])")
 
 
 def problems(split: str, count: int, seed: int) -> list[Problem]:
-    """Draw distinct chains of three numbers between 10 and 99.
+    """Distinct chains of three numbers between 10 and 99, with their sums as plain decimal integers.
 
-    Args:
-        split: "train" or "test"; a hash of the prompt decides which, so the two never overlap.
-        count: how many; a smaller count gives the beginning of the same list.
-        seed: seed of the draw.
-
-    Returns:
-        The problems, answers as plain decimal integers.
+    The worked examples never appear. A hash of the prompt decides its split, so the splits never overlap.
 
     Raises:
-        ValueError: for an unknown split or a negative count.
+        ValueError: if the split is unknown or the count is negative.
     """
-    validate_request(split, count)
-    draw = random.Random(f"chain-sums/{split}/{seed}")
-    chosen: dict[str, Problem] = {}
-    while len(chosen) < count:
-        prompt, answer = _chain(draw)
-        if held_out(prompt) == (split == "test") and not _shown(prompt):
-            chosen[prompt] = Problem(
-                prompt=prompt, answer=str(answer), id=f"chain-sums-{digest(prompt)[:16]}"
-            )
-    return list(chosen.values())
+    return draw_problems("chain-sums", split, count, seed, _chain, excluded=_SHOWN)
 
 
 def check(completion: str, answer: str) -> bool:
-    """Return True where the completion's last `answer is …` names the answer."""
+    """Whether the completion's last `answer is …` names the answer."""
     return extract(completion) == answer
 
 
 def extract(completion: str) -> str | None:
-    """Return the integer after the last `answer is`, or None."""
-    found = _ANSWER.findall(completion)
-    return found[-1] if found else None
+    """The integer after the last `answer is`, or None."""
+    answers = _ANSWER.findall(completion)
+    return answers[-1] if answers else None
 
 
 def _chain(draw: random.Random) -> tuple[str, int]:
+    """A prompt and its answer."""
     total = draw.randint(SMALLEST, LARGEST)
     text = str(total)
     for _ in range(OPERANDS - 1):
@@ -78,10 +65,6 @@ def _chain(draw: random.Random) -> tuple[str, int]:
         total += operand if sign == "+" else -operand
         text += f"{sign}{operand}"
     return text, total
-
-
-def _shown(prompt: str) -> bool:
-    return any(message["content"] == prompt for message in EXAMPLES)
 
 
 CHAIN_SUMS = Task(
@@ -93,4 +76,4 @@ CHAIN_SUMS = Task(
     examples=EXAMPLES,
     extract=extract,
 )
-"""What `recipes/smollm2-tool` trains on."""
+"""The task that `recipes/smollm2-tool` trains on."""

@@ -1,4 +1,4 @@
-"""Any generator of the package `reasoning-gym` as a task."""
+"""Any problem generator of the package `reasoning-gym` as a task."""
 
 from __future__ import annotations
 
@@ -25,26 +25,30 @@ SYSTEM = (
     "```, print what you need, and its output is shown to you. Give the final answer between <answer> and </answer>."
 )
 RIGHT = 1.0
-"""Score of reasoning-gym's own judge from which an answer counts as right: it also has marks for half-right."""
+"""An answer is right if reasoning-gym's own judge gives it at least this score. It also gives lower scores for answers
+that are partly right."""
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_TRIES = 20  # draws a problem: half of them or more fall into the other split, or were drawn before
+_TRIES = 20  # draws per problem: half of them or more belong to the other split or were drawn before
 _LIMIT_S = 5.0
 _MEMORY_MB = 1024
 _SCORE = """
 import json, reasoning_gym
-def whole(held):
-    if "__tuple__" in held:
-        return tuple(held["__tuple__"])
-    return dict(held["__items__"]) if "__items__" in held else held
-name, found, entry = json.loads({question!r}, object_hook=whole)
-print("\\n" + str(float(reasoning_gym.get_score_answer_fn(name)(answer=found, entry=entry))))
+def whole(value):
+    if "__tuple__" in value:
+        return tuple(value["__tuple__"])
+    return dict(value["__items__"]) if "__items__" in value else value
+name, answer, entry = json.loads({question!r}, object_hook=whole)
+print("\\n" + str(float(reasoning_gym.get_score_answer_fn(name)(answer=answer, entry=entry))))
 """
 
 
 class Generator:
-    """Problems of one reasoning-gym generator.
+    """The problems of one reasoning-gym generator.
 
-    Its judges look at the whole entry, not at an answer alone, so a problem's `answer` is the entry as JSON.
+    The generator's judge needs its whole entry and not an answer alone. So a problem's `answer` is the entry as JSON.
+
+    Raises:
+        UserError: if reasoning-gym is not installed or has no such generator.
     """
 
     def __init__(self, name: str) -> None:
@@ -57,13 +61,18 @@ class Generator:
         self.name = name
 
     def problems(self, split: str, count: int, seed: int) -> list[Problem]:
-        """Draw distinct questions; a hash of the question decides the split. Fewer where the generator has no more."""
+        """Distinct questions; a hash of the question decides its split. They are fewer if the generator has no more.
+
+        Raises:
+            UserError: if the generator makes no problems by itself.
+            ValueError: if the split is unknown or the count is negative.
+        """
         validate_request(split, count)
         import reasoning_gym
 
         try:
             draws = reasoning_gym.create_dataset(self.name, size=_TRIES * (count + 10), seed=seed)
-        except Exception as error:  # `composite` cannot be made of nothing; a generator's own needs may grow
+        except Exception as error:  # `composite` needs other generators, and a later version may need more
             raise UserError(
                 f"reasoning_gym:{self.name} makes no problems by itself: {error}; use another"
             ) from None
@@ -79,7 +88,7 @@ class Generator:
 
 
 class GeneratorJudge(Judge):
-    """The generator's own judge, asked in a sandbox: several of them evaluate the model's answer as Python."""
+    """The generator's own judge. It runs in a sandbox, because several judges evaluate the model's answer as Python."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -89,26 +98,26 @@ class GeneratorJudge(Judge):
         """Start the sandbox.
 
         Raises:
-            UserError: where nothing can be isolated.
+            UserError: if programs cannot be isolated here.
         """
         _sandbox(self.name)
 
     def _judge(self, completion: str, answer: str) -> str:
-        found = extract(completion)
-        if found is None:
+        given = extract(completion)
+        if given is None:
             return "no answer"
         entry = json.loads(answer)
-        if found == entry["answer"]:
+        if given == entry["answer"]:
             return "right"
-        program = _SCORE.format(question=json.dumps([self.name, found, entry]))
+        program = _SCORE.format(question=json.dumps([self.name, given, entry]))
         result = _sandbox(self.name).run([program])[0]
-        if result.status != "ok":  # judges parse what the model wrote, and not all of them expect odd text
+        if result.status != "ok":  # judges parse the model's text, and not all of them expect odd text
             return "timeout" if result.status == "timeout" else "unparsable"
         return "right" if _score(result.stdout) >= RIGHT else "wrong"
 
 
 def extract(completion: str) -> str | None:
-    """Return what stands in the last answer tags, else the final answer as in mathematics, else None."""
+    """The text between the last answer tags; without tags, the final answer as in mathematics, or None."""
     tagged = _TAGGED.findall(completion)
     return tagged[-1].strip() if tagged else final_answer(completion)
 
@@ -134,7 +143,7 @@ def _dumped(entry: dict[str, Any]) -> str:
 
 
 def _marked(value: Any) -> Any:
-    """With marks on what JSON would turn into something else: judges compare boards of tuples, by numbered keys."""
+    """The value with marks on tuples and on non-string keys: JSON would change them, and judges compare them."""
     if isinstance(value, tuple):
         return {"__tuple__": [_marked(each) for each in value]}
     if isinstance(value, list):
@@ -149,7 +158,7 @@ def _marked(value: Any) -> Any:
 def _score(printed: str) -> float:
     try:
         return float(printed.split()[-1])
-    except (ValueError, IndexError):  # the answer itself printed something
+    except (ValueError, IndexError):  # the evaluated answer may have printed something
         return 0.0
 
 
@@ -157,16 +166,16 @@ _shared: tuple[int, Sandbox] | None = None
 
 
 def _sandbox(name: str) -> Sandbox:
-    """The one sandbox of this process for judging, with reasoning-gym imported; made at its first use."""
+    """The sandbox in which this process judges, with reasoning-gym imported. The first call makes it."""
     global _shared
-    if _shared is None or _shared[0] != os.getpid():  # after a fork, the parent's sandbox is the parent's
+    if _shared is None or _shared[0] != os.getpid():  # after a fork, the parent's sandbox cannot be used
         from ctpo.sandbox import Sandbox, SandboxUnavailable
 
         try:
             sandbox = Sandbox(timeout_s=_LIMIT_S, memory_mb=_MEMORY_MB, workers=1, preload=["reasoning_gym"])
         except SandboxUnavailable as error:
             raise UserError(
-                f"task reasoning_gym:{name}: its judge may evaluate answers as Python, and is run only in isolation; "
+                f"task reasoning_gym:{name}: its judge may evaluate answers as Python, so it runs in isolation only; "
                 f"{str(error).partition('. ')[0]}"
             ) from None
         atexit.register(sandbox.close)

@@ -1,4 +1,4 @@
-"""Problems from a JSONL or parquet file, by column."""
+"""Problems from the columns of a JSONL or parquet file."""
 
 from __future__ import annotations
 
@@ -20,45 +20,46 @@ _IDS = ("id", "unique_id", "problem_idx")
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns of a dataset make a problem. A tuple of names means the first that is there."""
+    """The columns of a dataset that make a problem. Of several names, the first that a row has is taken."""
 
     prompt: str | Sequence[str] = "prompt"
     answer: str | Sequence[str] = "answer"
     id: str | Sequence[str] = "id"
-    """Rows without one are named by the file and their number."""
+    """A row without it is named by its file and line number."""
 
     def problem(
         self, row: Mapping[str, Any], place: str, name: str, answer: Callable[[str], str] = str
     ) -> Problem:
-        """Make a problem of a row.
+        """The problem that a row describes.
 
         Args:
             row: the row's columns.
-            place: where the row stands, for messages.
-            name: id of a row that has none.
-            answer: from the answer column's text to the reference answer.
+            place: where the row is, for error messages.
+            name: the id of a row without one.
+            answer: makes the reference answer from the text of the answer column.
+
         Raises:
             UserError: if a column is missing or empty.
         """
-        given = _find(row, self.id)
+        id_column = _column(row, self.id)
         return Problem(
             prompt=_text(row, self.prompt, place),
             answer=answer(_text(row, self.answer, place)),
-            id=str(row[given]) if given is not None and row[given] is not None else name,
+            id=str(row[id_column]) if id_column is not None and row[id_column] is not None else name,
         )
 
 
 ANY_COLUMNS = Columns(prompt=_PROMPTS, answer=_ANSWERS, id=_IDS)
-"""The names that mathematics datasets use."""
+"""The column names of mathematics datasets."""
 
 
 def read_problems(
     path: Path, columns: Columns | None = None, answer: Callable[[str], str] = str
 ) -> list[Problem]:
-    """Read every problem of the file; ids are `<file name>:<line>` unless the rows carry an `id`.
+    """Every problem of the file. A row without an id gets `<file name>:<line>`.
 
     Raises:
-        UserError: if the file is missing or empty, or a line is not an object with both columns, both non-empty.
+        UserError: if the file is missing or empty, or if a row lacks a prompt or an answer.
     """
     columns = columns or Columns()
     rows = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path)
@@ -67,16 +68,16 @@ def read_problems(
         for number, row in enumerate(rows, start=1)
     ]
     if not problems:
-        raise UserError(f"dataset {path} is empty; it needs one JSON object with prompt and answer a line")
+        raise UserError(f"dataset {path} is empty; write one JSON object with prompt and answer on each line")
     return problems
 
 
-def _find(row: Mapping[str, Any], names: str | Sequence[str]) -> str | None:
+def _column(row: Mapping[str, Any], names: str | Sequence[str]) -> str | None:
     return next((name for name in ([names] if isinstance(names, str) else names) if name in row), None)
 
 
 def _text(row: Mapping[str, Any], names: str | Sequence[str], place: str) -> str:
-    column = _find(row, names)
+    column = _column(row, names)
     if column is None:
         have = ", ".join(map(str, row)) or "none"
         wanted = repr(names) if isinstance(names, str) else " or ".join(map(repr, names))
@@ -97,7 +98,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"dataset {path} does not exist; give the path of a JSONL file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"dataset {path} cannot be read ({error}); give a JSONL file in UTF-8") from None
-    # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
+    # Not splitlines(): JSON strings may contain U+2028 and similar characters.
     lines = text.removesuffix("\n").split("\n") if text else []
     return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
 
@@ -108,7 +109,7 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         shown = line if len(line) <= 60 else line[:57] + "..."
         raise UserError(
-            f"dataset {path} line {number} is not JSON ({error.msg}): {shown!r}; mend or remove it"
+            f"dataset {path} line {number} is not JSON ({error.msg}): {shown!r}; correct or remove it"
         ) from None
     if not isinstance(row, dict):
         raise UserError(f"dataset {path} line {number} is {type(row).__name__}, not an object; write {{...}}")

@@ -1,4 +1,4 @@
-"""What judges of answers share: a word for each verdict, and an account of them."""
+"""The base of all judges of answers: a word for each verdict, and a count of the verdicts."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections import Counter
 class Judge:
     """An `AnswerCheck` that also says why a completion is not right.
 
-    A subclass gives `_judge`, which never raises on odd text.
+    A subclass defines `_judge`, which must not raise on odd text.
     """
 
     def __init__(self) -> None:
         self.account: Counter[str] = Counter()
-        """How often each verdict was given."""
+        """How often each verdict has been given."""
 
     def __call__(self, completion: str, answer: str) -> bool:
         return self.verdict(completion, answer) == "right"
 
     def require(self) -> None:
-        """Refuse where what it judges with is missing.
+        """Check that everything the judge needs is there.
 
         Raises:
-            UserError: if so.
+            UserError: if something is missing.
         """
 
     def verdict(self, completion: str, answer: str) -> str:
-        """Return "right", "wrong", "no answer", "unparsable" or "timeout"."""
+        """One of "right", "wrong", "no answer", "unparsable" and "timeout"."""
         verdict = self._judge(completion, answer)
         self.account[verdict] += 1
         return verdict

@@ -1,6 +1,6 @@
-"""The mathematics tasks that ship with the package: hub datasets by id and column.
+"""The mathematics tasks of this package: datasets on the hub, with their ids and columns.
 
-Sizes, splits and columns are those of the datasets' cards; loading them needs the network.
+Splits and columns are those of the datasets' cards. Loading them needs the network.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOOL_PROMPT = (
 
 
 def math_task(name: str, source: DatasetSource) -> Task:
-    """A task of mathematical problems: chat, the Python tool, answers judged by `MathCheck`."""
+    """A task of mathematical problems: a conversation with the Python tool, and answers judged by `MathCheck`."""
     return Task(
         name=name,
         problems=source,
@@ -36,7 +36,7 @@ def _task(name: str, *hub: HubDataset, columns: Columns = ANY_COLUMNS) -> Task:
 
 
 def _competition(dataset: str) -> HubDataset:
-    return HubDataset(id=dataset, splits={"test": "train"})  # these have one split, and it is called train
+    return HubDataset(id=dataset, splits={"test": "train"})  # these have one split, which is called train
 
 
 _HMMT_FEBRUARY = _competition("MathArena/hmmt_feb_2025")

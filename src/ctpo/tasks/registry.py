@@ -1,14 +1,14 @@
-"""Tasks by name.
+"""Tasks by their names.
 
     arithmetic, gsm8k, aime25, …      a shipped task
-    gsm8k@PATH                        the same, from a local file or directory in place of the hub
+    gsm8k@PATH                        the same with a local file or directory in place of the hub
     PATH.jsonl, PATH.parquet          a mathematics task from a file
     hub:OWNER/NAME                    a mathematics task from any hub dataset
     reasoning_gym:NAME                a generator of reasoning-gym
-    FILE.py, FILE.py:NAME             a `Task` that a Python file of the user's defines (FILE.py@PATH: see gsm8k@PATH)
+    FILE.py, FILE.py:NAME             a `Task` that a user's Python file defines (FILE.py@PATH: see gsm8k@PATH)
 
-Options follow a question mark, joined by `&`: `prompt=COLUMN`, `answer=COLUMN`, `id=COLUMN`, `config=NAME`,
-`split=NAME` (the hub split that serves as test), and for chat tasks `tool=none|auto|fenced|native`.
+Options follow a question mark and are joined by `&`: `prompt=COLUMN`, `answer=COLUMN`, `id=COLUMN`, `config=NAME`,
+`split=NAME` (the hub split used as test split), and for chat tasks `tool=none|auto|fenced|native`.
 """
 
 from __future__ import annotations
@@ -37,15 +37,18 @@ _TOOLS: dict[str, Style | None] = {"none": None, "auto": "auto", "fenced": "fenc
 
 
 def task_names() -> tuple[str, ...]:
-    """Return the names of the shipped tasks."""
+    """The names of the shipped tasks."""
     return tuple(_TASKS)
 
 
 def get_task(name: str) -> Task:
-    """Return the task of that name (see the module's text); its data is loaded when problems are asked for.
+    """The task of that name, in one of the forms above. Its data is loaded only when problems are requested.
 
     Raises:
-        UserError: if there is none, or an option does not fit it.
+        UserError: if there is no such task, or if an option does not fit it.
+
+    Example:
+        task = get_task("gsm8k?tool=none")
     """
     base, _, query = name.partition("?")
     options = _options(name, query)
@@ -78,7 +81,7 @@ def _base_task(base: str, options: dict[str, str]) -> Task:
 
 
 def _from_files(task: Task, path: Path | None, options: dict[str, str]) -> Task:
-    """The task with problems from a file or a folder in place of the hub's, where a path is given."""
+    """The task, with problems from a file or a folder in place of the hub's if a path is given."""
     name = task.name
     if not isinstance(task.problems, DatasetSource):
         if path is not None:
@@ -91,7 +94,7 @@ def _from_files(task: Task, path: Path | None, options: dict[str, str]) -> Task:
         raise UserError(
             f"task {name}@{path}: {path} does not exist; give a JSONL or parquet file, or a directory"
         )
-    # A file in place of the hub's dataset need not have that one's column names.
+    # A file in place of the hub's dataset may have other column names.
     columns = _columns(options, task.problems.columns if path is None else ANY_COLUMNS)
     return dataclasses.replace(task, problems=dataclasses.replace(task.problems, path=path, columns=columns))
 
@@ -109,7 +112,7 @@ def _hub_task(dataset: str, options: dict[str, str]) -> Task:
         raise UserError(f"task hub:{dataset} is not a hub dataset; write hub:OWNER/NAME")
     splits = {"train": "train", "test": options.get("split", "test")}
     if splits["test"] == "train":
-        del splits["train"]  # what is held out must not be trained on
+        del splits["train"]  # held-out problems must not be trained on
     hub = HubDataset(id=dataset, config=options.get("config"), splits=splits)
     name = _plain(dataset.partition("/")[2])
     columns = _columns(options, ANY_COLUMNS)

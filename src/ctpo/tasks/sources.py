@@ -1,4 +1,4 @@
-"""Where the problems of a dataset task come from: the hub, or files in its place."""
+"""The problems of dataset tasks, from the hub or from files in its place."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ class HubDataset:
     id: str
     """`owner/name`."""
     splits: Mapping[str, str]
-    """From ours ("train", "test") to the dataset's own names; a split that is not here does not exist."""
+    """The dataset's own name of each of our splits ("train", "test"). A split that is not here does not exist."""
     config: str | None = None
 
     def rows(self, split: str) -> list[dict[str, Any]]:
-        """Download (once; the hub's cache keeps it) and return a split.
+        """The rows of a split. The first call downloads it into the hub's cache.
 
         Raises:
-            UserError: if it cannot be had.
+            UserError: if it cannot be downloaded.
         """
         require(f"dataset {self.id}", "train", "datasets")
         import datasets
 
         try:
             loaded = datasets.load_dataset(self.id, self.config, split=self.splits[split])
-        except Exception as error:  # the hub's client raises whatever its HTTP library does
+        except Exception as error:  # the hub's client raises what its HTTP library raises
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise UserError(
-                f"dataset {self.id} cannot be had from the hub ({reason}); connect, or give a file: NAME@PATH"
+                f"dataset {self.id} cannot be loaded from the hub ({reason}); connect, or give a file: NAME@PATH"
             ) from None
         return [dict(row) for row in loaded]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSource:
-    """A `ProblemSource` over hub datasets, or over local files given in their place.
+    """A `ProblemSource` that reads hub datasets, or local files in their place.
 
-    The test split comes in the dataset's order, so that a limit of n takes its first n; the training split in an
+    The test split keeps the order of the dataset, so a limit of n takes its first n problems. The training split has an
     order drawn from the seed.
     """
 
     name: str
     hub: tuple[HubDataset, ...] = ()
     path: Path | None = None
-    """A file, whose rows are the test split; or a directory with train.jsonl and test.jsonl (or .parquet)."""
+    """A file, which is used as test split, or a directory with train.jsonl and test.jsonl (or .parquet)."""
     columns: Columns = field(default_factory=lambda: ANY_COLUMNS)
     answer: Callable[[str], str] = str
-    """From the answer column's text to the reference answer."""
+    """Makes the reference answer from the text of the answer column."""
 
     def __call__(self, split: str, count: int, seed: int) -> list[Problem]:
         validate_request(split, count)
@@ -72,10 +72,10 @@ class DatasetSource:
             if split == "train":
                 raise self._no_split(split, f"{path} serves as test split only")
             return read_problems(path, self.columns, self.answer)
-        found = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").is_file()]
-        if not found:
+        files = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").is_file()]
+        if not files:
             raise self._no_split(split, f"{path} holds no {split}.jsonl or {split}.parquet")
-        return read_problems(found[0], self.columns, self.answer)
+        return read_problems(files[0], self.columns, self.answer)
 
     def _hub_problems(self, split: str) -> list[Problem]:
         parts = [part for part in self.hub if split in part.splits]
@@ -94,21 +94,21 @@ class DatasetSource:
         return _with_unique_ids(self.name, problems)
 
     def _no_split(self, split: str, why: str) -> UserError:
-        mend = "dataset=FILE for training problems" if split == "train" else "eval_dataset=FILE"
+        advice = "dataset=FILE for training problems" if split == "train" else "eval_dataset=FILE"
         return UserError(
-            f"task {self.name!r} has no {split} split ({why}); give {mend}, or NAME@DIRECTORY with {split}.jsonl"
+            f"task {self.name!r} has no {split} split ({why}); give {advice}, or NAME@DIRECTORY with {split}.jsonl"
         )
 
 
 def _report(dataset: str, skipped: list[str], kept: int) -> None:
     if not kept:
         raise UserError(skipped[0] if skipped else f"dataset {dataset} is empty")
-    if skipped:  # nobody can mend a row of somebody else's dataset, so it is left out rather than refused
+    if skipped:  # a user cannot correct a row of somebody else's dataset, so such rows are left out
         warnings.warn(f"{len(skipped)} rows left out, the first: {skipped[0]}", stacklevel=2)
 
 
 def _with_unique_ids(name: str, problems: list[Problem]) -> list[Problem]:
-    """Competitions number their problems from 1 each; a task's ids must not repeat."""
+    """The problems with ids that do not repeat. Several competitions in one task all count their problems from 1."""
     ids = [problem.id for problem in problems]
     unique = len(set(ids)) == len(ids)
     return [

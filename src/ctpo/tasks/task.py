@@ -1,4 +1,4 @@
-"""What a task is: where its problems come from, which tool it lends, and when an answer counts as right."""
+"""What a task consists of: a source of problems, a tool, and a check of answers."""
 
 from __future__ import annotations
 
@@ -14,63 +14,65 @@ EXAMPLE_ROLES = ("user", "assistant", "tool")
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One question of a task; its three fields become the columns of a training dataset."""
+    """One question of a task. Its three fields become the columns of a training dataset."""
 
     prompt: str
-    """The text the model continues; for a chat model, the content of the user's turn."""
+    """The text that the model continues; for a chat model, the content of the user's turn."""
     answer: str
     """The reference answer, in the form the task's `check` expects."""
     id: str
-    """Stable name of the problem: the same problem has the same id in every run."""
+    """The name of the problem, which is the same in every run."""
 
 
 class ProblemSource(Protocol):
-    """Returns at most `count` problems of a split ("train" or "test"); equal arguments give equal problems."""
+    """Returns at most `count` problems of a split ("train" or "test"). Equal arguments give equal problems."""
 
     def __call__(self, split: str, count: int, seed: int) -> list[Problem]: ...
 
 
 class AnswerCheck(Protocol):
-    """True where the completion's final answer equals the reference answer; never raises on odd text."""
+    """Says whether the completion's final answer equals the reference answer. It must not raise on odd text."""
 
     def __call__(self, completion: str, answer: str) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A verifiable task.
+    """A task whose answers can be checked.
 
-    A new one needs two functions:
+    A new task needs two functions:
 
         def problems(split: str, count: int, seed: int) -> list[Problem]: ...
         def check(completion: str, answer: str) -> bool: ...
         task = Task(name="dates", problems=problems, check=check, tool=PythonTool())
 
-    `problems` must keep the splits disjoint whatever the seeds; `held_out` (splits.py) does so by a hash of
-    the prompt.
+    `problems` must keep the splits disjoint for all seeds. `held_out` (splits.py) does so by a hash of the prompt.
+
+    Raises:
+        ValueError: if the name or an example is malformed.
     """
 
     name: str
-    """Short name; reward metrics carry it."""
+    """A short name, which reward metrics carry."""
     problems: ProblemSource
-    """Source of problems."""
+    """The source of problems."""
     check: AnswerCheck
-    """Judge of a completion: the decoded text, tool calls and their results included."""
+    """The check of a completion: its decoded text, tool calls and their results included."""
     tool: PythonTool | None = None
-    """The Python tool the model may use, or None for plain completion."""
+    """The Python tool that the model may use, or None."""
     chat: bool = False
-    """Whether a prompt is the user's turn of a conversation, put into the model's chat template."""
+    """Whether a prompt is the user's turn of a conversation, which the model's chat template renders."""
     system: str | None = None
-    """The conversation's system message; implies `chat`."""
+    """The system message of the conversation. It implies `chat`."""
     examples: tuple[Mapping[str, str], ...] = ()
-    """Worked examples before the problem, as messages with `role` (user, assistant, tool) and `content`; imply
-    `chat`. A tool message holds what the program in the assistant's message before it printed."""
+    """Worked examples before the problem, as messages with `role` (user, assistant, tool) and `content`. They imply
+    `chat`. A tool message holds the output of the program in the assistant's message before it."""
     extract: Callable[[str], str | None] | None = None
-    """The final answer in a completion, in a form in which equal answers are equal strings; None where there is
-    none. Lets an evaluation count majorities and unanswered problems; `check` does not need it."""
+    """Returns the final answer of a completion in a form in which equal answers are equal strings, or None without an
+    answer. An evaluation needs it to count majorities and unanswered problems. `check` does not need it."""
     reward: Callable[[str, str], float] | None = None
-    """What training gives a completion against the reference answer, where that is more than 1 for right and 0 for
-    wrong; like `check`, it never raises on odd text. Evaluations go by `check`."""
+    """Returns the training reward of a completion, given the reference answer. Without it, the reward is 1 if `check`
+    accepts the completion and 0 if not. It must not raise on odd text. Evaluations always use `check`."""
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
@@ -95,10 +97,10 @@ class Task:
 
 
 def check_ready(task: Task) -> None:
-    """Let a task's judge refuse now what it would only notice at the first answer that needs it.
+    """Check that the task's judge has all it needs, before the first answer needs it.
 
     Raises:
-        UserError: if a package it judges with is missing.
+        UserError: if something is missing, for example an optional package.
     """
     ready = getattr(task.check, "require", None)
     if ready is not None:
@@ -106,7 +108,7 @@ def check_ready(task: Task) -> None:
 
 
 def verdict(task: Task, completion: str, answer: str) -> str:
-    """How a completion is judged: "right", or the judge's own word for why not, or "wrong"."""
+    """The verdict on a completion: "right", or "wrong", or the judge's own word for why it is not right."""
     own = getattr(task.check, "verdict", None)
     if own is not None:
         return str(own(completion, answer))
@@ -114,7 +116,7 @@ def verdict(task: Task, completion: str, answer: str) -> str:
 
 
 def validate_request(split: str, count: int) -> None:
-    """Check what a problem source was asked for.
+    """Check the arguments of a problem source.
 
     Raises:
         ValueError: if the split is unknown or the count is negative.
@@ -129,17 +131,14 @@ Completion = str | Sequence[dict[str, Any]]
 
 
 def reward_function(task: Task) -> Callable[..., list[float]]:
-    """Make a reward function in TRL's calling convention: the task's `reward`, else 1.0 for right and 0.0 for wrong.
+    """A reward function in TRL's calling convention: the task's `reward`, or 1.0 for right and 0.0 for wrong.
 
-    The function carries the task's name, so TRL logs `rewards/<task>/mean`.
-
-    Args:
-        task: the task whose `reward`, or else `check`, decides.
+    The function has the task's name, so TRL logs `rewards/<task>/mean`.
 
     Returns:
-        `reward(prompts, completions, answer, **kwargs) -> list[float]`, one reward a completion. `answer` is
-        the dataset column of that name; other columns and TRL's own keywords are ignored. A conversational
-        completion is judged by the text of its last assistant message.
+        `reward(prompts, completions, answer, **kwargs) -> list[float]`, with one reward for each completion. `answer`
+        is the dataset column of that name; other columns and TRL's own keywords are ignored. In a conversation, the
+        text of the last assistant message is judged.
     """
 
     judge = task.reward or task.check
@@ -150,7 +149,7 @@ def reward_function(task: Task) -> Callable[..., list[float]]:
         if not len(prompts) == len(completions) == len(answer):
             raise ValueError(
                 f"answer has {len(answer)} rows for {len(prompts)} prompts and "
-                f"{len(completions)} completions; pass one of each a row"
+                f"{len(completions)} completions; pass one of each per row"
             )
         return [float(judge(_text(c), a)) for c, a in zip(completions, answer, strict=True)]
 
@@ -161,5 +160,5 @@ def reward_function(task: Task) -> Callable[..., list[float]]:
 def _text(completion: Completion) -> str:
     if isinstance(completion, str):
         return completion
-    spoken = [m.get("content") for m in completion if m.get("role") == "assistant"]
-    return spoken[-1] if spoken and isinstance(spoken[-1], str) else ""
+    contents = [m.get("content") for m in completion if m.get("role") == "assistant"]
+    return contents[-1] if contents and isinstance(contents[-1], str) else ""

@@ -1,4 +1,4 @@
-"""How a model's text calls Python, and how the interpreter's answer becomes text again."""
+"""The text protocol of the Python tool: how a model calls it, and how its output becomes text."""
 
 from __future__ import annotations
 
@@ -10,44 +10,54 @@ from typing import Literal
 Style = Literal["tags", "fenced", "native", "auto"]
 STYLES: tuple[Style, ...] = ("tags", "fenced", "native", "auto")
 
-SUCCESS = "ok"  # the sandbox's status of a program that ran to its end
+SUCCESS = "ok"  # the sandbox's status of a program that ended with exit code 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PythonTool:
-    """The text protocol of a Python tool; running the program is the sandbox's work, not this object's.
+    """The text protocol of a Python tool. The sandbox runs the programs, not this object.
 
-    The model writes `open`, a program and `close`; the environment then appends what `render` returns, and
-    the model goes on from there.
+    The model writes `open`, a program and `close`. The environment then appends the result of `render`, and the model
+    continues after it.
+
+    Raises:
+        ValueError: if the settings contradict each other.
+
+    Example:
+        tool = PythonTool()
+        tool.extract("print(3 + 67)</py>")  # "print(3 + 67)"
+        tool.render("ok", "70\\n", "")      # "<out>70</out>"
     """
 
     open: str = "<py>"
-    """Tag after which the model's text is a program."""
+    """The tag after which the model's text is a program."""
     close: str = "</py>"
-    """Tag that ends the program and makes it run."""
+    """The tag that ends the program and makes it run."""
     result_open: str = "<out>"
-    """Tag before the interpreter's output."""
+    """The tag before the interpreter's output."""
     result_close: str = "</out>"
-    """Tag after the interpreter's output."""
+    """The tag after the interpreter's output."""
     deterministic: bool = True
-    """Whether equal sources print equal text, so that a batch may run identical programs once."""
+    """Whether equal programs print equal text. Then a program that was run before need not be run again."""
     max_calls: int = 8
-    """Calls a completion may make; later ones are not run."""
+    """How many calls a completion may make. Later calls are not run."""
     max_result_chars: int = 1024
-    """Length in characters at which the rendered output is cut, tags not counted."""
+    """The longest rendered output in characters, without the tags. The rest is cut off."""
     error_mark: str | None = "error"
-    """What the model reads in place of a failed program's output; None shows stdout and stderr instead."""
+    """The text that the model reads in place of a failed program's output. None shows stdout and stderr."""
     result_charset: str | None = None
-    """Characters the model's vocabulary can write; any other becomes `substitute`. None allows all."""
+    """The characters that the model's vocabulary has. Any other becomes `substitute`. None allows all."""
     substitute: str = "?"
-    """What stands for an unwritable character, and for a tag of this tool that a program printed."""
+    """The replacement of a character outside `result_charset`, and of a tag of this tool that a program printed."""
     style: Style = "tags"
-    """How a chat model calls: `tags` as above, whatever the model; `fenced` with the same opening and closing,
-    the output coming back as a tool message of the model's chat template where it has one (else between the
-    result tags); `native` by the template's own tool calls; `auto`: native where the template has them, else
-    fenced. `ctpo.rollout.chat` turns the last three into plain tags for the model at hand."""
+    """How a chat model calls the tool.
+
+    `tags`: with the tags above, for every model. `fenced`: with the same opening and closing tags, and the output comes
+    back as a tool message of the model's chat template if it has those (otherwise between the result tags). `native`:
+    with the template's own tool calls. `auto`: native if the template has tool calls, otherwise fenced.
+    `ctpo.rollout.chat` turns the last three into the tags of a given model."""
     json_arguments: bool = False
-    """Whether the text between the tags is a JSON tool call with the program as its `code` argument."""
+    """Whether the text between the tags is a JSON tool call with the program as argument `code`."""
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
@@ -71,9 +81,9 @@ class PythonTool:
             )
 
     def extract(self, text_since_open: str) -> str:
-        """Return the program in the text after the opening tag, up to the closing tag or the text's end.
+        """The program in the text after the opening tag, up to the closing tag or the end of the text.
 
-        A JSON call that cannot be read is returned as it stands: running it gives the model the error to see.
+        A JSON call that cannot be read is returned unchanged: when it runs, the model sees the error.
         """
         text = text_since_open.partition(self.close)[0]
         if not self.json_arguments:
@@ -87,18 +97,17 @@ class PythonTool:
         return code if isinstance(code, str) else text.strip()
 
     def render(self, status: str, stdout: str, stderr: str) -> str:
-        """Return the text that the environment appends after a call, result tags included.
+        """The text that the environment appends after a call: `result_open + body + result_close`.
+
+        Whatever the program printed, the body has at most `max_result_chars` characters, none of the tool's own tags,
+        and no character outside `result_charset`.
 
         Args:
-            status: the sandbox's verdict; "ok" means that the program ran to its end.
-            stdout: what the program printed; shown without surrounding white space.
-            stderr: shown only after a failure, and only where `error_mark` is None.
-
-        Returns:
-            `result_open + body + result_close`. The body has at most `max_result_chars` characters, holds
-            none of the tool's own tags and no character outside `result_charset`, whatever was printed.
+            status: the sandbox's status; "ok" means that the program ended with exit code 0.
+            stdout: the program's output, which is shown without surrounding white space.
+            stderr: shown only after a failure, and only if `error_mark` is None.
         """
-        # Cut first, so that a flood of output costs nothing; no later line makes the body longer.
+        # Cut first, so that a flood of output costs nothing. No later line makes the body longer.
         body = self._message(status, stdout, stderr)[: self.max_result_chars]
         body = re.sub("|".join(map(re.escape, self._tags())), self.substitute, body)
         if self.result_charset is not None:
@@ -106,7 +115,7 @@ class PythonTool:
         return self.result_open + body + self.result_close
 
     def example(self, problem: str, program: str, answer: str) -> tuple[dict[str, str], ...]:
-        """Messages of a problem solved by one call: the program, what it prints, and the answer in a sentence."""
+        """The messages of a problem that one call solves: the problem, the program, its output, and a sentence."""
         return (
             {"role": "user", "content": problem},
             {"role": "assistant", "content": f"{self.open}\n{program}{self.close}"},
@@ -132,6 +141,6 @@ CHAT_TOOL = PythonTool(
     result_open="\n```output\n",
     result_close="\n```\n",
     error_mark=None,  # a chat model can read a traceback
-    deterministic=False,  # nothing keeps a program from drawing random numbers
+    deterministic=False,  # a program may draw random numbers
 )
-"""The Python tool of a chat model: its own tool calls where it has them, fenced blocks elsewhere."""
+"""The Python tool of a chat model: the model's own tool calls if it has them, otherwise fenced blocks."""

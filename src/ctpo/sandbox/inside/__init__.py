@@ -1,4 +1,4 @@
-"""What runs inside the isolation: standard library only, and no import from the rest of the package.
+"""What runs inside the isolation. It imports the standard library only, and nothing else of this package.
 
-Mounted alone and run by a plain interpreter, under the name `inside`; hence the relative imports.
+The folder is mounted alone and run by a plain interpreter under the name `inside`, so its imports are relative.
 """

@@ -1,4 +1,4 @@
-"""What holds a program: prepared once in the zygote, applied in each child before its program is read."""
+"""The confinement of a program: prepared once in the zygote, applied in each child before it reads its program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .wire import Configuration
 
 _NOBODY = 65534
 _PATH_BENEATH = 1
-# What statvfs calls a mount's flags, and what mount does: the last three keep or skip access times.
+# The flags of a mount as statvfs shows them, and as mount takes them. The last three are about access times.
 _LOCKED_FLAGS = {
     1: kernel.MS_RDONLY,
     2: kernel.MS_NOSUID,
@@ -27,7 +27,7 @@ _LOCKED_FLAGS = {
 
 
 def isolate(config: Configuration) -> None:
-    """What holds for the zygote already, and is inherited by every child."""
+    """Apply the part of the confinement that holds for the zygote too and that every child inherits."""
     if config.namespaces:
         _protect_devices()
     if config.uid is not None:
@@ -44,7 +44,7 @@ def isolate(config: Configuration) -> None:
 
 
 def confinement_steps(config: Configuration) -> list[tuple[Any, tuple[Any, ...]]]:
-    """The calls that confine a child, prepared once: each line a child runs copies pages it shares."""
+    """The calls that confine a child, prepared once: each line of code that a child runs copies shared pages."""
     steps: list[tuple[Any, tuple[Any, ...]]] = []
     scratch = (config.scratch or "/").encode()
     if config.namespaces:
@@ -59,7 +59,7 @@ def confinement_steps(config: Configuration) -> list[tuple[Any, tuple[Any, ...]]
         steps.append((kernel.libc.setresgid, (config.uid,) * 3))
         steps.append((kernel.libc.setresuid, (config.uid,) * 3))
     if config.confine:
-        # Not for the zygote: outside a user namespace all threads of the user count, the trainer's too.
+        # Not for the zygote: outside a user namespace all threads of the user count, also those of the trainer.
         bound = struct.pack("@2L", config.tasks, config.tasks)
         steps.append((kernel.libc.setrlimit, (resource.RLIMIT_NPROC, bound)))
     if config.namespaces:
@@ -73,7 +73,7 @@ def confinement_steps(config: Configuration) -> list[tuple[Any, tuple[Any, ...]]
 
 
 def _limit_resources(config: Configuration) -> None:
-    """Set what every child inherits; the zygote itself lives well within it. CPU time is the child's own."""
+    """Set the limits that every child inherits. The zygote needs far less. A child sets its CPU time itself."""
     address_space = config.address_space + config.memory
     for name, value in (
         ("RLIMIT_CORE", 0),
@@ -94,23 +94,21 @@ def _limit_resources(config: Configuration) -> None:
 
 
 def _protect_devices() -> None:
-    """Remount the devices read-only: still written to as devices, but no longer open to chmod and utime.
+    """Remount the devices read-only: programs can still write to them, but chmod and utime no longer work.
 
-    Their inodes are the host's, and a sandbox started by root would own them.
+    Their inodes belong to the host, and a sandbox that root started would own them.
     """
     for path in ("/dev/null", "/dev/zero", "/dev/urandom"):
         flags = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NOEXEC
         present = os.statvfs(path).f_flag
-        for (
-            shown,
-            flag,
-        ) in _LOCKED_FLAGS.items():  # flags inherited from the host are locked and must be named again
+        # Flags inherited from the host are locked and must be named again.
+        for shown, flag in _LOCKED_FLAGS.items():
             flags |= flag if present & shown else 0
         kernel.call("mount", None, path.encode(), None, flags, None)
 
 
 def _restrict_files(rules: dict[str, Any]) -> None:
-    """Apply Landlock to the zygote, and so to all it forks."""
+    """Apply Landlock to the zygote, and so to everything that it forks."""
     attributes = struct.pack("<QQQ", rules["files"], rules["network"], rules["scopes"])
     ruleset = kernel.libc.syscall(
         kernel.LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(rules["size"]), 0
@@ -129,10 +127,10 @@ def _restrict_files(rules: dict[str, Any]) -> None:
 
 
 def _become_nobody(readable: list[str]) -> None:
-    """As root, outside a namespace: become nobody for good, without any capability.
+    """As root outside a namespace, become nobody for good, without any capability.
 
-    Root is exempt from RLIMIT_NPROC and owns most files. Where nobody could not read the interpreter's files,
-    it keeps the one capability to read and search, which Landlock holds to the same files.
+    Root is exempt from RLIMIT_NPROC and owns most files. If nobody cannot read the interpreter's files, this process
+    keeps the one capability to read and search, which Landlock restricts to the same files.
     """
     kept = 0
     if os.geteuid() == 0:

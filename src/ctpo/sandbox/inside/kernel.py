@@ -1,4 +1,4 @@
-"""The kernel's calls that Python has no name for, through libc."""
+"""Calls of the kernel for which Python has no function, made through libc."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 4
 
 _READ_WRITE, _PRIVATE_ANONYMOUS = 3, 0x22
 
-# PyDLL: there is one thread, so nobody else could use the interpreter lock during a call.
+# PyDLL keeps the interpreter lock during a call. There is only one thread, so nobody else could use it.
 libc = ctypes.PyDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -26,19 +26,23 @@ libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 def failure(name: str) -> OSError:
-    """The error of the libc call that has just failed."""
+    """An OSError for the libc call that has just failed."""
     number = ctypes.get_errno()
     return OSError(number, f"{name}: {os.strerror(number)}")
 
 
 def call(name: str, *arguments: Any) -> None:
-    """Call a libc function and raise OSError with its name where it fails."""
+    """Call a libc function.
+
+    Raises:
+        OSError: with the function's name, if it fails.
+    """
     if getattr(libc, name)(*arguments) != 0:
         raise failure(name)
 
 
 def mapped_bytes() -> int:
-    """How much address space this process maps, found by lowering RLIMIT_AS until a page no longer fits."""
+    """How many bytes of address space this process maps, measured with RLIMIT_AS: the least at which a page fits."""
     page = resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     low, high = 0, 1 << 40

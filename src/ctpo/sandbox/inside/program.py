@@ -1,4 +1,4 @@
-"""Reads one program and runs it as `__main__`, as an interpreter would."""
+"""Reads one program and runs it as `__main__`, as an interpreter does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _PROGRAM_NAME = "<program>"
 
 
 def _read_program() -> tuple[int, int, str]:
-    """Read descriptor 3 to its end: header, then text. Nothing at all means that this child is not needed."""
+    """The memory limit, the CPU limit and the text of the program, read from descriptor 3.
+
+    If nothing comes, this child is not needed and ends.
+    """
     chunks = []
     while chunk := os.read(3, 1 << 20):
         chunks.append(chunk)
@@ -31,13 +34,13 @@ def _read_program() -> tuple[int, int, str]:
 
 
 def _reseed() -> None:
-    """Give this child a numpy random state of its own; `random` reseeds itself after a fork."""
+    """Give this child its own numpy random state. `random` reseeds itself after a fork."""
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
 
 
 def _own_frames(report: Any) -> None:
-    """Keep only the program's own frames, here and in the exceptions behind this one."""
+    """Keep only the program's own frames, in this report and in those of its causes."""
     report.stack[:] = [frame for frame in report.stack if frame.filename == _PROGRAM_NAME]
     behind = [report.__cause__, report.__context__, *(getattr(report, "exceptions", None) or ())]
     for other in behind:
@@ -53,13 +56,13 @@ def _print_traceback(error: BaseException, text: str) -> None:
     report = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
     _own_frames(report)
     shown = "".join(report.format())
-    if len(shown) > 2 * _TRACEBACK_CHARS:  # a syntax error quotes its line, however long
+    if len(shown) > 2 * _TRACEBACK_CHARS:  # a syntax error quotes its line, which may be long
         shown = shown[:_TRACEBACK_CHARS] + " [...] " + shown[-_TRACEBACK_CHARS:]
     sys.stderr.write(shown)
 
 
 def _report_thread(hooked: threading.ExceptHookArgs, text: str) -> None:
-    """What `threading.excepthook` prints, with the program's own frames only."""
+    """Print what `threading.excepthook` prints, with the program's own frames only."""
     if hooked.exc_value is not None and not isinstance(hooked.exc_value, SystemExit):
         name = hooked.thread.name if hooked.thread else "unknown"
         sys.stderr.write(f"Exception in thread {name}:\n")
@@ -67,7 +70,7 @@ def _report_thread(hooked: threading.ExceptHookArgs, text: str) -> None:
 
 
 def _exit_code(stop: SystemExit) -> int:
-    """What `sys.exit(x)` means, as the interpreter has it; our two private codes become a plain 1."""
+    """The exit code that `sys.exit(x)` means to an interpreter. The two codes with a meaning of ours become 1."""
     if stop.code is None:
         return 0
     if isinstance(stop.code, int):
@@ -78,7 +81,7 @@ def _exit_code(stop: SystemExit) -> int:
 
 
 def _finish(code: int) -> int:
-    """End as an interpreter does: wait for threads, run exit handlers, flush."""
+    """End as an interpreter does: wait for threads, run exit handlers and flush. Returns `code`."""
     if _thread._count():
         threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
@@ -109,7 +112,7 @@ def _execute(text: str) -> int:
 
 
 def run(config: Configuration) -> NoReturn:
-    """Wait for the program, then run it. Whatever happens, the child ends here."""
+    """Wait for the program and run it. The child ends here in every case."""
     code = 1
     try:
         memory, cpu, text = _read_program()

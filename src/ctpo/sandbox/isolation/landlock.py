@@ -1,7 +1,8 @@
-"""Landlock rules for a zygote where namespaces are forbidden: read the interpreter's files, nothing else.
+"""Landlock rules for a zygote if namespaces are forbidden: it may read the interpreter's files and nothing else.
 
-Landlock leaves chmod, utime, extended attributes and `stat` alone; the system-call filter covers the first
-three (`seccomp.py`), the last stays open (docs/sandbox.md).
+Landlock does not restrict chmod, utime, extended attributes and `stat`. The system-call filter covers the first three
+(`seccomp.py`); `stat` stays possible (docs/sandbox.md).
+
 Source: the kernel's `Documentation/userspace-api/landlock.rst`.
 """
 
@@ -16,14 +17,14 @@ _GET_VERSION = 1
 
 _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
 _LEAST_ABI = 1
-# File rights known since each ABI version: 13 at first, then refer, truncate, and ioctl on devices.
+# The file rights that each ABI version added: 13 in the first, then refer, truncate, and ioctl on devices.
 _FILE_RIGHTS = ((1, 0x1FFF), (2, 0x2000), (3, 0x4000), (5, 0x8000))
 _TCP_ABI, _TCP_RIGHTS = 4, 0x3  # bind, connect
 _SCOPE_ABI, _SCOPES = 6, 0x3  # abstract Unix sockets, signals
 
 
 def abi() -> int:
-    """The kernel's Landlock version; 0 where it has none."""
+    """The version of the kernel's Landlock ABI; 0 if the kernel has none."""
     if sys.platform != "linux":
         return 0
     libc = ctypes.CDLL(None, use_errno=True)
@@ -31,13 +32,14 @@ def abi() -> int:
 
 
 def settings(version: int, readable: tuple[Path, ...]) -> dict[str, object]:
-    """What the zygote needs to restrict itself.
+    """The settings with which the zygote restricts itself.
 
     Args:
-        version: the kernel's ABI, at least 1.
-        readable: files and folders to allow reading of.
+        version: the kernel's ABI version, at least 1.
+        readable: the files and folders that may be read.
+
     Returns:
-        Handled rights as bit masks, the size of the kernel's structure, and [path, rights] rules.
+        The handled rights as bit masks, the size of the kernel's structure, and rules [path, rights].
     """
     assert version >= _LEAST_ABI
     files = sum(bits for since, bits in _FILE_RIGHTS if version >= since)

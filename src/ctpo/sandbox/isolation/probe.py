@@ -1,4 +1,4 @@
-"""Does the isolation hold? Decided by what a program can do, not by which binaries are installed."""
+"""Whether the isolation holds, decided by what a program can do and not by which binaries are installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ctpo.sandbox.result import SandboxResult
 
 @dataclass(frozen=True)
 class Check:
-    """One thing a program tried: whether it was kept from it, and what it saw."""
+    """One thing that a program tried: whether the sandbox prevented it, and what the program saw."""
 
     name: str
     held: bool
@@ -64,16 +64,16 @@ print(json.dumps(outcome))
 
 
 def probe(run: Callable[[str], SandboxResult], memory_bytes: int) -> list[Check]:
-    """Run one program that tries what no program may do.
+    """One check for each thing that no program may do, tried by one program, in a fixed order.
+
+    `held` is False if the attempt succeeded.
 
     Args:
         run: runs a program in the sandbox under test.
-        memory_bytes: what the program may use.
-    Returns:
-        One check an attempt, in a fixed order; `held` is False where the program had its way.
+        memory_bytes: how much memory the program may use.
     """
     with tempfile.TemporaryDirectory(prefix="ctpo-canary-") as folder:
-        # Anybody on this machine may read the file and write to the folder: only isolation can forbid it.
+        # Every user of this machine may read the file and write to the folder, so only isolation can prevent it.
         os.chmod(folder, 0o777)
         canary = Path(folder) / "canary"
         canary.write_text("canary")

@@ -1,7 +1,9 @@
-"""The system-call filter every program runs under, as classic BPF: an allow-list, by arguments where needed.
+"""The system-call filter of every program, in classic BPF: an allow-list, which also looks at arguments where needed.
 
-Assembled here and installed by the zygote's child (`inside/`), so no libseccomp is needed. What is not
-listed fails with EPERM. Source: the kernel's `Documentation/userspace-api/seccomp_filter.rst`.
+The filter is assembled here and installed by the zygote's child (`inside/`), so libseccomp is not needed. A call that
+is not listed fails with EPERM.
+
+Source: the kernel's `Documentation/userspace-api/seccomp_filter.rst`.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ _LD, _JA, _JEQ, _JGE, _AND, _RET = 0x20, 0x05, 0x15, 0x35, 0x54, 0x06
 _RET_KILL, _RET_ERRNO, _RET_ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 
 OWN_PID = -1
-"""Stands for the program's own process id, filled in by the child once it knows it."""
+"""A placeholder for the program's own process id, which the child fills in."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One argument's test: the low word, masked, equals `value`; with `wide`, the high word is 0 as well."""
+    """A test of one argument: its low word, masked, equals `value`. With `wide`, its high word must be 0 too."""
 
     arg: int
     value: int
@@ -38,28 +40,28 @@ class Check:
 
 @dataclass(frozen=True)
 class Filter:
-    """An assembled filter, and the byte offsets at which the child writes its own process id."""
+    """An assembled filter, and the byte offsets to which the child writes its own process id."""
 
     program: bytes
     pid_offsets: tuple[int, ...]
 
 
-# Thread creation as glibc and musl ask for it, bit for bit: no process and no namespace fits these flags.
+# The exact flags with which glibc and musl create a thread. No process and no namespace fits these flags.
 _GLIBC_THREAD, _MUSL_THREAD = 0x3D0F00, 0x7D0F00
 _TERMINAL_AND_CLOEXEC = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-# Duplicate, descriptor and status flags, record locks. Left out: F_GETLK (a lock on a shared library file
-# would carry messages), F_SETOWN and F_SETSIG (a signal to anybody), F_SETPIPE_SZ (kernel memory), leases.
+# Duplicates, descriptor flags, status flags and record locks. Left out: F_GETLK (a lock on a shared library file could
+# carry messages), F_SETOWN and F_SETSIG (a signal to any process), F_SETPIPE_SZ (kernel memory), and leases.
 _FCNTL = (0, 1, 2, 3, 4, 6, 7, 37, 38, 1030)
-# What allocators ask for. Left out: paging out what others have mapped too, poisoning pages.
+# What memory allocators need. Left out: paging out memory that others have mapped too, and poisoning pages.
 _MADVISE = (0, 1, 2, 3, 4, 8, 14, 15)
-# Names and read-only questions. Left out: the parent-death signal, dumpability, the memory map.
+# Names and read-only questions. Left out: the parent-death signal, dumpability and the memory map.
 _PRCTL = (3, 15, 16, 21, 23, 39, 0x53564D41)
 _SIGKILL = 9
 _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE_MASK = 1, 1, 0xF
 
 _ZERO_PID = ((Check(0, 0),),)
 
-# For each of these names: the alternatives, each a conjunction, under which it is allowed.
+# A call with one of these names is allowed if any of its alternatives holds. All checks of an alternative must hold.
 _CONDITIONS: dict[str, tuple[tuple[Check, ...], ...]] = {
     "clone": ((Check(0, _GLIBC_THREAD),), (Check(0, _MUSL_THREAD),)),
     "ioctl": tuple((Check(1, request),) for request in _TERMINAL_AND_CLOEXEC),
@@ -74,17 +76,17 @@ _CONDITIONS: dict[str, tuple[tuple[Check, ...], ...]] = {
     "sched_getaffinity": _ZERO_PID,
     "sched_getparam": _ZERO_PID,
     "sched_getscheduler": _ZERO_PID,
-    # A stream pair can't be re-aimed at somebody else's socket; a datagram pair can.
+    # A stream pair cannot be redirected to somebody else's socket; a datagram pair can.
     "socketpair": ((Check(0, _AF_UNIX), Check(1, _SOCK_STREAM, mask=_SOCK_TYPE_MASK)),),
     "sendto": ((Check(4, 0, wide=True),),),
 }
-# Refused even where the condition above holds: a program that could kill itself with SIGKILL could pass
-# for one that somebody else killed ("lost"), and be run twice.
+# Refused even if a condition above holds. A program that killed itself with SIGKILL would look like one that somebody
+# else has killed ("lost"), and would be run twice.
 _REFUSED_FIRST: dict[str, Check] = {"kill": Check(1, _SIGKILL), "tgkill": Check(2, _SIGKILL)}
 
-# Writing back to disk and dropping from the page cache would cost the host; a program is told it was done.
+# Writing to disk and dropping pages from the cache would cost the host, so these calls do nothing and report success.
 _PRETENDED = ("fsync", "fdatasync", "msync", "fadvise64")
-# clone3 keeps its flags behind a pointer, which a filter can't follow; ENOSYS makes libc fall back to clone.
+# clone3 has its flags behind a pointer, which a filter cannot follow. ENOSYS makes libc fall back to clone.
 _ERRNO: dict[str, int] = {"clone3": errno.ENOSYS} | dict.fromkeys(_PRETENDED, 0)
 _ERRNO |= dict.fromkeys(
     ("getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr"), errno.ENOTSUP
@@ -92,23 +94,22 @@ _ERRNO |= dict.fromkeys(
 FILE_METADATA = frozenset(
     {"chmod", "fchmod", "fchmodat", "fchmodat2", "utime", "utimes", "futimesat", "utimensat"}
 )
-"""Calls that Landlock does not govern: allowed only where all but the program's tmpfs is read-only."""
+"""Calls that Landlock does not restrict. They are allowed only if everything but the program's tmpfs is read-only."""
 
 
 def supported_machine() -> str | None:
-    """This machine's architecture if there is a system-call table for it, else None."""
+    """This machine's architecture, or None if there is no system-call table for it."""
     machine = platform.machine()
     return machine if machine in _TABLES else None
 
 
 def build_filter(machine: str, *, file_metadata: bool) -> Filter:
-    """Assemble the allow-list for one architecture.
+    """The assembled allow-list of one architecture.
 
     Args:
-        machine: "x86_64" or "aarch64", as `platform.machine()` says.
-        file_metadata: allow chmod and utime (only behind read-only mounts).
-    Returns:
-        The instructions, 8 bytes each, and where the child writes its own process id.
+        machine: "x86_64" or "aarch64", as `platform.machine()` names them.
+        file_metadata: whether to allow chmod and utime, which is safe behind read-only mounts only.
+
     Raises:
         ValueError: for another machine.
     """
@@ -126,7 +127,10 @@ def build_filter(machine: str, *, file_metadata: bool) -> Filter:
 
 
 def _segments(names: dict[int, str]) -> list[tuple[int, str | None]]:
-    """Cut the numbers into runs of one treatment: a special call's name, "" to allow, None to refuse."""
+    """The ranges of call numbers with the same treatment: a special call's name, "" to allow, None to refuse.
+
+    Each item is the first number of a range and its treatment.
+    """
     segments: list[tuple[int, str | None]] = [(0, None)]
     for number in range(max(names) + 2):
         name = names.get(number)
@@ -141,8 +145,8 @@ def _segments(names: dict[int, str]) -> list[tuple[int, str | None]]:
 def _emit_tree(code: _Assembler, segments: list[tuple[int, str | None]]) -> None:
     """Emit a binary search over the segments.
 
-    A search, not a list: the kernel runs the filter once for every system call there is when a child installs
-    it, to learn which are always allowed, and a list made that an eighth of a small program's cost.
+    When a child installs the filter, the kernel runs it once for every system call, to learn which are always allowed.
+    With a list in place of a search, that was an eighth of a small program's cost.
     """
     if len(segments) == 1:
         _emit_treatment(code, segments[0][1])
@@ -158,7 +162,7 @@ def _emit_tree(code: _Assembler, segments: list[tuple[int, str | None]]) -> None
 
 
 def _emit_treatment(code: _Assembler, name: str | None) -> None:
-    """Emit what happens to one run of calls; every path ends in a verdict."""
+    """Emit the treatment of one range of calls. Every path ends in a verdict."""
     if name == "":
         code.emit(_RET, _RET_ALLOW)
     elif name in _ERRNO:
@@ -172,7 +176,7 @@ def _emit_treatment(code: _Assembler, name: str | None) -> None:
 
 
 class _Assembler:
-    """A growing BPF program; `base` is the index its first instruction will have in the whole."""
+    """A BPF program that is being assembled. `base` is the index of its first instruction in the whole program."""
 
     def __init__(self, base: int = 0) -> None:
         self.base = base
@@ -192,7 +196,7 @@ class _Assembler:
         self.program += struct.pack("<HBBI", operation, jt, jf, operand)
 
     def conjunction(self, checks: Sequence[Check], verdict: int) -> None:
-        """Return `verdict` if every check holds, else fall through."""
+        """Emit instructions that return `verdict` if every check holds and otherwise continue."""
         steps: list[tuple[int, int]] = []
         for check in checks:
             low = _OFFSET_ARGS + 8 * check.arg
@@ -203,7 +207,7 @@ class _Assembler:
             if check.wide:
                 steps += [(_LD, low + 4), (_JEQ, 0)]
         for index, (operation, operand) in enumerate(steps):
-            # A failed test skips the rest of the steps and the verdict behind them.
+            # A failed test skips the remaining steps and the verdict after them.
             to_next_rule = len(steps) - index if operation == _JEQ else 0
             self.emit(operation, operand, jf=to_next_rule)
         self.emit(_RET, verdict)

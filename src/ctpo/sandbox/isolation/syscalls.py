@@ -1,6 +1,8 @@
-"""Numbers of the system calls the filter names, for x86-64 and aarch64 (from the kernel's `asm/unistd.h`).
+"""The numbers of the system calls that the filter names, for x86-64 and aarch64.
 
-A name missing from a machine's table does not exist there: aarch64 has `openat` but never had `open`.
+A name that is missing from a table does not exist on that machine: aarch64 has `openat` but never had `open`.
+
+Source: the kernel's `asm/unistd.h`.
 """
 
 from __future__ import annotations

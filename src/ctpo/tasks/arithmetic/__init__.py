@@ -1,4 +1,4 @@
-"""The embedded default: chains of sums that a tiny model learns to hand to Python."""
+"""The embedded task: chains of sums, which a tiny model learns to compute with Python."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ __all__ = ["ARITHMETIC", "model_path"]
 
 
 def model_path() -> Path:
-    """Return the folder of the shipped model and tokenizer, for `from_pretrained`."""
+    """The folder of the shipped model and its tokenizer, for `from_pretrained`."""
     return Path(__file__).parent / "model"

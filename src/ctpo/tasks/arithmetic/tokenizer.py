@@ -1,4 +1,4 @@
-"""The 23 words of the embedded model."""
+"""The tokenizer of the embedded model, which has 23 words."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ MAX_LENGTH = 256
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer from the vocabulary above.
+    """The tokenizer of the vocabulary above.
 
-    Decoding joins the words without spaces, and `skip_special_tokens=True` drops padding and end of sequence
-    only: tool tags are ordinary words, because the transcript and the answer check need them. A character
-    that the vocabulary lacks is read as `?`.
+    Decoding joins the words without spaces. `skip_special_tokens=True` drops padding and the end of sequence only: tool
+    tags are ordinary words, because transcripts and the answer check need them. A character that is not in the
+    vocabulary is read as `?`.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     ids = {word: index for index, word in enumerate(VOCABULARY)}
-    # Declared to the inner model only: the outer one would make the unknown word special, and drop it.
+    # Only the inner model knows the unknown word. The outer tokenizer would make it special and drop it.
     inner = Tokenizer(models.WordLevel(vocab=ids, unk_token=UNKNOWN))
     longest_first = sorted(WORDS, key=len, reverse=True)
     pattern = "|".join([*map(_literal, longest_first), r"[\s\S]"])
@@ -47,5 +47,5 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _literal(word: str) -> str:
-    # Not re.escape: it writes for Python's dialect, and this one is Oniguruma's. A class is literal in both.
+    # re.escape writes for Python's regular expressions, and these are Oniguruma's. A class means the same in both.
     return "".join(f"[{c}]" if c not in r"\^-]" else f"\\{c}" for c in word)

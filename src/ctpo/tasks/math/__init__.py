@@ -1,4 +1,4 @@
-"""Mathematics with verifiable answers: finding the answer in a text, and comparing it with the reference."""
+"""Mathematical answers: extracting an answer from a text, and comparing it with the reference."""
 
 from ctpo.tasks.math.answers import final_answer, reference_answer
 from ctpo.tasks.math.check import MathCheck

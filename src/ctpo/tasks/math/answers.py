@@ -1,4 +1,4 @@
-"""Where in a text its final answer stands."""
+"""Extracting the final answer from a text."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from decimal import Decimal, InvalidOperation
 
 _BOXED = re.compile(r"\\f?boxed\s*\{")
 _MARKED = re.compile(r"####[ \t]*(\S[^\n]*)")
-_SAID = re.compile(
+_ANSWER_IS = re.compile(
     r"\b(?:final )?answer\**\s*(?:is\s*:?|[:=])[\s*]*(\S[^\n]*?)(?=\.?\**(?:\s*$|\n)|\.\s)", re.IGNORECASE
 )
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
-_LONGEST = 2_000  # characters; an answer longer than this is none
+_LONGEST = 2_000  # characters; a longer text is not an answer
 
 
 def final_answer(text: str) -> str | None:
-    """Return the last boxed answer; failing that what follows the last `####`, or the last "answer is".
+    """The last boxed answer. Without one: the text after the last `####`, or else after the last "answer is".
 
-    None where the text holds none of these: a bare number somewhere is not taken for an answer.
+    It is None if the text contains none of these. A bare number somewhere is not an answer.
     """
-    found = _last_boxed(text)
-    if found is None:
-        said = _MARKED.findall(text) or _SAID.findall(text)
-        found = said[-1].rstrip(". \t*") if said else None
-    if found is None or not found.strip() or len(found) > _LONGEST:
+    answer = _last_boxed(text)
+    if answer is None:
+        marked = _MARKED.findall(text) or _ANSWER_IS.findall(text)
+        answer = marked[-1].rstrip(". \t*") if marked else None
+    if answer is None or not answer.strip() or len(answer) > _LONGEST:
         return None
-    return found.strip()
+    return answer.strip()
 
 
 def reference_answer(text: str) -> str:
-    """Return the answer in a dataset's answer column: a boxed or `####` part if it has one, else all of it."""
+    """The answer in the text of a dataset's answer column: its boxed or `####` part if there is one, or all of it."""
     boxed = _last_boxed(text)
     if boxed is not None:
         return boxed.strip()
@@ -38,9 +38,9 @@ def reference_answer(text: str) -> str:
 
 
 def canonical(answer: str) -> str:
-    """Return the answer without what does not change its value: white space, `$`, thousands commas, `\\left`, …
+    """The answer without what does not change its value: white space, `$`, thousands commas, `\\left`, …
 
-    Equal strings mean equal answers; different strings may still be equal (1/2 and 0.5).
+    Equal results mean equal answers. Different results may still be equal answers, such as 1/2 and 0.5.
     """
     text = re.sub(r"\\(?:left|right|displaystyle|!|,|;|:)|\$|\s+|\*\*", "", answer)
     text = re.sub(r"\\[dt]frac", r"\\frac", text).rstrip(".")
@@ -51,7 +51,7 @@ def canonical(answer: str) -> str:
 
 
 def as_number(answer: str) -> Decimal | None:
-    """Return the value of a plain decimal number, thousands commas allowed, or None."""
+    """The value of a plain decimal number, which may have thousands commas; None for anything else."""
     text = answer.strip().strip("$").strip()
     if len(text) > 100 or not _NUMBER.fullmatch(text):
         return None

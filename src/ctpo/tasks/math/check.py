@@ -1,4 +1,4 @@
-"""Judging a mathematical answer."""
+"""Judging mathematical answers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from ctpo.tasks.math.verifier import Verifier, shared_verifier
 
 
 class MathCheck(Judge):
-    """True where the completion's final answer equals the reference, as mathematics.
+    """Whether the completion's final answer equals the reference answer mathematically.
 
-    Plain numbers and equal texts are settled here; everything else (LaTeX, fractions, sets, intervals) is for
+    Plain numbers and equal texts are compared here. Everything else (LaTeX, fractions, sets, intervals) is compared by
     `math-verify`, in a process of its own with a time limit.
+
+    Example:
+        MathCheck()("The answer is \\boxed{0.50}.", "1/2")  # True
     """
 
     def __init__(self, verifier: Verifier | None = None) -> None:
@@ -20,27 +23,27 @@ class MathCheck(Judge):
         self._verifier = verifier
 
     def require(self) -> None:
-        """Refuse where math-verify is not installed.
+        """Check that math-verify is installed.
 
         Raises:
-            UserError: if so.
+            UserError: if it is not.
         """
         if self._verifier is None:
             require("checking mathematical answers", "math", "math_verify")
 
     def _judge(self, completion: str, answer: str) -> str:
-        found = final_answer(completion)
-        if found is None:
+        given = final_answer(completion)
+        if given is None:
             return "no answer"
-        if canonical(found) == canonical(answer):
+        if canonical(given) == canonical(answer):
             return "right"
-        given, expected = as_number(found), as_number(answer)
-        if given is not None and expected is not None:
-            return "right" if given == expected else "wrong"
-        return (self._verifier or shared_verifier()).compare(answer, found)
+        number, expected = as_number(given), as_number(answer)
+        if number is not None and expected is not None:
+            return "right" if number == expected else "wrong"
+        return (self._verifier or shared_verifier()).compare(answer, given)
 
 
 def extract(completion: str) -> str | None:
-    """Return the final answer in canonical form, or None."""
-    found = final_answer(completion)
-    return None if found is None else canonical(found)
+    """The final answer in canonical form, or None."""
+    answer = final_answer(completion)
+    return None if answer is None else canonical(answer)

@@ -1,7 +1,7 @@
-"""`math-verify` behind a pipe, so that no expression can hang or crash the caller.
+"""`math-verify` in a process of its own, so that no expression can hang or crash the caller.
 
-Its own time limits use SIGALRM: they work in a main thread only, and not inside a long C call. A process of its
-own can be killed from any thread, and its memory is bounded.
+The time limits of `math-verify` use SIGALRM, which works in a main thread only and not during a long C call. A process
+can be killed from any thread, and its memory is limited.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _REMEMBERED = 50_000
 
 
 class Verifier:
-    """Compares pairs of answers, one at a time.
+    """Compares pairs of answers, one at a time, and remembers the verdicts.
 
     Args:
-        limit_s: seconds a pair may take; then the process is killed and the verdict is "timeout".
+        limit_s: how many seconds one pair may take. Then the process is killed and the verdict is "timeout".
     """
 
     def __init__(self, limit_s: float = 5.0) -> None:
@@ -39,7 +39,7 @@ class Verifier:
         self._known: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     def compare(self, reference: str, given: str) -> str:
-        """Return "right", "wrong", "unparsable" or "timeout".
+        """One of "right", "wrong", "unparsable" and "timeout".
 
         Raises:
             UserError: if math-verify is not installed.
@@ -47,13 +47,13 @@ class Verifier:
         with self._lock:
             pair = (reference, given)
             if pair not in self._known:
-                self._known[pair] = self._ask(json.dumps(pair))
+                self._known[pair] = self._request(json.dumps(pair))
                 if len(self._known) > _REMEMBERED:
                     self._known.popitem(last=False)
             return self._known[pair]
 
     def close(self) -> None:
-        """End the process; the next comparison starts another."""
+        """End the process. The next comparison starts another."""
         process, self._process = self._process, None
         if process is not None and self._pid == os.getpid():
             process.kill()
@@ -62,24 +62,24 @@ class Verifier:
                 if pipe is not None:
                     pipe.close()
 
-    def _ask(self, line: str) -> str:
+    def _request(self, line: str) -> str:
         try:
             process = self._running()
             assert process.stdin is not None
             process.stdin.write(line.encode() + b"\n")
             process.stdin.flush()
             verdict = self._answer(process, self.limit_s)
-        except OSError:  # the worker died between two questions
+        except OSError:  # the worker died between two requests
             verdict = None
         if verdict is None:
             self.close()
-        # A worker that died at this pair (out of memory, a crash in C) could not read it either.
+        # If the worker died at this pair (out of memory, or a crash in C), it could not parse it either.
         return verdict or "unparsable"
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._pid != os.getpid():
             require("checking mathematical answers", "math", "math_verify")
-            self._pid = os.getpid()  # after a fork, the parent's process is the parent's
+            self._pid = os.getpid()  # after a fork, the parent's process cannot be used
             self._process = subprocess.Popen(
                 [sys.executable, str(_WORKER)],
                 stdin=subprocess.PIPE,
@@ -91,7 +91,7 @@ class Verifier:
         return self._process
 
     def _answer(self, process: subprocess.Popen[bytes], limit_s: float) -> str | None:
-        """The worker's next line; "timeout" after killing it; None if it died."""
+        """The worker's next line; "timeout" if it had to be killed; None if it died."""
         assert process.stdout is not None
         deadline = time.monotonic() + limit_s
         line = b""
@@ -112,9 +112,11 @@ _shared: Verifier | None = None
 
 
 def shared_verifier() -> Verifier:
-    """The one verifier of this process, started at its first use."""
+    """The verifier that this process shares. Its first comparison starts it."""
     global _shared
     if _shared is None:
         _shared = Verifier()
-        atexit.register(_shared.close)  # a worker in the middle of a hopeless expression outlives its pipe
+        atexit.register(
+            _shared.close
+        )  # during a long comparison, the worker would not notice the end of its pipe
     return _shared

@@ -1,4 +1,7 @@
-"""Runs as a program: reads `[reference, given]` a line, writes a verdict a line. Imports nothing of ours."""
+"""Runs as a program that reads one pair `[reference, given]` per line and writes one verdict per line.
+
+It imports nothing of this package.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import os
 import sys
 
 _MEMORY = 4 << 30  # bytes of address space
-_LIMIT_S = 3  # below the parent's, which restarts this process and so costs more
+_LIMIT_S = 3  # less than the parent's limit, which costs more because it restarts this process
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not pass for a verdict
+    os.dup2(2, 1)  # text that a library prints must not be taken for a verdict
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -34,10 +37,10 @@ def main() -> None:
 def compare(reference: str, given: str) -> str:
     from math_verify import parse, verify
 
-    gold, found = (parse(f"\\boxed{{{text}}}", parsing_timeout=_LIMIT_S) for text in (reference, given))
-    if not gold or not found:
+    expected, answer = (parse(f"\\boxed{{{text}}}", parsing_timeout=_LIMIT_S) for text in (reference, given))
+    if not expected or not answer:
         return "unparsable"
-    return "right" if verify(gold, found, timeout_seconds=_LIMIT_S) else "wrong"
+    return "right" if verify(expected, answer, timeout_seconds=_LIMIT_S) else "wrong"
 
 
 if __name__ == "__main__":
