@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven over its debugging pipe: no driver program, no port."""
+"""A real Chromium without a window, controlled over its debugging pipe, without a driver program or a port."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _FLAGS = (
     *("--disable-dev-shm-usage", "--force-color-profile=srgb", "--remote-debugging-pipe"),
 )
 _PATIENCE_S = 60.0
-_FREE_FD = 10  # our ends of the pipes get numbers above the 3 and 4 that Chromium wants
+_FREE_FD = 10  # our ends of the pipes must not take the numbers 3 and 4, which Chromium needs
 
 
 def executable() -> str | None:
-    """The browser's path, or None."""
+    """Return the path of the browser, or None if there is none."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Page:
-    """One tab. What the page logs and what it asks the network for is kept."""
+    """One tab. It keeps what the page logs and which addresses it requests."""
 
     def __init__(self, browser: Browser, session: str) -> None:
         self._browser, self._session = browser, session
@@ -47,13 +47,13 @@ class Page:
         return self._browser.send(method, params, self._session)
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression; a promise is waited for."""
-        told = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in told, told["exceptionDetails"]
-        return told["result"].get("value")
+        """Return the value of a JavaScript expression, or what its promise resolves to."""
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     def open(self, path: Path) -> None:
-        """Load a file, and wait until it says that it is drawn."""
+        """Load a file, and wait until the page is drawn."""
         self.send("Page.navigate", url=path.as_uri())
         until = time.monotonic() + _PATIENCE_S
         while not self.evaluate(
@@ -73,12 +73,12 @@ class Page:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until what was changed is laid out; a tab in the background would never be."""
+        """Wait until changes are laid out. The tab must be in front; a browser does not lay out others."""
         self.send("Page.bringToFront")
         self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def prefer(self, scheme: str) -> None:
-        """The reader's system is light or dark."""
+        """Let the reader's system prefer `light` or `dark`."""
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     def point(self, selector: str, *, across: float = 0.5, down: float = 0.5) -> None:
@@ -96,8 +96,8 @@ class Page:
         self.settle()
 
     def screenshot(self, path: Path, *, whole: bool = False) -> Path:
-        told = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(told["data"]))
+        answer = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(answer["data"]))
         return path
 
     def heard(self, event: dict[str, Any]) -> None:
@@ -121,17 +121,17 @@ class Browser:
         self._pages: dict[str, Page] = {}
 
     def send(self, method: str, params: dict[str, Any], session: str | None = None) -> Any:
-        """Ask, and wait for the answer; events that come before it go to their page."""
+        """Send a request, and return its answer. Events that arrive before it go to their page."""
         self._last += 1
-        asked = {
+        request = {
             "id": self._last,
             "method": method,
             "params": params,
             **({"sessionId": session} if session else {}),
         }
-        told = json.dumps(asked).encode() + b"\0"
-        while told:
-            told = told[os.write(self._to, told) :]
+        unsent = json.dumps(request).encode() + b"\0"
+        while unsent:
+            unsent = unsent[os.write(self._to, unsent) :]
         while True:
             message = self._receive()
             if message.get("id") == self._last:
@@ -150,7 +150,7 @@ class Browser:
         return dict(json.loads(message))
 
     def page(self) -> Page:
-        """A new tab."""
+        """Open a new tab."""
         target = self.send("Target.createTarget", {"url": "about:blank"})["targetId"]
         session = self.send("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
         page = self._pages[session] = Page(self, session)
@@ -161,7 +161,7 @@ class Browser:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Browser]:
-    """Chromium with a fresh profile, ended on the way out."""
+    """Start Chromium with a new profile, and end it when the block ends."""
     path = executable()
     assert path is not None
     ends = [fcntl.fcntl(fd, fcntl.F_DUPFD, _FREE_FD) for pair in (os.pipe(), os.pipe()) for fd in pair]

@@ -30,19 +30,19 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def tokens(batch: int, seed: int) -> list[tuple[int, float]]:
-    """(position, log ratio) of the tokens of a batch, from a random walk."""
+    """Return (position, log ratio) of every token of a batch, from random walks."""
     rng = random.Random(100 * seed + batch)
-    found = []
+    rows = []
     for _ in range(40):
         walked = 0.0
         for position in range(1, 17):
             walked += rng.gauss(0, 0.2 / batch)
-            found.append((position, walked))
-    return found
+            rows.append((position, walked))
+    return rows
 
 
 def profile(batch: int, seed: int) -> dict[str, Any]:
-    """The line of `profile.jsonl`, by the definitions of docs/diagnostics.md, with CTPO's default band."""
+    """Return a line of `profile.jsonl` by the definitions of docs/diagnostics.md, with CTPO's default band."""
     bins: list[list[tuple[int, float]]] = [[] for _ in EDGES]
     for position, value in tokens(batch, seed):
         bins[next(i for i, edge in enumerate(EDGES) if position <= edge)].append((position, value))
@@ -71,11 +71,11 @@ def profile(batch: int, seed: int) -> dict[str, Any]:
 
 
 def records(final: float) -> list[dict[str, Any]]:
-    """`metrics.jsonl`: held-out accuracy rises from 0.2 to `final`, the reward is the same along the way."""
-    found: list[dict[str, Any]] = [heldout(0, 0.2)]
+    """Return the lines of `metrics.jsonl`. Held-out accuracy and reward rise together from 0.2 to `final`."""
+    rows: list[dict[str, Any]] = [heldout(0, 0.2)]
     for batch in range(1, BATCHES + 1):
         value = 0.2 + (final - 0.2) * batch / BATCHES
-        found.append(
+        rows.append(
             {
                 **heldout(batch, value), "reward": value, "clip_fraction": 0.3 / batch, "entropy": 0.1, "ess": 0.9,
                 "clip_fraction_high": 0.2 / batch, "clip_fraction_low": 0.1 / batch, "tokens": 640.0, "batch_s": 2.0,
@@ -83,7 +83,7 @@ def records(final: float) -> list[dict[str, Any]]:
                 "tokens_per_s": 320.0, "skipped_updates": 0.0,
             }
         )  # fmt: skip
-    return found
+    return rows
 
 
 def heldout(batch: int, value: float) -> dict[str, Any]:
@@ -107,7 +107,7 @@ SAMPLE: dict[str, Any] = {
 def write_run(
     path: Path, *, objective: str = "ctpo", seed: int = 0, final: float = 0.8, **config: Any
 ) -> Path:
-    """A whole run."""
+    """Write a complete run, and return its directory."""
     path.mkdir(parents=True)
     recipe = {
         "task": "arithmetic",
@@ -132,14 +132,14 @@ def write_run(
 
 
 def write_comparison(path: Path) -> Path:
-    """Two regimes × two objectives × three seeds, tuned over one other setting, with its results."""
+    """Write a comparison of two regimes × two objectives × three seeds, with results and tuning runs."""
     rows, tests = [], []
     for regime, loss in (("16 updates", 0.0), ("64 updates", 0.1)):
         for arm, base in (("ctpo", 0.9), ("grpo", 0.7)):
             for seed in (0, 1, 2):
                 folder = path / "runs" / regime / arm / "learning_rate=0.0003" / f"seed-{seed}" / "run"
                 write_run(folder, objective=arm, seed=seed, final=base - loss + 0.01 * seed)
-            for seed, setting in ((9, 3e-4), (0, 1e-4)):  # another seed; another setting
+            for seed, setting in ((9, 3e-4), (0, 1e-4)):  # a tuning seed, and a setting that was not chosen
                 folder = path / "runs" / regime / arm / f"learning_rate={setting:g}" / f"seed-{seed}" / "run"
                 write_run(folder, objective=arm, seed=seed, learning_rate=setting)
             means = {
@@ -154,6 +154,6 @@ def write_comparison(path: Path) -> Path:
                 "n": 3, "t": 20.0, "p": 0.0025, "p_holm": 0.005,
             }
         )  # fmt: skip
-    found = {"objectives": rows, "tests": tests, "test_seeds": [0, 1, 2], "failures": []}
-    (path / "results.json").write_text(json.dumps(found), encoding="utf-8")
+    results = {"objectives": rows, "tests": tests, "test_seeds": [0, 1, 2], "failures": []}
+    (path / "results.json").write_text(json.dumps(results), encoding="utf-8")
     return path

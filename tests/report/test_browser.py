@@ -1,4 +1,4 @@
-"""The page in a real Chromium: drawn without a complaint or a request, readable on a phone, and safe to open."""
+"""The page in a real Chromium: it draws without errors or requests, fits a phone, and is safe to open."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def study(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    """A comparison's page, opened on a desktop."""
+    """The page of a comparison, opened on a desktop."""
     path = write_comparison(tmp_path_factory.mktemp("study") / "study")
     return opened(chromium, path)
 
 
 @pytest.fixture(scope="module")
 def hostile(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Page:
-    """One run whose every text is hostile."""
+    """The page of a run in which every text is hostile."""
     run = write_run(tmp_path_factory.mktemp("hostile") / "run", objective=HOSTILE, note=HOSTILE)
     call = {"program": HOSTILE, "status": HOSTILE, "output": HOSTILE}
     row = {
@@ -74,7 +74,7 @@ def click(page: Page, selector: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["study", "hostile"])
-def test_it_is_drawn_without_a_complaint_or_a_request(which: str, request: pytest.FixtureRequest) -> None:
+def test_it_is_drawn_without_an_error_or_a_request(which: str, request: pytest.FixtureRequest) -> None:
     page: Page = request.getfixturevalue(which)
     assert page.complaints == []
     assert [url.split("/")[-1] for url in page.requests] == ["report.html"]
@@ -88,11 +88,11 @@ def test_it_is_drawn_without_a_complaint_or_a_request(which: str, request: pytes
     )
 
 
-def test_the_policy_stops_what_should_not_be_there_anyway(hostile: Page) -> None:
-    """That the policy holds in this browser: a request and an inline script, tried from within, come to nothing."""
+def test_the_policy_blocks_requests_and_inline_scripts(hostile: Page) -> None:
+    """The browser enforces the policy: a request and an inline script that the page itself tries are both blocked."""
     before = len(hostile.requests)
     tried = """new Promise((done) => {
-        document.addEventListener('securitypolicyviolation', (told) => done(told.effectiveDirective));
+        document.addEventListener('securitypolicyviolation', (event) => done(event.effectiveDirective));
         fetch('http://127.0.0.1:9/').catch(() => setTimeout(() => done('not stopped'), 500));
     })"""
     assert hostile.evaluate(tried) == "connect-src"
@@ -100,7 +100,7 @@ def test_the_policy_stops_what_should_not_be_there_anyway(hostile: Page) -> None
         "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.hit = 2'}))"
     )
     assert hostile.evaluate("window.hit") is None
-    assert any("Content Security Policy" in told for told in hostile.complaints)
+    assert any("Content Security Policy" in line for line in hostile.complaints)
     hostile.complaints.clear()
     del hostile.requests[before:]
 

@@ -1,4 +1,4 @@
-"""Which runs belong together, and what a comparison's directory is read as."""
+"""Which runs belong to one group, and which runs of a comparison are shown."""
 
 from __future__ import annotations
 
@@ -103,14 +103,14 @@ def test_a_comparison_under_way_is_shown_without_its_results(tmp_path: Path) -> 
     assert "results.json is left out (it is missing" in collection.notes[0]
 
 
-def test_mixed_versions_are_said(tmp_path: Path) -> None:
+def test_mixed_versions_are_noted(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / f"{seed}", seed=seed) for seed in range(3)]
     other = {**ENVIRONMENT, "packages": {"torch": "2.12"}}
     (paths[1] / "environment.json").write_text(json.dumps(other))
     assert collect(paths).notes == ["the runs had different versions of torch: 2.13 (2 runs), 2.12 (1 run)"]
 
 
-def test_what_is_no_run_is_noted_beside_one_that_is(tmp_path: Path) -> None:
+def test_a_directory_without_a_run_is_noted_beside_one_with_a_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     collection = collect([run, tmp_path / "nowhere"])
     assert len(collection.runs) == 1

@@ -77,13 +77,13 @@ def test_one_run_has_the_band_of_its_held_out_problems(one: dict[str, Figure]) -
 def test_several_runs_have_the_mean_and_standard_error_over_seeds(tmp_path: Path) -> None:
     finals = (0.6, 0.7, 0.95)
     paths = [write_run(tmp_path / f"{seed}", seed=seed, final=final) for seed, final in enumerate(finals)]
-    found = {figure.id: figure for figure in figures(collect(paths))}
-    curve = found["heldout-pass-at-1"].series[0]
+    by_id = {figure.id: figure for figure in figures(collect(paths))}
+    curve = by_id["heldout-pass-at-1"].series[0]
     expected = mean(finals)
     assert curve.y[-1] == pytest.approx(expected.value)
     assert curve.high is not None
     assert curve.high[-1] == pytest.approx(expected.value + (expected.stderr or 0))
-    assert [s.name for s in found["heldout-pass-at-1"].series if s.role == "seed"] == [
+    assert [s.name for s in by_id["heldout-pass-at-1"].series if s.role == "seed"] == [
         "seed 0",
         "seed 1",
         "seed 2",
@@ -96,8 +96,8 @@ def test_the_pairs_behind_the_tests_are_shown(tmp_path: Path) -> None:
         write_run(tmp_path / f"{objective}{seed}", objective=objective, seed=seed, final=final)
         for (objective, seed), final in finals.items()
     ]
-    found = next(figure for figure in figures(collect(paths)) if figure.id == "seeds-final")
-    assert [(s.x, s.y) for s in found.series] == [([0, 2], [0.8, 0.9]), ([0], [0.7])]
+    figure = next(figure for figure in figures(collect(paths)) if figure.id == "seeds-final")
+    assert [(s.x, s.y) for s in figure.series] == [([0, 2], [0.8, 0.9]), ([0], [0.7])]
 
 
 def test_a_seed_without_a_value_is_not_counted() -> None:

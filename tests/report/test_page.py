@@ -23,10 +23,10 @@ STYLE = Path(__file__).parents[2] / "src" / "ctpo" / "report" / "web" / "page.cs
 
 def test_embedded_json_is_ascii_without_markup_and_comes_back_whole() -> None:
     hostile = "</script><!--<script>&\u2028\u2029\ud800🙂\u202e"
-    told = embedded_json({"a": hostile})
-    assert told.isascii()
-    assert not set("<>&") & set(told)
-    assert json.loads(told) == {"a": hostile}
+    embedded = embedded_json({"a": hostile})
+    assert embedded.isascii()
+    assert not set("<>&") & set(embedded)
+    assert json.loads(embedded) == {"a": hostile}
 
 
 def test_the_policy_allows_what_the_page_holds_and_nothing_else(tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_the_command_writes_the_page_and_every_plot(
     write_lines(run / "metrics.jsonl", [{**heldout(batch, 0.1 * batch), "reward": 0.5} for batch in range(3)])
     (run / "environment.json").unlink()
     assert main(["report", str(run), "--plots", str(tmp_path / "plots")]) == 0
-    told = capsys.readouterr().out
-    assert f"{run / 'report.html'}" in told
-    assert "environment.json is missing" in told
+    printed = capsys.readouterr().out
+    assert f"{run / 'report.html'}" in printed
+    assert "environment.json is missing" in printed
     names = {figure.id for figure in figures(collect([run]))}
     written = list((tmp_path / "plots").iterdir())
     assert {path.stem.split("--")[0] for path in written} == names
@@ -146,6 +146,6 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ([str(run), "--plots", str(blocked)], "--plots"),
     ):
         assert main(["report", *words]) == 2
-        told = capsys.readouterr().err
-        assert told.count("\n") == 1
-        assert part in told
+        printed = capsys.readouterr().err
+        assert printed.count("\n") == 1
+        assert part in printed

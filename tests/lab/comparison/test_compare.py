@@ -1,4 +1,4 @@
-"""A real comparison, small: runs as processes, resumed, scored and tested."""
+"""A small comparison with real processes: they are run, resumed, scored and tested."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ SMALL = {
 
 
 def write_plan(path: Path, **changes: Any) -> Path:
-    told = {"common": SMALL, "objectives": {"ctpo": {}, "grpo": {}}, "seeds": {"test": [0]}, **changes}
-    path.write_text(yaml.safe_dump(told), encoding="utf-8")
+    content = {"common": SMALL, "objectives": {"ctpo": {}, "grpo": {}}, "seeds": {"test": [0]}, **changes}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return path
 
 
 def write_run(runner: Runner, which: Any, *, final: float, rewards: list[float], best: float = 0.0) -> None:
-    """The files of a finished run, with these figures."""
+    """Write the files of a finished run with these figures."""
     folder = runner.directory(which)
     folder.mkdir(parents=True)
     (folder.parent / "recipe.yaml").write_text(yaml.safe_dump(dict(which.keys)), encoding="utf-8")
@@ -73,12 +73,12 @@ def test_results_pair_the_seeds_that_both_have(planned: tuple[Plan, Runner]) -> 
     for which in final_cells(plan, choices):
         if (which.arm, which.seed) in finals:
             write_run(runner, which, final=finals[which.arm, which.seed], rewards=[0.2, 0.4], best=0.5)
-    found = results(plan, runner, choices, [])
-    rows = {row["arm"]: row for row in found["objectives"]}
+    outcome = results(plan, runner, choices, [])
+    rows = {row["arm"]: row for row in outcome["objectives"]}
     assert (rows["ctpo"]["n"], rows["grpo"]["n"]) == (2, 3)
     assert rows["ctpo"]["auc"]["mean"] == pytest.approx(0.3)
     assert (rows["ctpo"]["collapsed"], rows["grpo"]["collapsed"]) == (0, 1)  # .1 is below half of .5
-    final = next(test for test in found["tests"] if test["score"] == "final")
+    final = next(test for test in outcome["tests"] if test["score"] == "final")
     assert (final["n"], final["difference"]) == (2, pytest.approx(0.15))
     assert final["p_holm"] == final["p"]  # the areas do not differ, so only one test counts
 
@@ -87,9 +87,9 @@ def test_a_comparison_runs_resumes_and_reports(tmp_path: Path, capsys: pytest.Ca
     path, output = write_plan(tmp_path / "c.yaml"), tmp_path / "out"
     command = ["compare", str(path), "--output", str(output), "--cores", "2"]
     assert main([*command, "--json"]) == 0
-    found = json.loads((output / "results.json").read_text(encoding="utf-8"))
-    assert [row["n"] for row in found["objectives"]] == [1, 1]
-    assert found["failures"] == []
+    outcome = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    assert [row["n"] for row in outcome["objectives"]] == [1, 1]
+    assert outcome["failures"] == []
     runs = sorted(output.glob("runs/*/*/*/seed-0/run"))
     assert [run.parents[2].name for run in runs] == ["ctpo", "grpo"]
     before = [run.joinpath("summary.json").stat().st_mtime_ns for run in runs]
@@ -115,11 +115,11 @@ def test_a_regime_like_another_takes_its_settings_but_for_what_it_sets(tmp_path:
         best = which.setting == {"learning_rate": 1e-4, "objective_kwargs": {"high": 0.3}}
         write_run(runner, which, final=0.1, rewards=[0.9 if best else 0.2])
     tested = [which for which in final_cells(plan, choose(plan, runner)) if which.arm == "ctpo"]
-    found = {
+    chosen = {
         which.regime: (which.keys["learning_rate"], which.keys["objective_kwargs"]["high"])
         for which in tested
     }
-    assert found == {"tuned": (1e-4, 0.3), "high": (1e-3, 0.3)}
+    assert chosen == {"tuned": (1e-4, 0.3), "high": (1e-3, 0.3)}
 
 
 def test_runs_of_primary_comparisons_come_first(tmp_path: Path) -> None:
@@ -154,14 +154,14 @@ CLOCKED = {"seconds", "batch_s", "generation_s", "tool_s", "training_s", "tokens
 
 
 def bits(run: Path) -> tuple[bytes, list[dict[str, Any]]]:
-    """A run's weights and records, without what a clock said."""
+    """Return a run's weights and records, without figures of time."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     plain = [{name: value for name, value in row.items() if name not in CLOCKED} for row in rows]
     return (run / "model" / "model.safetensors").read_bytes(), plain
 
 
 def test_a_forked_run_is_the_run_of_the_command_line(tmp_path: Path) -> None:
-    """Bit for bit, also where it has its answers and its first evaluation from the run before it."""
+    """They are equal bit for bit, even if the run takes tool answers and its first evaluation from an earlier run."""
     keys = {**SMALL, "transcripts": 0, "max_completion_length": 80}
     arms = {"ctpo": {}, "same": {"objective": "ctpo"}}
     tune = {"learning_rate": [1e-3]}  # a setting, so that its name is part of the recipe's path
@@ -171,18 +171,18 @@ def test_a_forked_run_is_the_run_of_the_command_line(tmp_path: Path) -> None:
     assert runner.run(cells) == []
     first, second = (runner.directory(which) for which in cells)
     recipe, alone = first.parent / "recipe.yaml", tmp_path / "alone"
-    told = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-m", "ctpo", "train", str(recipe), f"output_dir={alone}"],
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 0, told.stderr
+    assert ended.returncode == 0, ended.stderr
     assert bits(first) == bits(second) == bits(alone)
     costs = [json.loads((run.parent / "cost.json").read_text()) for run in (first, second)]
-    assert 0 < costs[1]["cpu_s"] < costs[0]["cpu_s"]  # it ran no program and evaluated once
+    assert 0 < costs[1]["cpu_s"] < costs[0]["cpu_s"]  # the second ran no program and evaluated only once
 
 
-def test_terminated_it_leaves_no_run_behind_and_goes_on_later(tmp_path: Path) -> None:
+def test_a_terminated_comparison_leaves_no_run_behind_and_continues_later(tmp_path: Path) -> None:
     common = {**SMALL, "rollout_batches": 40, "save_steps": 1000}
     path, output = write_plan(tmp_path / "c.yaml", common=common, objectives={"ctpo": {}}), tmp_path / "c"
     command = [sys.executable, "-m", "ctpo", "compare", str(path), "--output", str(output), "--cores", "1"]
@@ -200,7 +200,7 @@ def test_terminated_it_leaves_no_run_behind_and_goes_on_later(tmp_path: Path) ->
     (checkpoint,) = run.glob("checkpoint-*")
     assert not psutil.wait_procs([psutil.Process(pid) for pid in started if psutil.pid_exists(pid)], 5)[1]
     assert "ctpo train --resume" in (run.parent / "log.txt").read_text()
-    assert int(checkpoint.name.split("-")[1]) < 80  # of its updates, two a rollout batch
+    assert int(checkpoint.name.split("-")[1]) < 80  # of 80 updates, two per rollout batch
 
 
 def test_runs_in_the_file_of_scores_are_not_run_again(
@@ -226,7 +226,7 @@ def test_runs_in_the_file_of_scores_are_not_run_again(
     assert f"{scores} is damaged" in capsys.readouterr().err
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_failed_run_is_reported_and_the_others_continue(tmp_path: Path) -> None:
     plan = read_plan(write_plan(tmp_path / "c.yaml", objectives={"ctpo": {"model": "./absent"}}))
     runner = Runner(tmp_path / "c", Budget(cores=1, memory_mb=1000))
     failures = runner.run(final_cells(plan, choose(plan, runner)))
@@ -234,7 +234,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     assert results(plan, runner, choose(plan, runner), failures)["objectives"][0]["final"] is None
 
 
-def test_what_could_not_start_is_found_before_anything_runs(
+def test_a_bad_recipe_is_refused_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_plan(tmp_path / "c.yaml", objectives={"ctpo": {}, "gpro": {}})

@@ -1,4 +1,4 @@
-"""What a comparison file means, and what is refused before anything runs."""
+"""What the file of a comparison means, and which mistakes are refused before anything runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def plan_of(folder: Path, **changes: Any) -> Any:
     return read_plan(path)
 
 
-def test_cells_hold_everything_that_was_said(tmp_path: Path) -> None:
+def test_a_cell_holds_its_complete_recipe(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     assert plan.runs == 2 * 2 * (4 * 1 + 2)
     arm = plan.arm("wide")
@@ -85,6 +85,6 @@ def test_an_objective_without_a_name_of_its_own_is_its_preset(tmp_path: Path) ->
         ({"recipe": "absent.yaml"}, "does not exist"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
+def test_a_mistake_is_one_line(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
     with pytest.raises(UserError, match=line):
         plan_of(tmp_path, **changes)

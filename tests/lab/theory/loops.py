@@ -1,4 +1,4 @@
-"""An oracle in Python loops: every trajectory in turn, every formula from its definition; shares no code.
+"""An oracle in Python loops: it goes through every trajectory, writes each formula from its definition, shares no code.
 
 A policy is a function from a prefix (a tuple of actions) to a list of probabilities. Gradients are dictionaries from
 (row, action) to a number, where `row(prefix)` says which prefixes share a row of logits.
@@ -21,7 +21,7 @@ Gradient = dict[tuple[int, int], float]
 
 @dataclass
 class World:
-    """One problem, as plain numbers."""
+    """One problem in plain numbers."""
 
     vocab: int
     horizon: int
@@ -39,7 +39,7 @@ class World:
         return math.prod(policy(o[:t])[o[t]] for t in range(len(o)))
 
     def mean_reward(self, policy: Callable[[Prefix], list[float]], prefix: Prefix = ()) -> float:
-        """E[R | prefix] by summing over all ends."""
+        """Return E[R | prefix], summed over all ends."""
         total = 0.0
         for end in itertools.product(range(self.vocab), repeat=self.horizon - len(prefix)):
             o = prefix + end
@@ -52,7 +52,7 @@ class World:
         return self.mean_reward(self.old) if self.baseline is None else self.baseline
 
     def signal(self, o: Prefix, t: int) -> float:
-        """A of the t-th action (0-based)."""
+        """Return A of the action at position t, counted from 0."""
         if self.advantage == "terminal":
             return self.reward[o] - self.centre
         policy = self.old if self.advantage == "behaviour" else self.new
@@ -62,7 +62,7 @@ class World:
         return [self.new(o[:t])[o[t]] / self.old(o[:t])[o[t]] for t in range(self.horizon)]
 
     def score(self, o: Prefix, t: int) -> Gradient:
-        """∇ log π(a_t | s_t)."""
+        """Return ∇ log π(a_t | s_t)."""
         chances = self.new(o[:t])
         return {(self.row(o[:t]), a): (a == o[t]) - chances[a] for a in range(self.vocab)}
 
@@ -90,14 +90,14 @@ class World:
         return self.weight(family, o, t) * self.signal(o, t)
 
     def sample(self, family: str, o: Prefix) -> list[Gradient]:
-        """The terms of the estimate from one trajectory."""
+        """Return the terms of the estimate from one trajectory."""
         return [
             {key: self.coefficient(family, o, t) * x for key, x in self.score(o, t).items()}
             for t in range(self.horizon)
         ]
 
     def moments(self, family: str) -> tuple[Gradient, float, list[float]]:
-        """Mean, total variance and variance of every term of an estimator."""
+        """Return the mean, the total variance and the variance of every term of an estimator."""
         mean: Gradient = defaultdict(float)
         means: list[Gradient] = [defaultdict(float) for _ in range(self.horizon)]
         second, seconds = 0.0, [0.0] * self.horizon
@@ -119,7 +119,7 @@ def square(gradient: Gradient) -> float:
 
 
 def row_of(sharing: str, vocab: int) -> Callable[[Prefix], int]:
-    """Rows in the library's order: breadth first, by position, by the last action, or one."""
+    """Return the rows in the library's order: breadth first, by position, by the last action, or a single one."""
 
     def tabular(prefix: Prefix) -> int:
         spelled = 0
@@ -137,7 +137,7 @@ def row_of(sharing: str, vocab: int) -> Callable[[Prefix], int]:
 
 
 def world_of(problem: Problem) -> World:
-    """The same problem as plain numbers."""
+    """Return the same problem in plain numbers."""
     vocab, horizon = problem.tree.vocab, problem.tree.horizon
     row = row_of(problem.target.sharing.name, vocab)
 

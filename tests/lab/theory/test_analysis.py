@@ -1,4 +1,4 @@
-"""Errors, crossings and averages, from their definitions."""
+"""Errors, crossings and averages against their definitions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def analysis() -> Analysis:
     return analyse(problem, [*FAMILIES.values(), *presets])
 
 
-def test_error_of_a_mean_of_samples(analysis: Analysis) -> None:
-    """E‖mean of N ĝ − ∇J‖² by enumerating all pairs of trajectories, N = 2."""
+def test_error_of_a_mean_of_samples() -> None:
+    """E‖mean of N ĝ − ∇J‖² for N = 2, by enumerating all pairs of trajectories."""
     problem = Setup(vocab=2, horizon=2).problem()
-    found = analyse(problem, [FAMILIES["token"]])
+    exact = analyse(problem, [FAMILIES["token"]])
     o = problem.trajectories(problem.tree.whole())
     k = FAMILIES["token"].coefficients(o)
     gradients = [problem.target.gradient([_one(4, i, k[0, i], 0), _one(4, i, k[1, i], 1)]) for i in range(4)]
@@ -30,11 +30,11 @@ def test_error_of_a_mean_of_samples(analysis: Analysis) -> None:
         for i in range(4)
         for j in range(4)
     )
-    assert found.rows[0].error(2) * found.unit**2 == pytest.approx(error, rel=1e-12)
+    assert exact.rows[0].error(2) * exact.unit**2 == pytest.approx(error, rel=1e-12)
 
 
 def _one(count: int, trajectory: int, value: object, level: int) -> object:
-    """Edge weights of a level that hold one trajectory's coefficient, V = 2, T = 2."""
+    """Return the edge weights of a level with the coefficient of a single trajectory, for V = 2, T = 2."""
     import torch
 
     edges = torch.zeros(2 ** (level + 1), dtype=torch.float64)
@@ -43,7 +43,7 @@ def _one(count: int, trajectory: int, value: object, level: int) -> object:
 
 
 def test_best_is_the_lower_envelope(analysis: Analysis) -> None:
-    """At sizes between, just before and just after the changes, the named one has the least error."""
+    """Between the changes, just before them and just after them, the named estimator has the least error."""
     best = analysis.best()
     assert len(best) >= 3
     for index, (start, name) in enumerate(best):
@@ -60,7 +60,7 @@ def test_crossings_are_equal_errors(analysis: Analysis) -> None:
         n, earlier, later = crossing.trajectories, rows[crossing.earlier], rows[crossing.later]
         assert earlier.error(n) == pytest.approx(later.error(n), rel=1e-9)
         assert earlier.error(2 * n) > later.error(2 * n)
-    # Of every pair, either one is better throughout or they cross once.
+    # Of every pair, either one is always better, or they cross once.
     pairs = {frozenset((c.earlier, c.later)) for c in crossings}
     assert len(pairs) == len(crossings)
     for first in analysis.rows:
@@ -71,7 +71,7 @@ def test_crossings_are_equal_errors(analysis: Analysis) -> None:
 
 
 def test_equal_policies_and_no_gradient() -> None:
-    """On-policy every corrected family is exact, and a constant reward leaves no gradient to divide by."""
+    """If π = b, every corrected family is exact. With a constant reward there is no gradient to divide by."""
     same = analyse(Setup(distance=0.0).problem(), list(FAMILIES.values()))
     for row in same.rows:
         assert (row.bias < 1e-12) == (row.name != "prefix-gradient"), row.name

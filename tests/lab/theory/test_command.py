@@ -33,13 +33,13 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_json_holds_the_analysis(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(output(capsys, "--json", "--seed", "3", "--trajectories", "5", "--family", "token"))
-    found = analyse(Setup(seed=3).problem(), [FAMILIES["token"]])
+    analysis = analyse(Setup(seed=3).problem(), [FAMILIES["token"]])
     (draw,) = report["draws"]
     (row,) = draw["estimators"]
-    assert row["bias"] == found.rows[0].bias
-    assert row["mean_squared_error"] == {"5": found.rows[0].error(5)}
-    assert row["term_variance"] == list(found.rows[0].term_variance)
-    assert draw["log_ratio"]["std"] == list(found.spread.std)
+    assert row["bias"] == analysis.rows[0].bias
+    assert row["mean_squared_error"] == {"5": analysis.rows[0].error(5)}
+    assert row["term_variance"] == list(analysis.rows[0].term_variance)
+    assert draw["log_ratio"]["std"] == list(analysis.spread.std)
     assert report["settings"]["horizon"] == 8
 
 
@@ -64,7 +64,7 @@ def test_figure(ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
         image = Image.open(path).convert("RGB")
         assert image.width > 1000
-        # Every estimator's colour is on it: tab:blue, the first of the cycle, and tab:gray, the eighth.
+        # The colours of all estimators are in the picture: tab:blue is the first of the cycle, tab:gray the eighth.
         colours = {colour for _, colour in image.getcolors(2**24) or []}
         assert {(31, 119, 180), (127, 127, 127)} <= colours
     else:
@@ -86,7 +86,7 @@ def tables() -> dict[str, Any]:
 def test_given_logits(
     ending: str, tables: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file of the very problem that seed 7 draws gives the very same figures."""
+    """A file with the problem that seed 7 draws gives the same figures as the seed."""
     path = tmp_path / f"tables.{ending}"
     if ending == "json":
         path.write_text(json.dumps(tables))

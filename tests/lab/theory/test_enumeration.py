@@ -38,13 +38,13 @@ def as_table(gradient: dict[tuple[int, int], float], like: torch.Tensor) -> torc
 def test_moments_equal_loops(sharing: str, advantage: str) -> None:
     problem = Setup(**SMALL, sharing=sharing, advantage=advantage, seed=3).problem()
     world = world_of(problem)
-    found = moments(problem, coefficients())  # type: ignore[arg-type]
+    exact = moments(problem, coefficients())  # type: ignore[arg-type]
     for name in FAMILIES:
         mean, variance, terms = world.moments(name)
         expected = as_table(mean, problem.target.logits)
-        torch.testing.assert_close(found[name].mean, expected, rtol=0, atol=1e-12)
-        assert found[name].variance == pytest.approx(variance, rel=1e-12), name
-        assert found[name].term_variance.tolist() == pytest.approx(terms, rel=1e-12), name
+        torch.testing.assert_close(exact[name].mean, expected, rtol=0, atol=1e-12)
+        assert exact[name].variance == pytest.approx(variance, rel=1e-12), name
+        assert exact[name].term_variance.tolist() == pytest.approx(terms, rel=1e-12), name
         torch.testing.assert_close(
             expectation(problem, FAMILIES[name].coefficients), expected, rtol=0, atol=1e-12
         )
@@ -67,7 +67,7 @@ def test_chunks_do_not_change_anything(sharing: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_gradient_is_autograd_of_the_expected_reward(sharing: str) -> None:
-    """J summed over trajectories, from the logits, without recursion."""
+    """J is summed over trajectories here, from the logits and without recursion."""
     problem = Setup(**SMALL, sharing=sharing).problem()
     logits = problem.target.logits.clone().requires_grad_()
     policy = Policy(logits, problem.target.sharing)
@@ -85,7 +85,7 @@ def test_gradient_is_autograd_of_the_expected_reward(sharing: str) -> None:
 @pytest.mark.parametrize("sharing", SHARINGS)
 @pytest.mark.parametrize("advantage", ADVANTAGES)
 def test_exact_families_hit_their_own_target(sharing: str, advantage: str) -> None:
-    """By enumeration on one side, by recursion on the other; the approximations miss theirs."""
+    """The expectation by enumeration equals the target by recursion; the approximate families miss theirs."""
     problem = Setup(vocab=3, horizon=4, sharing=sharing, advantage=advantage, distance=0.5).problem()
     for name, family in FAMILIES.items():
         miss = (expectation(problem, family.coefficients) - family.own_target(problem)).abs().max().item()
@@ -101,14 +101,14 @@ def test_distances_and_spread_equal_loops() -> None:
     every = world.trajectories()
     chance = {o: world.chance(world.old, o) for o in every}
     rho = {o: math.prod(world.ratios(o)) for o in every}
-    found = distances(problem)
-    assert found["kl"] == pytest.approx(-sum(chance[o] * math.log(rho[o]) for o in every), rel=1e-11)
-    assert found["chi_square"] == pytest.approx(sum(chance[o] * rho[o] ** 2 for o in every) - 1, rel=1e-11)
+    figures = distances(problem)
+    assert figures["kl"] == pytest.approx(-sum(chance[o] * math.log(rho[o]) for o in every), rel=1e-11)
+    assert figures["chi_square"] == pytest.approx(sum(chance[o] * rho[o] ** 2 for o in every) - 1, rel=1e-11)
     prefixes = {o[:t] for o in every for t in range(3)}
     shift = max(
         sum(abs(p - q) for p, q in zip(world.old(s), world.new(s), strict=True)) / 2 for s in prefixes
     )
-    assert found["total_variation"] == pytest.approx(shift, rel=1e-12)
+    assert figures["total_variation"] == pytest.approx(shift, rel=1e-12)
 
     spread = log_ratio_spread(problem)
     for t in range(1, 4):
@@ -120,7 +120,7 @@ def test_distances_and_spread_equal_loops() -> None:
 
 
 def test_adversary_beats_random_directions() -> None:
-    """The bias at ± distance found by the search is above that of random corners of the same box."""
+    """The bias at ± distance that the search finds is above that of random corners of the same box."""
     setup = Setup(horizon=6, distance=0.2, policy="adversarial")
     worst = setup.problem()
 

@@ -1,4 +1,4 @@
-"""What is true of the ratio families, each fact derived a second way.
+"""Facts about the ratio families, each derived in a second way.
 
 The left side of each equation is the library's enumeration or recursion; the right side comes from loops over
 trajectories (`loops.py`) or from autograd. All in float64.
@@ -34,7 +34,7 @@ def problem_of(advantage: str, **settings: object) -> Problem:
 
 
 def stationary(horizon: int, old: float, new: float, reward: torch.Tensor, **rest: object) -> Problem:
-    """Every action is 0 with one chance, whatever came before; all positions share that parameter."""
+    """Return a problem whose policies choose action 0 with one probability each, at every position and prefix."""
     sharing = Sharing("stationary", Tree(2, horizon))
 
     def policy(chance: float) -> Policy:
@@ -45,7 +45,7 @@ def stationary(horizon: int, old: float, new: float, reward: torch.Tensor, **res
 
 @pytest.mark.parametrize("t", [1, 2, 3, 4])
 def test_1_prefix_ratio_corrects_any_function_of_the_prefix(t: int) -> None:
-    """E_b[ρ_{1:t} f] = E_π[f], with f an arbitrary table of the prefix through t."""
+    """E_b[ρ_{1:t} f] = E_π[f] for an arbitrary table f of the prefix through t."""
     world = world_of(problem_of("terminal", seed=t))
     generator = torch.Generator().manual_seed(t)
     f: dict[tuple[int, ...], float] = {}
@@ -57,11 +57,11 @@ def test_1_prefix_ratio_corrects_any_function_of_the_prefix(t: int) -> None:
         shorter += world.chance(world.old, o) * math.prod(ratios[: t - 1]) * value
         right += world.chance(world.new, o) * value
     assert abs(left - right) <= EXACT
-    assert abs(shorter - right) > 1e-4  # one factor fewer is not enough
+    assert abs(shorter - right) > 1e-4  # with one factor fewer it does not hold
 
 
 def test_1_estimator_form() -> None:
-    """With a prefix-measurable advantage the cumulative estimator is E_π of its own terms, in loops."""
+    """With a prefix-measurable advantage, the cumulative estimator is E_π of its own terms; loops compute those."""
     problem = problem_of("behaviour")
     world = world_of(problem)
     expected: dict[tuple[int, int], float] = {}
@@ -74,7 +74,7 @@ def test_1_estimator_form() -> None:
 
 
 def loops_gradient(world: World, value: Callable[[tuple[int, ...]], float]) -> dict[tuple[int, int], float]:
-    """Σ_t E_{prefix ∼ π}[∇log π_t · value(prefix through t)]."""
+    """Return Σ_t E_{prefix ∼ π}[∇log π_t · value(prefix through t)]."""
     total: dict[tuple[int, int], float] = {}
     for o in world.trajectories():
         for t in range(world.horizon):
@@ -103,7 +103,7 @@ def test_2_terminal_advantage_leaves_the_continuation_to_b(sharing: str, baselin
 
 @pytest.mark.parametrize("sharing", ["tabular", "bigram"])
 def test_3_which_estimators_are_the_policy_gradient(sharing: str) -> None:
-    """With A^π the prefix and the full sequence; with A(o) the full sequence alone.
+    """With A^π the prefix and the full sequence are exact; with A(o) only the full sequence is.
 
     With A^π the gradient through the whole prefix is exact too: the advantages after s have mean 0 under π.
     """
@@ -118,7 +118,7 @@ def test_3_which_estimators_are_the_policy_gradient(sharing: str) -> None:
 
 
 def _expected_reward(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
-    """J as a function of π's logits, summed over trajectories, and the logits."""
+    """Return J, summed over trajectories, and the logits of π that it can be differentiated by."""
     logits = problem.target.logits.clone().requires_grad_()
     policy, chunk = Policy(logits, problem.target.sharing), problem.tree.whole()
     logs = torch.stack([chunk.expand(t, policy.log_probs[t]) for t in range(problem.tree.horizon)])
@@ -138,7 +138,7 @@ def test_4_performance_difference(sharing: str) -> None:
     assert abs(world.mean_reward(world.new) - world.mean_reward(world.old) - total) <= EXACT
     (gradient,) = torch.autograd.grad(*_expected_reward(problem))
     assert (mean_of(problem, "prefix-gradient") - gradient).abs().max().item() <= EXACT
-    # The decomposition that differentiates the current token only is not.
+    # The estimator that differentiates only the current token is not.
     assert bias_of(problem, "cumulative") > 1e-3
 
 
@@ -176,35 +176,35 @@ def test_5_variance_gap_of_a_prefix_function(t: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_5_terms_of_a_prefix_measurable_advantage_are_ordered(seed: int) -> None:
-    """Hence every term's variance is ordered with A^b, and so is the sum where terms share no parameters."""
+    """So with A^b every term has less variance, and so has the sum if terms share no parameters."""
     problem = problem_of("behaviour", seed=seed)
-    found = moments(problem, {name: FAMILIES[name].coefficients for name in ("cumulative", "sequence")})
-    gap = found["sequence"].term_variance - found["cumulative"].term_variance
+    exact = moments(problem, {name: FAMILIES[name].coefficients for name in ("cumulative", "sequence")})
+    gap = exact["sequence"].term_variance - exact["cumulative"].term_variance
     assert bool((gap[:-1] > 0).all())
     assert abs(gap[-1].item()) <= EXACT
-    assert found["sequence"].variance > found["cumulative"].variance
+    assert exact["sequence"].variance > exact["cumulative"].variance
 
 
 def test_5_terminal_advantage_can_reverse_a_term() -> None:
-    """b = (.5, .5), π = (.2, .8), R = 1 where the second action is 0, no baseline: π avoids what pays.
+    """b = (.5, .5), π = (.2, .8), R = 1 if the second action is 0, no baseline: π avoids the rewarded action.
 
     By hand, with ‖∇log π‖² = 2·.8² on action 0 and 2·.2² on action 1: E_b[r²‖·‖²] = .2048 at t = 1. The full sequence
     multiplies by E_b[r² R] = .08, the prefix by E_b[R] = .5. Means: E_b[r ∇log π] = 0.
     """
     problem = stationary(2, 0.5, 0.2, torch.tensor([1.0, 0.0, 1.0, 0.0]).double(), baseline=0.0)
-    found = moments(problem, {name: FAMILIES[name].coefficients for name in ("cumulative", "sequence")})
-    assert found["cumulative"].term_variance[0].item() == pytest.approx(0.2048 * 0.5, rel=1e-12)
-    assert found["sequence"].term_variance[0].item() == pytest.approx(0.2048 * 0.08, rel=1e-12)
+    exact = moments(problem, {name: FAMILIES[name].coefficients for name in ("cumulative", "sequence")})
+    assert exact["cumulative"].term_variance[0].item() == pytest.approx(0.2048 * 0.5, rel=1e-12)
+    assert exact["sequence"].term_variance[0].item() == pytest.approx(0.2048 * 0.08, rel=1e-12)
 
 
 def test_5_shared_parameters_can_reverse_the_sum() -> None:
-    """b = (.2, .8), π = (.8, .2), R = 1 on the response 01 alone, A^b, one parameter row.
+    """b = (.2, .8), π = (.8, .2), R = 1 only for the response 01, A^b, one row of parameters.
 
-    Each term is ordered as it must be; the terms of the full sequence cancel, those of the prefix do not.
+    Each term is in order. But the terms of the full sequence cancel, and those of the prefix do not.
     """
     problem = stationary(2, 0.2, 0.8, torch.tensor([0.0, 1.0, 0.0, 0.0]).double(), advantage="behaviour")
-    found = moments(problem, {name: FAMILIES[name].coefficients for name in ("cumulative", "sequence")})
-    cumulative, sequence = found["cumulative"], found["sequence"]
+    exact = moments(problem, {name: FAMILIES[name].coefficients for name in ("cumulative", "sequence")})
+    cumulative, sequence = exact["cumulative"], exact["sequence"]
     assert cumulative.term_variance[0] < sequence.term_variance[0]
     assert cumulative.variance == pytest.approx(0.376832, rel=1e-12)
     assert sequence.variance == pytest.approx(0.026624, rel=1e-11)
@@ -230,7 +230,7 @@ def test_6_bias_is_first_order_in_the_distance(family: str, seed: int) -> None:
 def test_6_size_of_the_biases() -> None:
     """V = 2, T = 8, tabular, b's logits N(0, 1), π's = b's + δ N(0, 1), normal rewards: about 1.3 δ and 0.9 δ.
 
-    Means over 100 problems as δ → 0; one problem's figures scatter by 0.37 and 0.31.
+    These are means over 100 problems as δ → 0. The figures of single problems scatter by 0.37 and 0.31.
     """
     delta, draws = 1e-4, range(100)
     token = [relative_bias(delta, seed, "token") / delta for seed in draws]
@@ -242,7 +242,7 @@ def test_6_size_of_the_biases() -> None:
 
 
 def test_6_first_order_slope_from_its_derivative() -> None:
-    """The slope in δ by differentiating the bias at δ = 0, against a finite distance."""
+    """The derivative of the bias at δ = 0 agrees with the bias at a finite distance."""
     problem = Setup(distance=1.0, seed=2).problem()
     old, direction = problem.behaviour.logits, problem.target.logits - problem.behaviour.logits
     sharing = problem.target.sharing
@@ -261,7 +261,7 @@ def test_6_first_order_slope_from_its_derivative() -> None:
 
 
 def test_variance_of_the_weight_needs_no_more_than_conditional_chi_squares() -> None:
-    """Var(ρ_t) = Π_{s≤t}(1 + χ²_s) − 1 where χ²_s does not depend on the prefix, and not in general."""
+    """Var(ρ_t) = Π_{s≤t}(1 + χ²_s) − 1 if χ²_s does not depend on the prefix, but not in general."""
     for sharing, holds in (("position", True), ("tabular", False)):
         world = world_of(problem_of("terminal", sharing=sharing))
         variance = (
@@ -270,7 +270,7 @@ def test_variance_of_the_weight_needs_no_more_than_conditional_chi_squares() -> 
         )
         product = 1.0
         for s in range(world.horizon):
-            # The mean of χ²_s over the prefixes b reaches.
+            # The mean of χ²_s over the prefixes that b reaches.
             product *= 1 + sum(
                 world.chance(world.old, o) * (world.ratios(o)[s] ** 2 - 1) for o in world.trajectories()
             )
@@ -278,7 +278,7 @@ def test_variance_of_the_weight_needs_no_more_than_conditional_chi_squares() -> 
 
 
 def test_log_ratio_spread_grows_as_the_root_of_t_under_independent_increments_only() -> None:
-    """One row for all positions: std exactly σ√t and mean exactly −t KL. A first action that decides: faster."""
+    """With one row for all positions, std is σ√t and the mean −t KL. If a first action decides, both grow faster."""
     steady = analyse(Setup(sharing="stationary", distance=0.3).problem(), [FAMILIES["unit"]]).spread
     assert steady.exponent == pytest.approx(0.5, abs=1e-12)
     for t in range(1, 9):

@@ -46,7 +46,7 @@ def unclipped(family: str) -> Objective:
 
 
 def library_gradient(objective: Objective, problem: Problem) -> torch.Tensor:
-    """−∂/∂θ Σ_o b(o) loss(o), with every number from loops and autograd."""
+    """Return −∂/∂θ Σ_o b(o) loss(o), with every number from loops and autograd."""
     world = world_of(problem)
     every = world.trajectories()
     row = row_of(problem.target.sharing.name, world.vocab)
@@ -73,13 +73,13 @@ def test_families_are_the_unclipped_compositions(family: str, advantage: str, sh
     torch.testing.assert_close(mean, library_gradient(unclipped(family), problem), rtol=0, atol=1e-10)
 
 
-CAPPED = ("cispo", "minpro")  # weights up to 5, which nothing here reaches
+CAPPED = ("cispo", "minpro")  # they cap weights at 5, which no weight here reaches
 PER_TRAJECTORY = [name for name in preset_names() if not isinstance(preset(name).trust_region, QuantileGate)]
 
 
 @pytest.mark.parametrize("name", PER_TRAJECTORY)
 def test_presets_keep_their_trust_region(name: str) -> None:
-    """The expected gradient of every preset, and that its region did something here."""
+    """The expected gradient of every preset is the objective's own, and its trust region has an effect here."""
     problem = Setup(vocab=2, horizon=5, distance=0.8).problem()
     objective = dataclasses.replace(preset(name), reduction=Reduction("sum"))
     estimator = objective_estimator(name, problem)
@@ -87,7 +87,7 @@ def test_presets_keep_their_trust_region(name: str) -> None:
     torch.testing.assert_close(mean, library_gradient(objective, problem), rtol=0, atol=1e-10)
     family = FAMILIES[family_of(preset(name).ratio)]
     assert estimator.own_target is family.own_target
-    if name != "reinforce":  # it has no region
+    if name != "reinforce":  # it has no trust region
         reached = f"{name}?high=0.2" if name in CAPPED else name
         bounded = expectation(problem, objective_estimator(reached, problem).coefficients)
         assert (bounded - expectation(problem, family.coefficients)).norm().item() > 1e-3
@@ -106,9 +106,9 @@ def test_knobs_reach_the_preset() -> None:
 
 @pytest.mark.parametrize("name", ["sequence-quantile", "prefix-quantile"])
 def test_quantile_gates_are_the_limit_of_large_batches(name: str) -> None:
-    """Against the real gate on a batch in which every trajectory occurs as often as b draws it.
+    """The estimator equals the real gate on a batch in which every trajectory occurs as often as b draws it.
 
-    b is uniform, so every trajectory once is such a batch.
+    b is uniform, so a batch with every trajectory once is such a batch.
     """
     problem = Setup(vocab=3, horizon=4, spread=0.0, distance=0.6).problem()
     real = dataclasses.replace(preset(name), reduction=Reduction("sum"))
@@ -122,8 +122,8 @@ def test_quantile_gates_are_the_limit_of_large_batches(name: str) -> None:
     assert 0.1 < dropped < 0.3
 
 
-def test_quantile_gate_weighs_trajectories_by_their_chance() -> None:
-    """Uneven b: the gate drops q of b's mass, up to one trajectory, counted in a loop."""
+def test_quantile_gate_weights_trajectories_by_their_probability() -> None:
+    """If b is not uniform, the gate drops a share q of b's mass, up to one trajectory; a loop counts it."""
     problem = Setup(vocab=2, horizon=8, distance=0.6).problem()
     world = world_of(problem)
     o = problem.trajectories(problem.tree.whole())
@@ -137,10 +137,10 @@ def test_quantile_gate_weighs_trajectories_by_their_chance() -> None:
 
 
 def test_clipping_changes_bias_and_variance_as_loops_say() -> None:
-    """Variance of a clipped objective from per-trajectory gradients in a loop."""
+    """The variance of a clipped objective equals that of its gradients per trajectory, from a loop."""
     problem = Setup(vocab=2, horizon=4, distance=0.6, sharing="stationary").problem()
     estimator = objective_estimator("ctpo?low=0.2&high=0.2&dual=0.3", problem)
-    found = moments(problem, {"x": estimator.coefficients})["x"]
+    exact = moments(problem, {"x": estimator.coefficients})["x"]
     world = world_of(problem)
     objective = preset("ctpo", low=0.2, high=0.2, dual=0.3, reduction="sum")
     mean, second = torch.zeros(2, dtype=torch.float64), 0.0
@@ -154,8 +154,8 @@ def test_clipping_changes_bias_and_variance_as_loops_say() -> None:
         chance = world.chance(world.old, o)
         mean -= chance * gradient[0]
         second += chance * gradient.square().sum().item()
-    torch.testing.assert_close(found.mean[0], mean, rtol=0, atol=1e-12)
-    assert found.variance == pytest.approx(second - mean.square().sum().item(), rel=1e-11)
+    torch.testing.assert_close(exact.mean[0], mean, rtol=0, atol=1e-12)
+    assert exact.variance == pytest.approx(second - mean.square().sum().item(), rel=1e-11)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Damaged, truncated and missing files: what can be read is read, and what cannot is said."""
+"""Damaged, truncated and missing files: what can be read is shown, and the rest is noted."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def test_a_whole_run_has_nothing_to_note(run: Path) -> None:
 def test_a_last_line_cut_short_is_left_out(run: Path) -> None:
     path = run / "metrics.jsonl"
     path.write_text(path.read_text()[:-20])
-    told = read_run(run)
-    assert [record["batch"] for record in told.records] == list(range(BATCHES))
-    assert told.notes == ["metrics.jsonl is cut short: its last line is left out"]
+    damaged = read_run(run)
+    assert [record["batch"] for record in damaged.records] == list(range(BATCHES))
+    assert damaged.notes == ["metrics.jsonl is cut short: its last line is left out"]
 
 
 def test_a_damaged_line_in_the_middle_does_not_cost_the_others(run: Path) -> None:
     lines = (run / "metrics.jsonl").read_text().splitlines()
     lines[2] = "[1, 2]"
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    told = read_run(run)
-    assert [record["batch"] for record in told.records] == [0, 1, 3, 4]
-    assert told.notes == ["metrics.jsonl: line 3 is damaged and left out"]
+    damaged = read_run(run)
+    assert [record["batch"] for record in damaged.records] == [0, 1, 3, 4]
+    assert damaged.notes == ["metrics.jsonl: line 3 is damaged and left out"]
 
 
-def test_numbers_that_are_none_are_told_and_left_out_of_the_curves(run: Path) -> None:
+def test_values_that_are_no_numbers_are_noted_and_left_out_of_the_curves(run: Path) -> None:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows[2]["reward"], rows[3]["reward"] = float("nan"), None
     write_lines(run / "metrics.jsonl", rows)
@@ -68,14 +68,14 @@ def test_any_one_file_damaged_leaves_a_page_that_says_so(run: Path, name: str, d
     path.unlink() if damage == "gone" else path.write_bytes(broken[damage])
     collection = collect([run])
     html = page(collection, figures(collection), "t")
-    told = [note["text"] for note in notes(collection)]
+    texts = [note["text"] for note in notes(collection)]
     if (name, damage) != ("config.yaml", "half"):  # half a YAML file may be a whole one
-        assert any(name in text for text in told), told
-    assert all(json.dumps(text)[1:-1].replace("<", "\\u003c") in html for text in told if text.isascii())
+        assert any(name in text for text in texts), texts
+    assert all(json.dumps(text)[1:-1].replace("<", "\\u003c") in html for text in texts if text.isascii())
 
 
 def test_values_that_no_run_writes_do_not_end_the_report(run: Path) -> None:
-    """What random damage to these files found."""
+    """These values once ended a report. Random damage to the files came upon them."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows[1]["reward"], rows[2]["reward"], rows[3]["batch"], rows[4]["step"] = 10**400, 1e308, 10**400, True
     write_lines(run / "metrics.jsonl", rows)
@@ -85,9 +85,9 @@ def test_values_that_no_run_writes_do_not_end_the_report(run: Path) -> None:
     write_lines(run / "profile.jsonl", profiles)
     collection = collect([run])
     page(collection, figures(collection), "t")
-    told = [note["text"] for note in notes(collection)]
-    assert "metrics.jsonl: 2 lines without batch and step are left out" in told
-    assert "profile.jsonl: 1 damaged profiles are left out" in told
+    texts = [note["text"] for note in notes(collection)]
+    assert "metrics.jsonl: 2 lines without batch and step are left out" in texts
+    assert "profile.jsonl: 1 damaged profiles are left out" in texts
 
 
 def test_what_a_recipe_switched_off_is_not_called_missing(tmp_path: Path) -> None:
@@ -109,9 +109,9 @@ def test_profiles_that_are_not_whole_or_have_other_bins_are_left_out(run: Path) 
     rows[1]["high"] = rows[1]["high"][:-1]
     rows[2] = {**rows[2], **{key: value[:-1] for key, value in rows[2].items() if isinstance(value, list)}}
     write_lines(run / "profile.jsonl", rows)
-    told = read_run(run)
-    assert list(read_profiles(told)) == [4]
-    assert told.notes == [
+    damaged = read_run(run)
+    assert list(read_profiles(damaged)) == [4]
+    assert damaged.notes == [
         "profile.jsonl: 2 damaged profiles are left out",
         "profile.jsonl: 1 profiles with other position bins are left out",
     ]
