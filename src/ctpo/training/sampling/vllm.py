@@ -1,8 +1,8 @@
-"""TRL's vLLM behind our engine: colocated in this process, or a server through TRL's client.
+"""The vLLM that TRL started, as an engine of ours: colocated in this process, or a server through TRL's client.
 
-TRL starts vLLM, keeps its weights in step with the model in training, and corrects for its log-probs; what is
-ours is only the turns between completions (`ctpo.rollout.remote.vllm`), because TRL's own loop goes through its chat
-parsing and knows neither our tool tags nor our length limit.
+TRL starts vLLM, gives it the weights of the model in training, and corrects for its log-probs. Only the turns between
+completions are ours (`ctpo.rollout.remote.vllm`), because TRL's own loop parses chat messages and knows neither our
+tool tags nor our length limit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -20,23 +20,24 @@ from ctpo.rollout.remote.vllm import Completion, CompletionRequest, VLLMEngine
 from ctpo.rollout.sampling import Sampling
 from ctpo.training.view import SamplingView
 
-_CONNECTIONS = 64  # requests to a server at a time, as many as TRL's own client makes
+_CONNECTIONS: Final = 64
+"""The largest number of simultaneous requests to a server, as in TRL's own client."""
 
-GENERATION_ATTRIBUTES = (
+GENERATION_ATTRIBUTES: Final = (
     *("mode", "accelerator", "tensor_parallel_size", "enable_sleep_mode", "sync_weights"),
     *("_llm_weights_sleeping", "llm", "vllm_client", "tp_group"),
 )
-"""What is used of TRL's `VLLMGeneration`; a test compares it with the installed TRL."""
+"""The attributes of TRL's `VLLMGeneration` that are used here. A test compares them with the installed TRL."""
 
 
 def vllm_engine(trainer: SamplingView) -> VLLMEngine:
-    """The engine of a trainer with `use_vllm`, its weights those of the model in training.
+    """An engine that samples with the trainer's vLLM, which gets the weights of the model in training first.
 
-    Every process must sample with it when one does: a server answers the main process only, and a colocated
-    model may span several.
+    If one process samples with it, every process must: a server answers the main process only, and a colocated model
+    may span several processes.
     """
     generation = trainer.vllm_generation
-    # TRL does the same before a rollout; a held-out evaluation comes between two.
+    # TRL also does this before a rollout. A held-out evaluation comes between two rollouts.
     if trainer.state.global_step != trainer._last_loaded_step:
         generation.sync_weights()
         trainer._last_loaded_step = trainer.state.global_step
@@ -45,7 +46,12 @@ def vllm_engine(trainer: SamplingView) -> VLLMEngine:
 
 
 class TRLCompleter:
-    """A `Completer` over TRL's `VLLMGeneration`."""
+    """A `ctpo.rollout.remote.vllm.Completer` that uses TRL's `VLLMGeneration`.
+
+    Args:
+        generation: TRL's VLLMGeneration.
+        context: how many tokens a prompt and its response may have together; None if unknown.
+    """
 
     def __init__(self, generation: Any, context: int | None) -> None:
         self._generation = generation
@@ -54,7 +60,7 @@ class TRLCompleter:
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Wake a sleeping colocated model once for all turns of a rollout, not once a turn."""
+        """Wake a sleeping colocated model once for all turns of a rollout, not once per turn."""
         generation = self._generation
         if generation.mode == "server" or not generation.enable_sleep_mode:
             yield
@@ -69,41 +75,44 @@ class TRLCompleter:
             generation._llm_weights_sleeping = True
 
     def anyone(self, live: bool) -> bool:
+        """Whether this process, or any that completes together with it, has requests left."""
         return any(self._from_all([live]))
 
     def complete(
         self, asks: Sequence[CompletionRequest], sampling: Sampling, eos: Sequence[int]
     ) -> list[Completion]:
+        """One completion per request, in order. Every process must call, if need be without requests."""
         if self._generation.mode == "server":
             return self._by_server(list(asks), sampling, eos)
         return self._colocated(list(asks), sampling, eos)
 
     def _colocated(
-        self, asks: list[CompletionRequest], sampling: Sampling, eos: Sequence[int]
+        self, requests: list[CompletionRequest], sampling: Sampling, eos: Sequence[int]
     ) -> list[Completion]:
-        counts = self._from_all([len(asks)])
-        everything = self._from_all(asks)
-        said = _generate(self._generation.llm, everything, sampling, eos) if everything else []
+        """The processes that share a model give it the requests of all, and each takes its own completions."""
+        counts = self._from_all([len(requests)])
+        everything = self._from_all(requests)
+        completions = _generate(self._generation.llm, everything, sampling, eos) if everything else []
         first = sum(counts[: self._rank()])
-        return said[first : first + len(asks)]
+        return completions[first : first + len(requests)]
 
     def _by_server(
-        self, asks: list[CompletionRequest], sampling: Sampling, eos: Sequence[int]
+        self, requests: list[CompletionRequest], sampling: Sampling, eos: Sequence[int]
     ) -> list[Completion]:
-        """The main process asks for everyone, as TRL's own generation does."""
+        """The main process sends the requests of all processes, as TRL's own generation does."""
         accelerator = self._generation.accelerator
-        counts, everything = self._from_all([len(asks)]), self._from_all(asks)
-        said: list[list[Completion] | None] = [None]
+        counts, everything = self._from_all([len(requests)]), self._from_all(requests)
+        box: list[list[Completion] | None] = [None]
         if accelerator.is_main_process:
-            said = [_request(self._generation.vllm_client, everything, sampling, eos)]
+            box = [_send(self._generation.vllm_client, everything, sampling, eos)]
         if not self._alone:
-            broadcast_object_list(said, from_process=0)
-        assert said[0] is not None
+            broadcast_object_list(box, from_process=0)
+        assert box[0] is not None
         first = sum(counts[: self._rank()])
-        return said[0][first : first + len(asks)]
+        return box[0][first : first + len(requests)]
 
     def _from_all(self, mine: list[Any]) -> list[Any]:
-        """The lists of the processes that complete together, joined in order of their rank."""
+        """The lists of all processes that complete together, joined in order of rank."""
         generation = self._generation
         if self._alone:
             return mine
@@ -115,6 +124,7 @@ class TRLCompleter:
         return [each for part in parts for each in part]
 
     def _rank(self) -> int:
+        """This process's place among those that complete together."""
         generation = self._generation
         if self._alone:
             return 0
@@ -124,20 +134,23 @@ class TRLCompleter:
 
 
 def _processes(generation: Any) -> int:
-    """How many complete together: all with a server, those that share a model otherwise."""
+    """The number of processes that complete together: all with a server, else those that share a model."""
     server = generation.mode == "server"
     return int(generation.accelerator.num_processes if server else generation.tensor_parallel_size)
 
 
 def _generate(
-    llm: Any, asks: list[CompletionRequest], sampling: Sampling, eos: Sequence[int]
+    llm: Any, requests: list[CompletionRequest], sampling: Sampling, eos: Sequence[int]
 ) -> list[Completion]:
-    parameters_of = import_module("vllm").SamplingParams  # no dependency of ours: TRL asks for it
+    """The completions of a colocated model."""
+    parameters_of = import_module("vllm").SamplingParams  # vLLM is TRL's dependency, not ours
     parameters = [
-        parameters_of(n=1, max_tokens=ask.max_new_tokens, logprobs=0, **_drawn(sampling), **_ending(ask, eos))
-        for ask in asks
+        parameters_of(
+            n=1, max_tokens=each.max_new_tokens, logprobs=0, **_drawn(sampling), **_ending(each, eos)
+        )
+        for each in requests
     ]
-    prompts = [{"prompt_token_ids": ask.ids} for ask in asks]
+    prompts = [{"prompt_token_ids": each.ids} for each in requests]
     outputs = llm.generate(prompts, sampling_params=parameters, use_tqdm=False)
     return [_completion(output.outputs[0]) for output in outputs]
 
@@ -148,18 +161,22 @@ def _completion(output: Any) -> Completion:
     return Completion(ids, logps)
 
 
-def _request(
-    client: Any, asks: list[CompletionRequest], sampling: Sampling, eos: Sequence[int]
+def _send(
+    client: Any, requests: list[CompletionRequest], sampling: Sampling, eos: Sequence[int]
 ) -> list[Completion]:
-    """One request for all rows where they ask alike (the first turn), else one a row, some at a time."""
-    if not asks:
+    """The completions of a server.
+
+    Requests with the same limits go together in one call, as in the first turn. Else there is one call per request,
+    several at a time.
+    """
+    if not requests:
         return []
-    alike = {(ask.max_new_tokens, ask.stop, ask.seed) for ask in asks}
-    parts = [asks] if len(alike) == 1 else [[ask] for ask in asks]
+    limits = {(each.max_new_tokens, each.stop, each.seed) for each in requests}
+    calls = [requests] if len(limits) == 1 else [[each] for each in requests]
 
     def send(part: list[CompletionRequest]) -> list[Completion]:
         answer = client.generate(
-            prompts=[ask.ids for ask in part],
+            prompts=[each.ids for each in part],
             max_tokens=part[0].max_new_tokens,
             logprobs=0,
             generation_kwargs=_ending(part[0], eos),
@@ -168,31 +185,33 @@ def _request(
         logps = [[_number(entry[0]) for entry in row] for row in answer["logprobs"]]
         return [Completion(*each) for each in zip(answer["completion_ids"], logps, strict=True)]
 
-    with ThreadPoolExecutor(min(_CONNECTIONS, len(parts))) as pool:
-        return [said for part in pool.map(send, parts) for said in part]
+    with ThreadPoolExecutor(min(_CONNECTIONS, len(calls))) as pool:
+        return [completion for part in pool.map(send, calls) for completion in part]
 
 
 def _number(logp: float | None) -> float:
-    return float("nan") if logp is None else logp  # TRL's client has None where vLLM could not score a token
+    return float("nan") if logp is None else logp  # TRL's client returns None if vLLM could not score a token
 
 
 def _drawn(sampling: Sampling) -> dict[str, Any]:
+    """How tokens are drawn, in vLLM's words."""
     return {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
 
 
-def _ending(ask: CompletionRequest, eos: Sequence[int]) -> dict[str, Any]:
-    """Where a completion ends. Special tokens count as text, because a tool's closing tag may be one."""
+def _ending(request: CompletionRequest, eos: Sequence[int]) -> dict[str, Any]:
+    """Where a completion ends, in vLLM's words. Special tokens count as text: a tool's closing tag may be one."""
     return {
-        "stop": list(ask.stop),
+        "stop": list(request.stop),
         "include_stop_str_in_output": True,
         "skip_special_tokens": False,
         "spaces_between_special_tokens": False,
         "stop_token_ids": list(eos),
-        **({} if ask.seed is None else {"seed": ask.seed}),
+        **({} if request.seed is None else {"seed": request.seed}),
     }
 
 
 def _context(trainer: SamplingView) -> int | None:
+    """The context of vLLM's model in tokens; None if it has no limit."""
     generation = trainer.vllm_generation
     if generation.mode == "colocate":
         return int(generation.llm.llm_engine.model_config.max_model_len)
