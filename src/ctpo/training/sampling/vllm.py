@@ -79,12 +79,12 @@ class TRLCompleter:
         return any(self._from_all([live]))
 
     def complete(
-        self, asks: Sequence[CompletionRequest], sampling: Sampling, eos: Sequence[int]
+        self, requests: Sequence[CompletionRequest], sampling: Sampling, eos: Sequence[int]
     ) -> list[Completion]:
         """One completion per request, in order. Every process must call, if need be without requests."""
         if self._generation.mode == "server":
-            return self._by_server(list(asks), sampling, eos)
-        return self._colocated(list(asks), sampling, eos)
+            return self._by_server(list(requests), sampling, eos)
+        return self._colocated(list(requests), sampling, eos)
 
     def _colocated(
         self, requests: list[CompletionRequest], sampling: Sampling, eos: Sequence[int]
