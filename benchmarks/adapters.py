@@ -84,7 +84,7 @@ def main() -> None:
             runs = {name: call(get_policy_loss_fn(name), mode, (rows, length)) for name in (ours, theirs)}
             found = {}
             for looks in (10**9, 0):
-                guards.LOOKS = looks  # type: ignore[misc]
+                guards.CALLS_EXAMINED = looks  # type: ignore[misc]
                 ctpo.adapters.verl.guards.__init__()  # type: ignore[misc]
                 found[looks] = medians(runs, args.rounds)
             ratio, guarded = (found[looks][ours] / found[looks][theirs] for looks in (0, 10**9))

@@ -1,4 +1,4 @@
-"""Each guard speaks once when it should, and never where a hand-over is in order."""
+"""Each guard warns once when it should, and never when the hand-over is right."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from . import handover
 Hand = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def told(hands: list[Hand]) -> list[str]:
-    """What the guards of a fresh process say to these calls."""
+def warned(hands: list[Hand]) -> list[str]:
+    """The warnings of the guards of a fresh process, given these calls."""
     guards = Guards()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -35,13 +35,14 @@ def test_silent_when_all_is_well() -> None:
     logps, _, mask = hand()
     first_update = [(logps, logps.clone(), mask)] * (INERT_CALLS - 1)
     assert (
-        told([*first_update, *(hand(seed) for seed in range(8)), *[(logps, logps.clone(), mask)] * 400]) == []
+        warned([*first_update, *(hand(seed) for seed in range(8)), *[(logps, logps.clone(), mask)] * 400])
+        == []
     )
 
 
 def test_inert() -> None:
     logps, _, mask = hand()
-    (message,) = told([(logps, logps.clone(), mask)] * (3 * INERT_CALLS))
+    (message,) = warned([(logps, logps.clone(), mask)] * (3 * INERT_CALLS))
     assert "every ratio was 1" in message
 
 
@@ -49,14 +50,14 @@ def test_inert() -> None:
 def test_inert_does_not_count_calls_without_tokens(empty: bool) -> None:
     logps, _, mask = hand()
     hands = [(logps, logps.clone(), mask & (torch.zeros_like(mask) if empty else mask))] * (2 * INERT_CALLS)
-    assert len(told(hands)) == (0 if empty else 1)
+    assert len(warned(hands)) == (0 if empty else 1)
 
 
 def test_anchor_of_another_policy() -> None:
     logps, old, mask = hand(drift=1.5)
-    (message,) = told([(logps, old, mask)] * 3)
+    (message,) = warned([(logps, old, mask)] * 3)
     drift = (logps - old)[mask].square().mean().sqrt()
-    assert f"by {drift:.2f} nats a token" in message
+    assert f"by {drift:.2f} nats per token" in message
 
 
 @pytest.mark.parametrize("who", ["policy", "anchor"])
@@ -67,7 +68,7 @@ def test_bf16(who: str, stored: torch.dtype) -> None:
     logps, old, mask = hand()
     rounded = {"policy": logps, "anchor": old}
     rounded[who] = rounded[who].bfloat16().to(stored)
-    (message,) = told([(rounded["policy"], rounded["anchor"], mask)] * 3)
+    (message,) = warned([(rounded["policy"], rounded["anchor"], mask)] * 3)
     assert f"{who}'s" in message
     assert "bfloat16" in message
 
@@ -80,12 +81,12 @@ def placed(shift: int, prompt: int = 4) -> Hand:
 
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_mask_beside_the_tokens(shift: int) -> None:
-    (message,) = told([placed(shift)] * 3)
+    (message,) = warned([placed(shift)] * 3)
     assert "one token beside" in message
 
 
 def test_mask_in_place() -> None:
-    assert told([placed(0)] * 3) == []
+    assert warned([placed(0)] * 3) == []
 
 
 def test_a_response_cut_short_is_no_shift() -> None:
@@ -94,10 +95,10 @@ def test_a_response_cut_short_is_no_shift() -> None:
     cut = mask.clone()
     last = mask.shape[-1] - 1 - mask.byte().flip(-1).argmax(-1)
     cut[torch.arange(len(cut)), last] = False
-    assert told([(logps, old, cut)] * 3) == []
+    assert warned([(logps, old, cut)] * 3) == []
 
 
 def test_one_row_in_place_clears_the_mask() -> None:
     shifted, fine = placed(1), placed(0)
     both = tuple(torch.cat([a[:3], b[:1]]) for a, b in zip(shifted, fine, strict=True))
-    assert told([both] * 3) == []  # type: ignore[list-item]
+    assert warned([both] * 3) == []  # type: ignore[list-item]

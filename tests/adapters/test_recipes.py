@@ -55,7 +55,7 @@ def test_the_two_sizes_differ_in_size_only() -> None:
 @pytest.mark.parametrize("folder", PAPER, ids=lambda folder: folder.name)
 def test_our_trainers_recipe(folder: Path) -> None:
     """Every key is known and of its type, on a machine without vLLM and without a GPU."""
-    from ctpo.training.config.config import settings as reader
+    from ctpo.training.config import settings as reader
 
     keys = yaml.safe_load((folder / "train.yaml").read_text())
     here: dict[str, Any] = {**keys, "bf16": False}

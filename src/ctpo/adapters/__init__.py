@@ -1,4 +1,4 @@
-"""The objectives inside other people's trainers; each module imports its own trainer, when it is used.
+"""The objectives as losses of other trainers: verl, SkyRL, prime-rl, slime, miles, Tinker and NeMo-RL.
 
-`ctpo.adapters.verl`, `.skyrl`, `.prime_rl`, `.slime`, `.miles`, `.tinker`, `.nemo_rl`: see docs/adapters.md.
+There is one module for each trainer. It imports the trainer when it is used. docs/adapters.md shows the settings.
 """

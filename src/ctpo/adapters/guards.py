@@ -1,8 +1,8 @@
-"""Four mistakes that make a run train something else than it says; each is told once a process.
+"""Warnings about four mistakes that raise no error, but make a run train something else than its settings say.
 
-Trainers hand over what their settings made of a batch, and none of these four raises anything: a ratio that
-never leaves 1, an anchor that belongs to another policy, log-probs rounded to bfloat16, and a mask that is off
-by one. The first LOOKS calls are examined; after them a guard costs nothing.
+They are: ratios that never leave 1, an anchor that belongs to another policy, log-probs rounded to bfloat16, and a
+mask that is off by one token. Each is warned of once per process. Only the first `CALLS_EXAMINED` calls are examined;
+after them a guard costs nothing.
 """
 
 from __future__ import annotations
@@ -15,76 +15,78 @@ from torch import Tensor
 
 from ctpo.objectives import Output
 
-LOOKS: Final = 512
-"""Calls of a process that are examined."""
+CALLS_EXAMINED: Final = 512
+"""How many calls of a process are examined."""
 INERT_CALLS: Final = 64
-"""Calls in a row without any ratio off 1 before it is said: the micro-batches of a first update are so by right."""
+"""How many calls in a row must have no ratio other than 1 before the warning. In the micro-batches of a first update
+the ratios are 1 by right."""
 INERT_LOG_RATIO: Final = 1e-6
-"""Largest |log ratio| that still counts as 1, nats."""
+"""The largest |log ratio| that still counts as a ratio of 1, in nats."""
 FOREIGN_KL: Final = 0.5
-"""Mean of d²/2 over a call's tokens, nats, above which the anchor is another policy's: a root mean square of 1 nat
-a token, where a policy a few updates away shows 0.01 to 0.1."""
+"""The mean of d²/2 over a call's tokens, in nats, above which the anchor must be another policy's. Here d is the log
+ratio. The limit is a root mean square of 1 nat per token; a policy a few updates away shows 0.01 to 0.1."""
 ENOUGH_TOKENS: Final = 64
-"""Tokens from which a property of all of them is no accident."""
+"""How many tokens must share a property before it counts as no accident."""
 ENOUGH_ROWS: Final = 4
-"""Rows, likewise."""
+"""How many rows must share a property before it counts as no accident."""
 
 
 class AdapterWarning(UserWarning):
-    """A hand-over that trains, but not what was asked."""
+    """The batch can be trained on, but the result is not what was asked for."""
 
 
 class Guards:
-    """The guards of one process. `look` after every call."""
+    """The guards of one process. Call `look` after every call of the objective."""
 
     def __init__(self) -> None:
-        self.told: set[str] = set()
         self.settled: set[str] = set()
-        """Guards that have seen enough: what one call disproves need not be looked at again."""
+        """Guards that need no further look: they have warned, or a call has shown that all is well."""
+        self._warned: set[str] = set()
         self._calls = 0
         self._inert = 0
         self._shifted_rows = 0
 
     def look(self, out: Output, logps: Tensor, old_logps: Tensor, mask: Tensor) -> None:
-        """Examine one call; padded [B, T] or one packed stream [N] (taken as one row).
+        """Examine one call and warn of a mistake.
 
         Args:
             out: what the objective returned.
-            logps, old_logps, mask: what it was given.
+            logps: log-probs of the policy, padded [B, T] or one packed stream [N] (which counts as one row).
+            old_logps: log-probs of the anchor, of the same shape.
+            mask: True for tokens in the loss, of the same shape.
         """
         self._calls += 1
-        if self._calls > LOOKS:
+        if self._calls > CALLS_EXAMINED:
             return
         with torch.no_grad():
             low, high = (out.stats[f"log_ratio_{end}"] for end in ("min", "max"))
-            spread = torch.maximum(high.abs(), low.abs())
-            kl, tokens = out.stats["kl_k2"], out.stats["tokens"]
-            spread_, kl_, tokens_ = torch.stack([x.double() for x in (spread, kl, tokens)]).tolist()
-        self._look_for_inertia(spread_, tokens_)
-        if tokens_ >= ENOUGH_TOKENS and kl_ > FOREIGN_KL:
-            self._tell(
+            figures = (torch.maximum(high.abs(), low.abs()), out.stats["kl_k2"], out.stats["tokens"])
+            largest, kl, tokens = torch.stack([each.double() for each in figures]).tolist()
+        self._look_for_inertia(largest, tokens)
+        if tokens >= ENOUGH_TOKENS and kl > FOREIGN_KL:
+            self._warn(
                 "anchor",
-                f"the anchor's log-probs differ from the policy's by {(2 * kl_) ** 0.5:.2f} nats a token (root mean "
-                "square): another model's, another temperature's or another alignment's; the ratio needs those of "
+                f"the anchor's log-probs differ from the policy's by {(2 * kl) ** 0.5:.2f} nats per token (root mean "
+                "square), so they come from another model, another temperature or another alignment; give those of "
                 "the policy that sampled",
             )
         mask = mask != 0
-        if "bf16" not in self.settled and tokens_ >= ENOUGH_TOKENS:
+        if "bf16" not in self.settled and tokens >= ENOUGH_TOKENS:
             self._look_for_rounding(logps, old_logps, mask)
             self.settled.add("bf16")
         if "mask" not in self.settled:
             self._look_for_shift(old_logps.reshape(-1, old_logps.shape[-1]), mask.reshape(-1, mask.shape[-1]))
 
-    def _look_for_inertia(self, spread: float, tokens: float) -> None:
+    def _look_for_inertia(self, largest: float, tokens: float) -> None:
         if tokens == 0:
             return
-        self._inert = self._inert + 1 if spread <= INERT_LOG_RATIO else -LOOKS
+        self._inert = self._inert + 1 if largest <= INERT_LOG_RATIO else -CALLS_EXAMINED
         if self._inert >= INERT_CALLS:
-            self._tell(
+            self._warn(
                 "inert",
-                f"every ratio was 1 in {self._inert} calls in a row, so clipping and weights do nothing: one update "
-                "a batch with recomputed anchors is on-policy; make mini-batches smaller than the batch, or "
-                "anchor at the rollout engine's log-probs",
+                f"every ratio was 1 in {self._inert} calls in a row, so clipping and weights have no effect: one "
+                "update per batch with recomputed anchors is on-policy; make mini-batches smaller than the batch, or "
+                "anchor at the log-probs of the rollout engine",
             )
 
     def _look_for_rounding(self, logps: Tensor, old_logps: Tensor, mask: Tensor) -> None:
@@ -92,14 +94,17 @@ class Guards:
             held = value.detach()[mask]
             half = held.dtype in (torch.bfloat16, torch.float16)
             if half or bool((held.bfloat16().to(held.dtype) == held).all()):
-                self._tell(
+                self._warn(
                     "bf16",
                     f"the {name} log-probs are rounded to bfloat16, which flips 5-9 % of clip decisions at 1k-64k "
-                    "tokens; compute log-softmax in float32 and keep it there",
+                    "tokens; compute log-softmax in float32 and keep the result there",
                 )
 
     def _look_for_shift(self, anchor: Tensor, mask: Tensor) -> None:
-        """The anchor's non-zero span equals the mask's, moved by one: padding on one side, a token on the other."""
+        """Warn if in every row the anchor's non-zero span is the mask's, moved by one token.
+
+        Padding is 0 on one side of such a span, and a token lacks its log-prob on the other.
+        """
         length = mask.shape[-1]
         if length < 3:
             return
@@ -113,28 +118,29 @@ class Guards:
         shifted = (end - last == step) & (step.abs() == 1)
         count = int(shifted.sum())
         if count < len(rows):
-            self.settled.add("mask")  # one row that fits is proof enough
+            self.settled.add("mask")  # one row that fits shows that the mask is right
             return
         self._shifted_rows += count
         if self._shifted_rows >= ENOUGH_ROWS:
-            self._tell(
+            self._warn(
                 "mask",
-                f"the mask sits one token beside the anchor's log-probs in all of {self._shifted_rows} rows: score "
+                f"the mask sits one token beside the anchor's log-probs in all of {self._shifted_rows} rows; score "
                 "and mask the same tokens (position t of a causal model scores token t + 1)",
             )
 
-    def _tell(self, what: str, message: str) -> None:
-        if what not in self.told:
-            self.told.add(what)
-            self.settled.add(what)
+    def _warn(self, guard: str, message: str) -> None:
+        """Warn once per guard."""
+        if guard not in self._warned:
+            self._warned.add(guard)
+            self.settled.add(guard)
             warnings.warn(f"ctpo: {message}.", AdapterWarning, stacklevel=4)
 
 
 def _span(flags: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last position that is set, of each row."""
+    """The first and the last position that is True in each row."""
     wide = flags.to(torch.uint8)
     return wide.argmax(-1), flags.shape[-1] - 1 - wide.flip(-1).argmax(-1)
 
 
 guards = Guards()
-"""Of this process: a warning is worth one line, however many adapters and losses run in it."""
+"""The guards of this process. All adapters and losses share them, so that a warning comes once."""

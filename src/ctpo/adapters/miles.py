@@ -1,4 +1,7 @@
-"""miles: `--loss-type custom_loss --custom-loss-function-path ctpo.adapters.miles.loss`; see `slime`, its parent."""
+"""The loss for miles: `--loss-type custom_loss --custom-loss-function-path ctpo.adapters.miles.loss`.
+
+miles comes from slime and hands over the same shards; see `ctpo.adapters.slime`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ _TRAINING = "miles.backends.training_utils"
 
 
 def host(args: Any) -> Host:
-    """miles' functions, and the context-parallel group."""
+    """The functions of miles that the loss calls, and the context-parallel group."""
     install = "miles from its repository"
     parallel = framework(f"{_TRAINING}.parallel", install).get_parallel_state()
     shards = framework(f"{_TRAINING}.cp_utils", install)
@@ -34,5 +37,5 @@ def host(args: Any) -> Host:
 def loss(
     args: Any, batch: Any, logits: Tensor, sum_of_sample_mean: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """miles' custom loss: this rank's share, reduced as `sum_of_sample_mean` does."""
+    """This rank's share of the loss, reduced as `sum_of_sample_mean` does, and its statistics."""
     return shard_loss(host(args), args, batch, logits, sum_of_sample_mean)

@@ -1,7 +1,7 @@
-"""NeMo-RL: `grpo_train(…, loss_fn=CTPOLoss("ctpo"), …)`.
+"""The loss for NeMo-RL: `grpo_train(…, loss_fn=CTPOLoss("ctpo"), …)`.
 
-NeMo-RL hands whole rows, shifted by one: position t of the log-probs scores token t + 1. Its totals over all
-micro-batches and ranks are the denominators.
+NeMo-RL passes whole rows that are shifted by one: position t of the log-probs scores token t + 1. The denominators are
+its totals over all micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from ctpo.objectives import anchor_logps, correct_rollout
 
 
 class CTPOLoss:
-    """NeMo-RL's `LossFunction`.
+    """A preset as NeMo-RL's `LossFunction`.
 
     Args:
-        preset, knobs: see `ctpo.objectives.preset`; the reduction is the preset's, over NeMo-RL's totals.
-        anchor: "old" (`prev_logprobs`) or "rollout" (`generation_logprobs`).
-        truncate: ceiling of the sequence's weight π_prev / π_generation, None for no correction.
+        preset: its name.
+        anchor: "old" for `prev_logprobs`, or "rollout" for `generation_logprobs`.
+        truncate: the largest sequence weight π_prev / π_generation; None for no correction.
+        knobs: the preset's own settings, with its reduction (`ctpo.objectives.preset`).
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class CTPOLoss:
         next_token_logprobs: Tensor,
         **_: Any,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a micro-batch; summed over micro-batches and ranks it is the mini-batch's."""
+        """The loss of a micro-batch and its statistics. Summed over micro-batches and ranks, it is the mini-batch's."""
         mask = (data["token_mask"][:, 1:] * data["sample_mask"].unsqueeze(-1)) != 0
         old, rollout, advantages = (
             data[name][:, 1:] for name in ("prev_logprobs", "generation_logprobs", "advantages")

@@ -1,8 +1,8 @@
-"""prime-rl: `[trainer.loss] type = "custom"`, `import_path = "ctpo.adapters.prime_rl.loss"`.
+"""The loss for prime-rl: `[trainer.loss] type = "custom"`, `import_path = "ctpo.adapters.prime_rl.loss"`.
 
-A call is one sequence, and its loss is the sum over the tokens; prime-rl divides by the batch's token count. It
-keeps no old policy: the ratio's anchor is what the inference engine reported, so a product also accumulates the
-mismatch between engine and trainer. `mismatch_k3` and `log_ratio_std` say how much.
+One call gets one sequence, and returns the sum over its tokens. prime-rl divides by the batch's token count. It has no
+old policy: the anchor of the ratio is what the inference engine reported. A product of ratios therefore also
+accumulates the mismatch between engine and trainer; `mismatch_k3` and `log_ratio_std` measure it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from ctpo.adapters.shared import framework, objective_for
 
 
 def loss(inputs: Any, preset: str = "ctpo", **knobs: Any) -> Any:
-    """prime-rl's custom loss of one sequence.
+    """The loss of one sequence.
 
     Args:
-        inputs: prime-rl's `LossInputs`, tensors [T].
-        preset, knobs: from `[trainer.loss] kwargs`.
+        inputs: prime-rl's `LossInputs`, with tensors of shape [T].
+        preset: its name, from `[trainer.loss] kwargs`.
+        knobs: its settings, from there too.
 
     Returns:
-        prime-rl's `LossOutputs`: Σ_t L_t and 0-d tensors.
+        prime-rl's `LossOutputs`: Σ_t L_t, and statistics as 0-d tensors.
     """
     outputs = framework("prime_rl.trainer.rl.loss", "prime-rl from its repository")
     objective = objective_for(preset, knobs)

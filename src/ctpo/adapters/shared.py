@@ -1,4 +1,4 @@
-"""What the adapters share: the objective by name, the trainer's modules, statistics as the trainer logs them."""
+"""What the adapters share: finding the objective and the trainer's modules, and passing statistics to the trainer."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ _REDUCTIONS: Final = ("reduction", "norm_length")
 
 
 def framework(module: str, install: str) -> ModuleType:
-    """A trainer's module.
+    """A module of a trainer.
+
+    Args:
+        module: its dotted name.
+        install: what to install, for the error message.
 
     Raises:
-        ImportError: naming what to install.
+        ImportError: if it cannot be imported.
     """
     try:
         return importlib.import_module(module)
@@ -31,21 +35,24 @@ def framework(module: str, install: str) -> ModuleType:
 
 
 def objective_for(name: str, knobs: Mapping[str, Any], *, trainer_reduces: bool = True) -> Objective:
-    """Preset by name, without what the trainer does itself. Equal arguments give the same object, so that a
-    quantile gate's running average survives from call to call.
+    """A preset, without the reduction if the trainer reduces.
+
+    Equal arguments give the same object, so that a quantile gate keeps its running average from call to call.
 
     Args:
-        name: a preset.
-        knobs: of that preset.
-        trainer_reduces: the trainer sums and divides; the objective's own loss is then a plain sum.
+        name: the preset's name.
+        knobs: its settings.
+        trainer_reduces: whether the trainer sums and divides. The objective's own loss is then a plain sum.
 
     Raises:
-        UserError: for a knob that the trainer owns.
+        UserError: for a knob that repeats a setting of the trainer.
         ValueError: for a preset or knob that does not exist.
     """
     for key in _REDUCTIONS if trainer_reduces else ():
         if key in knobs:
-            raise UserError(f"{key}={knobs[key]!r}: the trainer's own setting does this; drop it from knobs")
+            raise UserError(
+                f"{key}={knobs[key]!r} has no effect, as the trainer's own setting decides this; drop it from knobs"
+            )
     return _built(name, tuple(sorted(knobs.items())), trainer_reduces)
 
 
@@ -58,7 +65,7 @@ def _built(name: str, knobs: tuple[tuple[str, Any], ...], trainer_reduces: bool)
 
 
 def token_losses(objective: Objective, out: Output, mask: Tensor) -> Tensor:
-    """[B, T] token losses for the trainer to reduce, scaled by T_i^p where the preset scales by length."""
+    """The token losses [B, T] for the trainer to reduce. If the preset scales by length, they are times T_i^p."""
     power = objective.reduction.length_power
     if power == 0.0:
         return out.token_loss
@@ -66,18 +73,23 @@ def token_losses(objective: Objective, out: Output, mask: Tensor) -> Tensor:
 
 
 def floats(stats: Mapping[str, Tensor], prefix: str = "ctpo/") -> dict[str, float]:
-    """Statistics as floats under a prefix, in one read from the device."""
+    """The statistics as floats, their names with a prefix, in one read from the device."""
     values = torch.stack([value.double() for value in stats.values()]).tolist()
     return {prefix + name: value for name, value in zip(stats, values, strict=True)}
 
 
 def refuse(settings: Any, where: str, **wanted: Any) -> None:
-    """Refuse settings of the trainer that a loss from outside would drop without a word.
+    """Refuse settings that act inside the trainer's own loss, and would have no effect on this one.
+
+    Args:
+        settings: the trainer's settings.
+        where: their name in messages.
+        wanted: the only value that is allowed, for each setting. A setting that does not exist is allowed.
 
     Raises:
-        UserError: naming the first setting whose value is not the wanted one.
+        UserError: for the first setting with another value.
     """
     for name, value in wanted.items():
-        found = getattr(settings, name, value)
-        if found != value:
-            raise UserError(f"{where}.{name}={found!r} has no effect on this loss; set it to {value!r}")
+        given = getattr(settings, name, value)
+        if given != value:
+            raise UserError(f"{where}.{name}={given!r} has no effect on this loss; set it to {value!r}")

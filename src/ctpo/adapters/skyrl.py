@@ -1,6 +1,7 @@
-"""SkyRL 0.4: `register()` before `ray.init`, then `trainer.algorithm.policy_loss_type=ctpo` or `ctpo/<preset>`.
+"""The loss for SkyRL 0.4: call `register()` before `ray.init`, then set `policy_loss_type=ctpo` or `ctpo/<preset>`.
 
-SkyRL scales the advantages so that the masked sum is the mean it was asked for, and adds KL and entropy itself.
+The full name of the setting is `trainer.algorithm.policy_loss_type`. SkyRL scales the advantages so that the sum over
+the mask is the mean that its settings ask for. It adds penalties on KL and entropy itself.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ _LOSSES = "skyrl.backends.skyrl_train.utils.ppo_utils"
 
 @dataclass(frozen=True)
 class Settings:
-    """`trainer.algorithm.ctpo`."""
+    """The settings under `trainer.algorithm.ctpo`."""
 
     preset: str = "ctpo"
     anchor: str = "old"
-    """"old" (recomputed) or "rollout" (the engine's, for fully asynchronous training)."""
+    """The log-probs in the denominator: "old" (recomputed) or "rollout" (the engine's, for asynchronous training)."""
     knobs: dict[str, Any] = field(default_factory=dict)
 
 
 def algorithm_config() -> type:
-    """SkyRL's `AlgorithmConfig` with the field `ctpo`; pass it to `make_config(algorithm_cls=…)`."""
+    """SkyRL's `AlgorithmConfig` with a field `ctpo`, for `make_config(algorithm_cls=…)`."""
     base = framework("skyrl.train.config", _INSTALL).AlgorithmConfig
     return make_dataclass(
         "CTPOAlgorithmConfig", [("ctpo", Settings, field(default_factory=Settings))], bases=(base,)
@@ -48,7 +49,10 @@ def policy_loss(
     *,
     preset: str | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """SkyRL's policy loss: the masked sum, after SkyRL's own off-policy correction where the anchor is "old"."""
+    """The sum of the token losses over the mask, and statistics.
+
+    If the anchor is "old", SkyRL's own off-policy correction is applied first.
+    """
     skyrl = framework(_LOSSES, _INSTALL)
     settings = getattr(config, "ctpo", Settings())
     mask = torch.ones_like(log_probs, dtype=torch.bool) if loss_mask is None else loss_mask
@@ -65,7 +69,7 @@ def policy_loss(
 
 
 def register() -> None:
-    """Make the losses known to SkyRL; a second call does nothing (SkyRL refuses a name it has)."""
+    """Register the losses with SkyRL. A second call does nothing."""
     registry = framework(_LOSSES, _INSTALL).PolicyLossRegistry
     for name, chosen in (("ctpo", None), *((f"ctpo/{name}", name) for name in preset_names())):
         if name not in registry.list_available():

@@ -1,8 +1,8 @@
-"""slime: `--loss-type custom_loss --custom-loss-function-path ctpo.adapters.slime.loss`.
+"""The loss for slime: `--loss-type custom_loss --custom-loss-function-path ctpo.adapters.slime.loss`.
 
-slime's ranks hold zig-zag shards of every sequence, cut to the response. They are put back into the slots of the
-whole shards, which are equally long on all ranks, and the objective gathers detached log ratios only.
-Settings come from `--custom-config-path`: a YAML file with `ctpo: {preset: ctpo, knobs: {}}`.
+With context parallelism every rank holds zig-zag shards of each sequence, cut to the response. `ctpo.adapters.zigzag`
+puts them back into shards of one length, and the objective gathers only log ratios, without their gradients.
+The settings come from `--custom-config-path`: a YAML file with `ctpo: {preset: ctpo, knobs: {}}`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BACKEND = "slime.backends.megatron_utils"
 
 
 def host(args: Any) -> Host:
-    """slime's functions, and the context-parallel group."""
+    """The functions of slime that the loss calls, and the context-parallel group."""
     install = "slime from its repository, with megatron-core"
     mpu = framework("megatron.core.mpu", install)
     shards = framework(f"{_BACKEND}.cp_utils", install)
@@ -37,5 +37,5 @@ def host(args: Any) -> Host:
 def loss(
     args: Any, batch: Any, logits: Tensor, sum_of_sample_mean: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """slime's custom loss: this rank's share, reduced as `sum_of_sample_mean` does."""
+    """This rank's share of the loss, reduced as `sum_of_sample_mean` does, and its statistics."""
     return shard_loss(host(args), args, batch, logits, sum_of_sample_mean)

@@ -1,8 +1,8 @@
-"""Tinker: `training_client.forward_backward_custom(data, ctpo_loss("ctpo"))`; the loss runs on the client.
+"""The loss for Tinker: `training_client.forward_backward_custom(data, ctpo_loss("ctpo"))`. It runs on the client.
 
-Every datum carries `logprobs` (the sampler's: the anchor), `advantages` and `mask` beside its `target_tokens`, as
-the cookbook's RL data do, one value a token. Nothing divides afterwards, so the preset's own reduction over
-the data of the call stands; give `num_tokens` and `num_sequences` where a mini-batch takes several calls.
+Beside its `target_tokens`, every datum needs `logprobs` (the sampler's, which are the anchor), `advantages` and `mask`,
+with one value per token. The RL data of Tinker's cookbook have them. Nothing is divided afterwards, so the preset's own
+reduction applies to the data of a call. If a mini-batch takes several calls, give `num_tokens` and `num_sequences`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ _FIELDS = ("logprobs", "advantages", "mask")
 def ctpo_loss(
     preset: str = "ctpo", *, num_tokens: int | None = None, num_sequences: int | None = None, **knobs: Any
 ) -> Loss:
-    """A loss for `forward_backward_custom`.
+    """A preset as a loss for `forward_backward_custom`.
 
     Args:
-        preset, knobs: see `ctpo.objectives.preset`.
-        num_tokens, num_sequences: totals of the mini-batch; by default those of the call.
+        preset: its name.
+        num_tokens: tokens in the mini-batch; by default those of the call.
+        num_sequences: sequences in the mini-batch; by default those of the call.
+        knobs: the preset's own settings (`ctpo.objectives.preset`).
     """
     objective = objective_for(preset, knobs, trainer_reduces=False)
 

@@ -1,7 +1,7 @@
-"""verl 0.9: `actor.policy_loss.loss_mode=ctpo`, or `ctpo/<preset>` for any other preset.
+"""The loss for verl 0.9: `actor.policy_loss.loss_mode=ctpo`, or `ctpo/<preset>` for any other preset.
 
-Importing this module registers the losses. verl does that by itself, in every process, through the entry point
-group `verl.plugins`; a failure there reaches nobody, so success and failure are both said on stderr.
+Importing this module registers the losses. verl imports it in every process, through the entry point group
+`verl.plugins`. verl does not report a failure there, so this module prints success and failure to stderr.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ _config = framework("verl.workers.config", _INSTALL)
 
 @dataclass
 class CTPOPolicyLossConfig(_config.PolicyLossConfig):  # type: ignore[misc, name-defined]
-    """`policy_loss` with a preset's knobs; switched on by `policy_loss._target_=ctpo.adapters.verl.…`."""
+    """verl's settings `policy_loss` with a preset and its knobs.
+
+    `actor.policy_loss._target_=ctpo.adapters.verl.CTPOPolicyLossConfig` selects it.
+    """
 
     loss_mode: str = "ctpo"
     preset: str = "ctpo"
-    """Preset of `loss_mode=ctpo`."""
+    """The preset that `loss_mode=ctpo` means."""
     knobs: dict[str, Any] = field(default_factory=dict)
-    """Of the preset; the reduction is verl's `loss_agg_mode`, penalties are verl's too."""
+    """The preset's settings. The reduction is verl's `loss_agg_mode`, and penalties are verl's too."""
 
     def __post_init__(self) -> None:
         objective_for(self.preset, self.knobs)
@@ -50,9 +53,9 @@ def policy_loss(
     preset: str | None = None,
     **_: Any,
 ) -> tuple[Tensor, dict[str, float]]:
-    """verl's policy loss: token losses [B, T], reduced by verl's `agg_loss` with the totals of the mini-batch.
+    """The policy loss, reduced by verl's `agg_loss` with the totals of the mini-batch, and its metrics.
 
-    Further keyword arguments are ignored: verl has added some before.
+    The tensors are padded responses [B, T]. Further keyword arguments are ignored, since verl has added some before.
     """
     settings = config.policy_loss
     objective = objective_for(preset or settings.get("preset", "ctpo"), settings.get("knobs", {}))
@@ -68,7 +71,10 @@ def policy_loss(
 
 
 def _keep_loss_mode(original: Any) -> Any:
-    """The legacy trainer's bypass mode replaces `loss_mode`; the run would train PPO under our name."""
+    """Wrap verl's `apply_bypass_mode` so that it refuses our losses.
+
+    The bypass mode of the old trainer replaces `loss_mode`, so the run would train PPO under our name.
+    """
 
     @functools.wraps(original)
     def apply(batch: Any, rollout_corr_config: Any = None, policy_loss_config: Any = None) -> Any:

@@ -1,9 +1,9 @@
-"""Problems as verl reads them (parquet), and the judge as verl calls it.
+"""Problems in the parquet files that verl reads, and the judge that verl calls.
 
     python -m ctpo.adapters.verl_data FOLDER
 
-writes FOLDER/deepscaler.parquet (training) and FOLDER/competitions.parquet (AIME 2025 and 2026, BRUMO 2025,
-HMMT 2025). The hub is needed once.
+This writes FOLDER/deepscaler.parquet for training, and FOLDER/competitions.parquet with AIME 2025 and 2026, BRUMO 2025
+and HMMT 2025. The problems come from the hub the first time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SYSTEM: Final = (
     "Solve the problem step by step. You can run Python programs with the tool; print what you need. "
     "Put the final answer in \\boxed{}."
 )
-"""verl's tool agent lists the tool in the model's own chat template, so this does not describe it."""
+"""The system message. It does not describe the tool, since verl lists it through the model's chat template."""
 _EVERY: Final = 10**9
 
 _CHECK = MathCheck()
@@ -30,18 +30,18 @@ _CHECK = MathCheck()
 def compute_score(
     data_source: str, solution_str: str, ground_truth: str, extra_info: Any = None, **_: Any
 ) -> dict[str, float]:
-    """verl's custom reward: 1 for a right final answer, 0 otherwise."""
+    """verl's custom reward: 1 for a right final answer, and 0 otherwise."""
     right = float(_CHECK(solution_str, ground_truth))
     return {"score": right, "acc": right}
 
 
 def rows(tasks: Iterable[str], split: str, *, limit: int = _EVERY) -> list[dict[str, Any]]:
-    """The problems of these tasks, one row each, with the columns verl's dataset reads."""
-    found = []
+    """The problems of some tasks, one row per problem, with the columns that verl's dataset reads."""
+    problems = []
     for name in tasks:
         for problem in get_task(name).problems(split, limit, 0):
             messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": problem.prompt}]
-            found.append(
+            problems.append(
                 {
                     "data_source": name,
                     "prompt": messages,
@@ -50,13 +50,13 @@ def rows(tasks: Iterable[str], split: str, *, limit: int = _EVERY) -> list[dict[
                     "agent_name": "tool_agent",
                 }
             )
-    return found
+    return problems
 
 
 def write(
     folder: Path, train: Iterable[str] = ("deepscaler",), test: Iterable[str] = COMPETITIONS
 ) -> list[Path]:
-    """Write both files; returns their paths."""
+    """Write both files and return their paths."""
     import pyarrow
     import pyarrow.parquet
 

@@ -1,10 +1,10 @@
-"""A dry run of a verl recipe: compose its overrides with the installed verl and check all of them, without a GPU.
+"""A dry run of a recipe for verl: compose its overrides with the installed verl and check them, without a GPU.
 
     python -m ctpo.adapters.verl_recipe recipes/paper-qwen3-4b [KEY=VALUE …]
 
-What it proves: every key exists in verl's configuration (hydra refuses one that does not), every value survives
-verl's own dataclasses and `validate_config`, the loss is registered under the chosen name, and the tool file
-and the judge can be loaded. What it does not: that the run fits the GPUs.
+It proves that every key exists in verl's configuration, and that verl's own dataclasses and `validate_config` accept
+every value. It also proves that the loss is registered under the chosen name, and that the tool file and the judge can
+be loaded. It does not prove that the run fits the GPUs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILE = "verl.overrides"
 
 
 def read_overrides(folder: Path) -> list[str]:
-    """The recipe's overrides, comments and empty lines left out.
+    """The overrides of a recipe, without comments and empty lines.
 
     Raises:
         UserError: if there is no such file, or a key is set twice.
@@ -34,19 +34,19 @@ def read_overrides(folder: Path) -> list[str]:
         raise UserError(
             f"{folder / FILE} cannot be read ({error.strerror}); give a recipe's folder"
         ) from None
-    found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    keys = [line.partition("=")[0].lstrip("+") for line in found]
+    overrides = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    keys = [line.partition("=")[0].lstrip("+") for line in overrides]
     for key in keys:
         if keys.count(key) > 1:
             raise UserError(f"{folder / FILE}: {key} is set {keys.count(key)} times; keep one")
-    return found
+    return overrides
 
 
 def compose(overrides: Sequence[str]) -> Any:
     """verl's `ppo_trainer` configuration with these overrides.
 
     Raises:
-        UserError: for a key verl does not have, or a value it does not take.
+        UserError: for a key that verl does not have, or a value that it does not accept.
     """
     hydra = framework("hydra", _INSTALL)
     verl = framework("verl", _INSTALL)
@@ -59,17 +59,14 @@ def compose(overrides: Sequence[str]) -> Any:
 
 
 def check(folder: Path, extra: Sequence[str] = ()) -> Any:
-    """Compose a recipe and put it through everything verl checks before it needs a device.
+    """The configuration of a recipe, after every check that verl makes before it needs a device.
 
     Args:
-        folder: of the recipe.
-        extra: further overrides, as on `main_ppo`'s command line.
-
-    Returns:
-        The resolved configuration.
+        folder: the recipe's folder.
+        extra: further overrides, as on the command line of `main_ppo`.
 
     Raises:
-        UserError, ValueError, AssertionError: what verl, or the objective, has against it.
+        UserError, ValueError, AssertionError: if verl or the objective refuses a setting.
     """
     os.environ.setdefault("CTPO_RECIPE", str(folder.resolve()))
     os.environ.setdefault("CTPO_DATA", "data")
@@ -93,13 +90,13 @@ def check(folder: Path, extra: Sequence[str] = ()) -> Any:
 
 
 def _check_updates(config: Any) -> None:
-    """An inert objective: one update a batch with recomputed anchors leaves every ratio at 1."""
+    """Refuse one update per batch with recomputed anchors, since every ratio would stay 1."""
     actor = config.actor_rollout_ref.actor
     updates = config.data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs
     if updates == 1 and not config.algorithm.rollout_correction.bypass_mode:
         raise UserError(
-            f"actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} makes one update of each batch of "
-            f"{config.data.train_batch_size} prompts: every ratio stays 1; use a smaller mini-batch"
+            f"actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} makes one update per batch of "
+            f"{config.data.train_batch_size} prompts, so every ratio stays 1; use a smaller mini-batch"
         )
 
 

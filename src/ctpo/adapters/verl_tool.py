@@ -1,7 +1,7 @@
-"""A verl tool over our sandbox: `rollout.multi_turn.tool_config_path` names a YAML file with this class.
+"""A Python tool for verl that runs in our sandbox. `rollout.multi_turn.tool_config_path` names its YAML file.
 
-One sandbox serves every trajectory of a process: its programs share nothing, so neither do trajectories. A
-sandbox belongs to the process that made it, and is made at the first call, in the agent loop's own process.
+One sandbox serves every trajectory of a process. Its programs share nothing, so trajectories do not either. A sandbox
+belongs to the process that made it, so it is made at the first call, in the process of the agent loop.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ class PythonSandboxTool(_base.BaseTool):  # type: ignore[misc, name-defined]
             return _SANDBOXES[self._limits]
 
     async def create(self, instance_id: str | None = None, **kwargs: Any) -> tuple[str, Any]:
-        """A trajectory begins; nothing is kept for it."""
+        """Begin a trajectory. Nothing is kept for it."""
         return instance_id or str(uuid4()), _schemas.ToolResponse()
 
     async def execute(
         self, instance_id: str, parameters: dict[str, Any], **kwargs: Any
     ) -> tuple[Any, float, dict[str, Any]]:
-        """Run `parameters["code"]`; the answer, no reward of its own, and what happened."""
+        """Run the program in `parameters["code"]`. Return the answer, a reward of 0, and what happened."""
         code = parameters.get("code")
         if not isinstance(code, str):
             return (
@@ -79,7 +79,7 @@ class PythonSandboxTool(_base.BaseTool):  # type: ignore[misc, name-defined]
                 0.0,
                 {"status": "call"},
             )
-        # Starting the interpreters takes a second, which other trajectories should not wait for.
+        # In a thread, since starting the interpreters takes a second and other trajectories should not wait.
         sandbox = await asyncio.to_thread(self._sandbox)
         (result,) = await sandbox.arun([code])
         rendered = self._text.render(result.status, result.stdout, result.stderr)
@@ -87,4 +87,4 @@ class PythonSandboxTool(_base.BaseTool):  # type: ignore[misc, name-defined]
         return _schemas.ToolResponse(text=text), 0.0, {"status": result.status, "seconds": result.wall_s}
 
     async def release(self, instance_id: str, **kwargs: Any) -> None:
-        """A trajectory ends; the sandbox stays for the others."""
+        """End a trajectory. The sandbox stays for the others."""

@@ -1,7 +1,8 @@
-"""The loss of slime and miles: responses cut into zig-zag shards over a context-parallel group.
+"""The loss of slime and miles, for responses that a context-parallel group holds in zig-zag shards.
 
-Sequence i of n_i tokens is padded to 2W chunks of s_i; rank r holds chunks r and 2W − 1 − r, of which log-probs
-exist for the response only, so ranks hold unequally many. In slots of whole chunks all hold Σ_i 2 s_i.
+Each of W ranks holds two chunks of every sequence: sequence i is padded to 2W chunks of s_i tokens, and rank r holds
+chunks r and 2W − 1 − r. Log-probs exist only for the response, so the ranks hold different numbers of them. Here they
+are put into slots, one per token of the chunks, and every rank has Σ_i 2 s_i slots.
 """
 
 from __future__ import annotations
@@ -20,46 +21,51 @@ from ctpo.objectives import SequenceShard
 
 Reducer = Callable[[Tensor], Tensor]
 _OTHERS = {"use_kl_loss": False, "entropy_coef": 0.0, "use_tis": False, "use_opsm": False}
-"""Settings that slime and miles apply inside their own policy loss, which this one replaces."""
+"""Settings that act inside the policy loss of slime and miles, with the values that switch them off."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """What a trainer of this family provides."""
+    """The functions of a trainer of this family."""
 
     size: int
-    """W, ranks that share a sequence."""
+    """W, the number of ranks that share a sequence."""
     group: Callable[[], Any]
+    """Returns their process group."""
     offsets: Callable[[int, int, int | None], Any]
-    """(total, response, longest) ↦ chunk size, the rank's two chunks, the parts of them that score the response."""
+    """From the lengths (total, response, longest of the batch) to the chunk size, the rank's two chunks, and the parts
+    of those chunks that score the response."""
     score: Callable[..., list[Tensor]]
-    """Logits ↦ log-probs of each response's tokens on this rank."""
+    """From logits to the log-probs of each response's tokens on this rank."""
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Where this rank's response tokens sit: [t] into its slots, and what each of N slots is."""
+    """The N slots of this rank, and where its n response tokens sit in them."""
 
     index: Tensor
+    """The slot of each response token, [n]."""
     response: Tensor
-    """[t] position in the concatenated responses."""
+    """The place of each response token in the concatenated responses, [n]."""
     segment_ids: Tensor
+    """The sequence that each slot belongs to, [N]."""
     positions: Tensor
+    """The position of each slot in the concatenated, padded sequences, [N]."""
 
     def fill(self, values: Tensor) -> Tensor:
-        """[t] → [N], 0 elsewhere; differentiable."""
+        """The values [n] in their slots [N], and 0 in the others. Gradients pass through."""
         return values.new_zeros(self.segment_ids.shape[0]).index_copy(0, self.index, values)
 
 
 def slots(
     host: Host, totals: list[int], responses: list[int], longest: list[int | None], device: Any
 ) -> Slots:
-    """Slots of all sequences; with one rank, the responses themselves."""
+    """The slots of all sequences. With one rank there is one slot per response token."""
     columns: list[list[Tensor]] = [[], [], [], []]
     held = placed = before = 0
     for i, (total, response, most) in enumerate(zip(totals, responses, longest, strict=True)):
         prompt = total - response
-        # One rank: a single chunk, the positions that score the response.
+        # With one rank there is a single chunk: the positions that score the response.
         size, chunks, scored, padded = response, [(prompt - 1, total - 1)], [(prompt - 1, total - 1)], total
         if host.size > 1:
             size, chunks, scored, _ = host.offsets(total, response, most)
@@ -78,17 +84,17 @@ def slots(
 def shard_loss(
     host: Host, args: Any, batch: Any, logits: Tensor, reducer: Reducer
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """This rank's share of the loss.
+    """This rank's share of the loss, and statistics.
 
     Args:
         host: the trainer's functions.
         args, batch, logits, reducer: the four arguments of its custom loss.
 
     Returns:
-        Loss, and 0-d tensors that the trainer sums over ranks and divides by its sample count.
+        The loss, and 0-d tensors that the trainer sums over ranks and divides by its sample count.
 
     Raises:
-        UserError: for a setting that this loss would drop.
+        UserError: for a setting that would have no effect on this loss.
     """
     refuse(args, "args", **_OTHERS)
     settings = getattr(args, "ctpo", None) or {}
@@ -99,7 +105,7 @@ def shard_loss(
     most = batch.get("max_seq_lens") or list(repeat(None, len(lengths["total_lengths"])))
     at = slots(host, lengths["total_lengths"], lengths["response_lengths"], most, logits.device)
     mask = torch.cat(list(batch["loss_masks"]))[at.response] != 0
-    # The reducer is linear, so its slope is the trainer's own denominator of every token.
+    # The reducer is linear, so its gradient is the factor that the trainer gives each token.
     ones = torch.ones_like(logps, requires_grad=True)
     (factors,) = torch.autograd.grad(reducer(ones), ones)
     shard = SequenceShard(host.group(), positions=at.positions) if host.size > 1 else None
@@ -108,7 +114,7 @@ def shard_loss(
         weights=at.fill(factors), segment_ids=at.segment_ids, shard=shard,
     )  # fmt: skip
     guards.look(out, logps.detach(), old, mask)
-    # Ranks without a token of the response still run backward, for the collectives of the model.
+    # A rank without a response token must still run the backward pass, for the collectives of the model.
     loss = out.loss + 0 * logits.sum() if logps.numel() == 0 else out.loss
     share = reducer(torch.ones_like(logps))
     return loss, {"loss": loss.detach(), **{f"ctpo/{k}": v * share for k, v in out.stats.items()}}
