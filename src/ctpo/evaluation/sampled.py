@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from ctpo.evaluation.metrics import majority, mean_and_error, pass_at_k, reporte
 from ctpo.rollout import EndpointEngine, ToolRunner, TransformersEngine
 from ctpo.rollout.sampling import Sampling
 from ctpo.runs.atomic import json_line, write_json_lines
+from ctpo.runs.json_lines import read_json_lines
 from ctpo.tasks import Problem, Task
 
 
@@ -141,8 +141,8 @@ def _save(
 
 def _read(path: Path) -> Iterator[JudgedResponse]:
     """The responses in a file, up to the first line that cannot be read: a kill may have cut it short."""
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in read_json_lines(path):
         try:
-            yield JudgedResponse.from_record(json.loads(line))
+            yield JudgedResponse.from_record(line.record or {})
         except (ValueError, KeyError, TypeError):
             return
