@@ -15,6 +15,8 @@ from ctpo.cli.quiet import sole_use
 from ctpo.cli.table import table
 from ctpo.errors import UserError
 from ctpo.extras import require
+from ctpo.report.tables.words import mean_and_error, probability, settings_in_words
+from ctpo.runs.means import Mean
 
 if TYPE_CHECKING:
     from ctpo.lab.comparison.plan import Cell, Plan
@@ -239,7 +241,7 @@ def _means(outcome: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             each["regime"],
             each["arm"],
-            _setting(each["setting"]),
+            settings_in_words(each["setting"]),
             str(each["n"]),
             _mean(each["final"]),
             _mean(each["auc"]),
@@ -257,27 +259,14 @@ def _tests(outcome: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{each['one']} − {each['other']}",
             _mean({"mean": each["difference"], "stderr": each["stderr"]}, sign="+"),
             str(each["n"]),
-            _p(each["p"]),
-            _p(each["p_holm"]) if each["primary"] else "secondary",
+            probability(each["p"]),
+            probability(each["p_holm"]) if each["primary"] else "secondary",
         )
         for each in outcome["tests"]
     ]
 
 
-def _mean(estimate: Mapping[str, float | None] | None, sign: str = "") -> str:
+def _mean(estimate: Mapping[str, Any] | None, sign: str = "") -> str:
     if estimate is None:
         return "no run"
-    stderr = "one seed" if estimate["stderr"] is None else f"{estimate['stderr']:.3f}"
-    return f"{estimate['mean']:{sign}.3f} ± {stderr}"
-
-
-def _p(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1e}" if value < 1e-3 else f"{value:.3f}"
-
-
-def _setting(setting: Mapping[str, Any]) -> str:
-    words = []
-    for key, value in setting.items():
-        inner = value.items() if isinstance(value, Mapping) else [(key, value)]
-        words += [f"{name} {each:g}" if isinstance(each, float) else f"{name} {each}" for name, each in inner]
-    return ", ".join(words) or "–"
+    return mean_and_error(Mean(value=estimate["mean"], stderr=estimate["stderr"], n=0), sign)
