@@ -1,11 +1,11 @@
-"""What diagnostics cost: CPU-seconds in them as a share of the run they are in, and that run against one without.
+"""Measures what diagnostics cost: their CPU-seconds as a share of a run, and that run against one without them.
 
-    python benchmarks/diagnostics.py                               the embedded recipe, 4 rollout batches counted
-    python benchmarks/diagnostics.py --rounds 5 objective=grpo     runs with and without, interleaved, medians
+    python benchmarks/diagnostics.py                               the embedded recipe; counts 4 rollout batches
+    python benchmarks/diagnostics.py --rounds 5 objective=grpo     5 runs with and 5 without, in turn; medians
     python benchmarks/diagnostics.py recipes/smollm2-tool/train.yaml rollout_batches=1 ...
 
-The share is exact to the clock's resolution; the ratio of whole runs also holds what the calls do to caches, and the
-machine's noise. Rollouts are the same in both. Needs nothing that training does not.
+The share is exact to the resolution of the clock. The ratio of whole runs also contains what the calls do to caches,
+and the noise of the machine. Both kinds of runs sample the same rollouts. Nothing is needed beyond what training needs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def main() -> None:
     if args.child:
         print("RESULT " + json.dumps(_run(args.words)))
         return
-    found: dict[str, list[dict[str, float]]] = {"true": [], "false": []}
+    results: dict[str, list[dict[str, float]]] = {"true": [], "false": []}
     for _ in range(args.rounds):
-        for value, runs in found.items():
+        for value, runs in results.items():
             runs.append(_in_a_process([*args.words, f"diagnostics={value}"]))
             print(f"diagnostics={value:5}", {name: round(v, 4) for name, v in runs[-1].items()}, flush=True)
-    median = {value: statistics.median(run["training_s"] for run in runs) for value, runs in found.items()}
+    median = {value: statistics.median(run["training_s"] for run in runs) for value, runs in results.items()}
     shares = {
-        name: statistics.median(run[name] for run in found["true"])
+        name: statistics.median(run[name] for run in results["true"])
         for name in ("of_training", "of_everything")
     }
     print(
@@ -67,7 +67,7 @@ def _in_a_process(words: list[str]) -> dict[str, float]:
 
 
 def _run(words: list[str]) -> dict[str, float]:
-    """CPU-seconds of the rollout batches, but for the first where there are more: it pays for what is done once."""
+    """CPU-seconds of the rollout batches, without the first if there are more, since it pays for one-time work."""
     from ctpo.cli.quiet import quieten
     from ctpo.runs.directory import RunDirectory
     from ctpo.training.config.recipe import embedded_recipe, merge, parse_overrides, read_recipe
@@ -117,7 +117,7 @@ def _timed(function: Callable[..., Any], spent: dict[str, float], what: str) -> 
         started, already = time.process_time(), spent[what]
         try:
             return function(*args, **kwargs)
-        finally:  # a call within a call counts once
+        finally:  # a call within a call counts only once
             spent[what] = already + time.process_time() - started
 
     return timed

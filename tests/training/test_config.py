@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ctpo import CTPOConfig
+from ctpo.training.config.recipe import Recipe
 
 
 def test_a_cpu_gets_no_checkpointing_and_no_bf16_unless_asked(tmp_path: Path) -> None:
@@ -61,3 +63,12 @@ def test_updates_per_rollout_batch(tmp_path: Path) -> None:
         str(tmp_path), steps_per_generation=8, num_iterations=4, gradient_accumulation_steps=2, **keys
     )
     assert many.updates_per_rollout_batch == 16
+
+
+def test_every_setting_has_a_help_text_and_a_place_in_the_documentation() -> None:
+    document = Path(__file__).parents[2].joinpath("docs", "training.md").read_text(encoding="utf-8")
+    for owner, documented in ((CTPOConfig, True), (Recipe, False)):
+        for each in dataclasses.fields(owner):
+            if each.name in vars(owner)["__annotations__"]:
+                assert len(each.metadata["help"]) > 20, each.name
+                assert not documented or f"`{each.name}`" in document, each.name
