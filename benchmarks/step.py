@@ -1,19 +1,24 @@
-"""CPU-seconds and peak memory of one training step against TRL's own GRPOTrainer, by phase.
+"""CPU-seconds per phase and peak memory of one training step, ours against TRL's own GRPOTrainer.
 
     python benchmarks/step.py [--model smollm2] [--lengths equal ragged] [--sides stock stock-bf16 ctpo] [--rounds 1]
                               [--json]
-    python benchmarks/step.py --sides ctpo ctpo-share_prompts ...    one lever off
-    python benchmarks/step.py --check                                loss and gradient, every lever against plain
+    python benchmarks/step.py --sides ctpo ctpo-share_prompts ...    with one setting switched off
+    python benchmarks/step.py --check                                loss and gradient of every setting against plain
 
-One step: 8 prompts x 8 samples are generated, scored, and one update is taken. Responses have 64 tokens, or 16 to 64,
-the same on both sides; every response has an advantage, except where --zero-groups says otherwise. Each step runs in
-a process of its own (peak memory is a process's), sides in turn; medians count. Sides: `stock` is GRPOTrainer in
-float32 with its other defaults; `stock-bf16` with all its defaults, which autocast to bfloat16; `stock-fast` in float32
-without checkpointing; `ctpo` ours with its defaults, `ctpo-KEY` with that key off.
+One step generates 8 prompts x 8 responses, scores them, and takes one update. Responses have 64 tokens, or 16 to 64, the
+same on both sides. Every response has an advantage, unless --zero-groups asks for groups without one. Each step runs in
+its own process, because peak memory belongs to a process. The sides take turns, and medians are reported.
 
-A ratio is stock's median over ours: `cpu_seconds_ratio` and `peak_rss_ratio` against `stock` (against `stock-bf16` if
-that is not run), and in `ratios` against each. `peak_share`: the products with weights that the step needs, counted
-once, over training's CPU-seconds, over the rate of a 1024³ product in the dtype that training computes in.
+Sides:
+    stock         GRPOTrainer in float32 with its other defaults
+    stock-bf16    GRPOTrainer with all its defaults, which autocast to bfloat16
+    stock-fast    GRPOTrainer in float32 without activation checkpointing
+    ctpo          CTPOTrainer with its defaults
+    ctpo-KEY      CTPOTrainer with that key switched off
+
+A ratio is stock's median divided by ours. `cpu_seconds_ratio` and `peak_rss_ratio` compare with `stock`, or with
+`stock-bf16` if `stock` is not run. `ratios` compares with each. `peak_share` is the rate of the products with weights that
+the step needs, counted once, in training's CPU-seconds, as a share of the rate of a 1024³ product in the same dtype.
 """
 
 from __future__ import annotations
@@ -54,7 +59,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", nargs="+", default=["equal", "ragged"], choices=["equal", "ragged"])
     parser.add_argument("--sides", nargs="+", default=["stock", "stock-bf16", "ctpo"])
     parser.add_argument("--rows", type=int, default=64, help="per_device_train_batch_size on both sides")
-    parser.add_argument("--zero-groups", type=int, default=0, help="prompts whose samples all get one reward")
+    parser.add_argument(
+        "--zero-groups", type=int, default=0, help="prompts whose responses all get the same reward"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--check", action="store_true")
@@ -64,16 +71,16 @@ def _arguments() -> argparse.Namespace:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    found: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in args.lengths}
+    runs: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in args.lengths}
     for _ in range(args.rounds):
         for lengths in args.lengths:
             for side in args.sides:
                 figures = _in_a_process(args, side, lengths)
-                found[lengths].setdefault(side, []).append(figures)
+                runs[lengths].setdefault(side, []).append(figures)
                 if not args.json:
                     shown = "  ".join(f"{name} {value:.2f}" for name, value in figures.items())
                     print(f"{lengths:6} {side:28} {shown}", flush=True)
-    summary = {lengths: _summary(sides) for lengths, sides in found.items()}
+    summary = {lengths: _summary(sides) for lengths, sides in runs.items()}
     if args.json:
         print(json.dumps({**vars(args), "results": summary}, indent=2))
     else:
@@ -89,7 +96,9 @@ def _in_a_process(args: argparse.Namespace, side: str, lengths: str) -> dict[str
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not results:
         killed = (
-            f" (killed by signal {-done.returncode}; 9 is mostly for memory)" if done.returncode < 0 else ""
+            f" (killed by signal {-done.returncode}; 9 mostly means out of memory)"
+            if done.returncode < 0
+            else ""
         )
         sys.exit(f"{side} failed{killed}:\n{done.stderr[-3000:]}")
     figures: dict[str, float] = json.loads(results[-1].removeprefix("RESULT "))
@@ -112,7 +121,7 @@ def _summary(sides: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 
 def _step(args: argparse.Namespace, side: str, lengths: str) -> dict[str, float]:
-    """One step in this process; a pass slower than the one asked for ends it."""
+    """The figures of one step in this process. If the model needs a slower pass than the settings ask for, it fails."""
     from ctpo.training.scoring.choose import SlowPassNote
 
     warnings.simplefilter("error", SlowPassNote)

@@ -1,4 +1,4 @@
-"""How far the loss and gradient of every lever are from TRL's plain pass, and both from float64."""
+"""How far the loss and gradient with each setting are from TRL's plain pass, and how far both are from float64."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 def check(model: str) -> dict[str, dict[str, dict[str, float]]]:
     """Relative differences on a ragged micro-batch in float32, by objective and setting.
 
-    Token-wise objectives (grpo) see a token's rounding once. CTPO multiplies a row's ratios and gathers the rounding
-    of up to 64 log-probs, of either pass; how much of the difference is whose, float64 tells.
+    An objective of single tokens (grpo) sees the rounding of a token once. CTPO multiplies the ratios of a row and
+    gathers the rounding of up to 64 log-probs, in either pass. The comparison with float64 shows how much of the
+    difference comes from which pass.
     """
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer("ctpo-compute_dtype", "ragged", folder, model=model)
@@ -43,23 +44,20 @@ def _differences(trainer: Any, inputs: dict[str, Any], objective: str) -> dict[s
     trainer.objective = preset(objective)
     with _in_float64(trainer.model):
         exact = _loss_and_gradient(trainer, inputs, _PLAIN)
-    found: dict[str, dict[str, float]] = {}
+    differences: dict[str, dict[str, float]] = {}
     plain = exact
     for name, settings in _SETTINGS.items():
         got = _loss_and_gradient(trainer, inputs, settings)
         if name == "plain":
             plain = got
-        found[name] = {
-            **_apart(got, plain, "plain"),
-            **_apart(got, exact, "float64"),
-        }
-    return found
+        differences[name] = {**_apart(got, plain, "plain"), **_apart(got, exact, "float64")}
+    return differences
 
 
-def _apart(found: tuple[float, Tensor], expected: tuple[float, Tensor], name: str) -> dict[str, float]:
+def _apart(got: tuple[float, Tensor], expected: tuple[float, Tensor], name: str) -> dict[str, float]:
     return {
-        f"loss from {name}": abs(found[0] / expected[0] - 1),
-        f"gradient from {name}": float((found[1] - expected[1]).norm() / expected[1].norm()),
+        f"loss from {name}": abs(got[0] / expected[0] - 1),
+        f"gradient from {name}": float((got[1] - expected[1]).norm() / expected[1].norm()),
     }
 
 
@@ -70,7 +68,7 @@ def _loss_and_gradient(
 
     names = {key for levers in LEVERS.values() for key in levers}
     on: dict[str, Any] = dict.fromkeys(names, True)
-    on |= {"gradient_checkpointing": False, "compute_dtype": "float32", "max_tokens_per_micro_batch": 150}
+    on |= {"activation_checkpointing": False, "compute_dtype": "float32", "max_tokens_per_micro_batch": 150}
     for key, value in {**on, **settings}.items():
         setattr(trainer.args, key, value)
     trainer.part_scorer = PartScorer(trainer)
@@ -84,7 +82,8 @@ def _loss_and_gradient(
 
 @contextmanager
 def _in_float64(model: Any) -> Iterator[None]:
-    """The whole model: transformers' norms go through float32 in any dtype, so they are exchanged."""
+    """A context with the whole model in float64. transformers' norms compute in float32 at any dtype, so they are
+    replaced."""
     norms = [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
     model.double()
     for norm in norms:
@@ -106,7 +105,7 @@ def _norm_in_float64(norm: Any) -> Any:
 
 
 def _micro_batch(trainer: Any) -> dict[str, Any]:
-    """Two prompts, two samples each, anchors off the policy's log-probs, one row without advantage."""
+    """Two prompts with two responses each, anchors away from the policy's log-probs, and one row without advantage."""
     draw = torch.Generator().manual_seed(2)
     tokens = [trainer.processing_class(text)["input_ids"] for text in texts()[:5:4]]
     width = max(map(len, tokens))

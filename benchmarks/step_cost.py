@@ -1,4 +1,4 @@
-"""What a step costs: CPU-seconds by phase, and the share of the machine's products that training reaches."""
+"""What a step costs: CPU-seconds per phase, the products that it needs, and how fast this machine multiplies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def clock(trainer: Any) -> dict[str, float]:
-    """CPU-seconds of the step and its phases, filled while the trainer trains."""
+    """CPU-seconds of the step and its phases, filled in while the trainer trains."""
     from transformers import TrainerCallback
 
     spent = dict.fromkeys(("step", "generation", "optimizer"), 0.0)
@@ -43,9 +43,11 @@ def clock(trainer: Any) -> dict[str, float]:
 
 
 def product_flops(trainer: Any) -> float:
-    """Of the products with weights in forward and backward (attention's own left out), for the tokens that must be
-    computed, those of rows with an advantage: prompts once, completions but for their last token; the head for every
-    completion token."""
+    """Floating point operations of the products with weights in forward and backward, without attention's own.
+
+    Only tokens that must be computed count: those of rows with an advantage, prompts once, and completions without
+    their last token. The head counts for every completion token.
+    """
     from ctpo.training.scoring.microbatch import MicroBatch
 
     head = trainer.model.get_output_embeddings().weight.numel()
@@ -60,7 +62,7 @@ def product_flops(trainer: Any) -> float:
 
 
 def peak_flops(dtype: torch.dtype) -> float:
-    """Of a 1024³ product, best of ten."""
+    """Floating point operations per second of a 1024³ product, the best of ten."""
     left, right = torch.randn(2, 1024, 1024).to(dtype).unbind()
     seconds = []
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""The trainers that `step.py` compares: the same model, prompts, rewards and response lengths, ours or TRL's."""
+"""The trainers that `step.py` compares, ours and TRL's, with the same model, prompts, rewards and response lengths."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ LEVERS: dict[str, dict[str, Any]] = {
     "max_tokens_per_micro_batch": {"max_tokens_per_micro_batch": 0},
     "keep_freed_memory": {"keep_freed_memory": False},
     "compute_dtype": {"compute_dtype": "float32"},
-    "checkpointing": {"gradient_checkpointing": True},
+    "checkpointing": {"activation_checkpointing": True},
     "all": {"completion_head": False, "skip_zero_advantage": False, "compute_dtype": "float32"},
 }
-"""Side `ctpo-KEY`: the settings that take the lever away (`checkpointing`: TRL's default put back)."""
+"""The settings of side `ctpo-KEY`, which switch KEY off. `checkpointing` restores TRL's default."""
 STOCK: dict[str, dict[str, Any]] = {
     "stock": {"bf16": False},
     "stock-bf16": {},
-    "stock-fast": {"bf16": False, "gradient_checkpointing": False},
+    "stock-fast": {"bf16": False, "activation_checkpointing": False},
 }
-"""TRL's trainer: in float32 with its other defaults, with all its defaults, in float32 without checkpointing."""
+"""The settings of the sides with TRL's own trainer."""
 PROMPTS, SAMPLES, LONGEST = 8, 8, 64
 
 
@@ -36,11 +36,11 @@ def make_trainer(
 
     Args:
         side: a key of STOCK, "ctpo", or "ctpo-" and a key of LEVERS.
-        lengths: of the responses, "equal" or "ragged".
-        folder: it may write to.
+        lengths: "equal" or "ragged", of the responses.
+        folder: where it may write.
         model: as `ctpo train` names it.
         rows: per_device_train_batch_size.
-        zero_groups: prompts whose samples all get one reward.
+        zero_groups: the number of prompts whose responses all get the same reward.
     """
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -83,7 +83,7 @@ def make_trainer(
 
 
 def texts() -> list[str]:
-    """Eight texts of some 60 to 90 tokens, as they come from no benchmark."""
+    """Eight made-up prompts of 60 to 90 tokens."""
     words = "river stone lantern seven copper market window winter engine paper garden signal".split()
     draw = torch.Generator().manual_seed(0)
     picks = [torch.randint(len(words), (50 + 4 * i,), generator=draw).tolist() for i in range(PROMPTS)]
@@ -91,7 +91,7 @@ def texts() -> list[str]:
 
 
 def response_lengths(kind: str) -> torch.Tensor:
-    """[rows] tokens of each response."""
+    """[rows] how many tokens each response has."""
     rows = PROMPTS * SAMPLES
     draw = torch.Generator().manual_seed(1)
     ragged = torch.randint(LONGEST // 4, LONGEST + 1, (rows,), generator=draw)
@@ -106,7 +106,7 @@ def _rewards(zero_groups: int) -> Callable[..., list[float]]:
 
 
 def _rollout_func(planned: torch.Tensor) -> Callable[..., dict[str, Any]]:
-    """Ours, each response ending where it is planned to and nowhere else."""
+    """Our rollouts, with each response ending exactly where it is planned to."""
     from ctpo.rollout.local import engine as module
     from ctpo.training.sampling.rollout_func import make_rollout_func
 
@@ -119,7 +119,10 @@ def _rollout_func(planned: torch.Tensor) -> Callable[..., dict[str, Any]]:
 
 
 def _stopping_at(generate: Callable[..., Any], planned: torch.Tensor) -> Callable[..., Any]:
-    """TRL's, likewise: a row ends one token early, and the end-of-text that pads it is its last."""
+    """TRL's generation, with the same lengths.
+
+    A row ends one token early. Its last token is the end-of-text that pads it.
+    """
     from transformers import StoppingCriteria, StoppingCriteriaList
 
     class Planned(StoppingCriteria):  # type: ignore[misc]

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ctpo.tasks.arithmetic import model_path
-from ctpo.training.scoring import Levers, Rows, Scorer
+from ctpo.training.scoring import ScoringOptions, Rows, Scorer
 from ctpo.training.scoring.choose import PassChoice, SlowPassNote
 from ctpo.training.scoring.head import token_log_probs
 from ctpo.training.scoring.rows import packs, token_limit
@@ -94,7 +94,7 @@ def mistral() -> Any:
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("way", ["packed", "padded"])
 def test_a_pass_equals_row_by_row(embedded: Any, way: str, shared: bool) -> None:
-    rows, scorer = ragged(), Scorer(Levers(share_prompts=shared), temperature=0.7)
+    rows, scorer = ragged(), Scorer(ScoringOptions(share_prompts=shared), temperature=0.7)
     expected, entropies = one_by_one(embedded, rows, 0.7)
     wanted = gradient(embedded, expected)
     found, found_entropies = scorer.score(embedded, embedded, rows, way)
@@ -105,7 +105,7 @@ def test_a_pass_equals_row_by_row(embedded: Any, way: str, shared: bool) -> None
 
 @pytest.mark.parametrize("make", [qwen3, mistral])
 def test_other_models_are_packed_too(make: Any) -> None:
-    model, rows, scorer = make(), ragged(), Scorer(Levers())
+    model, rows, scorer = make(), ragged(), Scorer(ScoringOptions())
     with warnings.catch_warnings():
         warnings.simplefilter("error", SlowPassNote)
         assert PassChoice(scorer).best(model, model) == "packed"
@@ -123,13 +123,13 @@ def test_learned_positions_are_right_without_padding() -> None:
     config = GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=32, n_layer=2, n_head=4)
     model = GPT2LMHeadModel(config).eval()
     model.transformer.wpe.weight.data.mul_(50)
-    scorer, rows = Scorer(Levers()), ragged()
+    scorer, rows = Scorer(ScoringOptions()), ragged()
     assert PassChoice(scorer).best(model, model) == "packed"
     with torch.no_grad():
         found = scorer.score(model, model, rows, "packed")[0]
         torch.testing.assert_close(found, one_by_one(model, rows)[0], atol=2e-5, rtol=1e-5)
     with pytest.warns(SlowPassNote, match="plain pass, not the padded"):
-        assert PassChoice(Scorer(Levers(pack_rows=False))).best(model, model) == "plain"
+        assert PassChoice(Scorer(ScoringOptions(pack_rows=False))).best(model, model) == "plain"
 
 
 def test_a_model_that_scales_its_logits_falls_back_and_says_so() -> None:
@@ -139,12 +139,12 @@ def test_a_model_that_scales_its_logits_falls_back_and_says_so() -> None:
     torch.manual_seed(0)
     model = CohereForCausalLM(CohereConfig(**settings, logit_scale=0.25))
     with pytest.warns(SlowPassNote, match="CohereForCausalLM is scored by the plain pass.*differ by"):
-        assert PassChoice(Scorer(Levers())).best(model, model) == "plain"
+        assert PassChoice(Scorer(ScoringOptions())).best(model, model) == "plain"
 
 
 def test_a_state_that_crosses_rows_is_noticed(embedded: Any) -> None:
     """An attention of the model's own, deaf to the tree: packed rows would see each other."""
-    scorer = Scorer(Levers())
+    scorer = Scorer(ScoringOptions())
     real = scorer._packed
 
     def deaf(model: Any, unwrapped: Any, rows: Rows) -> Tensor:
@@ -159,7 +159,7 @@ def test_a_state_that_crosses_rows_is_noticed(embedded: Any) -> None:
 
 def test_recomputed_layers_are_not_packed(embedded: Any) -> None:
     """Their backward pass runs them again, outside of ours and with layers of the model's own."""
-    rows, scorer = ragged(), Scorer(Levers())
+    rows, scorer = ragged(), Scorer(ScoringOptions())
     wanted = gradient(embedded, one_by_one(embedded, rows)[0])
     assert PassChoice(scorer).best(embedded, embedded) == "packed"
     embedded.activation_checkpointing_enable()

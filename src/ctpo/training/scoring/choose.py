@@ -33,19 +33,19 @@ class PassChoice:
         self._allowed: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
     def best(self, model: nn.Module, unwrapped: nn.Module) -> str:
-        """The fastest pass that both the levers and the model allow, one of `PASSES`.
+        """The fastest pass that both the options and the model allow, one of `PASSES`.
 
         Args:
             model: as it is wrapped for training.
             unwrapped: the transformers model inside.
 
         Warns:
-            SlowPassNote: once per model, if it does not allow the pass that the levers ask for.
+            SlowPassNote: once per model, if it does not allow the pass that the options ask for.
         """
-        levers = self._scorer.levers
-        if not levers.completion_head:
+        options = self._scorer.options
+        if not options.completion_head:
             return "plain"
-        wanted = "packed" if levers.pack_rows and not recomputes_layers(unwrapped) else "padded"
+        wanted = "packed" if options.pack_rows and not recomputes_layers(unwrapped) else "padded"
         allowed = self._allowed.get(unwrapped)
         if allowed is None:
             allowed = self._allowed[unwrapped] = self._try(model, unwrapped, wanted)

@@ -16,7 +16,7 @@ from ctpo.training.scoring.choose import PassChoice
 from ctpo.training.scoring.microbatch import MicroBatch
 from ctpo.training.scoring.precision import computes_in_bfloat16
 from ctpo.training.scoring.rows import Rows, packs, token_limit
-from ctpo.training.scoring.scorer import Levers, Scorer
+from ctpo.training.scoring.scorer import ScoringOptions, Scorer
 from ctpo.training.view import TrainerView
 
 _LOCKSTEP: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -39,7 +39,7 @@ class PartScorer:
         self._trainer = trainer
         args = trainer.args
         self._scorer = Scorer(
-            Levers(**{each.name: getattr(args, each.name) for each in fields(Levers)}),
+            ScoringOptions(**{each.name: getattr(args, each.name) for each in fields(ScoringOptions)}),
             temperature=trainer.temperature,
             float32_head=args.cast_lm_head_to_fp32,
             autocast=self._autocast,

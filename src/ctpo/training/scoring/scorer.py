@@ -17,7 +17,7 @@ from ctpo.training.scoring.tree import grow, tree_attention_in
 
 
 @dataclass(frozen=True, kw_only=True)
-class Levers:
+class ScoringOptions:
     """Which computations the forward pass leaves out. None of them changes anything but rounding."""
 
     pack_rows: bool = True
@@ -25,7 +25,7 @@ class Levers:
     share_prompts: bool = True
     """Leave out repetitions of a prompt. Needs pack_rows."""
     completion_head: bool = True
-    """Leave out the head on prompts, padding and tool tokens. The two levers above need it."""
+    """Leave out the head on prompts, padding and tool tokens. The two options above need it."""
     fused_layers: bool = True
     """On a CPU, leave out passes over memory inside of norms and, in bfloat16, of attention."""
 
@@ -42,7 +42,7 @@ class Scorer:
     `PassChoice` says which of them a model allows.
 
     Args:
-        levers: what to leave out.
+        options: what to leave out.
         temperature: the divisor of the logits.
         float32_head: whether the head computes in float32 under autocast too.
         autocast: a function that returns the context in which the model runs.
@@ -50,13 +50,13 @@ class Scorer:
 
     def __init__(
         self,
-        levers: Levers,
+        options: ScoringOptions,
         *,
         temperature: float = 1.0,
         float32_head: bool = False,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self.levers, self.temperature = levers, temperature
+        self.options, self.temperature = options, temperature
         self._float32_head, self.autocast = float32_head, autocast
 
     def score(self, model: Any, unwrapped: Any, rows: Rows, pass_name: str) -> tuple[Tensor, Tensor]:
@@ -81,8 +81,8 @@ class Scorer:
 
     def _packed(self, model: Any, unwrapped: Any, rows: Rows) -> Tensor:
         """[M, 2] log-probs and entropies of the wanted tokens, from one stream of tokens."""
-        tree, targets = grow(rows, temperature=self.temperature, shared=self.levers.share_prompts)
-        tree.whole_attention = self.levers.fused_layers
+        tree, targets = grow(rows, temperature=self.temperature, shared=self.options.share_prompts)
+        tree.whole_attention = self.options.fused_layers
         with tree_attention_in(unwrapped.config.get_text_config()):
             return self._forward(
                 model, unwrapped, targets, input_ids=tree.ids, position_ids=tree.positions, ctpo_tree=tree
@@ -102,7 +102,7 @@ class Scorer:
     def _forward(self, model: Any, unwrapped: Any, targets: Targets, **inputs: Any) -> Tensor:
         with ExitStack() as stack:
             stack.enter_context(self.autocast())
-            if self.levers.fused_layers and not recomputes_layers(unwrapped):
+            if self.options.fused_layers and not recomputes_layers(unwrapped):
                 stack.enter_context(fast_cpu.fused_norms(unwrapped))
             head = unwrapped.get_output_embeddings()
             stack.enter_context(scoring_head(head, targets, float32=self._float32_head))
