@@ -5,9 +5,9 @@
     python benchmarks/step.py --sides ctpo ctpo-share_prompts ...    with one setting switched off
     python benchmarks/step.py --check                                loss and gradient of every setting against plain
 
-One step generates 8 prompts x 8 responses, scores them, and takes one update. Responses have 64 tokens, or 16 to 64, the
-same on both sides. Every response has an advantage, unless --zero-groups asks for groups without one. Each step runs in
-its own process, because peak memory belongs to a process. The sides take turns, and medians are reported.
+One step generates 8 responses to each of 8 prompts, scores them, and takes one update. Responses have 64 tokens, or 16
+to 64, the same on both sides. Every response has an advantage, unless --zero-groups asks for groups without one. Each
+step runs in its own process, because peak memory belongs to a process. The sides take turns, and medians are reported.
 
 Sides:
     stock         GRPOTrainer in float32 with its other defaults
@@ -17,8 +17,8 @@ Sides:
     ctpo-KEY      CTPOTrainer with that key switched off
 
 A ratio is stock's median divided by ours. `cpu_seconds_ratio` and `peak_rss_ratio` compare with `stock`, or with
-`stock-bf16` if `stock` is not run. `ratios` compares with each. `peak_share` is the rate of the products with weights that
-the step needs, counted once, in training's CPU-seconds, as a share of the rate of a 1024³ product in the same dtype.
+`stock-bf16` if `stock` is not run. `ratios` compares with each. `peak_share` compares the rate at which training does
+the products with weights that it needs, each counted once, with the rate of a 1024³ product in the same dtype.
 """
 
 from __future__ import annotations

@@ -110,11 +110,11 @@ def _rollout_func(planned: torch.Tensor) -> Callable[..., dict[str, Any]]:
     from ctpo.rollout.local import engine as module
     from ctpo.training.sampling.rollout_func import make_rollout_func
 
-    class Planned(module.Batch):
+    class Planned(module.Responses):
         def end(self, ended: torch.Tensor) -> None:
             super().end(self._length_B[self._alive] >= planned[self._alive])
 
-    module.Batch = Planned  # type: ignore[misc]
+    module.Responses = Planned  # type: ignore[misc]
     return make_rollout_func(None)
 
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ctpo.tasks.arithmetic import model_path
-from ctpo.training.scoring import ScoringOptions, Rows, Scorer
+from ctpo.training.scoring import Rows, Scorer, ScoringOptions
 from ctpo.training.scoring.choose import PassChoice, SlowPassNote
 from ctpo.training.scoring.head import token_log_probs
 from ctpo.training.scoring.rows import packs, token_limit

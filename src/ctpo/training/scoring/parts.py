@@ -16,7 +16,7 @@ from ctpo.training.scoring.choose import PassChoice
 from ctpo.training.scoring.microbatch import MicroBatch
 from ctpo.training.scoring.precision import computes_in_bfloat16
 from ctpo.training.scoring.rows import Rows, packs, token_limit
-from ctpo.training.scoring.scorer import ScoringOptions, Scorer
+from ctpo.training.scoring.scorer import Scorer, ScoringOptions
 from ctpo.training.view import TrainerView
 
 _LOCKSTEP: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
