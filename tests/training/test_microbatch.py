@@ -86,6 +86,37 @@ def step(trainer: Any, inputs: dict[str, Any]) -> tuple[float, Tensor]:
     return float(loss.detach()), torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
 
 
+def test_trls_dictionary_becomes_named_tensors(trained: Any) -> None:
+    inputs = trained._buffered_inputs[3]
+    batch = MicroBatch.of(inputs)
+    assert torch.equal(batch.response_mask, (inputs["completion_mask"] * inputs["tool_mask"]) == 1)
+    assert batch.rollout_logps is inputs["sampling_per_token_logps"]
+    assert batch.old_logps is None  # anchor="rollout" needs none
+    assert batch.rewards is inputs["rewards"]
+    assert int(batch.num_tokens) == int(batch.response_mask.sum())
+    assert int(batch.num_sequences) == 8
+    assert int(MicroBatch.of({**inputs, "minibatch_num_tokens": torch.tensor(99)}).num_tokens) == 99
+    assert not batch.multimodal
+    pixels = MicroBatch.of({**inputs, "pixel_values": torch.ones(8, 3), "image_sizes": None})
+    assert list(pixels.multimodal) == ["pixel_values"]
+    assert [part.pass_name for part in trained.part_scorer.parts(trained.model, pixels)] == ["plain"]
+
+
+def test_some_responses_of_a_micro_batch(trained: Any) -> None:
+    inputs = micro_batch(trained, importance_sampling_ratio=torch.linspace(0.5, 2, 8)[:, None])
+    batch = MicroBatch.of(inputs)
+    some = batch.take(torch.tensor([5, 0]))
+    assert len(some) == 2
+    assert torch.equal(some.completion_ids, inputs["completion_ids"][[5, 0]])
+    assert some.rollout_logps is not None
+    assert torch.equal(some.rollout_logps, inputs["sampling_per_token_logps"][[5, 0]])
+    assert some.num_tokens is batch.num_tokens
+    assert batch.has_advantage.tolist() == [True, True, False, True, False, True, False, True]
+    expected = inputs["advantages"] * inputs["importance_sampling_ratio"][:, 0]
+    assert torch.equal(batch.weighted_advantages[:, 0], expected)
+    assert torch.equal(some.weighted_advantages[:, 0], expected[[5, 0]])
+
+
 @pytest.mark.parametrize("name", LEVERS)
 @pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean"])
 def test_a_lever_changes_neither_loss_nor_gradient(
