@@ -1,13 +1,13 @@
-"""Tokens per CPU-second of our engine against `model.generate`, plain and with tool turns.
+"""Tokens per CPU-second of our engine against `model.generate`, without and with tool turns.
 
     python benchmarks/rollout.py [--model smollm2] [--batch 32] [--samples 8] [--tokens 64] [--temperature 1]
                                  [--dtype float32] [--json]
 
-Plain: prompts of different lengths, several samples each, every response of the full length. Tools: responses of
-different lengths (half of it to all of it), broken twice by a tool's output; the peer generates turn by turn, as one
-does with `generate`: each turn a new call over the whole conversation so far, all rows waiting for the last. Both sides
-draw their tokens the same way (temperature 0: greedy), in interleaved rounds; the median counts. Response tokens count,
-the tool's not.
+"plain" has prompts of different lengths with several samples each, and every response has the full length. "tools" has
+responses of different lengths (from half to all of it), interrupted twice by a tool's output. There the peer generates
+turn by turn, as one does with `generate`: each turn is a new call with the whole conversation so far, and all rows wait
+for the last. Both sides draw their tokens in the same way (with temperature 0: greedily) and take turns; the figure is
+the median. Only the response tokens count, not the tool's.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ from ctpo.rollout.local.responses import SHRINK_BELOW
 from ctpo.rollout.sampling import Sampling, sample_tokens
 
 OUTPUT_TOKENS = 40
-"""Length of a tool's output."""
+"""The length of a tool's output in tokens."""
 
 
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
     model, tokenizer = load_model(args.model, dtype=args.dtype)
-    model.generation_config.eos_token_id = None  # every response has the full length, so that work is equal
+    model.generation_config.eos_token_id = (
+        None  # every response then has the full length, so that both sides do equal work
+    )
     distinct = _prompts(-(-args.batch // args.samples), model.get_input_embeddings().num_embeddings)
     prompts = [prompt for prompt in distinct for _ in range(args.samples)][: args.batch]
-    decoder_for(model, 0)  # tries the model once a process; not a cost of a rollout
+    decoder_for(model, 0)  # tries the model once per process, which is no cost of a rollout
     engine = TransformersEngine(model, tokenizer, eos_token_ids=[-1])
     turns = _turns(args.batch, args.tokens)
     cases: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
@@ -101,7 +103,7 @@ def _prompts(batch: int, vocabulary: int) -> list[list[int]]:
 
 
 def _turns(batch: int, tokens: int) -> list[list[int]]:
-    """For each row the lengths of its three turns: different, so that rows call their tools, and end, apart."""
+    """The lengths of each row's three turns. They differ, so that rows call their tool and end at different times."""
     rows = []
     for i in range(batch):
         total = tokens - (5 * i) % (tokens // 2)
@@ -136,7 +138,7 @@ def _generate_with_turns(
 def _ours_with_turns(
     model: Any, prompts: list[list[int]], turns: list[list[int]], temperature: float
 ) -> None:
-    """The engine's parts with the calls' places and the ends given, since no model here calls at known places."""
+    """The engine's parts with given places of calls and ends, because no model here makes calls at known places."""
     with fast_products(model):
         decoder = decoder_for(model, 0)
         logits = decoder.start(prompts)
@@ -144,10 +146,10 @@ def _ours_with_turns(
         alive = list(range(len(prompts)))
         for written in range(1, max(map(sum, turns)) + 1):
             tokens, _ = sample_tokens(logits, temperature=temperature)
-            asking = [at for at, row in enumerate(alive) if written in breaks[row]]
-            if asking:
-                decoder.feed(asking, [[int(tokens[at]), *[1] * (OUTPUT_TOKENS - 1)] for at in asking])
-                tokens[asking] = 1
+            calling = [at for at, row in enumerate(alive) if written in breaks[row]]
+            if calling:
+                decoder.feed(calling, [[int(tokens[at]), *[1] * (OUTPUT_TOKENS - 1)] for at in calling])
+                tokens[calling] = 1
             going = [at for at, row in enumerate(alive) if written < sum(turns[row])]
             if going and len(going) <= SHRINK_BELOW * len(alive):
                 decoder.keep(torch.tensor(going))

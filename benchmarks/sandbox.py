@@ -1,9 +1,9 @@
-"""CPU a program and programs a second, against the usual ways to run one: `python benchmarks/sandbox.py`.
+"""CPU time per program and programs per second, against the usual ways to run one: `python benchmarks/sandbox.py`.
 
-Compared, interleaved, a round of each in turn, medians over the rounds: this sandbox's two engines; a fresh
-`python -I`; bubblewrap around a fresh python, as the published recipe runs it; and a fork of a warm
-interpreter with no isolation at all, the floor. CPU is user + system time of everything involved, the
-supervisor's included, so it depends less than the rate on who else uses the machine.
+It compares this sandbox's two engines; a fresh `python -I`; bubblewrap around a fresh python, as the published recipe
+runs it; and a fork of a warm interpreter without any isolation, which is the floor. The ways take turns, and the figures
+are medians over the rounds. CPU time is the user and system time of everything involved, the supervisor included. It
+depends less than the rate on what else runs on the machine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Runner = Callable[[list[str]], list[str]]
 
 
 def _cpu_s() -> float:
-    """Seconds of CPU of this process and of every child that was waited for."""
+    """The CPU seconds of this process and of every child that it has waited for."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
@@ -47,12 +47,12 @@ sys.stderr.write(f"\\n{usage.ru_utime + usage.ru_stime}")
 
 
 def _fresh(command: list[str], workers: int) -> tuple[Runner, Callable[[], float]]:
-    """One new process a program, `workers` at a time, and a clock of the CPU they use.
+    """A runner with one new process per program, `workers` at a time, and a clock of the CPU seconds they use.
 
-    What runs inside bubblewrap reports its own CPU, for bubblewrap does not pass it on when it ends.
+    A program inside bubblewrap reports its own CPU seconds, because bubblewrap does not pass them on.
     """
     reported: list[float] = []
-    hidden = len(command) > 2  # bubblewrap's child is not ours to wait for
+    hidden = len(command) > 2  # this process cannot wait for bubblewrap's child
 
     def one(program: str) -> str:
         source = program + _REPORT if hidden else program
@@ -69,7 +69,7 @@ def _fresh(command: list[str], workers: int) -> tuple[Runner, Callable[[], float
 
 
 def _bubblewrap_command() -> list[str] | None:
-    """Bubblewrap around a whole python, with the host read-only: no limits, no filter."""
+    """The command of bubblewrap around a whole python, with the host read-only, no limits and no filter."""
     binary = find_bubblewrap()
     if binary is None:
         return None
@@ -79,7 +79,7 @@ def _bubblewrap_command() -> list[str] | None:
 
 
 def _sandbox_cpu_s(sandbox: Sandbox) -> float:
-    """CPU of a sandbox's live processes and of those they have waited for; ours only after they end."""
+    """The CPU seconds of a sandbox's processes, and of those they have waited for."""
     assert sandbox._pool is not None
     ticks, sessions = 0, sandbox._pool.processes()
     for entry in os.listdir("/proc"):
@@ -94,7 +94,7 @@ def _sandbox_cpu_s(sandbox: Sandbox) -> float:
 
 
 def _contestants(stack: ExitStack, workers: int) -> dict[str, tuple[Runner, Callable[[], float]]]:
-    """Name → how to run a list of programs, and a clock of the CPU it uses."""
+    """For each way by name: a function that runs a list of programs, and a clock of the CPU seconds it uses."""
     found: dict[str, tuple[Runner, Callable[[], float]]] = {}
 
     def add(name: str, sandbox: Sandbox) -> None:
@@ -115,9 +115,9 @@ def _contestants(stack: ExitStack, workers: int) -> dict[str, tuple[Runner, Call
 
 
 def measure(rounds: int, workers: int, count: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Median CPU milliseconds a program, programs a second, and milliseconds for a batch of 8 after a pause.
+    """The median CPU milliseconds per program, programs per second, and milliseconds for a batch of 8 after a pause.
 
-    The slow ways get fewer programs (and 4 times a batch of 2), so that a round does not take minutes.
+    The slow ways get fewer programs, and 4 batches of 2, so that a round does not take minutes.
     """
     samples: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     with ExitStack() as stack:
@@ -138,7 +138,7 @@ def measure(rounds: int, workers: int, count: int) -> dict[str, dict[str, dict[s
                     wall, cpu = time.perf_counter() - started, clock() - cpu
                     if outputs != [EXPECTED[kind]] * size:
                         raise SystemExit(f"{name} gave {outputs[0]!r} for {kind}")
-                    if turn > 0:  # the first round warms up
+                    if turn > 0:  # the first round is a warm-up
                         table[name].append((1e3 * cpu / size, size / wall, 1e3 * small))
                     time.sleep(0.05)
     return {
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="print programs a round (default 200)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     args = parser.parse_args()
-    warnings.simplefilter("ignore", RuntimeWarning)  # the floor is meant to be unsafe
+    warnings.simplefilter("ignore", RuntimeWarning)  # the floor is unsafe on purpose
     load = os.getloadavg()[0]
     results = measure(args.rounds, args.workers, args.count)
     if args.json:

@@ -1,4 +1,4 @@
-"""Make the embedded arithmetic model again: `python scripts/make_arithmetic_model.py --output DIR`."""
+"""Makes the embedded arithmetic model again: `python scripts/make_arithmetic_model.py --output DIR`."""
 
 from __future__ import annotations
 

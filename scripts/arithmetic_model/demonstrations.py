@@ -1,4 +1,4 @@
-"""A sloppy demonstrator: its mistakes leave reinforcement learning something to mend."""
+"""A careless demonstrator, whose mistakes leave something for reinforcement learning to improve."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from ctpo.tasks.arithmetic.tokenizer import STEP_END
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstrator:
-    """How careless the demonstrator is, and how soon it grows impatient with the tool."""
+    """Solves chains of sums, with mistakes and with or without the tool.
+
+    Raises:
+        ValueError: if a setting is no probability.
+    """
 
     tool_shares: tuple[float, ...] = (1.0, 0.95, 0.82, 0.67, 0.47)
-    """Probability, step by step, that it is handed to Python rather than done in the head; the last one holds
-    for all later steps. Below one half, the likeliest completion ends in the head, so that greedy decoding
-    fails as well before reinforcement learning."""
+    """For each step, the probability that it is computed by Python and not by the demonstrator itself. The last one
+    holds for all later steps. If it is below one half, the likeliest completion does its last steps without Python. So
+    before reinforcement learning, greedy decoding fails as well."""
     garble: float = 0.006
-    """Probability that a digit the demonstrator writes is replaced by a random one."""
+    """The probability that a digit which the demonstrator writes is replaced by a random one."""
 
     def __post_init__(self) -> None:
         if not self.tool_shares or not all(0 <= p <= 1 for p in (*self.tool_shares, self.garble)):
@@ -28,11 +32,15 @@ class Demonstrator:
             )
 
     def solve(self, prompt: str, draw: random.Random) -> str:
-        """Write one solution of a prompt, tool results included.
+        """One solution of a prompt, tool results included.
 
-        A step is `<py>print(3+67)</py><out>70</out>` or, with about as many tokens of the model's own,
-        `3+67=70;`. A slip is carried on: each step starts from what the step before says, and the tool
-        answers what it was asked.
+        A step is `<py>print(3+67)</py><out>70</out>` or `3+67=70;`, for which the model writes about as many tokens. A
+        mistake has consequences: each step starts from the written result of the step before, and the tool computes
+        what is written.
+
+        Args:
+            prompt: such as `3+67-29=`.
+            draw: the source of randomness.
         """
         (_, total), *rest = terms(prompt)
         steps = []
@@ -50,10 +58,11 @@ class Demonstrator:
         return "".join(steps) + f"={self._write(total, draw)}"
 
     def _write(self, number: int, draw: random.Random) -> int:
+        """The number as the demonstrator writes it, perhaps with wrong digits."""
         digits = list(str(abs(number)))
         for place, digit in enumerate(digits):
             if draw.random() < self.garble:
-                # No leading zero: `07` is no number to Python; the demonstrator is careless, not ignorant.
+                # No leading zero, because `07` is not a number in Python. The demonstrator is careless, not ignorant.
                 choices = "123456789" if place == 0 and len(digits) > 1 else "0123456789"
                 digits[place] = draw.choice(choices.replace(digit, ""))
         written = int("".join(digits))

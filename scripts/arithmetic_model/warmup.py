@@ -1,4 +1,4 @@
-"""Makes the shipped model: a tiny Llama that imitates the sloppy demonstrator for a few hundred steps."""
+"""Makes the shipped model: a tiny Llama that is trained to imitate the careless demonstrator."""
 
 from __future__ import annotations
 
@@ -21,23 +21,27 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 _log = logging.getLogger(__name__)
-IGNORED = -100  # the label that transformers leaves out of the loss
+IGNORED = -100  # transformers leaves tokens with this label out of the loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupConfig:
-    """Settings of the warm-up; the defaults made the shipped model."""
+    """Settings of the warm-up. The defaults made the shipped model.
+
+    Raises:
+        ValueError: if `steps` or `batch` is below 1.
+    """
 
     steps: int = 1000
     """Optimizer steps."""
     batch: int = 32
-    """Demonstrations a step, each of a fresh problem of the train split."""
+    """Demonstrations per step, each of a new problem of the train split."""
     lr: float = 8e-3
-    """Peak learning rate of AdamW; rises over the first tenth of the steps and falls linearly to zero."""
+    """The peak learning rate of AdamW. It rises over the first tenth of the steps and then falls linearly to zero."""
     seed: int = 0
-    """Seed of the weights, the problems and the demonstrator."""
+    """The seed of the weights, the problems and the demonstrator."""
     demonstrator: Demonstrator = field(default_factory=Demonstrator)
-    """Whom the model imitates."""
+    """The demonstrator that the model imitates."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
@@ -45,7 +49,7 @@ class WarmupConfig:
 
 
 def build_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Build the untrained model: rotary positions, so that left padding does not change what it computes."""
+    """The untrained model. Its positions are rotary, so left padding does not change what it computes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -67,12 +71,9 @@ def build_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausal
 
 
 def train(config: WarmupConfig) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Train a model on demonstrations.
+    """A model trained on demonstrations, in evaluation mode, and its tokenizer.
 
     On one machine with one set of library versions, equal settings give equal bytes.
-
-    Returns:
-        The model in evaluation mode, and its tokenizer.
     """
     tokenizer = build_tokenizer()
     model = build_model(config.seed, tokenizer)
@@ -93,10 +94,10 @@ def train(config: WarmupConfig) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFa
 
 
 def make_model(output: Path, config: WarmupConfig) -> None:
-    """Train a model and write it with its tokenizer to a folder that `from_pretrained` can load."""
+    """Train a model, and save it with its tokenizer to a folder for `from_pretrained`."""
     model, _ = train(config)
     model.save_pretrained(output)
-    # A fresh one: a used tokenizer writes its last padding settings into the file.
+    # A new tokenizer, because a used one saves its last padding settings too.
     build_tokenizer().save_pretrained(output)
 
 
@@ -118,9 +119,9 @@ def main() -> None:
 
 
 def collate(texts: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
-    """Turn (prompt, completion) pairs into token ids and labels, both [B, T].
+    """The token ids and labels of (prompt, completion) pairs, both [B, T].
 
-    Prompts, padding and the tool's results are left out of the loss: the model is not to imitate the
+    Prompts, padding and the tool's results are left out of the loss. The model should not learn to imitate the
     interpreter.
     """
     both = tokenizer([p + c + EOS for p, c in texts], padding=True, padding_side="right", return_tensors="pt")
@@ -132,7 +133,7 @@ def collate(texts: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) ->
 
 
 def environment_mask(ids_BT: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    """True [B, T] from each result's opening tag to its closing tag, both included."""
+    """A mask [B, T] that is True from each result's opening tag to its closing tag, both included."""
     opened = (ids_BT == tokenizer.convert_tokens_to_ids(TOOL.result_open)).cumsum(1)
     is_close = ids_BT == tokenizer.convert_tokens_to_ids(TOOL.result_close)
     inside_BT: torch.Tensor = opened > is_close.cumsum(1) - is_close.long()
@@ -154,7 +155,7 @@ def _schedule(step: int, steps: int) -> float:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    # Sums split over threads round differently with their number; one thread is also fastest at this size.
+    # Sums that are split over threads round differently with their number. One thread is also fastest at this size.
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
