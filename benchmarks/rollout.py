@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from ctpo.cpu.products import fast_products
 from ctpo.evaluation.model import load_model
+from ctpo.fast_cpu import fast_products
 from ctpo.rollout import TransformersEngine
 from ctpo.rollout.local.decoders import decoder_for
 from ctpo.rollout.local.responses import SHRINK_BELOW
@@ -37,7 +37,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model, tokenizer = load_model(args.model, dtype=args.dtype)
     model.generation_config.eos_token_id = (
-        None  # every response then has the full length, so that both sides do equal work
+        None  # so that every response has the full length
     )
     distinct = _prompts(-(-args.batch // args.samples), model.get_input_embeddings().num_embeddings)
     prompts = [prompt for prompt in distinct for _ in range(args.samples)][: args.batch]

@@ -1,7 +1,7 @@
 """CPU time per program and programs per second, against the usual ways to run one: `python benchmarks/sandbox.py`.
 
 It compares this sandbox's two engines; a fresh `python -I`; bubblewrap around a fresh python, as the published recipe
-runs it; and a fork of a warm interpreter without any isolation, which is the floor. The ways take turns, and the figures
+runs it; and a fork of a warm interpreter without any isolation, which is the floor. The ways take turns. The figures
 are medians over the rounds. CPU time is the user and system time of everything involved, the supervisor included. It
 depends less than the rate on what else runs on the machine.
 """
