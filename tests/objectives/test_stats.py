@@ -111,9 +111,7 @@ def test_ess_of_weights_that_underflow(backend: str) -> None:
     assert out.stats["ess"].item() == pytest.approx((w.sum() ** 2 / (63 * (w**2).sum())).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "backend", ["compose", pytest.param("auto", marks=pytest.mark.xfail(reason="weights of e^-300 and less"))]
-)
+@BACKENDS
 def test_ess_of_equal_weights_that_underflow(backend: str) -> None:
     old, everywhere = torch.full((1, 63), 15.0), torch.ones(1, 63, dtype=torch.bool)
     out = preset("sequence", backend=backend)(torch.zeros(1, 63), old, torch.ones(1), everywhere)

@@ -52,18 +52,18 @@ typedef struct {
   void *token_loss, *gradient;
 } Call;
 
-/* Sums over tokens. The fields and their order are those of `Totals` in native.py. x is a token's log weight after
-   truncation, d its log ratio. */
+/* Sums over tokens, which stats.py makes the statistics from. The fields are those of SUMS there, in the same order, and
+   two more. x is a token's log weight after truncation, d its log ratio. */
 typedef struct {
+  double tokens, sequences;                       /* under the response mask */
+  double usable, nonfinite, saturated, positive;  /* kinds of tokens */
+  double high, low, dual;                         /* tokens beyond each bound */
+  double offset, offset_squared;                  /* Σ (x − origin), which is 0, and Σ (x − origin)² */
+  double weight, weight_squared;                  /* Σ w and Σ w² with w = e^(x − level) */
+  double d, d_squared, k3;                        /* Σ d, Σ d² and Σ (e^d − 1 − d) */
+  double origin, lowest, highest;                 /* mean and extremes of x */
+  double level;
   double loss;
-  double tokens, sequences;              /* under the response mask */
-  double usable, nonfinite, saturated;   /* tokens whose log-probs count, and the two kinds of those that do not */
-  double positive;                       /* tokens with a value that is no log-prob */
-  double high, low, dual;                /* tokens beyond each bound */
-  double d, dd, k3;                      /* Σ d, Σ d², Σ (e^d − 1 − d) */
-  double x_mean, x_squares;              /* mean of x, and Σ (x − mean)² */
-  double lowest, highest;                /* of x */
-  double weight, weight_squares;         /* Σ e^x, Σ e^2x */
 } Totals;
 
 #define CHUNK 512 /* tokens that pass through all the loops while they are in the first cache */
@@ -72,20 +72,36 @@ typedef struct {
 static void clear(const Call *call, Totals *totals) {
   memset(totals, 0, sizeof *totals);
   totals->lowest = call->far;
-  totals->highest = -call->far;
+  totals->highest = totals->level = -call->far;
 }
 
 /* The mean and the squares of two sets of numbers together, from those of each. */
 static void join_moments(Totals *into, double n, double mean, double squares) {
   double m = into->usable, all = m + n;
   if (n == 0) return;
-  double apart = mean - into->x_mean;
-  into->x_mean += apart * (n / all);
-  into->x_squares += squares + apart * apart * (m * n / all);
+  double apart = mean - into->origin;
+  into->origin += apart * (n / all);
+  into->offset_squared += squares + apart * apart * (m * n / all);
+}
+
+/* Add sums of weights whose level may be another. The higher level stays, so that no sum overflows. */
+static void join_weights(Totals *into, double weight, double squares, double level) {
+  if (level > into->level) {
+    double down = exp(into->level - level);
+    into->weight *= down;
+    into->weight_squared *= down * down;
+    into->level = level;
+  } else if (level < into->level) {
+    double down = exp(level - into->level);
+    weight *= down;
+    squares *= down * down;
+  }
+  into->weight += weight;
+  into->weight_squared += squares;
 }
 
 static void join(Totals *into, const Totals *part) {
-  join_moments(into, part->usable, part->x_mean, part->x_squares); /* before the counts are added */
+  join_moments(into, part->usable, part->origin, part->offset_squared); /* before the counts are added */
   into->loss += part->loss;
   into->tokens += part->tokens;
   into->sequences += part->sequences;
@@ -97,12 +113,11 @@ static void join(Totals *into, const Totals *part) {
   into->low += part->low;
   into->dual += part->dual;
   into->d += part->d;
-  into->dd += part->dd;
+  into->d_squared += part->d_squared;
   into->k3 += part->k3;
   if (part->lowest < into->lowest) into->lowest = part->lowest;
   if (part->highest > into->highest) into->highest = part->highest;
-  into->weight += part->weight;
-  into->weight_squares += part->weight_squares;
+  join_weights(into, part->weight, part->weight_squared, part->level);
 }
 
 /* The first token of a sequence; of the number after the last sequence, the end of the batch. */
@@ -150,6 +165,8 @@ static double factor_of(const Call *call, int64_t start, int64_t length) {
 #define FMA(a, b, c) ((a) * (b) + (c))
 #endif
 
+#define SMALL 0.3465f /* less than ln(2)/2 */
+
 /* For |r| up to ln(2)/2: (e^r − 1 − r) / r², from Taylor's terms to the seventh. */
 static inline float exp_tail(float r) {
   float p = FMA(1.9841270e-4f, r, 1.3888889e-3f);
@@ -185,12 +202,16 @@ static inline float excess_float(float x) {
   return n == 0.0f ? square : ((square + r) + 1.0f) * power_of_two(n) - 1.0f - x;
 }
 
+/* The same for |x| up to SMALL. */
+static inline float small_excess_float(float x) { return exp_tail(x) * x * x; }
+
 static inline double excess_double(double x) { return expm1(x) - x; }
 
 #define REAL float
 #define NAME(f) f##_float
 #define EXP exp_float
 #define EXCESS excess_float
+#define SMALL_EXCESS small_excess_float
 #define SQRT sqrtf
 #define POW powf
 #define ABS fabsf
@@ -199,6 +220,7 @@ static inline double excess_double(double x) { return expm1(x) - x; }
 #undef NAME
 #undef EXP
 #undef EXCESS
+#undef SMALL_EXCESS
 #undef SQRT
 #undef POW
 #undef ABS
@@ -206,6 +228,7 @@ static inline double excess_double(double x) { return expm1(x) - x; }
 #define NAME(f) f##_double
 #define EXP exp
 #define EXCESS excess_double
+#define SMALL_EXCESS excess_double
 #define SQRT sqrt
 #define POW pow
 #define ABS fabs

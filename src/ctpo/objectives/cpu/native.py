@@ -57,15 +57,9 @@ class Call(ctypes.Structure):
 
 
 class Totals(ctypes.Structure):
-    """The C pass's sums over the tokens; native.c says what each field means."""
+    """What the C pass sums over the tokens: `stats.SUMS`, and two numbers more."""
 
-    _fields_ = tuple(
-        (name, _REAL)
-        for name in (
-            "loss", "tokens", "sequences", "usable", "nonfinite", "saturated", "positive", "high", "low", "dual",
-            "d", "dd", "k3", "x_mean", "x_squares", "lowest", "highest", "weight", "weight_squares",
-        )
-    )  # fmt: skip
+    _fields_ = tuple((name, _REAL) for name in (*SUMS, "level", "loss"))
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ def forward(parts: Parts, inputs: Inputs, with_gradient: bool) -> Run:
     gradient = torch.empty_like(token_loss) if with_gradient else None
     totals = _run(parts, inputs, dtype, token_loss, gradient)
     loss = torch.full((), totals.loss, dtype=dtype, device="cpu")
-    return Run(loss, token_loss, gradient, _sums(totals))
+    return Run(loss, token_loss, gradient, torch.frombuffer(totals, dtype=torch.float64, count=len(SUMS)))
 
 
 @torch.no_grad()
@@ -254,15 +248,3 @@ def _aligned(x: Tensor) -> Tensor:
 def _count(count: Count | None) -> float:
     """A denominator, at least 1; a negative one asks the C pass to count."""
     return -1.0 if count is None else max(float(count), 1.0)
-
-
-def _sums(totals: Totals) -> Tensor:
-    """The totals in the order that the statistics are made from."""
-    t: Any = totals
-    by_name = {
-        **{name: getattr(t, name) for name in ("tokens", "sequences", "usable", "nonfinite", "saturated", "positive")},
-        **{"high": t.high, "low": t.low, "dual": t.dual, "offset": 0.0, "offset_squared": t.x_squares},
-        **{"weight": t.weight, "weight_squared": t.weight_squares, "d": t.d, "d_squared": t.dd, "k3": t.k3},
-        **{"origin": t.x_mean, "lowest": t.lowest, "highest": t.highest},
-    }
-    return torch.tensor([by_name[name] for name in SUMS], dtype=torch.float64, device="cpu")

@@ -30,10 +30,11 @@ static const REAL NAME(zeros)[CHUNK];
 static int64_t NAME(load)(const Call *call, int64_t at, int64_t n, NAME(Chunk) *chunk, Totals *totals, int64_t *usable_tokens) {
   const REAL *logps = (const REAL *)call->logps + at, *old = (const REAL *)call->old_logps + at;
   const uint8_t *response = call->response + at;
-  REAL bound = (REAL)call->saturation, most = (REAL)call->positive_logp, d = 0, dd = 0, k3 = 0, sampled = 0, usable = 0, positive = 0;
+  REAL bound = (REAL)call->saturation, most = (REAL)call->positive_logp;
+  REAL d = 0, dd = 0, k3 = 0, sampled = 0, usable = 0, positive = 0, largest = 0;
   VECTOR for (int64_t j = 0; j < n; j++) chunk->response[j] = response[j] != 0;
   VECTOR for (int64_t j = 0; j < n; j++) chunk->keep[j] = (REAL)chunk->response[j];
-#pragma omp simd reduction(+ : d, dd, k3, sampled, usable, positive)
+#pragma omp simd reduction(+ : d, dd, sampled, usable, positive) reduction(max : largest)
   for (int64_t j = 0; j < n; j++) {
     REAL difference = logps[j] - old[j], mask = chunk->keep[j];
     REAL keep = ABS(difference) <= bound ? mask : (REAL)0; /* 0 for NaN */
@@ -45,7 +46,14 @@ static int64_t NAME(load)(const Call *call, int64_t at, int64_t n, NAME(Chunk) *
     positive += (logps[j] > most) | (old[j] > most) ? mask : (REAL)0;
     d += value;
     dd += value * value;
-    k3 += EXCESS(value);
+    largest = ABS(value) > largest ? ABS(value) : largest;
+  }
+  if (largest < SMALL) {
+#pragma omp simd reduction(+ : k3)
+    for (int64_t j = 0; j < n; j++) k3 += SMALL_EXCESS(chunk->log_weight[j]);
+  } else {
+#pragma omp simd reduction(+ : k3)
+    for (int64_t j = 0; j < n; j++) k3 += EXCESS(chunk->log_weight[j]);
   }
   for (int64_t j = 0; j < n && usable < sampled; j++) {
     if (!chunk->response[j] || chunk->keep[j] != 0) continue;
@@ -57,7 +65,7 @@ static int64_t NAME(load)(const Call *call, int64_t at, int64_t n, NAME(Chunk) *
   totals->tokens += sampled;
   totals->positive += positive;
   totals->d += d;
-  totals->dd += dd;
+  totals->d_squared += dd;
   totals->k3 += k3;
   *usable_tokens = (int64_t)usable;
   return (int64_t)sampled;
@@ -274,10 +282,11 @@ static void NAME(weigh)(int64_t n, int64_t usable, REAL highest, NAME(Chunk) *ch
   double spread = from_first_squares - mean * from_first;
   join_moments(totals, count, first + mean, spread > 0 ? spread : 0);
   totals->usable += count;
-  double unit = 1;
-  if (usable > 0 && !(squares > (REAL)1e-30 && squares < (REAL)1e36)) { /* squares beyond the range of float */
+  if (usable == 0) return;
+  double level = 0;
+  if (!(squares > (REAL)1e-30 && squares < (REAL)1e36)) { /* squares beyond the range of float */
     sum = squares = 0;
-    unit = exp((double)highest);
+    level = (double)highest;
 #pragma omp simd reduction(+ : sum, squares)
     for (int64_t j = 0; j < n; j++) {
       REAL weight = keep[j] * EXP(x[j] - highest);
@@ -285,8 +294,7 @@ static void NAME(weigh)(int64_t n, int64_t usable, REAL highest, NAME(Chunk) *ch
       squares += weight * weight;
     }
   }
-  totals->weight += sum * unit;
-  totals->weight_squares += squares * unit * unit;
+  join_weights(totals, sum, squares, level);
 }
 
 /* Token losses and the gradient from weights that are clipped already. */
