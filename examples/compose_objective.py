@@ -16,7 +16,7 @@ from ctpo.objectives.trust_regions import LogBand
 
 objective = Objective(
     ratio=PrefixMeanRatio(),  # what a token weighs
-    trust_region=LogBand(low=0.1, high=0.2, power=0.5, statistic=CumulativeRatio()),  # what decides
+    trust_region=LogBand(log_low=0.1, log_high=0.2, power=0.5, statistic=CumulativeRatio()),  # what decides
     surrogate=MinClip(),
     reduction=Reduction("seq-mean-token-mean"),
 )

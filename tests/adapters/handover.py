@@ -20,11 +20,11 @@ from ctpo.objectives import preset
 PROMPTS = (3, 1, 5, 2, 4, 2)
 LENGTHS = (17, 24, 9, 2, 20, 13)
 KNOBS: dict[str, dict[str, float]] = {
-    "grpo": {"low": 0.08, "high": 0.08},
-    "ppo": {"low": 0.08, "high": 0.08},
-    "gspo": {"low": 0.01, "high": 0.01},
-    "cispo": {"high": 0.05},
-    "minpro": {"low": 0.1, "high": 0.1},
+    "grpo": {"ratio_low": 0.08, "ratio_high": 0.08},
+    "ppo": {"ratio_low": 0.08, "ratio_high": 0.08},
+    "gspo": {"ratio_low": 0.01, "ratio_high": 0.01},
+    "cispo": {"ratio_high": 0.05},
+    "minpro": {"ratio_low": 0.1, "ratio_high": 0.1},
 }
 """Narrow enough that these presets clip some tokens of the batch below, and not all."""
 

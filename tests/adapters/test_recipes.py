@@ -39,7 +39,7 @@ def test_published_settings(folder: Path) -> None:
     }  # fmt: skip
     assert {key: given[key] for key in published} == published
     knobs = yaml.safe_load(given[f"{actor}.policy_loss.knobs"])
-    assert knobs == {"low": 0.025, "high": 0.05, "dual": 0.05, "power": 0.5}
+    assert knobs == {"log_low": 0.025, "log_high": 0.05, "log_dual": 0.05, "power": 0.5}
 
 
 def test_the_two_sizes_differ_in_size_only() -> None:

@@ -121,8 +121,8 @@ def test_ppo_loss_on_jagged_batches(name: str) -> None:
 
 def test_every_preset_by_loss_mode() -> None:
     batch = handover.make()
-    loss, _, logps = ppo_loss(batch, loss_mode="ctpo/ctpo-fixed", knobs={"high": 0.1})
-    grad = handover.core("ctpo-fixed", batch, "token-mean", high=0.1)[1]
+    loss, _, logps = ppo_loss(batch, loss_mode="ctpo/ctpo-fixed", knobs={"log_high": 0.1})
+    grad = handover.core("ctpo-fixed", batch, "token-mean", log_high=0.1)[1]
     torch.testing.assert_close(torch.autograd.grad(loss, logps)[0].double(), grad, rtol=0, atol=1e-6)
 
 

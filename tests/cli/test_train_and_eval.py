@@ -69,7 +69,7 @@ def test_show_prints_a_recipe_that_is_one(capsys: pytest.CaptureFixture[str], tm
     recipe = yaml.safe_load(printed)
     assert recipe["objective"] == "grpo"
     assert recipe["learning_rate"] == 1e-4
-    assert recipe["objective_kwargs"]["high"] == 0.28
+    assert recipe["objective_kwargs"]["ratio_high"] == 0.28
     (tmp_path / "again.yaml").write_text(printed)
     assert main(["train", "--show", str(tmp_path / "again.yaml")]) == 0
     assert capsys.readouterr().out == printed

@@ -150,7 +150,7 @@ def corrections(group: Any) -> Iterator[tuple[str, Difference]]:
                 f"correction/{layout}/{level}",
                 {
                     "weights": (part.weights - expected.weights[:, columns]).abs().max().item(),
-                    "mask": (part.loss_mask != expected.loss_mask[:, columns]).sum().item(),
+                    "mask": (part.rejection_mask != expected.rejection_mask[:, columns]).sum().item(),
                     "stats": max((part.stats[k] - v).abs().item() for k, v in expected.stats.items()),
                 },
             )

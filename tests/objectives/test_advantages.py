@@ -48,7 +48,7 @@ def test_consecutive_groups_and_per_token_rewards(function: object) -> None:
     assert torch.equal(by_size, by_ids)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 1]])
     spread = torch.tensor([[0.5, 0.5, 9], [0.0, 9, 9], [1.0, 1, 1], [9, 9, 3.5]])
-    per_token = function(spread, 2, mask=mask)
+    per_token = function(spread, 2, response_mask=mask)
     torch.testing.assert_close(per_token, torch.where(mask != 0, by_size[:, None], 0.0))
 
 

@@ -101,7 +101,7 @@ def test_one_token_a_row(name: str) -> None:
 def test_the_exponential() -> None:
     """Read off token losses of one-token rows: within two units in the last place."""
     x = torch.cat([torch.linspace(-19.9, 19.9, 40_001), torch.tensor([0.0, 1e-8, -1e-8])])
-    objective = preset("ppo", low=2.0, high=float("inf"), reduction="sum", backend="native")
+    objective = preset("ppo", ratio_low=2.0, ratio_high=float("inf"), reduction="sum", backend="native")
     zeros = torch.zeros(len(x), 1)
     out = objective(x[:, None], zeros, torch.ones(len(x)), torch.ones(len(x), 1))
     exact = x.double().exp()
@@ -141,7 +141,7 @@ def test_a_weight_far_out_has_finite_squares(gap: float) -> None:
     """Inside of the bounds, and truncated at e^80."""
     logps = torch.zeros(2, 10)
     batch = Batch(logps, logps - gap, torch.tensor([1.0, -0.5]), torch.ones(2, 10, dtype=torch.bool))
-    fast, definition = pair("ctpo", low=200.0, high=200.0, dual=None, power=0.0)
+    fast, definition = pair("ctpo", log_low=200.0, log_high=200.0, log_dual=None, power=0.0)
     same(run(fast, batch)[0], run(definition, batch)[0], 1e-5)
 
 
@@ -159,7 +159,7 @@ def test_extremes_inside_of_the_bounds_are_of_tokens(drift: float) -> None:
 def test_dual_bound_below_the_upper_one_under_advantages_of_tokens() -> None:
     batch = make(rows=3, length=600, drift=0.001, per_token=True)
     batch.logps[1] = batch.old[1] + 0.001
-    fast, definition = pair("ctpo", high=10.0, dual=0.01)
+    fast, definition = pair("ctpo", log_high=10.0, log_dual=0.01)
     (out, grad), (expected, expected_grad) = run(fast, batch), run(definition, batch)
     assert out.stats["clip_fraction_dual"] > 0
     same(out, expected, 1e-11)

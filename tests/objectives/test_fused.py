@@ -254,7 +254,7 @@ def test_a_retained_graph_gives_gradients_of_their_own(name: str, backend: str) 
 def test_gradcheck_of_weighted_log_probs(name: str) -> None:
     """Where the weight is a constant, finite differences of the loss see the whole gradient."""
     batch = make(rows=5, length=6)
-    knobs = {"high": 0.0, "low": 0.0} if name == "cispo" else {}
+    knobs = {"ratio_high": 0.0, "ratio_low": 0.0} if name == "cispo" else {}
 
     def loss(logps: torch.Tensor) -> torch.Tensor:
         return preset(name, **knobs)(logps, batch.old, batch.advantages, batch.mask).loss
@@ -280,7 +280,7 @@ def test_gradcheck_of_the_decomposition() -> None:
     batch = make(rows=5, length=1, drift=0.2)
 
     def loss(logps: torch.Tensor) -> torch.Tensor:
-        return preset("ctpo", low=1.0, high=1.0)(logps, batch.old, batch.advantages, batch.mask).loss
+        return preset("ctpo", log_low=1.0, log_high=1.0)(logps, batch.old, batch.advantages, batch.mask).loss
 
     assert torch.autograd.gradcheck(loss, batch.logps.clone().requires_grad_())
 
@@ -288,7 +288,7 @@ def test_gradcheck_of_the_decomposition() -> None:
 def test_second_derivatives() -> None:
     """Of a loss that is differentiated exactly, so finite differences of its gradient are the truth."""
     batch = make(rows=4, length=5, drift=0.2)
-    objective = preset("grpo", low=0.9, high=9.0, dual=None)
+    objective = preset("grpo", ratio_low=0.9, ratio_high=9.0, ratio_dual=None)
 
     def loss(logps: torch.Tensor) -> torch.Tensor:
         return objective(logps, batch.old, batch.advantages, batch.mask).loss

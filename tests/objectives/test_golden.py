@@ -17,9 +17,9 @@ FULL = Path(
     os.environ.get("CTPO_GOLDEN", Path(__file__).parents[3] / "shared" / "golden" / "reference_losses.npz")
 )
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ctpo": {"low": 0.025, "high": 0.05, "dual": 0.05, "power": 0.5},
-    "grpo": {"low": 0.2, "high": 0.28, "dual": 3.0},
-    "gspo": {"low": 3e-4, "high": 4e-4},
+    "ctpo": {"log_low": 0.025, "log_high": 0.05, "log_dual": 0.05, "power": 0.5},
+    "grpo": {"ratio_low": 0.2, "ratio_high": 0.28, "ratio_dual": 3.0},
+    "gspo": {"ratio_low": 3e-4, "ratio_high": 4e-4},
 }
 RTOL = 1e-9
 # Added to the published denominators (row lengths, and the token count of the clip fraction); undone below,

@@ -166,7 +166,7 @@ def test_the_ceiling_never_cuts_inside_the_region(backend: str, dual: float | No
     old = logps.clone()
     old[0, :13] = -1.0  # log ρ_t = 13 from t = 13 on
     batch = Batch(logps, old, torch.ones(1, dtype=torch.float64), torch.ones(1, length, dtype=torch.bool))
-    out, grad = run(preset("ctpo", dual=dual, reduction="sum", backend=backend), batch)
+    out, grad = run(preset("ctpo", log_dual=dual, reduction="sum", backend=backend), batch)
     opens = math.ceil((13 / 0.05) ** 2)  # first t with 0.05·√t ≥ 13
     assert grad[0, 20 : opens - 1].abs().max() == 0
     torch.testing.assert_close(grad[0, opens:], torch.full_like(grad[0, opens:], -math.exp(13)))
@@ -190,7 +190,7 @@ def test_a_token_beyond_a_wide_region_is_clipped(backend: str) -> None:
 def test_truncation_bounds_the_weight_and_keeps_the_gradient(backend: str) -> None:
     logps = torch.zeros(1, 8, dtype=torch.float64)
     batch = Batch(logps, logps - 4.0, -torch.ones(1, dtype=torch.float64), torch.ones(1, 8, dtype=torch.bool))
-    knobs: dict[str, Any] = {"dual": None, "reduction": "sum", "backend": backend}
+    knobs: dict[str, Any] = {"log_dual": None, "reduction": "sum", "backend": backend}
     out, grad = run(preset("ctpo", **knobs), batch)
     expected = torch.tensor([math.exp(min(4.0 * t, 10.0)) for t in range(1, 9)], dtype=torch.float64)
     torch.testing.assert_close(grad[0], expected)
@@ -203,7 +203,9 @@ def test_nothing_overflows_float32(backend: str) -> None:
     """A region wide enough to admit e^90 stops at e^80; squares of the weights do not reach infinity."""
     logps = torch.zeros(2, 10)
     batch = Batch(logps, logps - 9.0, torch.tensor([1.0, -1.0]), torch.ones(2, 10, dtype=torch.bool))
-    out, grad = run(preset("ctpo", low=200.0, high=200.0, dual=None, power=0.0, backend=backend), batch)
+    out, grad = run(
+        preset("ctpo", log_low=200.0, log_high=200.0, log_dual=None, power=0.0, backend=backend), batch
+    )
     assert out.loss.isfinite()
     assert grad.isfinite().all()
     assert grad[0, -1].item() == pytest.approx(-math.exp(80) / 20, rel=1e-5)

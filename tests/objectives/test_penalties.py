@@ -85,7 +85,7 @@ def test_no_gradient_flows_but_into_the_policy(backend: str) -> None:
         value.requires_grad_()
     logps = batch.logps.clone().requires_grad_()
     objective = preset("ctpo", backend=backend)
-    out = objective(logps, mask=batch.mask, **others)
+    out = objective(logps, response_mask=batch.mask, **others)
     (out.loss + 0.5 * objective.reduce(kl_penalty(logps, ref), batch.mask)).backward()
     assert logps.grad is not None
     assert [name for name, value in others.items() if value.grad is not None] == []

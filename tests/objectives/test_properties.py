@@ -128,7 +128,7 @@ def test_a_fixed_log_band_on_token_ratios_is_grpo(batch: Batch, kind: str, low: 
     """The same band, said in log space and in ratio space, is the same objective."""
     from ctpo.objectives.trust_regions import LogBand
 
-    grpo = preset("grpo", low=low, high=high, dual=3.0, reduction=kind)
+    grpo = preset("grpo", ratio_low=low, ratio_high=high, ratio_dual=3.0, reduction=kind)
     logs = torch.log(torch.tensor([1 - low, 1 + high, 3.0], dtype=torch.float64)).tolist()
     band = LogBand(-logs[0], logs[1], logs[2])
     (out, grad), (other, other_grad) = (
@@ -145,8 +145,8 @@ def test_rows_of_one_token_make_ctpo_grpo(rows: int, seed: int, drift: float) ->
     """With equal bands: a prefix of one token is that token."""
     batch = make(rows, 1, drift, seed)
     logs = torch.log(torch.tensor([0.8, 1.28, 3.0], dtype=torch.float64)).tolist()
-    ctpo = preset("ctpo", low=-logs[0], high=logs[1], dual=logs[2])
-    grpo = preset("grpo", low=0.2, high=0.28, dual=3.0, reduction="token-mean")
+    ctpo = preset("ctpo", log_low=-logs[0], log_high=logs[1], log_dual=logs[2])
+    grpo = preset("grpo", ratio_low=0.2, ratio_high=0.28, ratio_dual=3.0, reduction="token-mean")
     (out, grad), (other, other_grad) = run(ctpo, batch), run(grpo, batch)
     close(out.loss, other.loss)
     close(grad, other_grad)
@@ -193,7 +193,7 @@ def test_quantile_of_nothing_left_out_is_the_plain_sequence_weight() -> None:
     batch = make(drift=0.02)
     gated = preset("sequence-quantile", q=0.0)
     assert isinstance(gated.trust_region, QuantileGate)
-    wide = preset("sequence", low=1.0, high=1e6, dual=None)
+    wide = preset("sequence", ratio_low=1.0, ratio_high=1e6, ratio_dual=None)
     close(run(gated, batch)[1], run(wide, batch)[1])
 
 
@@ -222,11 +222,15 @@ def test_values_are_reduced_as_the_loss_is_also_of_a_stream(reduction: str) -> N
 
 
 def test_the_dual_bound_can_be_left_out() -> None:
-    for name, off in (("ctpo", None), ("ctpo-fixed-matched", None), ("ctpo-calibrated", False)):
-        with_one, without = preset(name).trust_region, preset(name, dual=off).trust_region
+    for name, off in (
+        ("ctpo", {"log_dual": None}),
+        ("ctpo-fixed-matched", {"log_dual": None}),
+        ("ctpo-calibrated", {"dual": False}),
+    ):
+        with_one, without = preset(name).trust_region, preset(name, **off).trust_region
         assert isinstance(with_one, LogBand)
         assert isinstance(without, LogBand)
-        assert (with_one.dual, without.dual) == (with_one.high, None)
+        assert (with_one.log_dual, without.log_dual) == (with_one.log_high, None)
 
 
 def test_tokens_are_counted_alike_by_bytes_and_by_words() -> None:

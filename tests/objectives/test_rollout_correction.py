@@ -36,15 +36,15 @@ def test_weights_against_loops(level: str, mode: str) -> None:
             rejected += out
             if mode == "truncate":
                 assert got.weights[i, t].item() == pytest.approx(min(weight, threshold))
-                assert got.loss_mask[i, t]
+                assert not got.rejection_mask[i, t]
             else:
-                assert got.loss_mask[i, t].item() == (not out)
+                assert got.rejection_mask[i, t].item() == out
                 if not out:
                     assert got.weights[i, t].item() == pytest.approx(weight)
     assert 0 < truncated < tokens
     assert got.stats["truncated_fraction"].item() == pytest.approx(truncated / tokens * (mode == "truncate"))
     assert got.stats["rejected_fraction"].item() == pytest.approx(rejected / tokens * (mode == "reject"))
-    assert not (got.loss_mask & ~mask).any()
+    assert not (got.rejection_mask & ~mask).any()
 
 
 def test_stats_are_divergences_of_engine_from_trainer() -> None:
@@ -93,22 +93,23 @@ def test_weights_scale_token_losses(backend: str) -> None:
 @pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
 def test_rejection_shrinks_denominators_but_not_prefixes(reduction: str, backend: str) -> None:
     batch = make(drift=0.05)
-    loss_mask = batch.mask.clone()
-    loss_mask[0, ::3] = False
-    loss_mask[5] = False  # a whole row
+    rejected = torch.zeros_like(batch.mask)
+    rejected[0, ::3] = True
+    rejected[5] = True  # a whole row
     objective = preset("ctpo", reduction=reduction, backend=backend)
-    out, grad = run(objective, batch, loss_mask=loss_mask)
+    out, grad = run(objective, batch, rejection_mask=rejected)
     everything, _ = run(preset("ctpo", reduction="sum", backend=backend), batch)
-    kept = torch.where(loss_mask, everything.token_loss, 0.0)
+    counted = batch.mask & ~rejected
+    kept = torch.where(counted, everything.token_loss, 0.0)
     torch.testing.assert_close(out.token_loss, kept)
-    n, rows = loss_mask.sum(), loss_mask.sum(-1)
+    n, rows = counted.sum(), counted.sum(-1)
     expected = {
         "token-mean": kept.sum() / n,
         "seq-mean-token-mean": (kept.sum(-1) / rows.clamp(min=1)).sum() / (rows > 0).sum(),
         "seq-mean-token-sum": kept.sum() / (rows > 0).sum(),
     }[reduction]
     torch.testing.assert_close(out.loss, expected)
-    assert not grad[~loss_mask].any()
+    assert not grad[~counted].any()
 
 
 def test_anchors() -> None:

@@ -22,11 +22,13 @@ def test_a_cpu_gets_no_checkpointing_and_no_bf16_unless_asked(tmp_path: Path) ->
 
 
 def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
-    config = CTPOConfig(str(tmp_path), use_cpu=True, objective="grpo", objective_kwargs={"high": 0.3})
-    assert config.objective_settings()["high"] == 0.3
-    assert config.build_objective().trust_region.high == 0.3
+    config = CTPOConfig(str(tmp_path), use_cpu=True, objective="grpo", objective_kwargs={"ratio_high": 0.3})
+    assert config.objective_settings()["ratio_high"] == 0.3
+    assert config.build_objective().trust_region.ratio_high == 0.3
     assert (
-        CTPOConfig(str(tmp_path), use_cpu=True, objective_kwargs='{"high": 0.1}').objective_settings()["high"]
+        CTPOConfig(str(tmp_path), use_cpu=True, objective_kwargs='{"log_high": 0.1}').objective_settings()[
+            "log_high"
+        ]
         == 0.1
     )
 
@@ -36,10 +38,31 @@ def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
     [
         ({"objective": "ctpoo"}, "ctpoo.*ctpo"),
         ({"objective_kwargs": {"hihg": 0.1}}, "hihg.*high"),
-        ({"objective_kwargs": {"high": -0.1}}, "high.*-0.1"),
+        ({"objective_kwargs": {"log_high": -0.1}}, "log_high.*-0.1"),
         ({"anchor": "new"}, "anchor='new' is not one of old, rollout"),
         ({"loss_type": "grpo"}, "loss_type='grpo' has no effect under CTPO; set objective"),
-        ({"epsilon": 0.1}, "epsilon=0.1 has no effect under CTPO; set objective_kwargs.low"),
+        (
+            {"epsilon": 3e-4},
+            r"epsilon=0.0003 has no effect under CTPO; ctpo bounds the log ratio of a whole prefix .*log_low, in nats.*"
+            r"objective=grpo with objective_kwargs.ratio_low=0.0003",
+        ),
+        (
+            {"epsilon": 3e-4, "objective": "gspo"},
+            "set objective_kwargs.ratio_low and objective_kwargs.ratio_high instead",
+        ),
+        (
+            {"epsilon_high": 0.3, "objective": "grpo"},
+            "epsilon_high=0.3 .*set objective_kwargs.ratio_high instead",
+        ),
+        ({"delta": 4.0, "objective": "reinforce"}, "delta=4.0 .*reinforce has no such bound; drop it"),
+        (
+            {"objective_kwargs": {"kl_coef": 0.04}},
+            "objective_kwargs.kl_coef is not supported.*use beta instead",
+        ),
+        (
+            {"objective_kwargs": {"entropy_coef": 0.01}},
+            "objective_kwargs.entropy_coef is not supported.*drop it",
+        ),
         (
             {"steps_per_generation": 6, "gradient_accumulation_steps": 4},
             "gradient_accumulation_steps=4 and steps_per_generation=6.*use gradient_accumulation_steps=3",

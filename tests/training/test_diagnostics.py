@@ -44,7 +44,8 @@ def objective_named(name: str) -> Objective:
         return preset(name, scale=0.1)
     widths = {"gspo": 0.005, "gspo-token": 0.005, "ctpo-geomean": 0.02, "ctpo-fixed": 0.2}
     widths |= dict.fromkeys(("cispo", "minpro", "grpo", "ppo", "dapo", "dr-grpo"), 0.1)
-    return preset(name, low=widths[name], high=widths[name]) if name in widths else preset(name)
+    unit = "log" if name.startswith("ctpo") else "ratio"
+    return preset(name, **{f"{unit}_{side}": widths[name] for side in ("low", "high") if name in widths})
 
 
 def profile_of(objective: Objective, *batches: Batch) -> ProfileSums:

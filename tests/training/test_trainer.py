@@ -50,7 +50,7 @@ def stock(fit: Callable[..., Any]) -> Any:
 
 PLAIN = {"completion_head": False, "skip_zero_advantage": False, "max_tokens_per_micro_batch": 0}
 """TRL's own forward pass over whole micro-batches: else rounding differs, which Adam enlarges where gradients are 0."""
-GRPO_AS_IN_TRL = {"low": 0.2, "high": 0.2, "dual": None, "reduction": "seq-mean-token-mean"}
+GRPO_AS_IN_TRL = {"ratio_low": 0.2, "ratio_high": 0.2, "ratio_dual": None, "reduction": "seq-mean-token-mean"}
 
 
 def test_with_grpo_it_trains_as_trl_does(fit: Callable[..., Any], stock: Any) -> None:

@@ -37,8 +37,8 @@ a comparison file:
   recipe: null                # the embedded one, or the path of a YAML recipe
   common: {rollout_batches: 16}
   objectives:                 # the first is what the others are compared with
-    ctpo: {tune: {objective_kwargs.high: [0.05, 0.4]}}
-    grpo: {tune: {objective_kwargs.high: [0.2, 0.6]}}
+    ctpo: {tune: {objective_kwargs.log_high: [0.05, 0.4]}}
+    grpo: {tune: {objective_kwargs.ratio_high: [0.2, 0.6]}}
   regimes:
     16 updates: {}
     64 updates: {num_iterations: 4}

@@ -37,7 +37,7 @@ ADVANTAGE is terminal (R - baseline at every token), behaviour (A^b) or target (
 _EPILOG: Final = """\
 examples:
   ctpo theory                                              the families, V=2, T=8
-  ctpo theory --objective ctpo --objective 'ctpo?high=0.2&dual=0.2' --objective grpo
+  ctpo theory --objective ctpo --objective 'ctpo?log_high=0.2&log_dual=0.2' --objective grpo
   ctpo theory --advantage target --figure theory.png       with the true advantage the prefix is enough
   ctpo theory --distance 1e-3 --draws 200                  averages over problems; the bias is first order
 """

@@ -31,7 +31,7 @@ _EPILOG: Final = """\
 examples:
   ctpo train                                        the embedded recipe
   ctpo train seed=1 rollout_batches=40              longer, from another seed
-  ctpo train objective=gspo objective_kwargs.high=0.05
+  ctpo train objective=gspo objective_kwargs.ratio_high=0.05
                                                     another objective, one of its settings changed
   ctpo train my.yaml output_dir=runs/mine           your recipe, your directory
   ctpo train --resume runs/mine                     go on after an interrupt

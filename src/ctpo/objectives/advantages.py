@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives.numerics import compute_dtype
+from ctpo.objectives.old_names import old_keywords
 
 
 def _returns(rewards: Tensor, mask: Tensor | None) -> Tensor:
@@ -19,7 +20,7 @@ def _returns(rewards: Tensor, mask: Tensor | None) -> Tensor:
         return rewards
     if rewards.ndim != 2 or mask is None or mask.shape != rewards.shape:
         raise ValueError(
-            f"rewards: shape {tuple(rewards.shape)}; expected [B], or [B, T] with a mask of that shape."
+            f"rewards: shape {tuple(rewards.shape)}; expected [B], or [B, T] with a response_mask of that shape."
         )
     return torch.where(mask != 0, rewards, torch.zeros_like(rewards)).sum(-1)
 
@@ -59,8 +60,9 @@ class _Groups:
         return (low == high)[self.ids]
 
 
+@old_keywords(mask="response_mask")
 def group_normalised(
-    rewards: Tensor, group: Tensor | int, *, mask: Tensor | None = None, normalise_std: bool = True
+    rewards: Tensor, group: Tensor | int, *, response_mask: Tensor | None = None, normalise_std: bool = True
 ) -> Tensor:
     """A_i = (R_i − mean_G R) / std_G R over the responses to one prompt; std is the sample standard
     deviation.
@@ -68,9 +70,9 @@ def group_normalised(
     Groups whose rewards are all equal, and groups of one, give exact zeros. There is no epsilon.
 
     Args:
-        rewards: [B], or [B, T] with `mask`.
+        rewards: [B], or [B, T] with `response_mask`.
         group: [B] integer ids of the prompts, or the number of consecutive responses to each.
-        mask: [B, T] generated tokens, for per-token rewards.
+        response_mask: [B, T] generated tokens, for per-token rewards.
         normalise_std: False leaves out the division (Dr.GRPO).
 
     Returns:
@@ -81,7 +83,7 @@ def group_normalised(
 
     Source: GRPO, arXiv 2402.03300, section 4.1.2; Dr.GRPO, arXiv 2503.20783, section 3.2.
     """
-    returns = _returns(rewards, mask)
+    returns = _returns(rewards, response_mask)
     groups = _Groups(group, returns.shape[0], returns.device)
     count = groups.sum(torch.ones_like(returns))
     centred = returns - groups.sum(returns) / count
@@ -90,28 +92,35 @@ def group_normalised(
         # NaN in a group of one, and 0 where squares of tiny differences underflow.
         centred = centred / torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
     # Equal rewards need not have exactly that mean in floating point.
-    return _spread(torch.where(groups.equal(returns), torch.zeros_like(centred), centred), mask, rewards)
+    return _spread(
+        torch.where(groups.equal(returns), torch.zeros_like(centred), centred), response_mask, rewards
+    )
 
 
-def dr_grpo(rewards: Tensor, group: Tensor | int, *, mask: Tensor | None = None) -> Tensor:
+@old_keywords(mask="response_mask")
+def dr_grpo(rewards: Tensor, group: Tensor | int, *, response_mask: Tensor | None = None) -> Tensor:
     """A_i = R_i − mean_G R (Dr.GRPO, arXiv 2503.20783, section 3.2). See `group_normalised`."""
-    return group_normalised(rewards, group, mask=mask, normalise_std=False)
+    return group_normalised(rewards, group, response_mask=response_mask, normalise_std=False)
 
 
-def rloo(rewards: Tensor, group: Tensor | int, *, mask: Tensor | None = None) -> Tensor:
+@old_keywords(mask="response_mask")
+def rloo(rewards: Tensor, group: Tensor | int, *, response_mask: Tensor | None = None) -> Tensor:
     """A_i = R_i − mean of the other responses' R = n/(n − 1) · (R_i − mean_G R); 0 for a group of one.
 
     Args and Returns as `group_normalised`. Source: RLOO, arXiv 2402.14740.
     """
-    returns = _returns(rewards, mask)
+    returns = _returns(rewards, response_mask)
     groups = _Groups(group, returns.shape[0], returns.device)
     count = groups.sum(torch.ones_like(returns))
     centred = (returns - groups.sum(returns) / count) * count / (count - 1)
-    return _spread(torch.where(groups.equal(returns), torch.zeros_like(centred), centred), mask, rewards)
+    return _spread(
+        torch.where(groups.equal(returns), torch.zeros_like(centred), centred), response_mask, rewards
+    )
 
 
+@old_keywords(mask="response_mask")
 def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, *, discount: float = 1.0, trace: float = 1.0
+    rewards: Tensor, values: Tensor, response_mask: Tensor, *, discount: float = 1.0, trace: float = 1.0
 ) -> Tensor:
     """A_t = Σ_{k≥0} (γλ)^k δ_{t+k}, δ_t = r_t + γ V_{t+1} − V_t, over generated tokens; V is 0 past the last
     one.
@@ -121,7 +130,7 @@ def gae(
     Args:
         rewards: [B] for a reward at the last generated token, or [B, T] per token.
         values: [B, T] predicted returns from each token's state.
-        mask: [B, T] generated tokens.
+        response_mask: [B, T] generated tokens.
         discount: γ in [0, 1].
         trace: λ in [0, 1].
 
@@ -133,14 +142,15 @@ def gae(
 
     Source: arXiv 1506.02438, equation 16.
     """
-    if values.ndim != 2 or values.shape != mask.shape:
+    if values.ndim != 2 or values.shape != response_mask.shape:
         raise ValueError(
-            f"values: shape {tuple(values.shape)} differs from mask {tuple(mask.shape)}; expected [B, T]."
+            f"values: shape {tuple(values.shape)} differs from response_mask {tuple(response_mask.shape)}; "
+            "expected [B, T] of both."
         )
     for name, factor in (("discount", discount), ("trace", trace)):
         if not 0 <= factor <= 1:
             raise ValueError(f"{name}: {factor!r} must lie in [0, 1].")
-    mask = mask != 0
+    mask = response_mask != 0
     zero = torch.zeros((), dtype=compute_dtype(values, rewards), device=values.device)
     values = torch.where(mask, values.detach().to(zero.dtype), zero)
     left = mask.flip(-1).cumsum(-1).flip(-1)  # generated tokens from here on

@@ -22,8 +22,10 @@ def choice(argument: str, value: object, known: Iterable[str]) -> str:
     known = sorted(known)
     if isinstance(value, str) and value in known:
         return value
-    near = get_close_matches(str(value), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    # A knob is also recognised without its unit: "hihg" is near "log_high".
+    spellings = {name.rpartition("_")[2]: name for name in known} | {name: name for name in known}
+    near = get_close_matches(str(value), spellings, n=1)
+    hint = f"; did you mean {spellings[near[0]]!r}?" if near else "."
     raise ValueError(f"{argument}: {value!r} is not known{hint} Known: {', '.join(known)}.")
 
 
@@ -31,10 +33,10 @@ def batch(
     logps: Tensor,
     old_logps: Tensor,
     advantages: Tensor,
-    mask: Tensor,
+    response_mask: Tensor,
     per_sequence: tuple[int, ...],
     weights: Tensor | None = None,
-    loss_mask: Tensor | None = None,
+    rejection_mask: Tensor | None = None,
 ) -> None:
     """Compare shapes and dtypes of one call, and warn about half precision.
 
@@ -45,7 +47,7 @@ def batch(
         ValueError: naming the argument, what it holds and how to mend it.
     """
     floats = {"logps": logps, "old_logps": old_logps, "advantages": advantages, "weights": weights}
-    masks = {"mask": mask, "loss_mask": loss_mask}
+    masks = {"response_mask": response_mask, "rejection_mask": rejection_mask}
     for name, value in {**floats, **masks}.items():
         if value is not None and not isinstance(value, Tensor):
             raise ValueError(

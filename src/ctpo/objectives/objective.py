@@ -21,6 +21,7 @@ from ctpo.objectives.layouts.packed import Packed, packed_from
 from ctpo.objectives.layouts.padded import Layout, Padded
 from ctpo.objectives.layouts.sharded import SequenceShard, Sharded
 from ctpo.objectives.numerics import compute_dtype
+from ctpo.objectives.old_names import old_keywords
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Count, Reduction
 from ctpo.objectives.surrogates import Surrogate
@@ -59,12 +60,13 @@ class Objective:
         checks.choice("on_bad", self.on_bad, ("neutralise", "raise"))
         checks.choice("backend", self.backend, BACKENDS)
 
+    @old_keywords(mask="response_mask", loss_mask="rejection_mask")
     def __call__(
         self,
         logps: Tensor,
         old_logps: Tensor,
         advantages: Tensor,
-        mask: Tensor,
+        response_mask: Tensor,
         *,
         num_tokens: Count | None = None,
         num_sequences: Count | None = None,
@@ -72,7 +74,7 @@ class Objective:
         cu_seqlens: Tensor | None = None,
         shard: SequenceShard | None = None,
         weights: Tensor | None = None,
-        loss_mask: Tensor | None = None,
+        rejection_mask: Tensor | None = None,
         details: bool = False,
     ) -> Output:
         """Loss of one micro-batch.
@@ -83,7 +85,7 @@ class Objective:
                 them.
             advantages: [B] (packed: [S]) or the shape of logps; positive favours the sampled tokens. A packed
                 [N] is per token, also when S = N.
-            mask: the shape of logps, boolean or 0/1, true on tokens the model generated.
+            response_mask: the shape of logps, boolean or 0/1, true on tokens that the model sampled.
             num_tokens: generated tokens of the whole mini-batch, over micro-batches and data-parallel ranks;
                 by default those of this call (of all shards).
             num_sequences: sequences with at least one generated token of the whole mini-batch, likewise.
@@ -92,8 +94,8 @@ class Objective:
             shard: where these tokens sit in sequences shared by a process group; the loss is then this rank's
                 share.
             weights: [B] or the shape of logps, non-negative factors of the token losses (rollout correction).
-            loss_mask: the shape of logps, tokens under the mask that count in loss and denominators
-                (rejection); products and positions still see the mask.
+            rejection_mask: the shape of logps, true on tokens that loss and denominators leave out (rollout
+                correction). Products, means and positions still see them.
             details: also return per-token details (takes the composed path).
 
         Returns:
@@ -106,13 +108,15 @@ class Objective:
         """
         checks.packing(logps, segment_ids, cu_seqlens)
         per_sequence = logps.shape[:1] if logps.ndim == 2 else advantages.shape[:1]
-        checks.batch(logps, old_logps, advantages, mask, tuple(per_sequence), weights, loss_mask)
+        checks.batch(
+            logps, old_logps, advantages, response_mask, tuple(per_sequence), weights, rejection_mask
+        )
         inputs = Inputs(
             logps=logps,
             old_logps=old_logps,
             advantages=advantages,
-            response_mask=mask,
-            rejection_mask=None if loss_mask is None else loss_mask == 0,
+            response_mask=response_mask,
+            rejection_mask=rejection_mask,
             weights=weights,
             num_tokens=num_tokens,
             num_sequences=num_sequences,
@@ -148,26 +152,28 @@ class Objective:
         signal = torch.where(tokens.kept & counted, signal, torch.zeros_like(signal))
         return compose(self.ratio, self.trust_region, self.surrogate, tokens, signal, factor, details)
 
+    @old_keywords(mask="response_mask")
     @torch.no_grad()
-    def examine(self, logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor) -> Details:
+    def examine(self, logps: Tensor, old_logps: Tensor, advantages: Tensor, response_mask: Tensor) -> Details:
         """What a call would do to each token of padded rows, without loss and statistics: `details=True` for less.
 
         Args:
-            logps, old_logps, advantages, mask: as in the call, [B, T].
+            logps, old_logps, advantages, response_mask: as in the call, [B, T].
 
         Raises:
             ValueError: shapes, dtypes or mask values that do not fit.
         """
-        checks.batch(logps, old_logps, advantages, mask, tuple(logps.shape[:1]), None, None)
-        tokens = sanitise(logps, old_logps, mask, Padded())
+        checks.batch(logps, old_logps, advantages, response_mask, tuple(logps.shape[:1]))
+        tokens = sanitise(logps, old_logps, response_mask, Padded())
         signal = Padded().expand(advantages).to(tokens.logps.dtype)
         signal = torch.where(tokens.kept, signal, torch.zeros_like(signal))
         return examine(self.ratio, self.trust_region, self.surrogate, tokens, signal)
 
+    @old_keywords(mask="response_mask")
     def reduce(
         self,
         values: Tensor,
-        mask: Tensor,
+        response_mask: Tensor,
         *,
         num_tokens: Count | None = None,
         num_sequences: Count | None = None,
@@ -177,7 +183,7 @@ class Objective:
 
         Args:
             values: [B, T], or the shape the layout expects.
-            mask: the same shape, true where a token counts.
+            response_mask: the same shape, true where a token counts.
             num_tokens, num_sequences: totals of the whole mini-batch, as in the call.
             layout: of packed or sharded tokens; padded rows by default.
 
@@ -185,8 +191,10 @@ class Objective:
             Scalar.
         """
         layout = Padded() if layout is None else layout
-        factor = self.reduction.factors(mask, layout, num_tokens, num_sequences, compute_dtype(values))
-        return (torch.where(as_bool(mask), values, torch.zeros_like(values)) * factor).sum()
+        factor = self.reduction.factors(
+            response_mask, layout, num_tokens, num_sequences, compute_dtype(values)
+        )
+        return (torch.where(as_bool(response_mask), values, torch.zeros_like(values)) * factor).sum()
 
 
 def _layout(inputs: Inputs, shard: SequenceShard | None) -> Layout:

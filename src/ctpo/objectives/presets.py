@@ -14,6 +14,7 @@ from typing import Any, Final
 from ctpo.objectives import checks
 from ctpo.objectives.calibration import band_bases
 from ctpo.objectives.objective import Objective
+from ctpo.objectives.old_names import current_knobs
 from ctpo.objectives.quantile_gate import QuantileGate, Smoothing
 from ctpo.objectives.ratios import (
     CumulativeRatio,
@@ -30,38 +31,38 @@ from ctpo.objectives.trust_regions import LogBand, RatioBand, Unbounded
 
 
 def ctpo(
-    low: float = 0.025,
-    high: float = 0.05,
-    dual: float | None = 0.05,
+    log_low: float = 0.025,
+    log_high: float = 0.05,
+    log_dual: float | None = 0.05,
     power: float = 0.5,
     reduction: str = "token-mean",
 ) -> Objective:
-    """ρ_t = Π_{s≤t} r_s, min-clipped to e^[−low·t^power, high·t^power], dual clip e^(dual·t^power).
+    """ρ_t = Π_{s≤t} r_s, min-clipped to e^[−log_low·t^power, log_high·t^power], dual clip e^(log_dual·t^power).
 
     token-mean is how the published implementation runs; the paper's formula is seq-mean-token-mean.
     """
     return Objective(
         ratio=CumulativeRatio(),
-        trust_region=LogBand(low, high, dual, power),
+        trust_region=LogBand(log_low, log_high, log_dual, power),
         surrogate=MinClip(),
         reduction=Reduction(reduction),
     )
 
 
 def ctpo_fixed(
-    low: float = math.log(2),
-    high: float = math.log(5),
-    dual: float | None = math.log(5),
+    log_low: float = math.log(2),
+    log_high: float = math.log(5),
+    log_dual: float | None = math.log(5),
     reduction: str = "token-mean",
 ) -> Objective:
     """CTPO with a band that does not widen; log-space knobs, by default the paper's ablation [0.5, 5]."""
-    return ctpo(low, high, dual, 0.0, reduction)
+    return ctpo(log_low, log_high, log_dual, 0.0, reduction)
 
 
 def ctpo_fixed_matched(
-    low: float = 0.025,
-    high: float = 0.05,
-    dual: float | None = 0.05,
+    log_low: float = 0.025,
+    log_high: float = 0.05,
+    log_dual: float | None = 0.05,
     length: int = 8000,
     reduction: str = "token-mean",
 ) -> Objective:
@@ -72,7 +73,9 @@ def ctpo_fixed_matched(
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise ValueError(f"length: {length!r} must be a whole number of tokens, at least 1.")
     scale = 2 / 3 * math.sqrt(length)
-    return ctpo(low * scale, high * scale, None if dual is None else dual * scale, 0.0, reduction)
+    return ctpo(
+        log_low * scale, log_high * scale, None if log_dual is None else log_dual * scale, 0.0, reduction
+    )
 
 
 def ctpo_calibrated(
@@ -94,143 +97,158 @@ def ctpo_calibrated(
 
 
 def ctpo_geomean(
-    low: float = 0.025,
-    high: float = 0.05,
-    dual: float | None = 0.05,
+    log_low: float = 0.025,
+    log_high: float = 0.05,
+    log_dual: float | None = 0.05,
     power: float = -0.5,
     reduction: str = "token-mean",
 ) -> Objective:
     """CTPO with the geometric mean of the prefix, (Π_{s≤t} r_s)^{1/t}, in a band that narrows as t^−0.5."""
     return Objective(
         ratio=PrefixMeanRatio(),
-        trust_region=LogBand(low, high, dual, power),
+        trust_region=LogBand(log_low, log_high, log_dual, power),
         surrogate=MinClip(),
         reduction=Reduction(reduction),
     )
 
 
 def ctpo_prefix_gradient(
-    low: float = 0.025,
-    high: float = 0.05,
-    dual: float | None = 0.05,
+    log_low: float = 0.025,
+    log_high: float = 0.05,
+    log_dual: float | None = 0.05,
     power: float = 0.5,
     reduction: str = "token-mean",
 ) -> Objective:
     """CTPO differentiated through the whole prefix: the gradient of ρ_t reaches every token s ≤ t."""
     return Objective(
         ratio=CumulativeRatio(gradient="through"),
-        trust_region=LogBand(low, high, dual, power),
+        trust_region=LogBand(log_low, log_high, log_dual, power),
         surrogate=MinClip(),
         reduction=Reduction(reduction),
     )
 
 
 def sequence(
-    low: float = 0.5, high: float = 4.0, dual: float | None = 5.0, reduction: str = "seq-mean-token-mean"
+    ratio_low: float = 0.5,
+    ratio_high: float = 4.0,
+    ratio_dual: float | None = 5.0,
+    reduction: str = "seq-mean-token-mean",
 ) -> Objective:
-    """ρ_T = Π_{s≤T} r_s for every token, min-clipped to [1 − low, 1 + high] ([0.5, 5], ctpo-fixed's band)."""
+    """ρ_T = Π_{s≤T} r_s for every token, min-clipped to [1 − ratio_low, 1 + ratio_high]: ctpo-fixed's band [0.5, 5]."""
     return Objective(
         ratio=SequenceRatio(),
-        trust_region=RatioBand(low, high, dual),
+        trust_region=RatioBand(ratio_low, ratio_high, ratio_dual),
         surrogate=MinClip(),
         reduction=Reduction(reduction),
     )
 
 
 def ppo(
-    low: float = 0.2, high: float = 0.2, dual: float | None = None, reduction: str = "token-mean"
+    ratio_low: float = 0.2,
+    ratio_high: float = 0.2,
+    ratio_dual: float | None = None,
+    reduction: str = "token-mean",
 ) -> Objective:
-    """r_t min-clipped to [1 − low, 1 + high]; `dual` adds the dual clip (usually 3)."""
+    """r_t min-clipped to [1 − ratio_low, 1 + ratio_high]; `ratio_dual` adds the dual clip (usually 3)."""
     return Objective(
         ratio=TokenRatio(),
-        trust_region=RatioBand(low, high, dual),
+        trust_region=RatioBand(ratio_low, ratio_high, ratio_dual),
         surrogate=MinClip(),
         reduction=Reduction(reduction),
     )
 
 
 def grpo(
-    low: float = 0.2, high: float = 0.28, dual: float | None = 3.0, reduction: str = "seq-mean-token-mean"
+    ratio_low: float = 0.2,
+    ratio_high: float = 0.28,
+    ratio_dual: float | None = 3.0,
+    reduction: str = "seq-mean-token-mean",
 ) -> Objective:
     """PPO's term with GRPO's mean over sequences of the mean over tokens.
 
     The band is the one CTPO's paper runs its GRPO baseline with; GRPO's own is symmetric, without dual clip
-    and with a KL penalty (`high=0.2, dual=None`, and 0.04 times `penalties.kl_penalty`). Its paper gives the 0.04 and
-    no band; 0.2 is what implementations take.
+    and with a KL penalty (`ratio_high=0.2, ratio_dual=None`, and 0.04 times `penalties.kl_penalty`). Its paper gives
+    the 0.04 and no band; 0.2 is what implementations take.
     """
-    return ppo(low, high, dual, reduction)
+    return ppo(ratio_low, ratio_high, ratio_dual, reduction)
 
 
 def dapo(
-    low: float = 0.2, high: float = 0.28, dual: float | None = None, reduction: str = "token-mean"
+    ratio_low: float = 0.2,
+    ratio_high: float = 0.28,
+    ratio_dual: float | None = None,
+    reduction: str = "token-mean",
 ) -> Objective:
     """PPO's term with a higher upper bound and the mean over all tokens."""
-    return ppo(low, high, dual, reduction)
+    return ppo(ratio_low, ratio_high, ratio_dual, reduction)
 
 
 def dr_grpo(
-    low: float = 0.2, high: float = 0.2, dual: float | None = None, reduction: str = "seq-mean-token-sum-norm"
+    ratio_low: float = 0.2,
+    ratio_high: float = 0.2,
+    ratio_dual: float | None = None,
+    reduction: str = "seq-mean-token-sum-norm",
 ) -> Objective:
     """PPO's term summed over tokens and divided by a constant (`norm_length`), so that length has no say.
 
     Pair it with `advantages.dr_grpo`. The paper's formula has no constant (norm_length = 1); its code divides
     by the generation budget.
     """
-    return ppo(low, high, dual, reduction)
+    return ppo(ratio_low, ratio_high, ratio_dual, reduction)
 
 
 def gspo(
-    low: float = 3e-4,
-    high: float = 4e-4,
-    dual: float | None = None,
+    ratio_low: float = 3e-4,
+    ratio_high: float = 4e-4,
+    ratio_dual: float | None = None,
     reduction: str = "seq-mean-token-mean",
 ) -> Objective:
-    """s = (Π r_s)^{1/T}, min-clipped to [1 − low, 1 + high], differentiated through the whole sequence."""
+    """s = (Π r_s)^{1/T}, min-clipped to [1 − ratio_low, 1 + ratio_high], differentiated through the whole sequence."""
     return Objective(
         ratio=SequenceMeanRatio(gradient="through"),
-        trust_region=RatioBand(low, high, dual),
+        trust_region=RatioBand(ratio_low, ratio_high, ratio_dual),
         surrogate=MinClip(),
         reduction=Reduction(reduction),
     )
 
 
 def gspo_token(
-    low: float = 3e-4,
-    high: float = 4e-4,
-    dual: float | None = None,
+    ratio_low: float = 3e-4,
+    ratio_high: float = 4e-4,
+    ratio_dual: float | None = None,
     reduction: str = "seq-mean-token-mean",
 ) -> Objective:
     """GSPO with the value of s and the gradient of the current token, for advantages that differ by token."""
     return Objective(
         ratio=SequenceMeanRatio(),
-        trust_region=RatioBand(low, high, dual),
+        trust_region=RatioBand(ratio_low, ratio_high, ratio_dual),
         surrogate=MinClip(),
         reduction=Reduction(reduction),
     )
 
 
-def cispo(low: float = 1.0, high: float = 4.0, reduction: str = "token-mean") -> Objective:
-    """−sg(clip(r_t, 1 − low, 1 + high)) A log π_t: weights are truncated, no token loses its gradient.
+def cispo(ratio_low: float = 1.0, ratio_high: float = 4.0, reduction: str = "token-mean") -> Objective:
+    """−sg(clip(r_t, 1 − ratio_low, 1 + ratio_high)) A log π_t: weights are truncated, no token loses its gradient.
 
-    The paper sets no lower bound (low ≥ 1) and does not print its upper one; 5 (high = 4) is our choice.
+    The paper sets no lower bound (ratio_low ≥ 1) and does not print its upper one; 5 (ratio_high = 4) is our choice.
     """
     return Objective(
         ratio=TokenRatio(),
-        trust_region=RatioBand(low, high),
+        trust_region=RatioBand(ratio_low, ratio_high),
         surrogate=StopGradientWeight(),
         reduction=Reduction(reduction),
     )
 
 
-def minpro(low: float = 1.0, high: float = 4.0, reduction: str = "token-mean") -> Objective:
-    """−sg(clip(r_t · min_{s<t} r_s, 1 − low, 1 + high)) A log π_t, with r_1 alone at t = 1.
+def minpro(ratio_low: float = 1.0, ratio_high: float = 4.0, reduction: str = "token-mean") -> Objective:
+    """−sg(clip(r_t · min_{s<t} r_s, 1 − ratio_low, 1 + ratio_high)) A log π_t, with r_1 alone at t = 1.
 
     CISPO's loss with the prefix's smallest ratio in its weight, as second-hand accounts of the paper have it; they
     give no bounds, and ours are `cispo`'s, to be tuned.
     """
     return Objective(
         ratio=MinPrefixRatio(),
-        trust_region=RatioBand(low, high),
+        trust_region=RatioBand(ratio_low, ratio_high),
         surrogate=StopGradientWeight(),
         reduction=Reduction(reduction),
     )
@@ -349,6 +367,7 @@ def preset(name: str, **overrides: Any) -> Objective:
         ValueError: unknown preset or knob (the message gives the nearest match), or a value out of range.
     """
     known = preset_defaults(name)
+    overrides = current_knobs(overrides, known)
     for key in overrides:
         if key in _PENALTIES:
             raise ValueError(

@@ -9,6 +9,7 @@ product accumulates the mismatch.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from ctpo.objectives import checks
 from ctpo.objectives.layouts.padded import Layout, Padded
 from ctpo.objectives.numerics import SATURATION
+from ctpo.objectives.old_names import old_keywords
 from ctpo.objectives.tokens import sanitise
 
 LEVELS: Final = ("token", "sequence")
@@ -31,22 +33,29 @@ class Correction:
 
     Attributes:
         weights: factors of the token losses, the shape of the log-probs, without gradient; pass as `weights`.
-        loss_mask: tokens that still count in loss and denominators; pass as `loss_mask`. Rejected tokens stay
-            in the mask proper, so that positions and products do not change.
+        rejection_mask: true on tokens that were thrown out; pass as `rejection_mask`. They leave the loss and its
+            denominators and stay in the response mask, so that positions and products do not change.
         stats: mismatch_k1 and mismatch_k3 (KL(rollout ‖ old) estimates a token), truncated_fraction and
             rejected_fraction of the tokens, weight_mean; detached 0-d tensors.
     """
 
     weights: Tensor
-    loss_mask: Tensor
+    rejection_mask: Tensor
     stats: dict[str, Tensor]
 
+    @property
+    def loss_mask(self) -> Tensor:
+        """The opposite of `rejection_mask`, under its old name."""
+        warnings.warn("loss_mask goes in the next release; pass rejection_mask.", FutureWarning, stacklevel=2)
+        return ~self.rejection_mask
 
+
+@old_keywords(mask="response_mask")
 @torch.no_grad()
 def correct_rollout(
     old_logps: Tensor,
     rollout_logps: Tensor,
-    mask: Tensor,
+    response_mask: Tensor,
     *,
     level: str = "sequence",
     mode: str = "truncate",
@@ -65,7 +74,7 @@ def correct_rollout(
     Args:
         old_logps: [B, T] the trainer's log-probs of the policy that sampled, nats.
         rollout_logps: [B, T] the log-probs the engine reported, nats.
-        mask: [B, T] generated tokens.
+        response_mask: [B, T] true on tokens that the model sampled.
         level: "token" or "sequence".
         mode: "truncate" or "reject".
         threshold: upper bound of the weight, > 0; the CTPO recipe uses 5 at sequence level.
@@ -85,13 +94,13 @@ def correct_rollout(
     checks.number("threshold", threshold, 0.0, strict=True)
     if not 0 <= checks.number("floor", floor, 0.0) < threshold:
         raise ValueError(f"floor: {floor!r} must be below the threshold {threshold!r}.")
-    for name, value in (("rollout_logps", rollout_logps), ("mask", mask)):
+    for name, value in (("rollout_logps", rollout_logps), ("response_mask", response_mask)):
         if value.shape != old_logps.shape:
             raise ValueError(
                 f"{name}: shape {tuple(value.shape)} differs from old_logps {tuple(old_logps.shape)}."
             )
     layout = Padded() if layout is None else layout
-    tokens = sanitise(old_logps, rollout_logps, mask, layout)
+    tokens = sanitise(old_logps, rollout_logps, response_mask, layout)
     log_weight = tokens.log_ratio
     if level == "sequence":
         # Keeps exp finite where no threshold does; any threshold in use is far below e^20.
@@ -108,18 +117,16 @@ def correct_rollout(
     def mean(values: Tensor) -> Tensor:
         return layout.sum_shards(torch.where(tokens.mask, values, torch.zeros_like(values)).sum()) / n
 
-    loss_mask = tokens.mask
-    if mode == "reject":
-        loss_mask = tokens.mask & ~above & ~below
-    weight = torch.where(loss_mask, weight.clamp(max=threshold), one)
+    rejected = tokens.mask & (above | below) if mode == "reject" else torch.zeros_like(tokens.mask)
+    weight = torch.where(tokens.mask & ~rejected, weight.clamp(max=threshold), one)
     stats = {
         "mismatch_k1": -mean(tokens.log_ratio),
         "mismatch_k3": mean(tokens.log_ratio.expm1() - tokens.log_ratio),
         "truncated_fraction": share(above) if mode == "truncate" else share(above) * 0,
-        "rejected_fraction": share(~loss_mask),
+        "rejected_fraction": share(rejected),
         "weight_mean": mean(weight),
     }
-    return Correction(weight, loss_mask, stats)
+    return Correction(weight, rejected, stats)
 
 
 def anchor_logps(anchor: str, old_logps: Tensor | None, rollout_logps: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from ctpo.objectives import checks
+from ctpo.objectives.old_names import old_fields
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.tokens import Tokens
 
@@ -63,60 +64,68 @@ class Bases:
         return Limits(scaled(self.lower), scaled(self.upper), dual, own)
 
 
+@old_fields(low="log_low", high="log_high", dual="log_dual")
 @dataclass(frozen=True)
 class LogBand:
-    """[−low·t^power, high·t^power], dual bound dual·t^power, in log space (CTPO, arXiv 2605.07331).
+    """[−log_low·t^power, log_high·t^power], dual bound log_dual·t^power, in log space (CTPO,
+    arXiv 2605.07331).
 
     t is the 1-based count of generated tokens; power 0.5 follows the spread of a sum of independent steps,
     0 is a fixed band, −0.5 fits a mean.
     """
 
-    low: float
-    high: float
-    dual: float | None = None
+    log_low: float
+    log_high: float
+    log_dual: float | None = None
     power: float = 0.0
     statistic: Ratio | None = None
 
     def __post_init__(self) -> None:
-        checks.number("low", self.low, 0.0)
-        checks.number("high", self.high, 0.0)
+        checks.number("log_low", self.log_low, 0.0)
+        checks.number("log_high", self.log_high, 0.0)
         checks.finite("power", self.power)
-        if self.dual is not None:
-            checks.number("dual", self.dual, 0.0)
+        if self.log_dual is not None:
+            checks.number("log_dual", self.log_dual, 0.0)
 
     @property
     def bases(self) -> Bases:
         """Log-space bounds at t = 1."""
-        return Bases(-self.low, self.high, self.dual, self.power)
+        return Bases(-self.log_low, self.log_high, self.log_dual, self.power)
 
     def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
         """See `TrustRegion.limits`."""
         return self.bases.at(tokens, self.statistic)
 
 
+@old_fields(low="ratio_low", high="ratio_high", dual="ratio_dual")
 @dataclass(frozen=True)
 class RatioBand:
-    """[1 − low, 1 + high] on the ratio, dual bound an absolute ratio, as PPO does; no bound if low ≥ 1.
+    """[1 − ratio_low, 1 + ratio_high] on the ratio, dual bound ratio_dual, as PPO does; no bound if ratio_low ≥ 1.
 
     Dual clip: arXiv 1912.09729, equation 5.
     """
 
-    low: float
-    high: float
-    dual: float | None = None
+    ratio_low: float
+    ratio_high: float
+    ratio_dual: float | None = None
     statistic: Ratio | None = None
 
     def __post_init__(self) -> None:
-        checks.number("low", self.low, 0.0)
-        checks.number("high", self.high, 0.0)
-        if self.dual is not None:
-            checks.number("dual", self.dual, 1.0)
+        checks.number("ratio_low", self.ratio_low, 0.0)
+        checks.number("ratio_high", self.ratio_high, 0.0)
+        if self.ratio_dual is not None:
+            checks.number("ratio_dual", self.ratio_dual, 1.0)
 
     @property
     def bases(self) -> Bases:
         """Log-space bounds."""
-        lower = math.log1p(-self.low) if self.low < 1 else -math.inf
-        return Bases(lower, math.log1p(self.high), None if self.dual is None else math.log(self.dual), 0.0)
+        lower = math.log1p(-self.ratio_low) if self.ratio_low < 1 else -math.inf
+        return Bases(
+            lower,
+            math.log1p(self.ratio_high),
+            None if self.ratio_dual is None else math.log(self.ratio_dual),
+            0.0,
+        )
 
     def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
         """See `TrustRegion.limits`."""

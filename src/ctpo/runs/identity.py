@@ -20,12 +20,26 @@ CHANGES_NOTHING: Final = frozenset(
 `threads` is not among them: sums over several threads are rounded differently.
 """
 
+_RECORDED_AS: Final = {
+    f"{unit}_{bound}": bound for unit in ("log", "ratio") for bound in ("low", "high", "dual")
+}
+"""The names under which earlier releases recorded some knobs. Identities keep them, so that old records stay valid."""
+
+
+def recorded_name(knob: str) -> str:
+    """The name of an objective's knob in what identifies a run."""
+    return _RECORDED_AS.get(knob, knob)
+
 
 def deciding_settings(
     settings: Mapping[str, Any], leave_out: Collection[str] = CHANGES_NOTHING
 ) -> dict[str, Any]:
     """Return the settings of a recipe that decide the result of its run."""
-    return {name: value for name, value in settings.items() if name not in leave_out}
+    deciding = {name: value for name, value in settings.items() if name not in leave_out}
+    knobs = deciding.get("objective_kwargs")
+    if isinstance(knobs, Mapping):
+        deciding["objective_kwargs"] = {recorded_name(name): value for name, value in knobs.items()}
+    return deciding
 
 
 def describe_model(model: torch.nn.Module) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_a_comparison_runs_resumes_and_reports(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_regime_like_another_takes_its_settings_but_for_what_it_sets(tmp_path: Path) -> None:
-    tune = {"learning_rate": [1e-4, 3e-4], "objective_kwargs.high": [0.1, 0.3]}
+    tune = {"learning_rate": [1e-4, 3e-4], "objective_kwargs.norm_length": [0.1, 0.3]}
     regimes = {"tuned": {}, "high": {"like": "tuned", "learning_rate": 1e-3}}
     plan = read_plan(
         write_plan(tmp_path / "c.yaml", tune=tune, regimes=regimes, seeds={"tune": [9], "test": [0]})
@@ -112,11 +112,11 @@ def test_a_regime_like_another_takes_its_settings_but_for_what_it_sets(tmp_path:
     assert {which.regime for which in cells} == {"tuned"}
     assert plan.runs == len(cells) + len(plan.arms) * 2
     for which in cells:
-        best = which.setting == {"learning_rate": 1e-4, "objective_kwargs": {"high": 0.3}}
+        best = which.setting == {"learning_rate": 1e-4, "objective_kwargs": {"norm_length": 0.3}}
         write_run(runner, which, final=0.1, rewards=[0.9 if best else 0.2])
     tested = [which for which in final_cells(plan, choose(plan, runner)) if which.arm == "ctpo"]
     chosen = {
-        which.regime: (which.keys["learning_rate"], which.keys["objective_kwargs"]["high"])
+        which.regime: (which.keys["learning_rate"], which.keys["objective_kwargs"]["norm_length"])
         for which in tested
     }
     assert chosen == {"tuned": (1e-4, 0.3), "high": (1e-3, 0.3)}

@@ -14,8 +14,8 @@ from ctpo.lab.comparison.plan import cell, read_plan
 TOLD: dict[str, Any] = {
     "common": {"rollout_batches": 2},
     "objectives": {
-        "ctpo": {"tune": {"objective_kwargs.high": [0.05, 0.4]}},
-        "wide": {"objective": "grpo", "tune": {"objective_kwargs.high": [0.2, 0.6]}},
+        "ctpo": {"tune": {"objective_kwargs.log_high": [0.05, 0.4]}},
+        "wide": {"objective": "grpo", "tune": {"objective_kwargs.ratio_high": [0.2, 0.6]}},
     },
     "regimes": {"one": {}, "four": {"num_iterations": 4}},
     "tune": {"learning_rate": [1e-4, 3e-4]},
@@ -37,7 +37,7 @@ def test_a_cell_holds_its_complete_recipe(tmp_path: Path) -> None:
     keys = cell(plan, "four", arm, arm.grid[3], 7).keys
     assert (keys["objective"], keys["num_iterations"], keys["seed"]) == ("grpo", 4, 7)
     assert keys["learning_rate"] == 3e-4
-    assert keys["objective_kwargs"] == {"high": 0.6}
+    assert keys["objective_kwargs"] == {"ratio_high": 0.6}
     assert keys["rollout_batches"] == 2
     assert keys["task"] == "arithmetic"  # the embedded recipe below it all
 

@@ -21,8 +21,8 @@ def output(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = output(capsys, "--objective", "ctpo?high=0.1", "--objective", "grpo")
-    for name in (*FAMILIES, "ctpo?high=0.1", "grpo"):
+    shown = output(capsys, "--objective", "ctpo?log_high=0.1", "--objective", "grpo")
+    for name in (*FAMILIES, "ctpo?log_high=0.1", "grpo"):
         (line,) = [line for line in shown.splitlines() if line.split()[:1] == [name]]
         assert ("exact" in line.split()[1]) == (name == "sequence")
     assert "least mean squared error: " in shown
@@ -127,7 +127,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("--family sequence --objective sequence", ["'sequence' is given twice"]),
         ("--family none", ["--objective"]),
         ("--objective ctpoo", ["'ctpoo'", "'ctpo'"]),
-        ("--objective ctpo?low=-1", ["low", "-1"]),
+        ("--objective ctpo?log_low=-1", ["low", "-1"]),
         ("--sharing lstm", ["sharing='lstm'", "tabular"]),
         ("--policy evil", ["policy='evil'", "adversarial"]),
         ("--policy adversarial --against none", ["'none' is not known"]),

@@ -88,14 +88,14 @@ def test_presets_keep_their_trust_region(name: str) -> None:
     family = FAMILIES[family_of(preset(name).ratio)]
     assert estimator.own_target is family.own_target
     if name != "reinforce":  # it has no trust region
-        reached = f"{name}?high=0.2" if name in CAPPED else name
+        reached = f"{name}?ratio_high=0.2" if name in CAPPED else name
         bounded = expectation(problem, objective_estimator(reached, problem).coefficients)
         assert (bounded - expectation(problem, family.coefficients)).norm().item() > 1e-3
 
 
 def test_knobs_reach_the_preset() -> None:
     problem = Setup(vocab=2, horizon=4, distance=0.8).problem()
-    wide = objective_estimator("ctpo?low=9&high=9&dual=none&power=0.5", problem)
+    wide = objective_estimator("ctpo?log_low=9&log_high=9&log_dual=none&power=0.5", problem)
     torch.testing.assert_close(
         expectation(problem, wide.coefficients),
         expectation(problem, FAMILIES["cumulative"].coefficients),
@@ -139,10 +139,10 @@ def test_quantile_gate_weights_trajectories_by_their_probability() -> None:
 def test_clipping_changes_bias_and_variance_as_loops_say() -> None:
     """The variance of a clipped objective equals that of its gradients per trajectory, from a loop."""
     problem = Setup(vocab=2, horizon=4, distance=0.6, sharing="stationary").problem()
-    estimator = objective_estimator("ctpo?low=0.2&high=0.2&dual=0.3", problem)
+    estimator = objective_estimator("ctpo?log_low=0.2&log_high=0.2&log_dual=0.3", problem)
     exact = moments(problem, {"x": estimator.coefficients})["x"]
     world = world_of(problem)
-    objective = preset("ctpo", low=0.2, high=0.2, dual=0.3, reduction="sum")
+    objective = preset("ctpo", log_low=0.2, log_high=0.2, log_dual=0.3, reduction="sum")
     mean, second = torch.zeros(2, dtype=torch.float64), 0.0
     for o in world.trajectories():
         logits = problem.target.logits.clone().requires_grad_()
@@ -162,10 +162,10 @@ def test_clipping_changes_bias_and_variance_as_loops_say() -> None:
     ("spec", "parts"),
     [
         ("ctpoo", ["'ctpoo' is not known", "'ctpo'"]),
-        ("ctpo?hihg=1", ["hihg", "'high'"]),
-        ("ctpo?low=-1", ["low: -1"]),
-        ("ctpo?low", ["'low' is no knob"]),
-        ("ctpo?low=wide", ["'wide' is not a number"]),
+        ("ctpo?hihg=1", ["hihg", "'log_high'"]),
+        ("ctpo?log_low=-1", ["log_low: -1"]),
+        ("ctpo?log_low", ["'log_low' is no knob"]),
+        ("ctpo?log_low=wide", ["'wide' is not a number"]),
         ("ctpo?kl_coef=0.1", ["kl_coef"]),
     ],
 )

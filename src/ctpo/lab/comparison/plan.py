@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from ctpo.errors import UserError
+from ctpo.runs.identity import recorded_name
 from ctpo.training.config.recipe import embedded_recipe, merge, read_recipe
 
 SCORES = ("auc", "final")
@@ -250,5 +251,5 @@ def _slug(setting: Mapping[str, Any]) -> str:
     words = []
     for key, value in setting.items():
         inner = value.items() if isinstance(value, Mapping) else [(key, value)]
-        words += [f"{name}={yaml.safe_dump(each).split()[0]}" for name, each in inner]
+        words += [f"{recorded_name(name)}={yaml.safe_dump(each).split()[0]}" for name, each in inner]
     return ",".join(words).replace("/", "_") or "untuned"

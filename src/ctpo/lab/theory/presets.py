@@ -79,7 +79,7 @@ def objective_estimator(spec: str, problem: Problem) -> Estimator:
     """Return the estimator of a preset with its trust region.
 
     Args:
-        spec: the name of a preset, with knobs after a question mark: "ctpo?high=0.1&dual=none".
+        spec: the name of a preset, with knobs after a question mark: "ctpo?log_high=0.1&log_dual=none".
         problem: gives quantile gates their thresholds, as an infinitely large minibatch would.
 
     Raises:

@@ -11,19 +11,22 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+from ctpo.training.config.sources import preset_knobs
+
 ANCHORS: Final = ("old", "rollout")
 COMPUTE_DTYPES: Final = ("auto", "float32", "bfloat16")
 
 _REPLACED: Final = {
     "loss_type": "objective and objective_kwargs.reduction",
     "importance_sampling_level": "objective",
-    "epsilon": "objective_kwargs.low",
-    "epsilon_high": "objective_kwargs.high",
-    "delta": "objective_kwargs.dual",
     "off_policy_mask_threshold": "objective",
 }
 """Settings of TRL's own loss, each with the setting to use instead. The objective takes the place of that loss, so
 these would have no effect."""
+_BOUNDS: Final = {"epsilon": ("low", "high"), "epsilon_high": ("high",), "delta": ("dual",)}
+"""Bounds of TRL's own loss, each with the bounds of a preset that it stands for."""
+_PENALTIES: Final = {"kl_coef": "beta", "kl_estimator": "beta", "entropy_coef": None}
+"""Knobs that objectives had in the previous release, each with the setting to use instead, if there is one."""
 _UNSUPPORTED: Final = {
     "top_entropy_quantile": 1.0,
     "entropy_coef": 0.0,
@@ -58,6 +61,7 @@ class Settings(BatchSettings, Protocol):
     max_nonfinite_updates: int
     max_tokens_per_micro_batch: int | None
     objective: str
+    objective_kwargs: dict[str, Any] | str | None
     use_vllm: bool
 
 
@@ -87,6 +91,7 @@ def check_settings(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
     check_lag(settings)
     _check_online(settings)
     _refuse_replaced(settings, trl_defaults)
+    _check_penalties(settings)
     _check_windows(settings)
 
 
@@ -187,14 +192,40 @@ def _check_online(settings: Settings) -> None:
 
 
 def _refuse_replaced(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
-    for name, instead in _REPLACED.items():
+    for name in (*_REPLACED, *_BOUNDS):
         value = getattr(settings, name)
         if value != trl_defaults[name]:
-            raise ValueError(f"{name}={value!r} has no effect under CTPO; set {instead} instead")
+            if name in _BOUNDS:
+                advice = _bound_advice(settings.objective, name, value)
+            else:
+                advice = f"set {_REPLACED[name]} instead"
+            raise ValueError(f"{name}={value!r} has no effect under CTPO; {advice}")
     for name, default in _UNSUPPORTED.items():
         value = getattr(settings, name)
         if value != default:
             raise ValueError(f"{name}={value!r} is not supported by CTPOTrainer; leave it unset")
+
+
+def _bound_advice(objective: str, name: str, value: Any) -> str:
+    """What to set instead of a bound of TRL's loss, which is on the ratio of one token. A preset's unit may differ."""
+    bounds, knobs = _BOUNDS[name], preset_knobs().get(objective, {})
+    if f"ratio_{bounds[0]}" in knobs:
+        return f"set {' and '.join(f'objective_kwargs.ratio_{bound}' for bound in bounds)} instead (the same unit)"
+    if f"log_{bounds[0]}" not in knobs:
+        return f"{objective} has no such bound; drop it"
+    return (
+        f"{objective} bounds the log ratio of a whole prefix (objective_kwargs.log_{bounds[0]}, in nats), not the "
+        f"ratio of one token; keep its default, or use objective=grpo with objective_kwargs.ratio_{bounds[0]}={value}"
+    )
+
+
+def _check_penalties(settings: Settings) -> None:
+    for name in _PENALTIES.keys() & (settings.objective_kwargs or {}):
+        other = _PENALTIES[name]
+        instead = f"use {other} instead" if other else "drop it"
+        raise ValueError(
+            f"objective_kwargs.{name} is not supported: an objective holds no penalty; {instead}"
+        )
 
 
 def _check_product(settings: BatchSettings, processes: int) -> None:

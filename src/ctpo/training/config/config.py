@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from trl import GRPOConfig
 
-from ctpo.objectives import Objective, preset, preset_defaults
+from ctpo.objectives import Objective, preset, preset_defaults, preset_names
+from ctpo.objectives.old_names import current_knobs
 from ctpo.training.config.checks import check_batches, check_settings
 
 
@@ -35,7 +36,7 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
     )
     objective_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={"help": "Knobs of the preset to change, for example '{\"high\": 0.1}'."},
+        metadata={"help": "Knobs of the preset to change, for example '{\"log_high\": 0.1}'."},
     )
     anchor: str = field(
         default="old",
@@ -160,6 +161,8 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         if getattr(self, "ddp_find_unused_parameters", None) is None:
             self.ddp_find_unused_parameters = False  # every weight takes part in every loss
         super().__post_init__()
+        if isinstance(self.objective_kwargs, dict) and self.objective in preset_names():
+            self.objective_kwargs = current_knobs(self.objective_kwargs, preset_defaults(self.objective))
         check_settings(self, {each.name: each.default for each in dataclasses.fields(GRPOConfig)})
         self.build_objective()
 

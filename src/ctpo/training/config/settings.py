@@ -22,7 +22,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 from ctpo.errors import UserError
 from ctpo.training.config.checks import check_batches, check_settings
 from ctpo.training.config.recipe import RIVALS, Recipe
-from ctpo.training.config.sources import preset_knobs, trainer_fields, trl_fields
+from ctpo.training.config.sources import current_knobs, preset_knobs, trainer_fields, trl_fields
 
 if TYPE_CHECKING:
     from ctpo.training.config.config import CTPOConfig
@@ -144,7 +144,9 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         if name in _recipe_types():
             ours[name] = _checked(name, value, _recipe_types()[name])
         elif name == "objective_kwargs" and isinstance(value, dict):
-            given[name] = {knob: _number(setting) for knob, setting in value.items()}
+            knobs = {str(knob): _number(setting) for knob, setting in value.items()}
+            objective = keys.get("objective", trainer_fields()["objective"].default)
+            given[name] = current_knobs(objective, knobs)
         elif name in trainer_fields():
             given[name] = _checked(name, value, trainer_fields()[name].type)
         else:

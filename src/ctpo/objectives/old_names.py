@@ -1,0 +1,84 @@
+"""Names of the previous release, still accepted with a warning that gives the new one. Delete this in the next."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_BOUNDS: Final = ("low", "high", "dual")
+"""Knobs whose new names begin with their unit: `log_low`, `ratio_low`, and so on."""
+_COUNTED: Final = "loss_mask"
+"""The one keyword whose meaning is turned around: it was true on tokens that count."""
+
+
+def old_keywords(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator for a function that also takes keywords under their old names.
+
+    Args:
+        names: the new name of each old one.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old in kwargs.keys() & names.keys():
+                value = kwargs.pop(old)
+                if old == _COUNTED and value is not None:
+                    value = value == 0
+                kwargs[_current(old, names[old], kwargs)] = value
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def old_fields(**names: str) -> Callable[[type[R]], type[R]]:
+    """A decorator for a class that also takes fields under their old names, as keywords.
+
+    Args:
+        names: the new name of each old one.
+    """
+
+    def decorate(cls: type[R]) -> type[R]:
+        cls.__init__ = old_keywords(**names)(cls.__init__)  # type: ignore[method-assign]
+        return cls
+
+    return decorate
+
+
+def current_knobs(knobs: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The knobs of a preset under their current names.
+
+    Args:
+        knobs: knobs under current and old names.
+        known: the current names of all the preset's knobs.
+
+    Raises:
+        ValueError: a knob under both names.
+    """
+    new_names = {
+        old: name for old in _BOUNDS if old not in known for name in known if name.endswith(f"_{old}")
+    }
+    return {
+        _current(name, new_names[name], knobs) if name in new_names else name: value
+        for name, value in knobs.items()
+    }
+
+
+def _current(old: str, new: str, given: Mapping[str, object]) -> str:
+    """The new name, after a warning."""
+    if new in given:
+        raise ValueError(f"{old}: this is the old name of {new}, which is given too; drop {old}.")
+    opposite = " (true on tokens that are left out, the opposite)" if old == _COUNTED else ""
+    warnings.warn(
+        f"{old} has a new name, {new}{opposite}; the old one goes in the next release.",
+        FutureWarning,
+        stacklevel=4,
+    )
+    return new
