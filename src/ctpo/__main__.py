@@ -1,4 +1,4 @@
-"""`python -m ctpo`, and `torchrun ... -m ctpo`."""
+"""Runs the command line for `python -m ctpo` and `torchrun ... -m ctpo`."""
 
 from __future__ import annotations
 

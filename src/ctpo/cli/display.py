@@ -1,4 +1,4 @@
-"""What one sees of a run: a live line and a table on a terminal, plain lines elsewhere."""
+"""What `ctpo train` prints: one line per rollout batch, and on a terminal also a live line below them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from ctpo.training.run.events import RunPlan
     from ctpo.training.run.train import Outcome
 
-# heading, width, how a record becomes a cell
-_COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
+_COLUMNS: Final[tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...]] = (
     ("batch", 5, lambda r: f"{r['batch']}"),
     ("updates", 7, lambda r: f"{r['step']}"),
     ("reward", 6, lambda r: _figure(r, "reward", "{:.3f}")),
@@ -34,20 +33,20 @@ _COLUMNS: tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...] = (
     ("time", 6, lambda r: _clock(r["seconds"])),
     ("left", 6, lambda r: _clock(r["left"]) if "left" in r else ""),
 )
+"""The columns of the table: heading, width, and a function from a record to the text of its cell."""
 
 
 class _Console(Console):
-    """Goes silent when its reader leaves (`ctpo train | head`): the run goes on, and its records are files."""
+    """A console that goes silent when its reader leaves, as in `ctpo train | head`. The run goes on."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # the flush at exit must not fail either
+        # The flush at the end of the program must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Display:
-    """A `Listener` that prints. Lines are the same everywhere; a terminal also gets a live line below them."""
+    """A `Listener` that prints what a run reports."""
 
     def __init__(self, console: Console, progress: Progress | None) -> None:
         self._console = console
@@ -77,7 +76,7 @@ class Display:
         self._console.print(f"[dim]records in {escape(str(plan.output))}[/dim]", highlight=False)
         if plan.left_out:
             self._console.print(
-                f"{plan.left_out} training prompts are too long and left out", highlight=False
+                f"{plan.left_out} training prompts are too long and are left out", highlight=False
             )
         self._console.print(
             "[bold]" + "  ".join(f"{name:>{width}}" for name, width, _ in _COLUMNS) + "[/bold]"
@@ -100,11 +99,11 @@ class Display:
             self._live(f"batch {record['batch'] + 1}: sampling {self._plan.responses_per_batch} responses")
 
     def finished(self, outcome: Outcome) -> None:
-        """The end of the story: before and after, what was saved, and what to try next."""
+        """Print the result: accuracy before and after, what was saved, and what to try next."""
         if self._progress is not None:
             self._progress.stop()
         if outcome.finished and outcome.summary is None:
-            return  # another process tells the story
+            return  # the main process prints the result
         if outcome.summary is None:
             self._console.print(
                 "\nInterrupted; a checkpoint is saved. Continue with:\n"
@@ -116,7 +115,7 @@ class Display:
         self._console.print(_before_after(outcome.summary))
         for line in _example(outcome.run, outcome.summary["rollout_batches"]):
             self._console.print(line, markup=False, highlight=False)
-        self._console.print(_whereabouts(outcome), markup=False, highlight=False)
+        self._console.print(_what_next(outcome), markup=False, highlight=False)
 
     def _live(self, text: str, completed: int | None = None) -> None:
         if self._progress is None:
@@ -135,7 +134,7 @@ class Display:
 
 @contextmanager
 def open_display(*, shown: bool = True) -> Iterator[Display]:
-    """A display on standard output; nothing is shown in a process that is not the main one."""
+    """A display on standard output. With `shown` off, for a process that is not the main one, it prints nothing."""
     console = _Console(soft_wrap=True, quiet=not shown)
     if not console.is_terminal or not shown:
         yield Display(console, None)
@@ -149,20 +148,23 @@ def open_display(*, shown: bool = True) -> Iterator[Display]:
 
 def _before_after(summary: dict[str, Any]) -> Table:
     before, after = summary["before"], summary["after"]
-    table = Table(title=f"Held-out problems ({before['problems']}), one sampled response each")
+    table = Table(title=f"Held-out problems ({before['problems']}), one sampled response per problem")
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row(
         "pass@1 ± standard error", *(f"{e['pass@1']:.3f} ± {e['stderr']:.3f}" for e in (before, after))
     )
-    table.add_row("tool calls a response", *(f"{e['tool_calls']:.2f}" for e in (before, after)))
-    table.add_row("tokens a response", *(f"{e['tokens']:.1f}" for e in (before, after)))
+    table.add_row("tool calls per response", *(f"{e['tool_calls']:.2f}" for e in (before, after)))
+    table.add_row("tokens per response", *(f"{e['tokens']:.1f}" for e in (before, after)))
     table.add_row("ended by the model", *(f"{e['finished']:.1%}" for e in (before, after)))
     return table
 
 
 def _example(run: RunDirectory, last: int) -> list[str]:
-    """A problem that training taught: the response before and the one after, tool calls and outputs visible."""
+    """Two responses to one problem, as lines: a wrong one before training and a right one after it.
+
+    There are no lines if no problem has both.
+    """
     pairs = zip(run.read_transcripts(0), run.read_transcripts(last), strict=False)
     for before, after in pairs:
         if after["correct"] and not before["correct"]:
@@ -174,7 +176,7 @@ def _example(run: RunDirectory, last: int) -> list[str]:
     return []
 
 
-def _whereabouts(outcome: Outcome) -> str:
+def _what_next(outcome: Outcome) -> str:
     assert outcome.summary is not None
     run, seconds = outcome.run, outcome.summary["wall_clock_s"]
     return (

@@ -1,4 +1,4 @@
-"""`ctpo sandbox check` says what holds on this machine; `ctpo sandbox run FILE` runs one program in it."""
+"""`ctpo sandbox check` tests the isolation on this machine. `ctpo sandbox run FILE` runs one program in it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Final
 
 from ctpo.sandbox import Sandbox, SandboxResult, SandboxUnavailable
 from ctpo.sandbox.isolation.probe import Check
 
-ENGINES = ("bubblewrap", "landlock")
+ENGINES: Final = ("bubblewrap", "landlock")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the command: 0 for success, 1 for a failed program or missing isolation, 2 for bad input."""
+    """Carry out the command. Return 0 for success, 1 for a failed program or missing isolation, 2 for bad input."""
     return _check(args.json) if args.action == "check" else _run_file(args)
 
 
@@ -58,7 +59,7 @@ def _check(as_json: bool) -> int:
 
 
 def _try_engine(engine: str) -> tuple[list[Check], str]:
-    """What the probe found with an engine, and why it can't be had ("" where it can)."""
+    """The checks that ran under an engine, and why the engine is not available ("" if it is)."""
     try:
         with Sandbox(engine=engine, workers=1, memory_mb=256) as sandbox:
             return sandbox.checks, ""
@@ -118,7 +119,7 @@ def _run_file(args: argparse.Namespace) -> int:
 
 
 def _run_warned(sandbox: Sandbox, text: str) -> SandboxResult:
-    """Run one program; a warning of the sandbox's becomes one line on stderr."""
+    """Run one program, and print the sandbox's warnings to stderr, one line each."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = sandbox.run([text])[0]
