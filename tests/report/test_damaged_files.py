@@ -68,7 +68,7 @@ def test_any_one_file_damaged_leaves_a_page_that_says_so(run: Path, name: str, d
     path.unlink() if damage == "gone" else path.write_bytes(broken[damage])
     collection = collect([run])
     html = page(collection, figures(collection), "t")
-    texts = [note["text"] for note in notes(collection)]
+    texts = [note.text for note in notes(collection)]
     if (name, damage) != ("config.yaml", "half"):  # half a YAML file may be a whole one
         assert any(name in text for text in texts), texts
     assert all(json.dumps(text)[1:-1].replace("<", "\\u003c") in html for text in texts if text.isascii())
@@ -85,7 +85,7 @@ def test_values_that_no_run_writes_do_not_end_the_report(run: Path) -> None:
     write_lines(run / "profile.jsonl", profiles)
     collection = collect([run])
     page(collection, figures(collection), "t")
-    texts = [note["text"] for note in notes(collection)]
+    texts = [note.text for note in notes(collection)]
     assert "metrics.jsonl: 2 lines without batch and step are left out" in texts
     assert "profile.jsonl: 1 damaged profiles are left out" in texts
 
@@ -97,7 +97,7 @@ def test_what_a_recipe_switched_off_is_not_called_missing(tmp_path: Path) -> Non
     (run / "transcripts" / "batch-0004.jsonl").write_text("")
     collection = collect([run])
     page(collection, figures(collection), "t")
-    assert [note["text"].split(" in its recipe")[0] for note in notes(collection)] == [
+    assert [note.text.split(" in its recipe")[0] for note in notes(collection)] == [
         "diagnostics: false",
         "transcripts: 0",
     ]

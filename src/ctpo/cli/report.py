@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ctpo.errors import UserError
 from ctpo.extras import require
@@ -13,6 +13,7 @@ from ctpo.runs.atomic import write_text
 
 if TYPE_CHECKING:
     from ctpo.report.collection import Collection
+    from ctpo.report.page import Note
 
 _DESCRIPTION: Final = """\
 Make one HTML page of runs: curves, clipping and log ratios by position, tool use, responses with the ratio of every
@@ -89,11 +90,11 @@ def _write(path: Path, text: str) -> None:
         raise UserError(f"--output {path} cannot be written ({error.strerror}); choose another") from None
 
 
-def _print_missing(notes: Sequence[dict[str, Any]]) -> None:
+def _print_missing(notes: Sequence[Note]) -> None:
     if not notes:
         return
     print("missing or damaged (the page says so too):")
     for note in notes:
-        runs = note["runs"]
-        whose = "" if not runs else f"{runs[0]}: " if len(runs) == 1 else f"{len(runs)} runs: "
-        print(f"  {whose}{note['text']}")
+        count = len(note.runs)
+        whose = "" if not count else f"{note.runs[0]}: " if count == 1 else f"{count} runs: "
+        print(f"  {whose}{note.text}")

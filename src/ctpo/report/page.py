@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -67,13 +68,22 @@ def embedded_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def notes(collection: Collection) -> list[dict[str, Any]]:
-    """Return what is missing: one entry per note, with the runs it is about (none if it is about the whole report)."""
+@dataclass(frozen=True)
+class Note:
+    """One thing that is missing or damaged."""
+
+    text: str
+    runs: list[str]
+    """The names of the runs that it is about; empty if it is about the whole report."""
+
+
+def notes(collection: Collection) -> list[Note]:
+    """Return what is missing or damaged, each thing once."""
     runs_by_note: dict[str, list[str]] = {note: [] for note in collection.notes}
     for name, run in zip(_run_names(collection), collection.runs, strict=True):
         for note in dict.fromkeys(run.notes):
             runs_by_note.setdefault(note, []).append(name)
-    return [{"text": text, "runs": runs} for text, runs in runs_by_note.items()]
+    return [Note(text, runs) for text, runs in runs_by_note.items()]
 
 
 def _web(name: str) -> str:
@@ -116,7 +126,10 @@ def _payload(collection: Collection, plots: Sequence[Figure], title: str) -> dic
         "figures": [_figure(figure) for figure in plots],
         "tables": [vars(table) for table in (*comparison_tables(collection), *settings_tables(collection))],
     }
-    return {**payload, "notes": notes(collection)}  # last, because preparing the rest adds notes
+    return {
+        **payload,
+        "notes": list(map(vars, notes(collection))),
+    }  # last, because preparing the rest adds notes
 
 
 def _batch(batch: ShownBatch) -> dict[str, Any]:

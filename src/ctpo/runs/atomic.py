@@ -1,4 +1,4 @@
-"""Writing small files so that a kill or a full disk never leaves half of one under its own name.
+"""Writing small files so that a kill or a full disk never leaves half a file under its name.
 
 A file is written beside its place and moved there in one rename. A reader sees the old file or the new one. Only a
 file that grows by one record at a time is appended to instead; its reader must expect a last line that is cut short.
@@ -56,7 +56,7 @@ def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """The line of a JSON Lines file that holds this object, with its line feed."""
+    """Return the line of a JSON Lines file that holds this object, with its line feed."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 

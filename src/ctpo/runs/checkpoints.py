@@ -193,7 +193,7 @@ def set_aside_newer(run: Path, checkpoint: Path | None) -> None:
 
 
 def last_good(run: Path) -> Path | None:
-    """Return the newest undamaged checkpoint of a run, or None; whose run it is of is not examined."""
+    """Return the newest undamaged checkpoint of a run, or None. It is not examined whose run it belongs to."""
     for checkpoint in all_checkpoints(run):
         try:
             examine(checkpoint, {})

@@ -30,7 +30,7 @@ _CALIBRATED: Final = (*_COUNTS, "position_mean", "log_ratio_mean", "log_ratio_st
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of tokens by the log ratio that weighs them, over all positions."""
+    """Counts of tokens by the log ratio that weights them, over all positions."""
 
     edges: tuple[float, ...]
     """Upper edges of all cells but the last, nats. The first and the last cell are open."""

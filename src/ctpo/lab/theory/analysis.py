@@ -81,9 +81,9 @@ class Analysis:
     spread: LogRatioSpread
 
     def crossings(self) -> list[Crossing]:
-        """Return the pairs of estimators of which one has less error for few trajectories and the other for many.
+        """Return all crossings in the order of their numbers of trajectories.
 
-        They are in the order of the number of trajectories at which the errors are equal.
+        Two estimators cross if the one with the larger variance has the smaller bias.
         """
         crossings = []
         for first in self.rows:
