@@ -1,4 +1,4 @@
-"""Small real training runs: the embedded model, the real sandbox, TRL itself."""
+"""Small but real training runs: with the embedded model, the real sandbox and TRL itself."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SMALL = {
     "report_to": "none",
     "disable_tqdm": True,
 }
-"""8 prompts x 4 samples a rollout batch, 4 updates each, two batches."""
+"""Two rollout batches of 8 prompts with 4 responses each, and 4 updates per rollout batch."""
 
 
 @pytest.fixture(scope="session")
 def fit(arithmetic: Any, sandbox: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Train the embedded model with a trainer class and settings; return the trainer."""
+    """A function that trains the embedded model with a trainer class and settings, and returns the trainer."""
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, PrinterCallback
@@ -64,7 +64,7 @@ def fit(arithmetic: Any, sandbox: Any, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def small_recipe() -> Callable[..., dict[str, Any]]:
-    """Keys of a run of two small rollout batches."""
+    """A function that returns the keys of a run of two small rollout batches."""
 
     def keys(output: Path, **changes: Any) -> dict[str, Any]:
         ours = {"eval_problems": 16, "eval_every": 1, "transcripts": 4, "train_problems": 64, "threads": 1}

@@ -1,4 +1,4 @@
-"""Runs of the real command line in processes of their own, forked from one that has the imports behind it."""
+"""Runs of the real command line in processes of their own, forked from one that has already imported everything."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def launch(
 
 
 def launch_many(count: int, argv: Iterable[str], log: Path) -> list[BaseProcess]:
-    """The same as torchrun would start it: one process a rank, told by the same variables."""
+    """The same as torchrun would start it: one process per rank, with the same environment variables."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -43,7 +43,7 @@ def launch_many(count: int, argv: Iterable[str], log: Path) -> list[BaseProcess]
 
 
 def finish(process: BaseProcess, seconds: float = 240) -> int:
-    """Its exit code, killed if it takes too long."""
+    """The exit code of the process, which is killed if it takes too long."""
     process.join(seconds)
     if process.exitcode is None:
         process.kill()

@@ -1,4 +1,4 @@
-"""The accelerate configurations that ship are ones that accelerate understands."""
+"""accelerate understands the accelerate configurations in recipes/."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_accelerate_loads_it(name: str) -> None:
 
 
 def test_every_key_is_an_option_of_the_launcher() -> None:
-    """The loader takes any key inside of the sections; the launcher passes on those it has an option for."""
+    """The loader accepts any key inside the sections; the launcher passes on only keys that are options of its own."""
     from accelerate.commands.launch import launch_command_parser
 
     options = set(vars(launch_command_parser().parse_args(["script"])))

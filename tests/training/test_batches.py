@@ -1,4 +1,4 @@
-"""Counts that do not divide: the number that is named to mend it does."""
+"""Batch sizes that do not divide each other: the value that the error proposes does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ctpo import CTPOConfig
 def test_what_is_proposed_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], processes: int
 ) -> None:
-    """Each message names a key and a value; taking its advice, again where another count is wrong, ends well."""
+    """Each error names a setting and a value. Following the advice, repeatedly if need be, leads to valid settings."""
     from ctpo.training.config.checks import check_batches
 
     monkeypatch.setenv("WORLD_SIZE", str(processes))

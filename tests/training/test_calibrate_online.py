@@ -1,4 +1,4 @@
-"""A run that calibrates itself: each rollout batch is trained in the band that the one before asks for."""
+"""Online calibration: each rollout batch is trained with the band fitted to the one before."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, keys: Callable[[Path], dict[
 
 
 def test_each_band_is_the_fit_of_the_batch_before(whole: Outcome) -> None:
-    """And clips the share of that batch's tokens, counted from its profile; the figures are in the records."""
+    """That band clips the share of that batch's tokens, counted from its profile. The records hold its knobs."""
     lines, records = read_records(whole.run.profile), whole.run.records()[1:]
     profiles = list(read_checked_profiles(whole.run).values())
     assert [records[0][f"band_{name}"] for name in ("scale", "power", "centre")] == [0.5, 0.5, 0.0]

@@ -1,4 +1,4 @@
-"""A chat model on a file of word problems, as a user would train it; the model is tiny and random."""
+"""Training a chat model on a file of word problems, as a user would. The model is tiny and random."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def recipe(small_recipe: Any, chat_folder: Path, data: Path, **changes: Any) -> 
     return {**keys, **ours, **short, **changes}
 
 
-def test_it_trains_and_tells_what_the_judge_found(small_recipe: Any, chat_folder: Path, data: Path) -> None:
+def test_it_trains_and_records_the_verdicts_of_the_judge(
+    small_recipe: Any, chat_folder: Path, data: Path
+) -> None:
     outcome = train(recipe(small_recipe, chat_folder, data, mask_void_turns="turn"))
     record = outcome.run.records()[-1]
     assert record["judged_no_answer"] == 8

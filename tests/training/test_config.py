@@ -1,4 +1,4 @@
-"""CTPOConfig: defaults that suit the machine, and settings that would be ignored."""
+"""CTPOConfig: defaults that depend on the machine, and settings that are refused because they have no effect."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
         ({"entropy_coef": 0.1}, "entropy_coef=0.1 is not supported"),
     ],
 )
-def test_bad_settings_say_what_and_how_to_mend(
+def test_the_error_for_a_bad_setting_says_how_to_correct_it(
     tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message) as error:

@@ -1,4 +1,4 @@
-"""What a run records of drift and clipping, against loops, autograd and the objective's own calls."""
+"""The records of drift and clipping, compared with loops, autograd and the objective's own calls."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LONGEST = 33
 
 
 class OneProcess:
-    """As much of an accelerator as gathering needs."""
+    """An accelerator of one process, with only what gathering needs."""
 
     device = torch.device("cpu")
 
@@ -37,7 +37,7 @@ class OneProcess:
 
 
 def objective_named(name: str) -> Objective:
-    """With a band that clips some of the tokens of a batch that drifts by 0.1 a token."""
+    """The preset, with a band that clips some tokens of a batch that drifts by 0.1 nats per token."""
     if name == "ctpo-fixed-matched":
         return preset(name, length=LONGEST)
     if name == "ctpo-calibrated":
@@ -58,24 +58,24 @@ def profile_of(objective: Objective, *batches: Batch) -> ProfileSums:
 
 
 def tokens_of(batch: Batch) -> list[tuple[int, int, int, float]]:
-    """(row, column, t, c_t) of the tokens that count, by a loop."""
-    found = []
+    """(row, column, t, c_t) of the tokens that count, from a loop."""
+    tokens = []
     for row in range(len(batch.logps)):
         t, c = 0, 0.0
         for column in range(batch.logps.shape[1]):
             if batch.mask[row, column]:
                 t, c = t + 1, c + float(batch.logps[row, column] - batch.old[row, column])
                 if batch.advantages[row] != 0:
-                    found.append((row, column, t, c))
-    return found
+                    tokens.append((row, column, t, c))
+    return tokens
 
 
 @pytest.mark.parametrize("name", preset_names())
 def test_profile_equals_loops_and_autograd(name: str) -> None:
-    """Clips from the objective's own call; gradient removed from autograd, with the trust region and without."""
+    """Clips come from the objective's own call, the removed gradient from autograd with and without trust region."""
     objective, batch = objective_named(name), make(rows=40, length=LONGEST, drift=0.1)
     line = profile_line(profile_of(objective, batch), objective)
-    ratio = objective.ratio  # one token's slope at a time: without the chain through the prefix
+    ratio = objective.ratio  # the slope in the token alone, without the gradient through its prefix
     if isinstance(ratio, (CumulativeRatio, SequenceMeanRatio)):
         ratio = replace(ratio, gradient="token")
     free = StopGradientWeight() if isinstance(objective.surrogate, StopGradientWeight) else Linear()
@@ -131,8 +131,8 @@ def test_histograms_count_every_token_once() -> None:
     batch = make(rows=40, drift=0.1)
     line = profile_line(profile_of(preset("grpo"), batch), preset("grpo"))
     tokens = tokens_of(batch)
-    found = line["log_ratio_histogram"]
-    assert len(CELL_EDGES) == len(found["edge"]) == 66
+    histogram = line["log_ratio_histogram"]
+    assert len(CELL_EDGES) == len(histogram["edge"]) == 66
     assert sum(line["histogram"]["count"]) == len(tokens)
 
     def cell(value: float) -> int:
@@ -143,13 +143,13 @@ def test_histograms_count_every_token_once() -> None:
         for row, _, t, c in tokens:
             if batch.advantages[row] * sign > 0:
                 expected[next(i for i, edge in enumerate(line["edge"]) if t <= edge)][cell(c)] += 1
-        assert found[side] == [row if any(row) else [] for row in expected]
+        assert histogram[side] == [row if any(row) else [] for row in expected]
     d = (batch.logps - batch.old)[batch.mask & (batch.advantages != 0)[:, None]]
     assert line["histogram"]["count"] == [sum(cell(v) == i for v in d.tolist()) for i in range(67)]
 
 
 def test_pieces_of_a_batch_add_up_whatever_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows in parts, looked at early or late, with rows that cannot be clipped or without: the same figures."""
+    """Figures do not depend on parts, on when parts are processed, or on responses that cannot be clipped."""
     batch, objective = make(rows=24, drift=0.1), preset("ctpo")
     whole = profile_of(objective, batch)
     live = batch.rows(((batch.advantages != 0) & batch.mask.any(1)).nonzero()[:, 0])
@@ -165,7 +165,7 @@ def test_pieces_of_a_batch_add_up_whatever_is_left_out(monkeypatch: pytest.Monke
 
 
 def test_a_saved_profile_goes_on_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctpo.training.diagnostics.profile._TOGETHER", 250)  # two parts; the third waits
+    monkeypatch.setattr("ctpo.training.diagnostics.profile._TOGETHER", 250)  # two parts are processed; the third waits
     batch, objective = make(rows=24, drift=0.1), preset("ctpo")
     parts = [batch.rows(index) for index in torch.arange(24).split(4)]
     whole, first, second = (PositionProfile(lambda: objective, LONGEST) for _ in range(3))
@@ -193,7 +193,7 @@ def test_bins() -> None:
 
 
 def test_the_band_is_where_tokens_are_clipped() -> None:
-    """At each bin's mean position; with one position a bin, a token is beyond it exactly when it is clipped."""
+    """The band is given at mean positions. With one position per bin, a token is beyond it exactly if it is clipped."""
     batch = make(rows=60, length=6, drift=0.1)
     batch.mask[:] = True
     objective = preset("ctpo")
@@ -221,7 +221,7 @@ def test_nothing_moved_and_nothing_to_fit() -> None:
 
 
 def test_drift_from_the_engine() -> None:
-    """Against its definition, in two parts; what the engine could not score is left out."""
+    """The figures equal their definitions, from two parts. Tokens that the engine could not score are left out."""
     batch = make(rows=6, drift=0.2)
     batch.old[0, :5] = float("nan")
     drift = EngineDrift()
@@ -251,7 +251,7 @@ def test_drift_from_the_engine() -> None:
 
 
 def test_token_pieces_join_to_the_text() -> None:
-    """A tokenizer of bytes: characters of two, three and four tokens, and bytes that are no character."""
+    """With a tokenizer of bytes: characters of two, three and four tokens, and bytes that are no character."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -261,9 +261,9 @@ def test_token_pieces_join_to_the_text() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
     for text in ("plain", "naïve – 数学 🙂🙂 x", "🙂", "a\n b  c", ""):
         ids = tokenizer.encode(text, add_special_tokens=False)
-        found = pieces(tokenizer, ids)
-        assert len(found) == len(ids)
-        assert "".join(found) == text
+        texts = pieces(tokenizer, ids)
+        assert len(texts) == len(ids)
+        assert "".join(texts) == text
     assert pieces(tokenizer, tokenizer.encode("é!")) == ["", "é", "!"]
     broken = tokenizer.encode("a🙂b")[:3]  # cut inside of a character
     assert "".join(pieces(tokenizer, broken)) == tokenizer.decode(broken)

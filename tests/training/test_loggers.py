@@ -1,4 +1,4 @@
-"""A run's figures in TensorBoard's event files, read back."""
+"""The figures of a run, read back from TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ctpo.training.run.train import train
 
 
 def events(path: Path) -> Iterator[Any]:
-    """The records of an event file: length, its checksum, content, its checksum."""
+    """The events of a file, whose records are a length, its checksum, the content, and its checksum."""
     content = path.read_bytes()
     while content:
         (length,) = struct.unpack("<Q", content[:8])
@@ -26,10 +26,10 @@ def events(path: Path) -> Iterator[Any]:
 def test_what_reaches_the_loggers(small_recipe: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     run = train(small_recipe(tmp_path / "run", report_to="tensorboard")).run
     (path,) = run.path.rglob("events.out.tfevents.*")
-    found: dict[tuple[str, int], float] = {}
+    logged: dict[tuple[str, int], float] = {}
     for event in events(path):
         for value in event.summary.value:
-            assert found.setdefault((value.tag, event.step), value.simple_value) == value.simple_value
+            assert logged.setdefault((value.tag, event.step), value.simple_value) == value.simple_value
     profiles = [json.loads(line) for line in run.profile.read_text().splitlines()]
     for record, line in zip(run.records()[1:], profiles, strict=True):
         step = record["step"]
@@ -45,16 +45,16 @@ def test_what_reaches_the_loggers(small_recipe: Callable[..., dict[str, Any]], t
             "gradient_removed": "gradient_removed",
             "spread_power": "spread_power",
         }.items():
-            assert found[f"train/{theirs}", step] == pytest.approx(record[ours], rel=1e-5), theirs
+            assert logged[f"train/{theirs}", step] == pytest.approx(record[ours], rel=1e-5), theirs
         for tag, name in (("pass_at_1", "heldout_pass@1"), ("tool_calls", "heldout_tool_calls")):
-            assert found[f"eval/{tag}", step] == pytest.approx(record[name], rel=1e-5)
+            assert logged[f"eval/{tag}", step] == pytest.approx(record[name], rel=1e-5)
         for i, edge in enumerate(line["edge"]):
             if line["count"][i]:
                 clipped = (line["high"][i] + line["low"][i]) / line["count"][i]
-                assert found[f"train/position/clip_ratio/{edge:05d}", step] == pytest.approx(
+                assert logged[f"train/position/clip_ratio/{edge:05d}", step] == pytest.approx(
                     clipped, rel=1e-5
                 )
-                spread = found[f"train/position/log_ratio_std/{edge:05d}", step]
+                spread = logged[f"train/position/log_ratio_std/{edge:05d}", step]
                 assert spread == pytest.approx(line["log_ratio_std"][i], rel=1e-5)
             else:
-                assert (f"train/position/clip_ratio/{edge:05d}", step) not in found
+                assert (f"train/position/clip_ratio/{edge:05d}", step) not in logged

@@ -1,4 +1,4 @@
-"""Which responses are void, and that a masked one leaves the loss and its denominators alone."""
+"""Which responses are masked, and that a masked response changes neither the loss nor its denominators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CALL = ToolCall(program="print(5)", status="ok", output="<out>5</out>")
 @pytest.fixture
 def rollout(embedded: Any) -> Callable[..., Rollout]:
     def make(*parts: str, calls: int = 0) -> Rollout:
-        """Parts are in turn the model's and the tool's."""
+        """The parts come from the model and from the tool in turn."""
         ids = [embedded[1].encode(part, add_special_tokens=False) for part in parts]
         return Rollout(
             prompt_ids=[3],
@@ -39,7 +39,7 @@ def rollout(embedded: Any) -> Callable[..., Rollout]:
         (["12+3"], 0, True, True),  # neither
         (["=15"], 0, False, False),  # an answer
         (["<py>print(5)</py>", "<out>5</out>", "=5"], 1, False, False),
-        (["<py>print(5)</py>", "<out>5</out>", "12+"], 1, False, True),  # its last turn does nothing
+        (["<py>print(5)</py>", "<out>5</out>", "12+"], 1, False, True),  # its last turn is void
         (["=5<py>print(5)</py>", "<out>5</out>", "12+"], 1, False, True),
         (["<py>print(5)</py>", "<out>5</out>"], 1, False, False),  # no room for another turn
     ],
@@ -61,7 +61,7 @@ def test_a_task_that_cannot_tell_answers_is_refused() -> None:
 
 
 def test_masked_responses_count_in_no_denominator(small_recipe: Any, tmp_path: Path) -> None:
-    """At 76 tokens a part of the responses is cut."""
+    """With a limit of 76 tokens, some of the responses are truncated."""
     keys = small_recipe(
         tmp_path / "run", mask_truncated_completions=True, max_completion_length=76, rollout_batches=1
     )

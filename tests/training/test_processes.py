@@ -1,4 +1,4 @@
-"""Two processes are one run: the same responses, mini-batches, parameters and records as one process gives."""
+"""Two processes make the same run as one: the same responses, mini-batches, parameters and records."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SMALL = (
     "transcripts=9 max_completion_length=80 save_steps=2 learning_rate=1e-3"
 ).split()
 TOLERANCE = 2e-5
-"""Of a weight, after 6 updates of up to 1e-3 each: gradients are added up in another order, and Adam divides small
-ones by their own size. Drawing other responses, or dealing them out otherwise, moves weights by 1e-3."""
+"""The largest difference of a weight after 6 updates of up to 1e-3 each. Gradients are added in another order, and Adam
+divides small ones by their own size. Other responses or other mini-batches would move weights by 1e-3."""
 
 
 def records_of(run: Path) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in two processes, interrupted in the second and resumed."""
+    """The same run in two processes, interrupted by a signal to the second process, and resumed."""
     path = tmp_path_factory.mktemp("processes") / "two"
     log = path.with_suffix(".log")
     both = launch_many(2, ["train", *SMALL, "per_device_train_batch_size=8", f"output_dir={path}"], log)
@@ -82,7 +82,7 @@ def test_the_same_records(one: Path, two: Path) -> None:
 
 
 def test_the_same_profiles(one: Path, two: Path) -> None:
-    """Sums over all processes: of the first batch, before rounding has moved anything much, and as many lines."""
+    """Profiles are sums over all processes: compared on the first batch, before rounding has had much effect."""
     mine, whole = (
         [json.loads(line) for line in (run / "profile.jsonl").read_text().splitlines()] for run in (two, one)
     )
@@ -98,7 +98,7 @@ def test_the_same_profiles(one: Path, two: Path) -> None:
 
 
 def test_the_same_heldout_responses(one: Path, two: Path) -> None:
-    """Nine problems: the processes' shares differ in size."""
+    """With nine problems, the processes' shares differ in size."""
     for batch in (0, 3):
         name = f"transcripts/batch-{batch:04d}.jsonl"
         assert (one / name).read_text() == (two / name).read_text()
@@ -111,9 +111,9 @@ def test_only_the_first_process_speaks(two: Path) -> None:
 
 def test_another_number_of_processes_is_refused(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--resume", str(two / "checkpoint-6"), "rollout_batches=4"]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "saved by 2 processes and this is 1; resume with `torchrun --nproc_per_node 2`" in said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "saved by 2 processes and this is 1; resume with `torchrun --nproc_per_node 2`" in printed
 
 
 @pytest.mark.parametrize(("per_process", "group"), [(4, 4), (8, 4), (2, 2)])
@@ -122,7 +122,7 @@ def test_mini_batches_hold_the_same_rows_however_many_processes(per_process: int
     whole = dealt_order(rows, updates, group).reshape(updates, -1)
     for processes in (2, 4):
         if rows // processes // updates % group:
-            continue  # a process's mini-batch would hold part of a group
+            continue  # the mini-batch of a process would hold a part of a group
         mine = dealt_order(rows // processes, updates, group).reshape(updates, -1)
         parts = [mine + process * rows // processes for process in range(processes)]
         together = torch.cat(parts, dim=1).sort(dim=1).values
@@ -138,7 +138,7 @@ def test_shares_cover_everything_once() -> None:
 
 
 def test_accelerate_launch_that_starts_one_process_is_refused() -> None:
-    """The variables are those that accelerate 1.15 leaves with `--cpu --num_processes 2`."""
+    """With the environment variables that accelerate 1.15 sets for `--cpu --num_processes 2`."""
     left = {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no"}
     check_launch(left)
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

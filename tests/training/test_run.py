@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, and that an interrupted one ends where an uninterrupted one does."""
+"""Whole runs: the files they leave, and that an interrupted run ends where an uninterrupted one does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLOCKED = {"seconds", "batch_s", "generation_s", "tool_s", "training_s", "tokens
 
 
 class InterruptAt(Silent):
-    """Presses Ctrl-C in the middle of a rollout batch."""
+    """Sends Ctrl-C in the middle of a rollout batch."""
 
     def __init__(self, batch: int, updates: int) -> None:
         self.moment = (batch, updates)
@@ -73,7 +73,7 @@ def test_time_is_accounted_for(whole: Outcome) -> None:
 
 
 def test_the_time_of_a_run_counts_from_where_it_started(small_recipe: Recipe, tmp_path: Path) -> None:
-    """Imports and the first evaluation included; an interrupted run adds the times of its parts."""
+    """Imports and the first evaluation count; an interrupted run adds the times of its parts."""
     path, settings = tmp_path / "run", {"rollout_batches": 1, "eval_problems": 4, "transcripts": 0}
     begun = time.perf_counter()
     stopped = train(small_recipe(path, **settings), listener=InterruptAt(1, 2), started=begun - 500)
@@ -181,7 +181,7 @@ def test_too_few_problems(small_recipe: Recipe, tmp_path: Path) -> None:
 def test_a_run_that_lacks_only_its_ending_gets_it(
     whole: Outcome, small_recipe: Recipe, tmp_path: Path
 ) -> None:
-    """Killed between the last update and the summary."""
+    """As after a kill between the last update and the summary."""
     path = tmp_path / "run"
     run = train(small_recipe(path, save_steps=4)).run
     expected = weights(run)

@@ -1,4 +1,4 @@
-"""A recipe's keys are checked without torch and TRL, by the same names, types and defaults that an import gives."""
+"""Keys are checked without torch and TRL, with the same names, types and defaults as an import gives."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ HEAVY = {"torch", "transformers", "trl", "accelerate", "datasets"}
 def test_fields_read_from_the_sources_are_those_of_the_class(owner: Any, read: Any) -> None:
     hints = typing.get_type_hints(owner)
     expected = {each.name: each for each in dataclasses.fields(owner) if each.init}
-    found: dict[str, Field] = dict(read())
-    assert found.keys() == expected.keys()
-    unread = {name for name, each in found.items() if each.default != expected[name].default}
-    assert unread == {name for name in unread if found[name].default is dataclasses.MISSING}
+    read_fields: dict[str, Field] = dict(read())
+    assert read_fields.keys() == expected.keys()
+    unread = {name for name, each in read_fields.items() if each.default != expected[name].default}
+    assert unread == {name for name in unread if read_fields[name].default is dataclasses.MISSING}
     assert not unread & {"seed", "learning_rate", "num_generations", "epsilon", "loss_type", "temperature"}
     assert len(unread) < 12, unread
-    for name, each in found.items():
+    for name, each in read_fields.items():
         if "Any" not in str(each.type):
             assert each.type == hints[name], name
-    assert found["learning_rate"].type is float
+    assert read_fields["learning_rate"].type is float
 
 
 def test_knobs_read_from_the_sources_are_those_of_the_presets() -> None:

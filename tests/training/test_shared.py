@@ -1,4 +1,4 @@
-"""What runs of a comparison share changes nothing but how often it is found out."""
+"""Sharing between the runs of a comparison changes no result, only how often something is computed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ctpo.training.run.shared import SharedAnswers, shared_evaluation
 
 
 class Recording:
-    """A real sandbox behind a list of what it was asked; `give` answers in its place."""
+    """A sandbox that keeps a list of the programs it gets. `give`, if set, is its answer to all of them."""
 
     def __init__(self, sandbox: Any, give: SandboxResult | None = None) -> None:
         self.sandbox, self.give, self.asked = sandbox, give, []
@@ -27,7 +27,7 @@ class Recording:
         return [self.give] * len(programs) if self.give else self.sandbox.run(programs)
 
 
-def said(results: list[SandboxResult]) -> list[tuple[str, str, str]]:
+def texts(results: list[SandboxResult]) -> list[tuple[str, str, str]]:
     return [(result.status, result.stdout, result.stderr) for result in results]
 
 
@@ -36,10 +36,10 @@ def test_a_program_that_another_run_has_run_is_answered_alike(sandbox: Any, tmp_
     path = tmp_path / "answers.sqlite"
     programs = ["print(1+2)", "1/0", "print('ü')", "print(1+2)"]
     first = SharedAnswers(one, path, "here")
-    expected = said(first.run(programs))
+    expected = texts(first.run(programs))
     assert [status for status, _, _ in expected] == ["ok", "error", "ok", "ok"]
-    assert said(first.run(programs)) == expected
-    assert said(SharedAnswers(other, path, "here").run([*programs, "print(4)"])) == [
+    assert texts(first.run(programs)) == expected
+    assert texts(SharedAnswers(other, path, "here").run([*programs, "print(4)"])) == [
         *expected, ("ok", "4\n", ""),
     ]  # fmt: skip
     SharedAnswers(elsewhere, path, "with less memory").run(programs[:1])

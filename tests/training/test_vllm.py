@@ -1,4 +1,4 @@
-"""What is used of TRL's vLLM, against the installed TRL, and what is sent through it."""
+"""The parts of TRL's vLLM that we use exist in the installed TRL, and get the right requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLING = Sampling(max_new_tokens=9, temperature=0.8, top_p=0.9, top_k=4)
 
 
 class Client:
-    """TRL's client, with its very signature; a completion is the prompt's last id, counted up."""
+    """Stands for TRL's client, with the same signature. A completion counts up from the last id of the prompt."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -44,7 +44,7 @@ def test_trl_still_has_what_is_used() -> None:
     for name in ("self.vllm_generation = VLLMGeneration(", "self._last_loaded_step = self.state.global_step"):
         assert name in trainer
     sent = inspect.getsource(VLLMClient.generate)
-    assert "sampling_params.update(generation_kwargs" in sent  # how stop texts get through
+    assert "sampling_params.update(generation_kwargs" in sent  # so that stop texts reach vLLM
 
 
 def test_a_first_turn_is_one_request_and_later_ones_are_one_a_row() -> None:
@@ -75,7 +75,7 @@ def test_a_first_turn_is_one_request_and_later_ones_are_one_a_row() -> None:
 
 
 def test_every_process_gets_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes with unlike numbers of rows, this one the main; the other's rows stand second."""
+    """Two processes with different numbers of rows. This one is the main process, so the other's rows come second."""
     client = Client()
     other: dict[type, list[Any]] = {
         int: [1],
@@ -93,7 +93,7 @@ def test_every_process_gets_its_own_rows(monkeypatch: pytest.MonkeyPatch) -> Non
     mine = [CompletionRequest(ids=[i], max_new_tokens=9) for i in range(3)]
     assert [ids[0] for ids, _ in completer.complete(mine, SAMPLING, [])] == [1, 2, 3]
     assert client.calls[0]["prompts"] == [[0], [1], [2], [50]]
-    assert completer.anyone(False)  # the other has something left
+    assert completer.anyone(False)  # the other process has requests left
 
 
 def test_a_sleeping_model_wakes_once_a_rollout() -> None:
