@@ -33,6 +33,7 @@ print(code, *sorted({HEAVY!r} & set(sys.modules)))
         ("train seed=-1", 2, "seed=-1 is out of range"),
         ("train num_generations=7", 2, "num_generations=7"),
         ("train objective=ctpoo", 2, "did you mean 'ctpo'?"),
+        ("train objective_kwargs.hihg=1", 2, "did you mean 'log_high'?"),
         ("train task=arithmetics", 2, "did you mean 'arithmetic'?"),
         ("train --resume run learnin_rate=1", 2, "did you mean 'learning_rate'?"),
         ("train --show objective=grpo", 0, "objective: grpo"),

@@ -85,7 +85,7 @@ def check(keys: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
         check_settings(settings, {name: each.default for name, each in trl_fields().items()})
     except ValueError as error:
         raise UserError(str(error)) from None
-    _check_objective(settings.objective)
+    _check_objective(settings.objective, settings.objective_kwargs)
     _check_together(recipe, settings)
     return recipe, given
 
@@ -190,12 +190,25 @@ def _check_conflicts(keys: Mapping[str, Any]) -> None:
                 raise UserError(f"{one}={keys[one]} and {other}={keys[other]} are both set; drop one")
 
 
-def _check_objective(name: str) -> None:
+def _check_objective(name: str, given: Any) -> None:
+    """Check the names of the objective and of its knobs."""
     known = preset_knobs()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "use one of these:"
-        raise UserError(f"objective={name!r} is unknown; {hint} Known: {', '.join(sorted(known))}")
+        raise UserError(f"objective={name!r} is unknown; {_nearest(name, {each: each for each in known})}")
+    # A knob is also recognised without its unit: "hihg" is near "log_high".
+    spellings = {each.rpartition("_")[2]: each for each in known[name]} | {each: each for each in known[name]}
+    for knob in current_knobs(name, _overrides(given)):
+        if knob not in known[name]:
+            raise UserError(
+                f"objective_kwargs.{knob} is unknown for objective={name!r}; {_nearest(knob, spellings)}"
+            )
+
+
+def _nearest(name: str, spellings: Mapping[str, str]) -> str:
+    """A hint at the known name whose spelling is nearest, and the known names."""
+    near = difflib.get_close_matches(name, spellings, n=1)
+    hint = f"did you mean {spellings[near[0]]!r}? " if near else ""
+    return f"{hint}Known: {', '.join(sorted(set(spellings.values())))}"
 
 
 def _check_together(recipe: Recipe, settings: Any) -> None:
