@@ -147,7 +147,7 @@ def test_low_precision_is_computed_in_float32(dtype: torch.dtype, backend: str) 
 
 
 def test_half_precision_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "_BF16_WARNED", False)
+    monkeypatch.setattr(checks, "_WARNED", {"positive"})
     batch = make().to(torch.bfloat16)
     with pytest.warns(RuntimeWarning, match="bfloat16"):
         run(preset("ctpo"), batch)
@@ -155,6 +155,35 @@ def test_half_precision_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
         warnings.simplefilter("error")
         run(preset("ctpo"), batch)
         run(preset("ctpo"), make())
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", ["ctpo", "cispo"])
+def test_what_is_no_log_prob_warns_once(monkeypatch: pytest.MonkeyPatch, name: str, backend: str) -> None:
+    """Probabilities instead of log-probs; the warning points at the caller."""
+    monkeypatch.setattr(checks, "_WARNED", set())
+    objective, p = preset(name, backend=backend), torch.rand(2, 5)
+    arguments = (p, p.clone(), torch.ones(2), torch.ones(2, 5, dtype=torch.bool))
+    with pytest.warns(RuntimeWarning, match="10 tokens under the mask have a log-prob above 0.001") as warned:
+        objective(*arguments)
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        objective(*arguments)
+
+
+@BACKENDS
+@pytest.mark.parametrize("name", ["ctpo", "reinforce"])
+def test_swapped_log_probs_are_refused(name: str, backend: str) -> None:
+    batch, objective = make(), preset(name, backend=backend)
+    logps = batch.logps.requires_grad_()
+    with pytest.raises(ValueError, match="they are swapped") as error:
+        objective(batch.old, logps, batch.advantages, batch.mask)
+    assert "\n" not in str(error.value)
+    with torch.no_grad():  # nothing is lost where no gradient is wanted
+        objective(batch.old, logps, batch.advantages, batch.mask)
+    objective(logps, logps * 1.01, batch.advantages, batch.mask).loss.backward()
+    assert logps.grad is not None
 
 
 @BACKENDS

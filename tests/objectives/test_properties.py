@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ctpo.objectives import preset, preset_names
 from ctpo.objectives.layouts.packed import packed_from
 from ctpo.objectives.quantile_gate import QuantileGate
-from ctpo.objectives.reductions import REDUCTIONS, count_true
+from ctpo.objectives.reductions import REDUCTIONS
 from ctpo.objectives.surrogates import ceiling_of
 from ctpo.objectives.trust_regions import Bound, Limits, LogBand
 
@@ -231,15 +231,3 @@ def test_the_dual_bound_can_be_left_out() -> None:
         assert isinstance(with_one, LogBand)
         assert isinstance(without, LogBand)
         assert (with_one.log_dual, without.log_dual) == (with_one.log_high, None)
-
-
-def test_tokens_are_counted_alike_by_bytes_and_by_words() -> None:
-    """Around the size from which words are summed, and the runs of 512 bytes; of strided and of shifted masks."""
-    for length in (0, 1, (1 << 16) - 1, 1 << 16, (1 << 16) + 511, 100_000):
-        mask = torch.ones(length + 3, dtype=torch.bool)
-        for part in (mask[:length], mask[3:]):
-            assert count_true(part).item() == length
-        mask[::3] = False
-        assert count_true(mask[:length]).item() == mask[:length].sum().item()
-    columns = (torch.rand(700, 300) > 0.4).T
-    assert count_true(columns).item() == columns.sum().item()

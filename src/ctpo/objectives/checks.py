@@ -10,7 +10,10 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
-_BF16_WARNED = False
+from ctpo.objectives.numerics import POSITIVE_LOGP, reads_are_free
+
+_WARNED: set[str] = set()
+"""What this process has been warned of."""
 
 
 def choice(argument: str, value: object, known: Iterable[str]) -> str:
@@ -71,6 +74,7 @@ def batch(
     for name, value in masks.items():
         if value is not None:
             mask_values(name, value)
+    gradient(logps, old_logps)
     warn_low_precision(logps, old_logps)
 
 
@@ -104,7 +108,7 @@ def segment_ids(ids: Tensor, length: int, segments: int | None, whole: bool) -> 
     """
     if ids.ndim != 1 or ids.shape[0] != length or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(f"segment_ids: {ids.dtype} {tuple(ids.shape)}; expected [{length}] integers.")
-    if ids.device.type != "cpu" or length == 0:
+    if length == 0 or not reads_are_free(ids):
         return
     low, high = int(ids.min()), int(ids.max())
     segment_numbers(low, high, segments)
@@ -131,25 +135,57 @@ def mask_values(name: str, mask: Tensor) -> None:
     Raises:
         ValueError: with one offending value.
     """
-    if mask.dtype == torch.bool or mask.device.type != "cpu":
+    if mask.dtype == torch.bool or not reads_are_free(mask):
         return
     wrong = (mask != 0) & (mask != 1)
     if bool(wrong.any()):
         raise ValueError(f"{name}: value {mask[wrong][0].item()} is neither 0 nor 1; pass a boolean mask.")
 
 
+def gradient(logps: Tensor, old_logps: Tensor) -> None:
+    """Refuse a call whose gradient would be lost because the two arguments are swapped.
+
+    Raises:
+        ValueError: old_logps requires a gradient and logps does not.
+    """
+    if old_logps.requires_grad and not logps.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "logps, old_logps: old_logps requires a gradient and logps does not; they are swapped (the current "
+            "policy comes first), or old_logps must be detached."
+        )
+
+
 def warn_low_precision(logps: Tensor, old_logps: Tensor) -> None:
-    """Warn once when log-probs arrive in half precision: the rounding is already in them."""
-    global _BF16_WARNED
+    """Warn once per process of log-probs in half precision, whose rounding cannot be undone."""
     half = [str(x.dtype) for x in (logps, old_logps) if x.dtype in (torch.bfloat16, torch.float16)]
-    if half and not _BF16_WARNED:
-        _BF16_WARNED = True
-        warnings.warn(
+    if half:
+        _warn_once(
+            "half precision",
             f"log-probs arrived in {half[0]}: their rounding flips 5-9 % of clip decisions at 1k-64k tokens. "
             "Compute log-softmax in float32 and keep the result there.",
-            RuntimeWarning,
-            stacklevel=3,
+            stacklevel=6,
         )
+
+
+def warn_positive(count: Tensor) -> None:
+    """Warn once per process of inputs that are no log-probs. Looks only where reading a value is free.
+
+    Args:
+        count: 0-d, the number of tokens under the mask with such a value.
+    """
+    if "positive" not in _WARNED and reads_are_free(count) and count.item() > 0:
+        _warn_once(
+            "positive",
+            f"logps, old_logps: {int(count)} tokens under the mask have a log-prob above {POSITIVE_LOGP:g}; pass "
+            "log-softmax of the sampled tokens, not probabilities or logits (stats count them: positive_logps).",
+            stacklevel=5,
+        )
+
+
+def _warn_once(subject: str, message: str, stacklevel: int) -> None:
+    if subject not in _WARNED and not torch.compiler.is_compiling():
+        _WARNED.add(subject)
+        warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
 
 
 def unusable_tokens(count: Tensor) -> None:

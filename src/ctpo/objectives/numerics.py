@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -48,3 +48,24 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 def prefix_dtype(device: torch.device) -> torch.dtype:
     """Dtype prefix sums accumulate in: float64 except on MPS, which has none."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def reads_are_free(x: Tensor) -> bool:
+    """Whether a value of the tensor can be read without a wait: it is ordinary memory of the CPU, and neither the
+    compiler, a tracer nor a transform of torch is at work.
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    return not any(
+        ask_torch(name)
+        for name in ("_is_tracing", "_are_functorch_transforms_active", "_len_torch_dispatch_stack")
+    )
+
+
+def ask_torch(function: str) -> int:
+    """What one of torch's internal functions without arguments returns; 1 if this version of torch lacks it.
+
+    torch has no public way to ask which transforms and modes are active.
+    """
+    asked: Any = getattr(torch._C, function, None)
+    return 1 if asked is None else int(asked())

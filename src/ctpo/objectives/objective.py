@@ -17,11 +17,12 @@ from ctpo.objectives.compose import Output, compose, examine
 from ctpo.objectives.cpu.autograd import native_output, refuse
 from ctpo.objectives.details import Details
 from ctpo.objectives.inputs import Inputs
+from ctpo.objectives.layouts.layout import Layout
 from ctpo.objectives.layouts.packed import Packed, packed_from
-from ctpo.objectives.layouts.padded import Layout, Padded
+from ctpo.objectives.layouts.padded import Padded
 from ctpo.objectives.layouts.sharded import SequenceShard, Sharded
 from ctpo.objectives.numerics import compute_dtype
-from ctpo.objectives.old_names import old_keywords
+from ctpo.objectives.old_names import current_backend, old_keywords
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Count, Reduction
 from ctpo.objectives.surrogates import Surrogate
@@ -58,6 +59,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         checks.choice("on_bad", self.on_bad, ("neutralise", "raise"))
+        object.__setattr__(self, "backend", current_backend(self.backend))
         checks.choice("backend", self.backend, BACKENDS)
 
     @old_keywords(mask="response_mask", loss_mask="rejection_mask")
@@ -131,6 +133,7 @@ class Objective:
             out = native_output(*parts, self.reduction, inputs, self._definition)
         if out is None:
             out = self._definition(inputs, shard, details)
+        checks.warn_positive(out.stats["positive_logps"])
         if self.on_bad == "raise":
             checks.unusable_tokens(out.stats["neutralised"])
         return out

@@ -26,11 +26,12 @@ def old_keywords(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            for old in kwargs.keys() & names.keys():
-                value = kwargs.pop(old)
-                if old == _COUNTED and value is not None:
-                    value = value == 0
-                kwargs[_current(old, names[old], kwargs)] = value
+            for old, new in names.items():
+                if old in kwargs:
+                    value: Any = kwargs.pop(old)
+                    if old == _COUNTED and value is not None:
+                        value = value == 0
+                    kwargs[_current(old, new, kwargs)] = value
             return function(*args, **kwargs)
 
         return call
@@ -69,6 +70,24 @@ def current_knobs(knobs: Mapping[str, Any], known: Collection[str]) -> dict[str,
         _current(name, new_names[name], knobs) if name in new_names else name: value
         for name, value in knobs.items()
     }
+
+
+def current_backend(name: str) -> str:
+    """The current name of a backend.
+
+    Raises:
+        ValueError: a backend that is gone.
+    """
+    if name == "triton":
+        raise ValueError('backend: "triton" is gone; use torch.compile around the call, or backend="auto".')
+    if name != "compile":
+        return name
+    warnings.warn(
+        'backend="compile" has a new name, backend="native"; the old one goes in the next release.',
+        FutureWarning,
+        stacklevel=4,
+    )
+    return "native"
 
 
 def _current(old: str, new: str, given: Mapping[str, object]) -> str:

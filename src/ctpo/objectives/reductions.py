@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives import checks
-from ctpo.objectives.layouts.padded import Layout
+from ctpo.objectives.layouts.layout import Layout
 from ctpo.objectives.tokens import as_bool
 
 REDUCTIONS: Final = {
@@ -58,7 +58,7 @@ class Reduction:
         if self.name == "sum":
             factor = torch.ones((), dtype=dtype, device=mask.device)
         elif self.name == "token-mean":
-            tokens = layout.sum_shards(count_true(mask)) if num_tokens is None else num_tokens
+            tokens = layout.sum_shards(mask.count_nonzero()) if num_tokens is None else num_tokens
             factor = _at_least_one(tokens, mask.device, dtype).reciprocal()
         else:
             sequences = layout.count_sequences(mask) if num_sequences is None else num_sequences
@@ -69,17 +69,6 @@ class Reduction:
         if power != 0.0:
             factor = factor * layout.sequence_sum(mask).clamp(min=1).to(dtype).pow(power)
         return factor
-
-
-def count_true(mask: Tensor) -> Tensor:
-    """True values of a boolean mask, 0-d; of large ones on the CPU by words of eight bytes, four times as fast."""
-    aligned = mask.is_contiguous() and mask.storage_offset() % 8 == 0
-    if mask.device.type != "cpu" or not aligned or mask.numel() < 1 << 16:
-        return mask.count_nonzero()
-    flat = mask.view(-1).view(torch.uint8)
-    whole = len(flat) // 512 * 512  # 64 words a sum, so that no byte of it overflows
-    words = flat[:whole].view(torch.int64).view(-1, 64).sum(-1)
-    return words.view(torch.uint8).sum() + flat[whole:].sum()
 
 
 def _at_least_one(count: Count, device: torch.device, dtype: torch.dtype) -> Tensor:

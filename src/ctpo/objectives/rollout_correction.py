@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives import checks
-from ctpo.objectives.layouts.padded import Layout, Padded
+from ctpo.objectives.layouts.layout import Layout
+from ctpo.objectives.layouts.padded import Padded
 from ctpo.objectives.numerics import SATURATION
 from ctpo.objectives.old_names import old_keywords
 from ctpo.objectives.tokens import sanitise

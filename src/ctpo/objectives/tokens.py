@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctpo.objectives.layouts.padded import Layout
+from ctpo.objectives.layouts.layout import Layout
 from ctpo.objectives.numerics import POSITIVE_LOGP, SATURATION, compute_dtype
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from ctpo.objectives.inputs import Inputs
+from ctpo.objectives.numerics import ask_torch
 from ctpo.objectives.ratios import (
     CumulativeRatio,
     MinPrefixRatio,
@@ -50,11 +51,11 @@ def call_refusal(inputs: Inputs) -> str | None:
 
     It reads plain memory and is unknown to torch's transforms, so it needs ordinary tensors outside of any of them.
     """
-    if torch.compiler.is_compiling() or _count("_is_tracing"):
+    if torch.compiler.is_compiling() or ask_torch("_is_tracing"):
         return "the call is being traced"
-    if _count("_are_functorch_transforms_active"):
+    if ask_torch("_are_functorch_transforms_active"):
         return "a transform of torch.func is active"
-    if _count("_len_torch_function_stack") or _count("_len_torch_dispatch_stack"):
+    if ask_torch("_len_torch_function_stack") or ask_torch("_len_torch_dispatch_stack"):
         return "a mode of torch is active, such as a default device or FakeTensorMode"
     for name, value in vars(inputs).items():
         if isinstance(value, Tensor) and (reason := _strange(value)):
@@ -68,16 +69,7 @@ def call_refusal(inputs: Inputs) -> str | None:
 
 def plain(value: Tensor) -> bool:
     """Whether a tensor is ordinary memory outside of torch's transforms."""
-    return not _count("_are_functorch_transforms_active") and _strange(value) is None
-
-
-def _count(function: str) -> int:
-    """What one of torch's internal functions without arguments returns; 1 if this version of torch lacks it.
-
-    torch has no public way to ask which transforms and modes are active.
-    """
-    asked: Any = getattr(torch._C, function, None)
-    return 1 if asked is None else int(asked())
+    return not ask_torch("_are_functorch_transforms_active") and _strange(value) is None
 
 
 def _strange(x: Tensor) -> str | None:

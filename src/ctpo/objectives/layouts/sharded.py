@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ctpo.objectives.layouts.layout import Layout
 from ctpo.objectives.layouts.packed import Packed
-from ctpo.objectives.layouts.padded import Layout, Padded
-from ctpo.objectives.numerics import prefix_dtype
+from ctpo.objectives.layouts.padded import Padded
+from ctpo.objectives.numerics import prefix_dtype, reads_are_free
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,7 @@ def _refuse_decrease(ids: Tensor) -> None:
         )
 
 
-class Sharded:
+class Sharded(Layout):
     """Layout of sharded sequences: gather what is needed, sum in global order, take back one's own.
 
     Args:
@@ -131,7 +132,7 @@ class Sharded:
         rank = dist.get_rank(shard.group)
         everywhere = self._gather(shard.token_positions(length).to(device))
         self.order = everywhere.argsort()
-        readable = device.type == "cpu"  # elsewhere the host would have to wait for the answer
+        readable = reads_are_free(everywhere)
         if readable:
             _refuse_repeats(everywhere[self.order])
         self.own = self.order.argsort()[rank * length : (rank + 1) * length]
@@ -168,7 +169,6 @@ class Sharded:
         return (ordered.cumsum(-1) - ordered)[..., self.own_chunks]
 
     def prefix_sum(self, values: Tensor) -> Tensor:
-        """See `Layout.prefix_sum`."""
         wide = self._wide(values)
         if self.chunks is None:
             return self.inner.prefix_sum(self._global(wide))[..., self.own]
@@ -178,47 +178,38 @@ class Sharded:
         return (local + self._before(totals).unsqueeze(-1)).reshape(wide.shape)
 
     def suffix_sum(self, values: Tensor) -> Tensor:
-        """See `Layout.suffix_sum`."""
         wide = self._wide(values)
         return self.sequence_sum(wide) - self.prefix_sum(wide) + wide
 
     def sequence_sum(self, values: Tensor) -> Tensor:
-        """See `Layout.sequence_sum`."""
         wide = self._wide(values)
         if self.local_ids is None:
             return self.sum_shards(wide.sum(-1, keepdim=True))
         return self.inner.sequence_sum(self._global(wide))[..., self.own]
 
     def prefix_min_before(self, values: Tensor) -> Tensor:
-        """See `Layout.prefix_min_before`."""
         return self.inner.prefix_min_before(self._global(values.detach()))[..., self.own]
 
     def count_sequences(self, mask: Tensor) -> Tensor:
-        """See `Layout.count_sequences`."""
         return self.inner.count_sequences(self._global(mask.to(torch.uint8)) > 0)
 
     def sum_shards(self, values: Tensor) -> Tensor:
-        """See `Layout.sum_shards`."""
         total = values.detach().clone()
         dist.all_reduce(total, group=self.group)
         return total
 
     def max_shards(self, values: Tensor) -> Tensor:
-        """See `Layout.max_shards`."""
         largest = values.detach().clone()
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.group)
         return largest
 
     def gather_shards(self, values: Tensor) -> Tensor:
-        """See `Layout.gather_shards`."""
         return self._gather(values)
 
     def position_bound(self, length: int) -> int:
-        """See `Layout.position_bound`."""
         return length * self.world
 
     def expand(self, values: Tensor) -> Tensor:
-        """See `Layout.expand`."""
         if self.local_ids is None:
             return values.unsqueeze(-1) if values.ndim == 1 else values
         return values if values.shape == self.local_ids.shape else values[self.local_ids]
