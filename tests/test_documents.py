@@ -26,7 +26,7 @@ def test_readme_objective(capsys: pytest.CaptureFixture[str]) -> None:
         "logps": logps,
         "old_logps": logps.detach() + 0.1 * torch.randn(4, 9),
         "advantages": torch.randn(4),
-        "mask": torch.ones(4, 9, dtype=torch.bool),
+        "response_mask": torch.ones(4, 9, dtype=torch.bool),
     }
     exec(code("preset("), names)
     assert logps.grad is not None
