@@ -66,6 +66,13 @@ def test_what_is_shown_is_what_a_run_uses(overrides: dict[str, Any]) -> None:
         (["--show"], 0, "objective: ctpo"),
         (["lerning_rate=1"], 2, "did you mean 'learning_rate'?"),
         (["objective=ctpoo"], 2, "did you mean 'ctpo'?"),
+        (["objective_kwargs.log_hihg=1"], 2, "did you mean 'log_high'?"),
+        (
+            ["objective=gspo", "objective_kwargs.power=1"],
+            2,
+            "objective_kwargs.power is unknown for objective='gspo'",
+        ),
+        (["objective_kwargs={"], 2, "objective_kwargs='{' is not JSON"),
         (["task=sudoku"], 2, "task 'sudoku' is unknown"),
         (["learning_rate=fast"], 2, "learning_rate='fast' is not of type float"),
         (["generation_batch_size=500"], 2, "use generation_batch_size="),

@@ -85,7 +85,7 @@ def check(keys: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
         check_settings(settings, {name: each.default for name, each in trl_fields().items()})
     except ValueError as error:
         raise UserError(str(error)) from None
-    _check_objective(settings.objective, settings.objective_kwargs)
+    _check_objective(settings.objective, settings.objective_kwargs or {})
     _check_together(recipe, settings)
     return recipe, given
 
@@ -125,7 +125,7 @@ def resolved(keys: Mapping[str, Any]) -> dict[str, Any]:
     fields = trainer_fields()
     effective = {name: given.get(name, fields[name].default) for name in _ALWAYS_SAVED}
     objective = given.get("objective", fields["objective"].default)
-    knobs = {**preset_knobs()[objective], **_overrides(given.get("objective_kwargs"))}
+    knobs = {**preset_knobs()[objective], **(given.get("objective_kwargs") or {})}
     given = {name: value for name, value in given.items() if name != "output_dir"}
     return {**ours, **effective, **given, "objective": objective, "objective_kwargs": knobs}
 
@@ -143,8 +143,8 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             raise UserError(f"{name}={value!r} cannot be set: {_DECIDED[name]}; drop it")
         if name in _recipe_types():
             ours[name] = _checked(name, value, _recipe_types()[name])
-        elif name == "objective_kwargs" and isinstance(value, dict):
-            knobs = {str(knob): _number(setting) for knob, setting in value.items()}
+        elif name == "objective_kwargs" and isinstance(value, dict | str):
+            knobs = {str(knob): _number(setting) for knob, setting in _mapping(name, value).items()}
             objective = keys.get("objective", trainer_fields()["objective"].default)
             given[name] = current_knobs(objective, knobs)
         elif name in trainer_fields():
@@ -190,14 +190,14 @@ def _check_conflicts(keys: Mapping[str, Any]) -> None:
                 raise UserError(f"{one}={keys[one]} and {other}={keys[other]} are both set; drop one")
 
 
-def _check_objective(name: str, given: Any) -> None:
+def _check_objective(name: str, knobs: Mapping[str, Any]) -> None:
     """Check the names of the objective and of its knobs."""
     known = preset_knobs()
     if name not in known:
         raise UserError(f"objective={name!r} is unknown; {_nearest(name, {each: each for each in known})}")
     # A knob is also recognised without its unit: "hihg" is near "log_high".
     spellings = {each.rpartition("_")[2]: each for each in known[name]} | {each: each for each in known[name]}
-    for knob in current_knobs(name, _overrides(given)):
+    for knob in knobs:
         if knob not in known[name]:
             raise UserError(
                 f"objective_kwargs.{knob} is unknown for objective={name!r}; {_nearest(knob, spellings)}"
@@ -227,10 +227,15 @@ def _check_together(recipe: Recipe, settings: Any) -> None:
         )
 
 
-def _overrides(given: Any) -> dict[str, Any]:
-    """`objective_kwargs` as a mapping; TRL also takes a JSON string for it."""
-    overrides: dict[str, Any] = json.loads(given) if isinstance(given, str) else dict(given or {})
-    return overrides
+def _mapping(name: str, value: dict[str, Any] | str) -> dict[str, Any]:
+    """A mapping, which may come as a JSON string as TRL takes it."""
+    try:
+        parsed = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UserError(f"{name}={value!r} is not JSON ({error}); give key: value pairs") from None
+    if not isinstance(parsed, dict):
+        raise UserError(f"{name}={value!r} is not of type dict; give key: value pairs")
+    return parsed
 
 
 def _number(value: Any) -> Any:

@@ -28,7 +28,7 @@ _CLASSES: Final = (
 )
 """GRPOConfig and the classes it inherits from, base first: package, file in it, name."""
 _CONFIG: Final = Path(__file__).with_name("config.py")
-_OBJECTIVES: Final = Path(__file__).parents[2] / "objectives"
+_PRESETS: Final = Path(__file__).parents[2] / "objectives" / "presets.py"
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ def trl_fields() -> Mapping[str, Field]:
     Raises:
         UserError: if TRL is not installed.
     """
-    found: dict[str, Field] = {}
+    inherited: dict[str, Field] = {}
     try:
         for package, file, name in _CLASSES:
-            found |= _fields_of(_class(_parse(_folder(package) / file), name))
+            inherited |= _fields_of(_class(_parse(_folder(package) / file), name))
     except (OSError, SyntaxError, LookupError):
         from trl import GRPOConfig
 
         return _imported(GRPOConfig)
-    return found
+    return inherited
 
 
 @cache
@@ -73,14 +73,14 @@ def trainer_fields() -> Mapping[str, Field]:
 def preset_knobs() -> Mapping[str, Mapping[str, Any]]:
     """The knobs of every preset with their defaults, as `ctpo.objectives.preset_defaults` gives them."""
     try:
-        tree = _parse(_OBJECTIVES / "presets.py")
+        tree = _parse(_PRESETS)
         table, shared = _assigned(tree, "_PRESETS"), ast.literal_eval(_assigned(tree, "_SHARED"))
         functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
         if not isinstance(table, ast.Dict):
             raise LookupError("_PRESETS")
         builders = zip(table.keys, table.values, strict=True)
         return {
-            ast.literal_eval(key): {**_defaults(functions[ast.unparse(value).rpartition(".")[2]]), **shared}
+            ast.literal_eval(key): {**_defaults(functions[ast.unparse(value)]), **shared}
             for key, value in builders
             if key is not None
         }
@@ -91,9 +91,12 @@ def preset_knobs() -> Mapping[str, Mapping[str, Any]]:
 
 
 def current_knobs(objective: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """The knobs under their current names, after a warning for each name of the previous release.
+    """The knobs of a preset under their current names, after a warning for each name of the previous release.
 
-    `ctpo.objectives.old_names` does this where torch is at hand.
+    `ctpo.objectives.old_names` does the same, but importing it imports torch.
+
+    Raises:
+        UserError: for a knob under both names.
     """
     known = preset_knobs().get(objective, {})
     new_names = {old: name for old in ("low", "high", "dual") for name in known if name.endswith(f"_{old}")}

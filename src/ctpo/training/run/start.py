@@ -23,7 +23,7 @@ MAY_CHANGE: Final = {
     *("save_steps", "save_total_limit", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb"),
     *("unsafe_no_isolation", "max_nonfinite_updates", "shared"),
 }
-"""Keys that may change when a run is resumed: they change its length and its records, but none of its updates."""
+"""Keys that may change when a run is resumed: its length, its records, and limits that depend on the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
