@@ -18,7 +18,7 @@ from ctpo.training.config.checks import check_batches, check_settings
 class CTPOConfig(GRPOConfig):  # type: ignore[misc]
     """The settings of `CTPOTrainer`: every field of `trl.GRPOConfig`, and the fields below.
 
-    Two defaults differ from GRPOConfig's. `gradient_checkpointing` is off, because it recomputes every activation;
+    Two defaults differ from GRPOConfig's. `activation_checkpointing` is off, because it recomputes every activation;
     `max_tokens_per_micro_batch` bounds the memory without that. `bf16` is off on a CPU if it is not set;
     `compute_dtype` decides there.
 
@@ -57,8 +57,9 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
     gradient_checkpointing: bool | None = field(
         default=None,
         metadata={
-            "help": "Recompute activations in the backward pass, which saves memory and costs time. Off if not set. "
-            "If on, pack_rows has no effect."
+            "help": "The name of activation_checkpointing in older versions of transformers: recompute activations in "
+            "the backward pass, which saves memory and costs time. Off if neither is set. If on, pack_rows has no "
+            "effect."
         },
     )
 
