@@ -48,7 +48,7 @@ def test_its_first_step_asks_the_tool_for_the_first_two_operands(loaded: Loaded)
     stop = tokenizer.convert_tokens_to_ids("</py>")
     batch = tokenizer(prompts, padding=True, return_tensors="pt")
     out = model.generate(**batch, do_sample=False, max_new_tokens=12, eos_token_id=stop)
-    texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    texts = tokenizer.decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     wanted = []
     for prompt in prompts:
         (_, first), (sign, second), *_ = terms(prompt)

@@ -222,7 +222,7 @@ class TransformersEngine:
         """For each token id, whether it can end the closing tag. Only then is a row decoded to text."""
         if close not in self._may_close:
             vocabulary = self.model.get_input_embeddings().num_embeddings
-            texts = self.tokenizer.batch_decode([[i] for i in range(len(self.tokenizer))])
+            texts = self.tokenizer.decode([[i] for i in range(len(self.tokenizer))])
             table = torch.zeros(max(vocabulary, len(texts)), dtype=torch.bool)
             table[: len(texts)] = torch.tensor([close[-1] in text for text in texts])
             self._may_close[close] = table.to(self.model.device)
