@@ -71,13 +71,14 @@ def main() -> None:
             started = time.perf_counter()
 
             # Sample. The engine keeps the log-prob of every token that it draws.
-            asked = [p for p in problems[batch * PROMPTS : (batch + 1) * PROMPTS] for _ in range(SAMPLES)]
-            rollouts = engine.generate([tokenizer.encode(p.prompt) for p in asked], sampling, tools=tools)
+            drawn = problems[batch * PROMPTS : (batch + 1) * PROMPTS]
+            repeated = [problem for problem in drawn for _ in range(SAMPLES)]
+            rollouts = engine.generate([tokenizer.encode(p.prompt) for p in repeated], sampling, tools=tools)
 
             # Judge. The advantage of a response is its reward relative to the other responses to its prompt.
             texts = [tokenizer.decode(r.completion_ids, skip_special_tokens=True) for r in rollouts]
             rewards_B = torch.tensor(
-                [float(task.check(x, p.answer)) for x, p in zip(texts, asked, strict=True)]
+                [float(task.check(x, p.answer)) for x, p in zip(texts, repeated, strict=True)]
             )
             advantages_B = group_normalised(rewards_B, group=SAMPLES)
             if batch == 0:

@@ -112,10 +112,10 @@ def sample_problems(
         responses = local_responses(
             engine, task, problems, sampling, samples=samples, tools=tools, seed=seed, first=first
         )
-    asked = [(problem, sample) for problem in problems for sample in range(samples)]
+    pairs = [(problem, sample) for problem in problems for sample in range(samples)]
     return [
         _judge(task, problem, sample, response)
-        for (problem, sample), response in zip(asked, responses, strict=True)
+        for (problem, sample), response in zip(pairs, responses, strict=True)
     ]
 
 

@@ -51,10 +51,10 @@ def local_responses(
     fitting = [engine.fits(prompt, sampling) for prompt in prompts]
     if not any(fitting):
         fitting = [True] * len(prompts)  # the engine then raises an error that says what is wrong
-    asked = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits for _ in range(samples)]
+    repeated = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits for _ in range(samples)]
     numbers = [(first + i) * samples + j for i, fits in enumerate(fitting) if fits for j in range(samples)]
     uniforms = row_uniforms(numbers, sampling.max_new_tokens, seed=seed)
-    rollouts = iter(engine.generate(asked, sampling, tools=tools, uniforms=uniforms))
+    rollouts = iter(engine.generate(repeated, sampling, tools=tools, uniforms=uniforms))
     return [
         _response(engine, next(rollouts)) if fits else Response(too_long=True)
         for fits in fitting

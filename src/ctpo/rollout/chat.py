@@ -12,7 +12,7 @@ from ctpo.errors import UserError
 from ctpo.tasks import PythonTool, Task
 
 _PURPOSE = "Run a Python program and return what it prints."
-SCHEMA = {
+TOOL_SCHEMA = {
     "type": "function",
     "function": {
         "name": "python",
@@ -106,8 +106,8 @@ def _with_result(tool: PythonTool, tags: tuple[str, str]) -> PythonTool:
 def _calls_natively(tool: PythonTool, tokenizer: PreTrainedTokenizerBase) -> bool:
     if tool.style not in ("native", "auto") or _result_tags(tokenizer) is None:
         return False
-    asked = [{"role": "user", "content": _USER_TEXT}]
-    with_tools = _try_render(tokenizer, asked, tools=[SCHEMA])
+    messages = [{"role": "user", "content": _USER_TEXT}]
+    with_tools = _try_render(tokenizer, messages, tools=[TOOL_SCHEMA])
     return with_tools is not None and _NATIVE_OPEN in with_tools and _PURPOSE in with_tools
 
 
@@ -133,7 +133,7 @@ def _render_task(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str) ->
     tools = None
     messages = task.messages(prompt)
     if task.tool is not None and _calls_natively(task.tool, tokenizer):
-        tools = [SCHEMA]
+        tools = [TOOL_SCHEMA]
     if task.tool is not None and (task.tool.style == "tags" or _result_tags(tokenizer) is None):
         messages = fold_results(messages, task.tool)
     text = _try_render(tokenizer, messages, tools=tools)

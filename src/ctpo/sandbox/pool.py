@@ -265,7 +265,7 @@ class Pool:
 
     def _read(self, slot: Slot, zygote: Zygote, child: Child) -> None:
         ends = (child.out, child.err, child.code)
-        # epoll drops a closed descriptor by itself; `_outputs` has to be told.
+        # epoll drops a closed descriptor by itself, but `_outputs` does not.
         if child.unsent:
             child.feed()
         over = child.drain(self._output_bytes)

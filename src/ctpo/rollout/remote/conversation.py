@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctpo.errors import UserError
-from ctpo.rollout.chat import SCHEMA
+from ctpo.rollout.chat import TOOL_SCHEMA
 from ctpo.rollout.records import ToolCall
 from ctpo.rollout.remote.endpoint import Endpoint, RequestFailed
 from ctpo.rollout.sampling import Sampling
@@ -167,11 +167,11 @@ class ChatConversation(Conversation):
         choice = self._next_message()
         message = choice["message"]
         text = str(message.get("content") or "")
-        asked = message.get("tool_calls") or []
-        if asked and self.may_call:
-            self.programs = [_code(call) for call in asked]
-            self._ids = [str(call.get("id")) for call in asked]
-            self._messages.append({"role": "assistant", "content": text, "tool_calls": asked})
+        tool_calls = message.get("tool_calls") or []
+        if tool_calls and self.may_call:
+            self.programs = [_code(call) for call in tool_calls]
+            self._ids = [str(call.get("id")) for call in tool_calls]
+            self._messages.append({"role": "assistant", "content": text, "tool_calls": tool_calls})
             self.reply.text += text + "".join(f"\n```python\n{program}\n```" for program in self.programs)
             return
         if self._tool is not None and self.may_call and self._tool.open.startswith(_FENCE):
@@ -188,7 +188,7 @@ class ChatConversation(Conversation):
             return self._choice()
         if tool.style in ("auto", "native") and not server.refuses_tools:
             try:
-                return self._choice(tools=[SCHEMA])
+                return self._choice(tools=[TOOL_SCHEMA])
             except RequestFailed as failure:
                 if failure.status is None or failure.status >= 500:
                     raise
