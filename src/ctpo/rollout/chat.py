@@ -84,9 +84,7 @@ def encode_result(
     """
     before = tokenizer.encode(tool.result_open, add_special_tokens=False)
     after = tokenizer.encode(tool.result_close, add_special_tokens=False)
-    bodies = {
-        output: output.removeprefix(tool.result_open).removesuffix(tool.result_close) for output in outputs
-    }
+    bodies = {output: tool.body(output) for output in outputs}
     ids = {
         output: [*before, *_plain_ids(tokenizer, body), *after] if body else [*before, *after]
         for output, body in bodies.items()

@@ -9,7 +9,7 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from ctpo.sandbox.isolation.engines import Engine, candidates, unconfined
@@ -197,7 +197,11 @@ class Sandbox:
         self._pool.submit(jobs)
 
     def _batch(
-        self, programs: Sequence[str], timeout_s: float | None, memory_mb: int | None, on_done: object
+        self,
+        programs: Sequence[str],
+        timeout_s: float | None,
+        memory_mb: int | None,
+        on_done: Callable[[Batch], None],
     ) -> tuple[Batch, list[Job]]:
         if isinstance(programs, str | bytes):
             raise ValueError(
@@ -210,7 +214,6 @@ class Sandbox:
             raise ValueError(
                 f"memory_mb={memory_mb} is more than the sandbox's {self.memory_mb}; make a bigger one"
             )
-        assert callable(on_done)
         batch = Batch(timeout_s, memory_mb * _MEBIBYTE, [None] * len(programs), on_done)
         jobs = []
         for index, program in enumerate(programs):

@@ -114,6 +114,10 @@ class PythonTool:
             body = "".join(c if c in self.result_charset else self.substitute for c in body)
         return self.result_open + body + self.result_close
 
+    def body(self, rendered: str) -> str:
+        """The part of a rendered output between the result tags."""
+        return rendered.removeprefix(self.result_open).removesuffix(self.result_close)
+
     def example(self, problem: str, program: str, answer: str) -> tuple[dict[str, str], ...]:
         """The messages of a problem that one call solves: the problem, the program, its output, and a sentence."""
         return (

@@ -193,9 +193,8 @@ class ChatConversation(Conversation):
                 if failure.status is None or failure.status >= 500:
                     raise
                 refusal = failure
-            choice = self._block_choice(
-                tool
-            )  # fails too if the server refused something other than the tools
+            # This fails too if the server refused something other than the tools.
+            choice = self._block_choice(tool)
             server.note_refusal(tool, str(refusal))
             return choice
         return self._block_choice(tool)
@@ -228,13 +227,10 @@ class ChatConversation(Conversation):
         assert tool is not None
         self.reply.calls += calls
         self.reply.text += "".join(call.output for call in calls)
-        bodies = [
-            call.output.removeprefix(tool.result_open).removesuffix(tool.result_close) for call in calls
-        ]
         if self._ids:
             self._messages += [
-                {"role": "tool", "tool_call_id": name, "content": body}
-                for name, body in zip(self._ids, bodies, strict=True)
+                {"role": "tool", "tool_call_id": name, "content": tool.body(call.output)}
+                for name, call in zip(self._ids, calls, strict=True)
             ]
         else:
             self._messages.append(_user("".join(call.output for call in calls)))
