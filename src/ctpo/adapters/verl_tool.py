@@ -83,7 +83,7 @@ class PythonSandboxTool(_base.BaseTool):  # type: ignore[misc, name-defined]
         sandbox = await asyncio.to_thread(self._sandbox)
         (result,) = await sandbox.arun([code])
         rendered = self._text.render(result.status, result.stdout, result.stderr)
-        text = rendered.removeprefix(self._text.result_open).removesuffix(self._text.result_close)
+        text = self._text.body(rendered)
         return _schemas.ToolResponse(text=text), 0.0, {"status": result.status, "seconds": result.wall_s}
 
     async def release(self, instance_id: str, **kwargs: Any) -> None:
