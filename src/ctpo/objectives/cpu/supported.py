@@ -84,11 +84,13 @@ def _strange(x: Tensor) -> str | None:
         return "is a lazy view (negated, conjugate, zero or functional)"
     if x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:  # type: ignore[no-untyped-call]
         return "carries a forward-mode tangent"
-    if x.requires_grad and x.is_inference():
+    if x.requires_grad and x.is_inference() and torch.is_grad_enabled():
         return "was made in inference mode and requires a gradient"
-    if x.untyped_storage().nbytes() < _bytes_needed(x):
-        return "has less memory than its shape says"
-    return None
+    try:
+        size = x.untyped_storage().nbytes()
+    except NotImplementedError:  # such as a tensor inside of a backward pass over several gradients at once
+        return "has no memory of its own"
+    return "has less memory than its shape says" if size < _bytes_needed(x) else None
 
 
 def _bytes_needed(x: Tensor) -> int:
