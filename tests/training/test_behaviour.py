@@ -1,4 +1,4 @@
-"""The policy that samples may be older than the one that learns: by whole rollout batches, exactly."""
+"""The policy that samples may be older than the one that learns, by an exact number of rollout batches."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from launcher import finish, launch_many
 from ctpo.training import CTPOConfig, CTPOTrainer
 
 LAG = 2
-UPDATES = 4  # a rollout batch, as SMALL has them
+UPDATES = 4  # per rollout batch, as SMALL has them
 BATCHES = 5
 
 
 class Watched(CTPOTrainer):
-    """Keeps what each rollout batch was asked and answered, and the first log-prob of each."""
+    """Keeps the prompts, the rollouts and the policy's age of each rollout batch."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -51,7 +51,7 @@ def _tokens(rollouts: dict[str, Any]) -> list[list[int]]:
 def test_a_batch_is_sampled_by_the_weights_of_lag_batches_ago(
     lagged: Any, arithmetic: Any, sandbox: Any, batch: int
 ) -> None:
-    """Batch n against a checkpoint of the run, loaded anew and sampled with the same random numbers."""
+    """Batch n, against a checkpoint of the run that is loaded again and sampled with the same random numbers."""
     from ctpo.evaluation.model import load_model
     from ctpo.rollout import ToolRunner, TransformersEngine
     from ctpo.rollout.noise import row_uniforms
@@ -75,7 +75,7 @@ def test_a_batch_is_sampled_by_the_weights_of_lag_batches_ago(
     assert _tokens(rollouts) == [rollout.completion_ids for rollout in expected]
     for logps, rollout in zip(rollouts["sampling_per_token_logps"], expected, strict=True):
         assert logps[: len(rollout.logps)].tolist() == rollout.logps
-    if batch > 1:  # the weights that learn would have answered otherwise
+    if batch > 1:  # the weights that learn would have sampled other responses
         assert _tokens(rollouts) != [rollout.completion_ids for rollout in sampled_after(batch - 1)]
 
 
@@ -95,7 +95,7 @@ def _mask(rollouts: dict[str, Any]) -> torch.Tensor:
 
 
 def _logps_of(trainer: Any, rollouts: dict[str, Any]) -> torch.Tensor:
-    """Log-probs of the responses under the weights that first learned from them, by transformers alone."""
+    """Log-probs of the responses under the weights that first learned from them, computed by transformers alone."""
     from transformers import AutoModelForCausalLM
 
     source = Path(trainer.args.output_dir) / f"checkpoint-{(BATCHES - 1) * UPDATES}"
@@ -114,7 +114,7 @@ def _logps_of(trainer: Any, rollouts: dict[str, Any]) -> torch.Tensor:
 def test_resumed_in_the_middle_of_a_batch_it_ends_with_the_same_bits(
     lagged: Any, fit: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """From a checkpoint of the third batch: the weights that sample the fourth and fifth are older than it."""
+    """From a checkpoint in the third batch, because the weights that sample the next two are older than it."""
     keys: dict[str, Any] = {"behaviour_lag": LAG, "anchor": "rollout", "max_steps": BATCHES * UPDATES}
     cut = fit(Watched, CTPOConfig, **keys, save_strategy="steps", save_steps=2 * UPDATES + 2)
     resumed = fit(
@@ -134,7 +134,7 @@ def test_evaluation_uses_the_weights_that_learn(fit: Callable[..., Any]) -> None
 
 
 def test_passes_over_a_rollout_batch_visit_its_mini_batches_again(fit: Callable[..., Any]) -> None:
-    """num_iterations=2: two rollout batches make sixteen updates, each mini-batch twice from the anchor it had."""
+    """Two rollout batches make sixteen updates, each mini-batch twice and with the same anchor."""
     seen: list[tuple[int, ...]] = []
 
     class Counting(Watched):
@@ -156,7 +156,7 @@ def test_passes_over_a_rollout_batch_visit_its_mini_batches_again(fit: Callable[
 
 
 def test_two_processes_sample_what_one_does(tmp_path: Path) -> None:
-    """The rewards of the lagged batches are those of one process: both hold the older weights."""
+    """The rewards of the lagged batches are those of one process, because both processes hold the older weights."""
     words = (
         "rollout_batches=4 generation_batch_size=16 num_generations=4 train_problems=64 eval_problems=4 eval_every=0 "
         "transcripts=0 max_completion_length=80 save_steps=1000 learning_rate=1e-3 behaviour_lag=2"
@@ -178,12 +178,12 @@ def _column(run: Path, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"behaviour_lag": -1}, "behaviour_lag=-1 is negative"),
         ({"behaviour_lag": 2, "anchor": "old"}, "behaviour_lag=2 needs anchor='rollout'"),
     ],
 )
-def test_what_a_lag_cannot_be_combined_with(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_a_lag_cannot_be_combined_with(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         CTPOConfig("unused", use_cpu=True, **settings)

@@ -1,4 +1,4 @@
-"""Norms and attention of our own: the same values and gradients as what they stand for, and no worse rounding."""
+"""Our norms and attention give the values and gradients of those they replace, and round no worse."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ctpo.training.scoring.tree import attend
 
 
 class WideRMSNorm(nn.Module):
-    """As some families have it: scaled by 1 + w."""
+    """An RMS norm scaled by 1 + w, as some families of models have it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def test_norms_are_exchanged_only_where_they_are_what_they_are_called() -> None:
 
 
 def _inputs(length: int, keys: int) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Four query heads on two key heads, in bfloat16; a mask of rows of different reach; a gradient."""
+    """Four query heads on two key heads in bfloat16, a mask with rows of different lengths, and a gradient."""
     torch.manual_seed(0)
     shapes = [(3, 4, length, 16), (3, 2, keys, 16), (3, 2, keys, 16)]
     tensors = [torch.randn(shape).bfloat16().requires_grad_() for shape in shapes]
@@ -75,10 +75,10 @@ def test_attention_rounds_about_as_torchs(causal: bool) -> None:
     seen = torch.ones(20, 20, dtype=torch.bool).tril() if causal else mask
     wide = [exact[0], *(each.repeat_interleave(2, 1) for each in exact[1:])]
     expected = _results(scaled_dot_product_attention(*wide, attn_mask=seen), exact, grad)
-    found = _results(attend(*inputs, given), inputs, grad)
+    actual = _results(attend(*inputs, given), inputs, grad)
     torchs = _results(attend(*inputs, given, whole=False), inputs, grad)
     errors = []
-    for ours, theirs, true in zip(found, torchs, expected, strict=True):
+    for ours, theirs, true in zip(actual, torchs, expected, strict=True):
         assert ours.dtype is torch.bfloat16
         error, peer = ((each.double() - true).norm() / true.norm() for each in (ours, theirs))
         errors.append(float(error / peer))

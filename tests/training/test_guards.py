@@ -1,4 +1,4 @@
-"""Updates that are not finite are skipped, counted, and in a row end the run; weights never become NaN."""
+"""Updates that are not finite are skipped and counted. Several in a row end the run. Weights never become NaN."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ctpo.training.step.guards import NonFiniteUpdates, UpdateGuard
 
 
 class Poisoned(CTPOTrainer):
-    """Puts one NaN or infinity into what it is told to, at the updates it is told."""
+    """Puts one NaN or infinity into the place `where`, at the updates `when`."""
 
     where = ""
     when: tuple[int, ...] = ()
@@ -64,7 +64,7 @@ def test_a_bad_update_is_skipped_and_counted(fit: Callable[..., Any], where: str
     assert trainer.guard.total == 1
     logged = [row["skipped_updates"] for row in trainer.state.log_history if "skipped_updates" in row]
     assert sum(logged) == 1
-    before, after = trainer_class.seen[1], trainer_class.seen[2]  # as judged: before each update is taken
+    before, after = trainer_class.seen[1], trainer_class.seen[2]  # before each update is taken
     assert all(torch.equal(before[name], after[name]) for name in before)
     steps = {int(state["step"]) for state in trainer.optimizer.state.values()}
     assert steps == {3}  # the optimizer has not counted it
@@ -74,10 +74,10 @@ def test_a_bad_update_is_skipped_and_counted(fit: Callable[..., Any], where: str
 def test_in_a_row_they_end_the_run_with_a_diagnosis(fit: Callable[..., Any]) -> None:
     with pytest.raises(NonFiniteUpdates) as stop:
         fit(poisoned("gradient", *range(9)), CTPOConfig, max_nonfinite_updates=2)
-    said = str(stop.value)
-    assert "\n" not in said
-    assert "2 updates in a row were skipped (max_nonfinite_updates=2)" in said
-    assert "the loss is finite and its gradient is not: lower learning_rate" in said
+    message = str(stop.value)
+    assert "\n" not in message
+    assert "2 updates in a row were skipped (max_nonfinite_updates=2)" in message
+    assert "the loss is finite and its gradient is not: lower learning_rate" in message
     with pytest.raises(UserError, match="gives no finite log-probs though its weights are finite"):
         fit(poisoned("log-probs", 0), CTPOConfig, max_nonfinite_updates=1)
 

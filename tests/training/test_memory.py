@@ -1,4 +1,4 @@
-"""Freed memory is not returned to the system: what the system says of a process that allocates again."""
+"""Freed memory is not returned to the system, as the page faults of a process that allocates again show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# 40 MB a block: above the 32 MiB up to which glibc raises its own threshold, so that untold it always returns them.
+# Blocks of 40 MB are above the 32 MiB up to which glibc raises its own threshold, so that it returns them by default.
 _PROGRAM = """
 import resource, sys, torch
 from ctpo.cpu.memory import keep_freed_memory
@@ -30,5 +30,5 @@ def test_a_second_round_of_work_takes_no_new_pages() -> None:
         command = [sys.executable, "-c", _PROGRAM, kept]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    # Where small blocks lie in between, a new one may be needed still: one of forty, not each of them.
+    # If small blocks lie in between, a few new pages may be needed still, but not for each of the forty blocks.
     assert faults("yes") * 10 < faults("no")

@@ -1,4 +1,4 @@
-"""The levers of a step inside the trainer: each leaves loss, gradient and denominators as TRL's own pass has them."""
+"""What the forward pass leaves out changes neither loss, nor gradient, nor denominators inside the trainer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN: dict[str, Any] = {
     "skip_zero_advantage": False,
     "max_tokens_per_micro_batch": 0,
 }
-LEVERS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "head": {"completion_head": True},
     "packed": {"completion_head": True, "pack_rows": True},
     "shared": {"completion_head": True, "pack_rows": True, "share_prompts": True},
@@ -44,7 +44,7 @@ LEVERS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def trained(fit: Callable[..., Any]) -> Any:
-    """Stopped in the middle of a rollout batch: ratios are not 1, and some advantages are 0."""
+    """A trainer stopped in the middle of a rollout batch, where ratios are not 1 and some advantages are 0."""
     trainer = fit(CTPOTrainer, CTPOConfig, max_steps=3, anchor="rollout")
     trainer.model.train()
     return trainer
@@ -52,21 +52,21 @@ def trained(fit: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def use(trained: Any) -> Iterator[Callable[..., Any]]:
-    """Set levers on the trainer, the rest plain; restored afterwards."""
+    """A function that switches settings on in the trainer and all others off. Afterwards they are as before."""
     before = {name: getattr(trained.args, name) for name in PLAIN}
 
-    def set_levers(**levers: Any) -> Any:
-        for name, value in {**PLAIN, **levers}.items():
+    def set_all(**settings: Any) -> Any:
+        for name, value in {**PLAIN, **settings}.items():
             setattr(trained.args, name, value)
         trained.part_scorer = PartScorer(trained)
         return trained
 
-    yield set_levers
-    set_levers(**before)
+    yield set_all
+    set_all(**before)
 
 
 def micro_batch(trainer: Any, **changes: Any) -> dict[str, Any]:
-    """Eight rows, three of them without advantage, with denominators of a mini-batch twice as large."""
+    """Eight rows, three of them without an advantage, with the denominators of a mini-batch twice as large."""
     inputs = dict(trainer._buffered_inputs[3])
     advantages = torch.tensor([0.5, -1.0, 0.0, 1.0, 0.0, -0.7, 0.0, 2.0])
     mask = MicroBatch.of(inputs).response_mask
@@ -79,7 +79,7 @@ def parts_of(trainer: Any, inputs: dict[str, Any]) -> list[Part]:
 
 
 def step(trainer: Any, inputs: dict[str, Any]) -> tuple[float, Tensor]:
-    """Loss and gradient of one micro-batch, by the way the trainer goes."""
+    """Loss and gradient of one micro-batch, as the trainer computes them."""
     trainer.model.zero_grad()
     loss = trainer._compute_loss(trainer.model, inputs)
     trainer.accelerator.backward(loss)
@@ -117,24 +117,24 @@ def test_some_responses_of_a_micro_batch(trained: Any) -> None:
     assert torch.equal(some.weighted_advantages[:, 0], expected[[5, 0]])
 
 
-@pytest.mark.parametrize("name", LEVERS)
+@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean"])
-def test_a_lever_changes_neither_loss_nor_gradient(
+def test_no_setting_changes_loss_or_gradient(
     use: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str, reduction: str
 ) -> None:
     trainer = use()
     monkeypatch.setattr(trainer, "objective", preset("ctpo", reduction=reduction))
     loss, gradient = step(trainer, micro_batch(trainer))
     assert gradient.norm() > 0
-    found_loss, found = step(use(**LEVERS[name]), micro_batch(trainer))
-    assert found_loss == pytest.approx(loss, rel=1e-5, abs=1e-8)
-    assert (found - gradient).norm() < 1e-5 * gradient.norm()
+    actual_loss, actual = step(use(**SETTINGS[name]), micro_batch(trainer))
+    assert actual_loss == pytest.approx(loss, rel=1e-5, abs=1e-8)
+    assert (actual - gradient).norm() < 1e-5 * gradient.norm()
 
 
 def test_rows_without_advantage_are_left_out_only_where_nothing_else_needs_them(
     use: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = use(**LEVERS["all"])
+    trainer = use(**SETTINGS["all"])
     inputs = micro_batch(trainer)
 
     def scored() -> int:
@@ -151,7 +151,7 @@ def test_rows_without_advantage_are_left_out_only_where_nothing_else_needs_them(
 
 @pytest.mark.parametrize("name", ["bounded", "bounded plain"])
 def test_a_part_has_no_more_tokens_than_the_limit_or_one_row(use: Callable[..., Any], name: str) -> None:
-    trainer = use(**LEVERS[name])
+    trainer = use(**SETTINGS[name])
     inputs = micro_batch(trainer)
     cut = [part.batch for part in parts_of(trainer, inputs)]
     assert sum(map(len, cut)) == 8
@@ -163,16 +163,16 @@ def test_a_part_has_no_more_tokens_than_the_limit_or_one_row(use: Callable[..., 
 
 @pytest.mark.parametrize("name", ["skip", "bounded", "bounded plain", "all"])
 def test_denominators_are_those_given(use: Callable[..., Any], name: str) -> None:
-    """Twice the tokens of this micro-batch: half the loss it has by itself, whatever rows are left out."""
-    trainer = use(**LEVERS[name])
+    """Twice the tokens of this micro-batch halve its loss, whatever rows are left out."""
+    trainer = use(**SETTINGS[name])
     inputs = micro_batch(trainer)
     alone = {key: value for key, value in inputs.items() if not key.startswith("minibatch_")}
     assert step(trainer, inputs)[0] == pytest.approx(step(trainer, alone)[0] / 2, rel=1e-5)
 
 
 def test_nothing_to_learn_still_gives_gradients_of_zero(use: Callable[..., Any]) -> None:
-    """Without any the optimizer would pass the step over: no decay of its moments, no weight decay."""
-    trainer = use(**LEVERS["all"])
+    """Without any gradient the optimizer would skip the step, with its decay of moments and weights."""
+    trainer = use(**SETTINGS["all"])
     inputs = micro_batch(trainer, advantages=torch.zeros(8))
     assert [len(part.batch) for part in parts_of(trainer, inputs)] == [1]
     loss, gradient = step(trainer, inputs)
@@ -184,17 +184,17 @@ def test_nothing_to_learn_still_gives_gradients_of_zero(use: Callable[..., Any])
 
 
 def test_statistics_are_those_of_one_call_over_the_rows_scored(use: Callable[..., Any]) -> None:
-    trainer = use(**LEVERS["all"])
+    trainer = use(**SETTINGS["all"])
     inputs = micro_batch(trainer)
 
     def statistics() -> dict[str, float]:
         trainer.objective_stats["train"].flush(trainer.accelerator)
         step(trainer, inputs)
-        found: dict[str, float] = trainer.objective_stats["train"].flush(trainer.accelerator)
-        return found
+        actual: dict[str, float] = trainer.objective_stats["train"].flush(trainer.accelerator)
+        return actual
 
     cut = statistics()
-    use(**{**LEVERS["all"], "max_tokens_per_micro_batch": 0})
+    use(**{**SETTINGS["all"], "max_tokens_per_micro_batch": 0})
     whole = statistics()
     assert cut == pytest.approx(whole, rel=1e-4, abs=1e-6)
     assert cut["scored_rows"] == 5 / 8
@@ -206,7 +206,7 @@ def test_statistics_are_those_of_one_call_over_the_rows_scored(use: Callable[...
 
 
 def test_evaluation_goes_no_backward(use: Callable[..., Any]) -> None:
-    trainer = use(**LEVERS["all"])
+    trainer = use(**SETTINGS["all"])
     inputs = micro_batch(trainer)
     trainer.model.zero_grad()
     trainer.model.eval()
@@ -220,7 +220,7 @@ def test_evaluation_goes_no_backward(use: Callable[..., Any]) -> None:
 
 
 def test_old_log_probs_come_the_same_way(use: Callable[..., Any]) -> None:
-    """TRL asks for them itself, of rows in order; the reference model's too."""
+    """TRL asks for them itself, and likewise for the log-probs of the reference model."""
     trainer = use()
     inputs = trainer._buffered_inputs[3]
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
@@ -230,7 +230,7 @@ def test_old_log_probs_come_the_same_way(use: Callable[..., Any]) -> None:
         with torch.no_grad():
             ask = trainer._get_per_token_logps_and_entropies
             plain, _, _ = ask(trainer.model, ids, mask, inputs["completion_ids"].shape[1], batch_size=4)
-            use(**LEVERS["all"])
+            use(**SETTINGS["all"])
             fast, _, _ = ask(trainer.model, ids, mask, inputs["completion_ids"].shape[1], batch_size=4)
     finally:
         trainer.beta = 0.0
@@ -239,8 +239,9 @@ def test_old_log_probs_come_the_same_way(use: Callable[..., Any]) -> None:
     torch.testing.assert_close(fast[response], plain[response], atol=2e-5, rtol=1e-5)
 
 
-def test_groups_stay_together_unless_told_otherwise(fit: Callable[..., Any]) -> None:
-    """Two mini-batches of 8 rows from 4 prompts x 4 samples: two whole groups each, or two samples of each prompt."""
+def test_groups_stay_together_unless_settings_say_otherwise(fit: Callable[..., Any]) -> None:
+    """Two mini-batches of 8 rows hold 4 responses to each of 4 prompts: two whole groups each, or two responses to each
+    prompt."""
     settings = {"generation_batch_size": 16, "max_steps": 1}
     for whole, sizes in ((True, [4, 4]), (False, [2, 2, 2, 2])):
         trainer = fit(CTPOTrainer, CTPOConfig, whole_groups=whole, **settings)
@@ -249,7 +250,7 @@ def test_groups_stay_together_unless_told_otherwise(fit: Callable[..., Any]) -> 
             assert sorted(groups.bincount().tolist()) == sizes
 
 
-def test_denominators_take_one_collective_a_rollout_batch(
+def test_denominators_take_one_collective_per_rollout_batch(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -268,15 +269,17 @@ def test_denominators_take_one_collective_a_rollout_batch(
     assert len(calls) == 1
 
 
-def test_training_with_all_levers_ends_where_plain_training_does(fit: Callable[..., Any]) -> None:
-    """Eight updates. Rounding grows under Adam where a gradient is nearly 0, so the bound is that of a step, not of
-    rounding: a lever that changed the mathematics moves parameters by 1e-3."""
+def test_training_with_all_settings_on_ends_where_plain_training_does(fit: Callable[..., Any]) -> None:
+    """Eight updates. Adam enlarges rounding where a gradient is nearly 0, so the bound is wider than rounding.
+
+    A setting that changed the mathematics would move parameters by 1e-3.
+    """
 
     def parameters(**settings: Any) -> Tensor:
         trainer = fit(CTPOTrainer, CTPOConfig, **settings)
         return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
     plain = parameters(**PLAIN)
-    fast = parameters(**{**LEVERS["all"], "max_tokens_per_micro_batch": 200})
+    fast = parameters(**{**SETTINGS["all"], "max_tokens_per_micro_batch": 200})
     assert (fast - plain).norm() < 1e-4 * plain.norm()
     torch.testing.assert_close(fast, plain, atol=5e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""bfloat16 compute: where it is taken, and that weights, gradients and the optimizer stay float32."""
+"""When products are in bfloat16, and that weights, gradients and the optimizer stay in float32 then."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_auto_follows_the_measurement_and_never_an_exact_anchor(fit: Callable[..
     assert not wants_bfloat16(model, "float32", exact_anchor=False)
     assert not wants_bfloat16(model, "auto", exact_anchor=True)
     speedup = bfloat16_speedup(48)
-    if not 0.8 < speedup / 1.2 < 1.25:  # too close to call twice
+    if not 0.8 < speedup / 1.2 < 1.25:  # two measurements may then disagree
         assert wants_bfloat16(model, "auto", exact_anchor=False) == (speedup > 1.2)
 
 
@@ -31,9 +31,9 @@ def test_measuring_leaves_the_random_state_alone() -> None:
 
 
 def test_only_the_products_are_in_bfloat16(fit: Callable[..., Any]) -> None:
-    """A float32 step and a bfloat16 one differ by rounding, and both leave float32 behind."""
+    """A step in float32 and one in bfloat16 differ by rounding, and after both everything is in float32."""
     settings: dict[str, Any] = {"max_steps": 1, "learning_rate": 0.0}
-    found = {}
+    actual = {}
     for name in ("float32", "bfloat16"):
         trainer = fit(CTPOTrainer, CTPOConfig, compute_dtype=name, **settings)
         trainer.model.train()
@@ -44,8 +44,8 @@ def test_only_the_products_are_in_bfloat16(fit: Callable[..., Any]) -> None:
         assert {p.dtype for p in parameters} | {p.grad.dtype for p in parameters} == {torch.float32}
         moments = [state["exp_avg"].dtype for state in trainer.optimizer.state.values()]
         assert set(moments) == {torch.float32}
-        found[name] = torch.cat([p.grad.flatten() for p in parameters])
-    difference = (found["bfloat16"] - found["float32"]).norm() / found["float32"].norm()
+        actual[name] = torch.cat([p.grad.flatten() for p in parameters])
+    difference = (actual["bfloat16"] - actual["float32"]).norm() / actual["float32"].norm()
     assert 1e-5 < difference < 0.1
 
 

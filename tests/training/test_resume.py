@@ -1,4 +1,4 @@
-"""A run killed at any moment and resumed ends with the bits of one that was left alone; bad checkpoints are refused."""
+"""A run killed at any moment and resumed ends with the bits of an undisturbed one, and bad checkpoints are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLOCKED = {"seconds", "batch_s", "generation_s", "tool_s", "training_s", "tokens
 
 
 def result_of(run: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, str]]:
-    """A run's weights and records, without what a clock said, its profiles and its samples."""
+    """A run's weights, its records without times, and its profiles and samples."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     plain = [{name: value for name, value in row.items() if name not in CLOCKED} for row in records]
     files = [run / "profile.jsonl", *sorted(run.glob("samples/*.jsonl"))]
@@ -37,7 +37,7 @@ def result_of(run: Path) -> tuple[bytes, list[dict[str, Any]], dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbed."""
+    """An undisturbed run."""
     path = tmp_path_factory.mktemp("resume") / "whole"
     assert finish(launch(["train", *SMALL, f"output_dir={path}"], path.with_suffix(".log"))) == 0
     _, records, diagnostics = result_of(path)
@@ -49,21 +49,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def unfinished(whole: Path, tmp_path: Path) -> Path:
-    """A copy of it that lacks its ending."""
+    """A copy of it without its ending."""
     shutil.copytree(whole, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     return tmp_path / "run"
 
 
 def start(path: Path) -> BaseProcess:
-    """Begin the run, or go on with it where it has got that far."""
+    """Start the run, or resume it if it has started before."""
     begun = (path / "config.yaml").is_file()
     words = ["--resume", str(path)] if begun else [*SMALL, f"output_dir={path}"]
     return launch(["train", *words], path.with_suffix(".log"))
 
 
 def kill_when(process: BaseProcess, due: Callable[[], bool]) -> bool:
-    """SIGKILL once it is due; False if the process ended first."""
+    """Kill the process once it is due; False if it ended first."""
     while process.is_alive():
         if due():
             process.kill()
@@ -79,7 +79,7 @@ def reached(path: Path) -> int:
 
 
 def test_killed_again_and_again_it_ends_the_same(whole: Path, tmp_path: Path) -> None:
-    """Five kills spread over the run, two of them while a checkpoint is being written (some 30 ms), or soon after."""
+    """Five kills spread over the run, two of them while a checkpoint is being written (about 30 ms) or soon after."""
     path, draw, kills = tmp_path / "run", random.Random(), 0
     for step, saving in ((0, False), (1, True), (3, False), (4, True), (5, False)):
         wait = draw.uniform(0, 0.02 if saving else 0.5)
@@ -129,10 +129,10 @@ def test_a_damaged_checkpoint_is_refused_and_the_last_good_one_named(
     newest = unfinished / "checkpoint-8"
     damage(newest / name, how)
     assert main(["train", "--resume", str(newest)]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1, said
-    assert reason in said
-    assert f"the last good one is {unfinished / 'checkpoint-7'}" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1, message
+    assert reason in message
+    assert f"the last good one is {unfinished / 'checkpoint-7'}" in message
     assert last_good(unfinished) == unfinished / "checkpoint-7"
 
 
@@ -140,10 +140,10 @@ def test_unasked_it_takes_the_last_good_one_and_says_so(whole: Path, unfinished:
     damage(unfinished / "checkpoint-8" / "model.safetensors", "truncate")
     damage(unfinished / "checkpoint-7" / "optimizer.pt", "garble")
     assert finish(start(unfinished)) == 0
-    said = unfinished.with_suffix(".log").read_text()
-    assert "checkpoint-8 is refused: model.safetensors is truncated" in said
-    assert "checkpoint-7 is refused: optimizer.pt is damaged" in said
-    assert "continuing from checkpoint-6" in said
+    message = unfinished.with_suffix(".log").read_text()
+    assert "checkpoint-8 is refused: model.safetensors is truncated" in message
+    assert "checkpoint-7 is refused: optimizer.pt is damaged" in message
+    assert "continuing from checkpoint-6" in message
     assert (unfinished / "set-aside" / "checkpoint-7").is_dir()
     assert result_of(unfinished) == result_of(whole)
 
@@ -152,10 +152,10 @@ def test_no_good_one_left(unfinished: Path, capsys: pytest.CaptureFixture[str]) 
     for checkpoint in all_checkpoints(unfinished):
         damage(checkpoint / "optimizer.pt", "remove")
     assert main(["train", "--resume", str(unfinished)]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "no checkpoint of" in said
-    assert "checkpoint-6: optimizer.pt is missing" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "no checkpoint of" in message
+    assert "checkpoint-6: optimizer.pt is missing" in message
 
 
 def test_another_runs_checkpoint_is_refused(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +168,7 @@ def test_another_runs_checkpoint_is_refused(unfinished: Path, capsys: pytest.Cap
 
 
 def test_another_models_checkpoint_is_refused(unfinished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The recipe is the same; the directory it names holds another model by now."""
+    """The recipe is the same, but the directory that it names holds another model now."""
     sealed = unfinished / "checkpoint-8" / "complete.json"
     content = json.loads(sealed.read_text())
     content["identity"]["model"] = {"parameters": 7, "shapes": "0" * 64}
@@ -176,9 +176,9 @@ def test_another_models_checkpoint_is_refused(unfinished: Path, capsys: pytest.C
     for other in ("checkpoint-6", "checkpoint-7"):
         shutil.rmtree(unfinished / other)
     assert main(["train", "--resume", str(unfinished), "rollout_batches=5"]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "it is another model's (7 parameters of shapes 00000000 there, 61248 parameters" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "it is another model's (7 parameters of shapes 00000000 there, 61248 parameters" in message
 
 
 def test_other_processes_checkpoint_is_refused(unfinished: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_record_lost_is_noticed(unfinished: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(whole: Path, unfinished: Path) -> None:
-    """A limit on the size of a file stands for the disk: the optimizer's file no longer fits."""
+    """A limit on the size of a file stands in for a full disk: the optimizer's file no longer fits."""
     for newer in ("checkpoint-7", "checkpoint-8"):
         shutil.rmtree(unfinished / newer)
     shutil.rmtree(unfinished / "model")

@@ -1,4 +1,4 @@
-"""Scoring: every pass gives what the model gives row by row, in log-probs and in gradient."""
+"""Every pass gives the log-probs and the gradient that the model gives for each row alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SMALL: dict[str, Any] = {
 
 
 def ragged() -> Rows:
-    """Eight rows of four prompts: a group of three, one of two, and of one; tool tokens, and a row of one token."""
+    """Eight rows of four prompts, in groups of three, two, two and one, with tool tokens and with rows of one token."""
     draw = torch.Generator().manual_seed(0)
     parent = torch.tensor([2, 0, 0, 1, 3, 0, 1, 2])  # out of order, as after a shuffle
     prompts = torch.tensor([7, 4, 5, 2])[parent]
@@ -55,7 +55,7 @@ def ragged() -> Rows:
 
 
 def one_by_one(model: Any, rows: Rows, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The definition: every row alone, unpadded, all logits, a softmax."""
+    """The definition: a softmax over all logits, of every row alone and without padding."""
     logps, entropies = [], []
     for i in range(len(rows)):
         prompt = rows.prompt_ids[i][rows.prompt_mask[i].bool()]
@@ -97,10 +97,10 @@ def test_a_pass_equals_row_by_row(embedded: Any, way: str, shared: bool) -> None
     rows, scorer = ragged(), Scorer(ScoringOptions(share_prompts=shared), temperature=0.7)
     expected, entropies = one_by_one(embedded, rows, 0.7)
     wanted = gradient(embedded, expected)
-    found, found_entropies = scorer.score(embedded, embedded, rows, way)
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(found_entropies, entropies, atol=2e-5, rtol=1e-4)
-    assert (gradient(embedded, found) - wanted).norm() < 1e-5 * wanted.norm()
+    actual, actual_entropies = scorer.score(embedded, embedded, rows, way)
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(actual_entropies, entropies, atol=2e-5, rtol=1e-4)
+    assert (gradient(embedded, actual) - wanted).norm() < 1e-5 * wanted.norm()
 
 
 @pytest.mark.parametrize("make", [qwen3, mistral])
@@ -111,14 +111,14 @@ def test_other_models_are_packed_too(make: Any) -> None:
         assert PassChoice(scorer).best(model, model) == "packed"
     expected = one_by_one(model, rows)[0]
     wanted = gradient(model, expected)
-    found = scorer.score(model, model, rows, "packed")[0]
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
-    assert (gradient(model, found) - wanted).norm() < 1e-5 * wanted.norm()
+    actual = scorer.score(model, model, rows, "packed")[0]
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-5)
+    assert (gradient(model, actual) - wanted).norm() < 1e-5 * wanted.norm()
     assert model.config._attn_implementation == "sdpa"
 
 
 def test_learned_positions_are_right_without_padding() -> None:
-    """TRL's left padding shifts them; the stream carries each row's own."""
+    """TRL's padding on the left shifts positions, and the stream carries the right ones."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=VOCABULARY, n_positions=64, n_embd=32, n_layer=2, n_head=4)
     model = GPT2LMHeadModel(config).eval()
@@ -126,8 +126,8 @@ def test_learned_positions_are_right_without_padding() -> None:
     scorer, rows = Scorer(ScoringOptions()), ragged()
     assert PassChoice(scorer).best(model, model) == "packed"
     with torch.no_grad():
-        found = scorer.score(model, model, rows, "packed")[0]
-        torch.testing.assert_close(found, one_by_one(model, rows)[0], atol=2e-5, rtol=1e-5)
+        actual = scorer.score(model, model, rows, "packed")[0]
+        torch.testing.assert_close(actual, one_by_one(model, rows)[0], atol=2e-5, rtol=1e-5)
     with pytest.warns(SlowPassNote, match="plain pass, not the padded"):
         assert PassChoice(Scorer(ScoringOptions(pack_rows=False))).best(model, model) == "plain"
 
@@ -143,22 +143,22 @@ def test_a_model_that_scales_its_logits_falls_back_and_says_so() -> None:
 
 
 def test_a_state_that_crosses_rows_is_noticed(embedded: Any) -> None:
-    """An attention of the model's own, deaf to the tree: packed rows would see each other."""
+    """With an attention that ignores the tree, packed rows would see each other."""
     scorer = Scorer(ScoringOptions())
     real = scorer._packed
 
-    def deaf(model: Any, unwrapped: Any, rows: Rows) -> Tensor:
+    def ignoring(model: Any, unwrapped: Any, rows: Rows) -> Tensor:
         tree, targets = grow(rows, temperature=1.0, shared=True)
         return scorer._forward(model, unwrapped, targets, input_ids=tree.ids, position_ids=tree.positions)
 
-    scorer._packed = deaf  # type: ignore[method-assign]
+    scorer._packed = ignoring  # type: ignore[method-assign]
     with pytest.warns(SlowPassNote, match="padded pass, not the packed"):
         assert PassChoice(scorer).best(embedded, embedded) == "padded"
     scorer._packed = real  # type: ignore[method-assign]
 
 
 def test_recomputed_layers_are_not_packed(embedded: Any) -> None:
-    """Their backward pass runs them again, outside of ours and with layers of the model's own."""
+    """Their backward pass runs them again after our contexts have ended, with the model's own layers."""
     rows, scorer = ragged(), Scorer(ScoringOptions())
     wanted = gradient(embedded, one_by_one(embedded, rows)[0])
     assert PassChoice(scorer).best(embedded, embedded) == "packed"
@@ -166,15 +166,15 @@ def test_recomputed_layers_are_not_packed(embedded: Any) -> None:
     embedded.train()
     try:
         assert PassChoice(scorer).best(embedded, embedded) == "padded"
-        found = gradient(embedded, scorer.score(embedded, embedded, rows, "padded")[0])
+        actual = gradient(embedded, scorer.score(embedded, embedded, rows, "padded")[0])
     finally:
         embedded.eval()
         embedded.activation_checkpointing_disable()
-    assert (found - wanted).norm() / wanted.norm() < 1e-5
+    assert (actual - wanted).norm() / wanted.norm() < 1e-5
 
 
 def test_the_stream_holds_every_needed_token_once() -> None:
-    """A shared prompt once, a completion up to the token before its last wanted one, no padding."""
+    """It holds a shared prompt once, completions up to the token before the last wanted one, and no padding."""
     rows = ragged()
     reach = rows.reach().tolist()
     completions = sum(reach) - len(rows)
@@ -188,9 +188,9 @@ def test_packs_keep_to_the_limit_and_groups_together() -> None:
     cost = {row: int(rows.reach()[row]) for row in range(8)}
     prompts, groups = rows.prompt_lengths().tolist(), rows.groups().tolist()
     for limit, shared in itertools.product((1, 13, 20, 30, 1000), (True, False)):
-        found = [part.tolist() for part in packs(rows, chosen, limit, shared=shared)]
-        assert sorted(itertools.chain.from_iterable(found)) == chosen.tolist()
-        for part in found:
+        actual = [part.tolist() for part in packs(rows, chosen, limit, shared=shared)]
+        assert sorted(itertools.chain.from_iterable(actual)) == chosen.tolist()
+        for part in actual:
             once = {groups[row]: prompts[row] for row in part}
             paid = sum(once.values()) if shared else sum(prompts[row] for row in part)
             assert len(part) == 1 or paid + sum(cost[row] for row in part) <= limit
@@ -201,7 +201,7 @@ def test_packs_keep_to_the_limit_and_groups_together() -> None:
 
 
 def test_limit_grows_with_the_weights_share(embedded: Any) -> None:
-    """Activations of a tiny model never matter; the count is in tokens, not rows."""
+    """The activations of a tiny model never matter, and bfloat16 halves them."""
     assert token_limit(embedded) > 10_000
     assert 256 <= token_limit(qwen3()) > 10_000
     assert token_limit(embedded, in_bfloat16=True) == pytest.approx(2 * token_limit(embedded), abs=1)
@@ -210,7 +210,7 @@ def test_limit_grows_with_the_weights_share(embedded: Any) -> None:
 @pytest.mark.parametrize("kept", [0, 3 * 50 * 4, 10**6], ids=["recomputed", "partly", "kept"])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_head_equals_log_softmax(kept: int, with_bias: bool) -> None:
-    """In float64, chunk by chunk, against autograd through the whole table."""
+    """In float64, in chunks, against autograd through the whole table."""
     torch.manual_seed(0)
     hidden = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 6, dtype=torch.float64, requires_grad=True)
@@ -219,13 +219,13 @@ def test_head_equals_log_softmax(kept: int, with_bias: bool) -> None:
     inputs = [hidden, weight] + ([bias] if bias is not None else [])
     table = (torch.nn.functional.linear(hidden, weight, bias) / 0.8).log_softmax(-1)
     expected = table.gather(1, ids[:, None])[:, 0]
-    found, entropies = token_log_probs(
+    actual, entropies = token_log_probs(
         hidden, weight, bias, ids, temperature=0.8, kept_bytes=2 * kept, chunk_bytes=3 * 50 * 4
     )
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(entropies, -(table.exp() * table).sum(-1), atol=1e-12, rtol=1e-12)
     for ours, theirs in zip(
-        torch.autograd.grad((found * factor).sum(), inputs),
+        torch.autograd.grad((actual * factor).sum(), inputs),
         torch.autograd.grad((expected * factor).sum(), inputs),
         strict=True,
     ):
@@ -233,7 +233,7 @@ def test_head_equals_log_softmax(kept: int, with_bias: bool) -> None:
 
 
 def test_head_survives_extreme_logits() -> None:
-    """A certain token has log-prob 0 and no gradient; a hopeless one a finite log-prob."""
+    """A certain token has log-prob 0 and no gradient. A nearly impossible one has a finite log-prob."""
     hidden = torch.tensor([[100.0, 0.0], [100.0, 0.0]], requires_grad=True)
     weight = torch.tensor([[10.0, 0.0], [-10.0, 0.0]])
     logps, entropies = token_log_probs(hidden, weight, None, torch.tensor([0, 1]))
@@ -248,6 +248,6 @@ def test_head_in_bfloat16_sums_in_float32() -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(8, 16).bfloat16(), torch.randn(300, 16).bfloat16()
     exact = (hidden.float() @ weight.float().t()).log_softmax(-1)[:, 7]
-    found, _ = token_log_probs(hidden, weight, None, torch.full((8,), 7))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, exact, atol=0.06, rtol=0)
+    actual, _ = token_log_probs(hidden, weight, None, torch.full((8,), 7))
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, exact, atol=0.06, rtol=0)

@@ -1,4 +1,4 @@
-"""CTPOTrainer inside TRL: what it must change, what it must not, and that the seams are where they were."""
+"""CTPOTrainer inside TRL: what it must change, what it must not change, and that TRL's methods are still the same."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def parameters(trainer: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", SEAMS)
 def test_trl_still_has_this_seam(name: str) -> None:
-    """If this fails after an upgrade of TRL, read the method anew before changing SEAMS."""
+    """If this fails after an upgrade of TRL, read the method again before you change SEAMS."""
     assert tuple(inspect.signature(getattr(GRPOTrainer, name)).parameters) == SEAMS[name]
 
 
@@ -35,7 +35,7 @@ def test_overrides_are_exactly_the_named_seams() -> None:
 
 @pytest.fixture(scope="module")
 def stock(fit: Callable[..., Any]) -> Any:
-    """TRL's own trainer, its shuffle exchanged for our dealing so that both take the same mini-batches."""
+    """TRL's own trainer, with our dealing instead of its shuffle, so that both take the same mini-batches."""
 
     def dealt(batch: dict[str, Any]) -> dict[str, Any]:
         order = dealt_order(len(batch["prompt_ids"]), minibatches=4, group=4)
@@ -49,12 +49,13 @@ def stock(fit: Callable[..., Any]) -> Any:
 
 
 PLAIN = {"completion_head": False, "skip_zero_advantage": False, "max_tokens_per_micro_batch": 0}
-"""TRL's own forward pass over whole micro-batches: else rounding differs, which Adam enlarges where gradients are 0."""
+"""TRL's own forward pass over whole micro-batches. Another pass rounds differently, and Adam enlarges that where
+gradients are nearly 0."""
 GRPO_AS_IN_TRL = {"ratio_low": 0.2, "ratio_high": 0.2, "ratio_dual": None, "reduction": "seq-mean-token-mean"}
 
 
 def test_with_grpo_it_trains_as_trl_does(fit: Callable[..., Any], stock: Any) -> None:
-    """The same clip, the same reduction: the same parameters after eight updates, four of them off-policy."""
+    """With the same clipping and reduction, parameters are the same after eight updates, four of them off-policy."""
     ours = fit(CTPOTrainer, CTPOConfig, objective="grpo", objective_kwargs=GRPO_AS_IN_TRL, **PLAIN)
     moved = (parameters(stock) - parameters(fit(CTPOTrainer, CTPOConfig, max_steps=4))).abs().max()
     assert moved > 1e-4
@@ -92,7 +93,7 @@ def off_policy(fit: Callable[..., Any]) -> Any:
 
 
 def test_loss_is_the_objective_on_model_tokens_alone(off_policy: Any) -> None:
-    """Recomputed by hand: a plain forward pass, tool tokens and padding cut out of every row."""
+    """Recomputed by hand, from a plain forward pass, with tool tokens and padding cut out of every row."""
     inputs = off_policy._buffered_inputs[3]
     mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
     assert mask.sum() < inputs["completion_mask"].sum()  # there are tool tokens
@@ -139,7 +140,7 @@ def test_statistics_reach_the_log(off_policy: Any) -> None:
 
 
 def test_kl_penalty_with_beta(fit: Callable[..., Any], stock: Any) -> None:
-    """beta > 0 loads TRL's reference model and adds the k3 estimate; at the start the two models agree."""
+    """beta > 0 loads TRL's reference model and adds the k3 estimate. At the start the two models agree."""
     trainer = fit(CTPOTrainer, CTPOConfig, beta=0.1, max_steps=4)
     assert trainer.ref_model is not None
     logged = [row["kl"] for row in trainer.state.log_history if "kl" in row]
@@ -164,7 +165,7 @@ def test_another_config_is_refused(tmp_path: Any) -> None:
 
 
 def test_warns_when_engine_and_trainer_disagree(fit: Callable[..., Any], tmp_path: Any) -> None:
-    """Learned absolute positions: TRL's left padding without position_ids scores another sequence than was sampled."""
+    """With learned absolute positions, TRL's padding on the left scores another sequence than was sampled."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     from ctpo.tasks.arithmetic import model_path
