@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 try:
     from ctpo.cpu import attention, memory, norms, precision, products, weights
-except ModuleNotFoundError as error:
-    if not (error.name or "").startswith("ctpo.cpu"):
+except ImportError as error:  # also where only the folder's __pycache__ is left
+    if (error.name or "").split(".")[:2] != ["ctpo", "cpu"]:
         raise
     PRESENT = False
 else:

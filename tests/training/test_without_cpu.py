@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ctpo import fast_cpu
+
 SMALL = (
     "rollout_batches=1 generation_batch_size=32 num_generations=8 per_device_train_batch_size=8 train_problems=8 "
     "eval_problems=2 eval_every=0 transcripts=0 max_completion_length=80 save_steps=1000 compute_dtype=bfloat16"
@@ -41,3 +43,8 @@ def test_a_run_trains_without_the_folder(tmp_path: Path) -> None:
     assert records[-1]["step"] == 4
     assert records[-1]["scored_rows"] > 0.5  # rows with an advantage went through the model
     assert (run / "model" / "model.safetensors").is_file()
+
+
+def test_with_the_folder_it_is_used() -> None:
+    """A module that could not be imported would count as absent, and only the time would show it."""
+    assert fast_cpu.PRESENT
