@@ -156,6 +156,11 @@ def test_bad_input(lines: list[dict[str, Any]], tmp_path: Path, capsys: pytest.C
         (changed(lines, log_ratio_std=[math.nan, *std[1:]]), [], "line 2 holds a figure that is not finite"),
         (changed(lines, high=[1]), [], f"line 2 is damaged (high does not fit {bins} bins)"),
         (changed(lines, log_ratio_histogram={**histogram, "gain": [[1]]}), [], "line 2 is damaged (gain"),
+        (
+            changed(lines, log_ratio_histogram={**histogram, "harm": histogram["harm"][1:]}),
+            [],
+            "line 2 is damaged (its bins or its histogram do not fit)",
+        ),
         (changed(lines, edge=[*lines[0]["edge"][:-1], 65]), [], "line 2 has other bins than line 1"),
         ([lines[0], short], [], "line 2 lacks figures ('count')"),
         ([{**lines[0], **one}], [], "1 bins hold a spread; the fit needs 2"),
