@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives import calibrate, preset
-from ctpo.objectives.calibration import band_bases
-from ctpo.objectives.tails import Tails
+from ctpo.objectives.calibration import Tails, band_bases
 
 LENGTH, WIDTH = 128, 0.05
 EDGES = torch.cat([-(2.0 ** (torch.arange(48, -25, -1) / 6)), 2.0 ** (torch.arange(-24, 49) / 6)]) / 16

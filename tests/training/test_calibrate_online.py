@@ -12,7 +12,7 @@ from test_run import InterruptAt
 
 from ctpo import CTPOConfig
 from ctpo.objectives import calibrate, preset
-from ctpo.objectives.tails import Tails
+from ctpo.objectives.calibration import Tails
 from ctpo.runs.directory import read_records
 from ctpo.runs.profiles import read_checked_profiles
 from ctpo.training.diagnostics.proposal import calibration_columns

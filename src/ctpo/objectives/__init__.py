@@ -1,11 +1,11 @@
 """Policy objectives: tensors in, tensors out. Takes log-probs, never logits or models; needs only torch."""
 
 from ctpo.objectives.calibration import Calibration, calibrate
-from ctpo.objectives.compose import Output
 from ctpo.objectives.details import Details, position_profile
 from ctpo.objectives.layouts.sharded import SequenceShard, contiguous, striped, zigzag
 from ctpo.objectives.objective import Objective
 from ctpo.objectives.presets import preset, preset_defaults, preset_names
+from ctpo.objectives.reference import Output
 from ctpo.objectives.rollout_correction import Correction, anchor_logps, correct_rollout
 
 __all__ = [

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives import checks
-from ctpo.objectives.compose import Output, compose, examine
 from ctpo.objectives.cpu.autograd import native_output, refuse
 from ctpo.objectives.details import Details
 from ctpo.objectives.inputs import Inputs
@@ -25,6 +24,7 @@ from ctpo.objectives.numerics import compute_dtype
 from ctpo.objectives.old_names import current_backend, old_keywords
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Count, Reduction
+from ctpo.objectives.reference import Output, compose, examine
 from ctpo.objectives.surrogates import Surrogate
 from ctpo.objectives.tokens import as_bool, sanitise
 from ctpo.objectives.trust_regions import TrustRegion

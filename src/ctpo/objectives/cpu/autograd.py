@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ctpo.objectives.compose import Output
 from ctpo.objectives.cpu.library import available, library
 from ctpo.objectives.cpu.native import BadSegmentsError, Parts, forward, gradient_of
 from ctpo.objectives.cpu.supported import call_refusal, objective_refusal, plain
 from ctpo.objectives.inputs import Inputs
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Reduction
+from ctpo.objectives.reference import Output
 from ctpo.objectives.stats import finalise
 from ctpo.objectives.surrogates import Surrogate
 from ctpo.objectives.trust_regions import TrustRegion

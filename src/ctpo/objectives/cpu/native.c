@@ -1,7 +1,7 @@
 /* The loss of one call, its gradient and its statistics, in one pass over the tokens.
 
    Python fills a `Call` and calls `ctpo_run_float` or `ctpo_run_double`. The arithmetic is written once, in
-   native_sequence.h, and compiled for both types. The definition of every result is compose.py.
+   native_sequence.h, and compiled for both types. The definition of every result is reference.py.
 
    Work is divided into tasks of whole sequences. The tasks depend on the batch alone, each adds up its own totals, and
    the totals are joined in order. So the results are the same, bit for bit, whatever the number of threads. */

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctpo.errors import UserError
 from ctpo.objectives import Calibration, calibrate
-from ctpo.objectives.tails import Tails
+from ctpo.objectives.calibration import Tails
 from ctpo.runs.profiles import Profile, pooled
 
 _FEW_BINS: Final = 6
