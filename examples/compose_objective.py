@@ -20,9 +20,8 @@ from ctpo.objectives.trust_regions import LogBand
 
 objective = Objective(
     ratio=PrefixMeanRatio(),  # the weight of a token
-    trust_region=LogBand(
-        log_low=0.1, log_high=0.2, power=0.5, statistic=CumulativeRatio()
-    ),  # what is clipped
+    # Which tokens are clipped. The limits are in nats and grow with √t.
+    trust_region=LogBand(log_low=0.04, log_high=0.06, power=0.5, statistic=CumulativeRatio()),
     surrogate=MinClip(),
     reduction=Reduction("seq-mean-token-mean"),
 )

@@ -37,7 +37,7 @@ def test_the_error_is_that_of_a_mean_over_problems() -> None:
 
 
 def test_clustering_counts_problems_not_samples() -> None:
-    """Eight identical samples a problem say no more than one."""
+    """Eight identical samples of each problem say no more than one."""
     one = mean_and_error([1, 0, 1, 1, 0])
     assert mean_and_error([sum([x] * 8) / 8 for x in (1, 0, 1, 1, 0)]) == one
 

@@ -1,4 +1,4 @@
-"""SmolLM2 from its package. Converting it takes minutes, so what needs the weights runs only where it is cached."""
+"""SmolLM2 from its package. Converting it takes minutes, so tests that need the weights run only if it is cached."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_conversion_is_made_once_and_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The cache's own logic, without the minutes: a conversion that fails leaves nothing behind."""
+    """The cache without a real conversion: a conversion that fails leaves nothing behind."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "broken.gguf").write_bytes(b"no model")
     monkeypatch.setattr(smollm2, "_gguf", lambda: tmp_path / "broken.gguf")

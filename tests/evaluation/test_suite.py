@@ -1,4 +1,4 @@
-"""Whole evaluations with the embedded model: figures, files, and going on after a kill."""
+"""Whole evaluations with the embedded model: figures, files, and continuing after a kill."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ SYSTEM = "Use it."
 
 
 def make_tokenizer(template: str | None = CHATML) -> Any:
-    """One token a byte, the two special tokens of ChatML, and some fences of two bytes as real vocabularies have."""
+    """A tokenizer with one token per byte, ChatML's two special tokens, and one of two backticks, as real ones have."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -60,7 +60,7 @@ def chat_task() -> Task:
 
 @pytest.fixture(scope="session")
 def chat_model(chat_task: Task, sandbox: Any) -> Any:
-    """Trained for a few seconds on the conversations as the chat template renders them."""
+    """A model trained for a few seconds on the conversations as the chat template renders them."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -14,7 +14,7 @@ Answer = tuple[int, dict[str, Any]]
 
 @contextmanager
 def serving(answer: Callable[[str, dict[str, Any]], Answer]) -> Iterator[tuple[str, list[Any]]]:
-    """Serve at a free port; yield the base URL and the list of (path, payload, headers) that came."""
+    """Serve at a free port. Yields the base URL and the list of requests (path, payload, headers)."""
     requests: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -53,13 +53,13 @@ def serving(answer: Callable[[str, dict[str, Any]], Answer]) -> Iterator[tuple[s
 
 
 def choice(finish: str = "stop", tokens: tuple[int, int] = (10, 5), **rest: Any) -> Answer:
-    """An answer of one choice; `tokens` of the prompt and of the completion."""
+    """An answer with one choice. `tokens` are the counts of the prompt and of the completion."""
     usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
     return 200, {"choices": [{"finish_reason": finish, **rest}], "usage": usage}
 
 
 def model_behind(model: Any, tokenizer: Any) -> Callable[[str, dict[str, Any]], Answer]:
-    """Greedy answers of a real model by transformers' own `generate`, with stop texts cut off as servers do."""
+    """Greedy answers of a real model by transformers' own `generate`, without stop texts, as servers give them."""
     import torch
 
     lock = threading.Lock()

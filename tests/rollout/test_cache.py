@@ -1,4 +1,4 @@
-"""The growing cache against transformers' own."""
+"""The growing cache against transformers' own cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates, and whole conversations with a tool by a model that learnt them."""
+"""Chat templates, and whole conversations with a tool by a model that has learnt them."""
 
 from __future__ import annotations
 

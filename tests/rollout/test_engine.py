@@ -85,7 +85,7 @@ def test_decoders_use_nothing_that_transformers_announces_to_remove(
 
 
 def test_greedy_equals_generate(embedded: Any, prompts: list[list[int]]) -> None:
-    """Without a tool, for prompts of different lengths: left padding and row dropping change nothing."""
+    """Without a tool: prompts of different lengths and rows that leave the batch change nothing."""
     model, tokenizer = embedded
     chosen = prompts[::4]
     assert len(set(map(len, chosen))) > 1
@@ -105,7 +105,7 @@ def test_batches_and_padding_do_not_change_a_response(embedded: Any, prompts: li
 
 
 def test_what_all_prompts_begin_with_is_read_once(embedded: Any) -> None:
-    """Logits are those of each prompt read alone, and the common tokens go through the model one time."""
+    """The logits equal those of each prompt alone, and the common tokens go through the model once."""
     from ctpo.rollout.local.decoders import RaggedDecoder
 
     model, tokenizer = embedded

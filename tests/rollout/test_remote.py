@@ -1,4 +1,4 @@
-"""Conversations over HTTP: the requests that go out, what becomes of the answers, and of failures."""
+"""Conversations over HTTP: the requests that are sent, and the treatment of answers and failures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def respond(
     sampling: Sampling = SAMPLING,
     **options: Any,
 ) -> tuple[list[Any], list[Any]]:
-    """Replies, and the payloads that were sent."""
+    """The replies, and the payloads that were sent."""
     answers = iter(script) if isinstance(script, list) else None
     with serving(lambda path, payload: next(answers) if answers else script(path, payload)) as (
         url,
@@ -253,7 +253,7 @@ def test_endpoints_are_checked_before_work() -> None:
 
 @pytest.mark.parametrize(("hello", "taken"), [(200, True), (400, True), (404, False), (500, False)])
 def test_a_server_that_cannot_list_its_models_is_asked_for_a_word(hello: int, taken: bool) -> None:
-    """As transformers serve cannot where the hub's cache is missing: its /models then answers 500, and hangs up."""
+    """transformers' server does so if the hub's cache is missing: /models answers 500 and closes the connection."""
     hung_up: list[str] = []
 
     def answer(path: str, payload: dict[str, Any]) -> Answer:

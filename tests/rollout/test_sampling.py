@@ -67,7 +67,7 @@ def test_zero_temperature_is_greedy_with_log_probs_at_one() -> None:
 
 
 def test_rounding_at_the_end_of_the_cdf_draws_a_possible_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A uniform of (almost) 1 must not fall off the end, nor onto a trailing token of probability 0."""
+    """A uniform number of (almost) 1 must draw a token, and none of probability 0."""
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.ones(*shape))
     tokens, _ = sample_tokens(torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf]]))
     assert tokens.tolist() == [1]

@@ -1,4 +1,4 @@
-"""Which programs reach the sandbox, and what comes back."""
+"""Which programs reach the sandbox, and which results come back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ctpo.tasks import PythonTool
 
 
 class Recording:
-    """A real sandbox behind a list of what it was asked."""
+    """A real sandbox that keeps a list of the programs it was given."""
 
     def __init__(self, sandbox: Any) -> None:
         self.sandbox, self.asked = sandbox, []
@@ -43,7 +43,7 @@ def test_a_tool_that_is_not_deterministic_runs_every_program(sandbox: Any) -> No
 
 
 def test_an_answer_that_depends_on_load_is_not_remembered(arithmetic: Any) -> None:
-    """A program lost or out of time once may succeed the next time."""
+    """A program that was lost or out of time once may succeed the next time."""
 
     class Flaky:
         statuses = ["timeout", "ok"]  # noqa: RUF012

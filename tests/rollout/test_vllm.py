@@ -1,4 +1,4 @@
-"""The turns of the vLLM engine, with a real model completing in vLLM's place: ids and stop texts in, ids out."""
+"""The turns of the vLLM engine, with a real model that completes token ids in place of vLLM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .conftest import TALKS
 
 
 class Stepwise:
-    """Completes as vLLM does: a token at a time, ending at an end token, a stop text (kept) or the limit."""
+    """Completes as vLLM does: token by token up to an end token, a stop text (which is kept) or the limit."""
 
     context = 1024
 

@@ -11,7 +11,7 @@ from sandbox_helpers import ENGINES, hostile_reports, unavailable
 
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
-    """The name of each engine that holds here. A missing one fails in CI, where both must be had."""
+    """The name of each engine that holds here. In CI, where both must be available, a missing one is a failure."""
     name: str = request.param
     if (reason := unavailable(name)) is not None:
         if os.environ.get("CTPO_REQUIRE_SANDBOX"):

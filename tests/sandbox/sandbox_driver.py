@@ -1,4 +1,4 @@
-"""Runs every hostile program on one engine and reports what became of it and of the host, as JSON on stdout.
+"""Runs every hostile program on one engine, and reports its result and the host's state as JSON on stdout.
 
 A process of its own, so that the same programs run as root and as an ordinary user, with a secret in the
 environment: `python sandbox_driver.py ENGINE [NAME...]`.
@@ -30,7 +30,7 @@ SECRET_NAME = "CTPO_TEST_SECRET"
 
 
 class Host:
-    """What a program could reach if it got out: files, listeners, shared memory."""
+    """What a program could reach if it broke out: files, listeners and shared memory."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ctpo-host-"))
@@ -64,7 +64,7 @@ class Host:
         }
 
     def state(self) -> dict[str, Any]:
-        """Everything a program must leave as it was."""
+        """The state of everything that a program must not change."""
         watched = [self.folder, self.canary, Path(os.__file__), Path(os.__file__).parent, Path("/dev/null")]
         watched += [Path("/dev/zero"), Path("/tmp"), Path(sys.executable).resolve()]
         modes = {str(path): (path.stat().st_mode, path.stat().st_uid) for path in watched}
@@ -83,7 +83,7 @@ class Host:
         }
 
     def heard(self) -> list[str]:
-        """What arrived at the listeners since the last time."""
+        """What the listeners have received since the last call."""
         received = []
         for listener in (self.tcp, self.stream):
             with contextlib.suppress(BlockingIOError):
@@ -96,13 +96,13 @@ class Host:
 
 
 def _ipc_keys(kind: str) -> list[str]:
-    """Keys of SysV objects, by which others' anonymous ones are told from what a program would leave."""
+    """The keys of SysV objects. They distinguish other processes' objects from those that a program would leave."""
     lines = Path(f"/proc/sysvipc/{kind}").read_text().splitlines()[1:]
     return sorted(line.split()[0] for line in lines if int(line.split()[0]) == 0x5EC2E7)
 
 
 def sessions() -> dict[int, int]:
-    """Process id → session id, of every process that is not a zombie."""
+    """The session id of every process that is not a zombie, by process id."""
     found = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():

@@ -1,4 +1,4 @@
-"""Which engines there are here, and the hostile programs' reports, one run for each engine and user."""
+"""The engines that are available here, and the reports of the hostile programs, one run per engine and user."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENGINES = ("bubblewrap", "landlock")
 
 @functools.cache
 def unavailable(engine: str) -> str | None:
-    """Why this machine can't have an engine, or None."""
+    """Why an engine is not available on this machine, or None if it is."""
     try:
         Sandbox(engine=engine, workers=1).close()
     except SandboxUnavailable as reason:
@@ -60,7 +60,7 @@ def run_as(user: str, arguments: list[str], timeout_s: float = 120) -> subproces
 
 @functools.cache
 def hostile_reports(engine: str, user: str) -> dict[str, dict[str, Any]]:
-    """What became of every hostile program, by name (see sandbox_driver.py)."""
+    """The report on every hostile program, by name (see sandbox_driver.py)."""
     done = run_as(user, [str(HERE / "sandbox_driver.py"), engine])
     assert done.returncode == 0, done.stderr[-3000:]
     reports: dict[str, dict[str, Any]] = json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""Programs that try to get out, to do harm, or to cheat. Each prints ESCAPED if it had its way.
+"""Programs that try to break out, to do harm, or to cheat. Each prints ESCAPED if it succeeds.
 
 `HOSTILE` maps a name to the program and the statuses it may end with. A program reads what the host has prepared
 for it from `GIVEN`: `canary` (a file), `folder`, `pid` (the supervisor), `tcp` and `udp` (ports), `abstract`

@@ -38,7 +38,7 @@ def test_falls_back_to_landlock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refuses_a_bubblewrap_that_leaves_a_folder_open(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A binary that is there and runs is no proof: what a program can do decides."""
+    """A binary that exists and runs proves nothing. What a program can do decides."""
     real = bubblewrap.find_bubblewrap()
     if real is None or unavailable("bubblewrap") is not None:
         pytest.skip("bubblewrap is not available")
@@ -136,7 +136,7 @@ def test_container_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_works_beside_a_big_threaded_process() -> None:
-    """The zygotes come from a fresh interpreter: memory and threads of the process that asks play no part."""
+    """Zygotes start as new interpreters, so memory and threads of the calling process do not matter."""
     script = """
 import threading, time
 hoard = bytearray(700 << 20); hoard[::4096] = b"x" * len(hoard[::4096])

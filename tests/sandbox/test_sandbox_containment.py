@@ -1,4 +1,4 @@
-"""No hostile program gets out, harms the host, or costs the next program anything: each engine, each user."""
+"""No hostile program breaks out, harms the host or disturbs the next program, on each engine and as each user."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_contained(name: str, reports: dict[str, dict[str, Any]]) -> None:
 
 
 def test_runs_as_the_user_it_says(engine: str) -> None:
-    """The ordinary user's reports really are an ordinary user's."""
+    """The reports for an ordinary user really come from an ordinary user."""
     from sandbox_helpers import hostile_reports
 
     uids = {report["uid"] for report in hostile_reports(engine, "ordinary").values()}

@@ -1,4 +1,4 @@
-"""Nothing is left behind, a killed part costs only its own program, and the pool shares itself out."""
+"""Nothing is left behind, a killed process costs only its own program, and callers share the pool."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_killed_zygote_costs_only_its_program(engine: str) -> None:
 
 
 def test_outlives_the_thread_that_made_it(engine: str) -> None:
-    """A zygote's parent-death signal follows a thread, which must not be a caller's."""
+    """A zygote's parent-death signal follows a thread, which must not be the caller's."""
     made: list[Sandbox] = []
     thread = threading.Thread(target=lambda: made.append(Sandbox(engine=engine, workers=1)))
     thread.start()
@@ -154,7 +154,7 @@ def test_namespaces_are_its_own() -> None:
 
 
 def _parent(pid: int) -> int:
-    """The parent's process id; 0 for a process that has just gone."""
+    """The parent's process id; 0 for a process that has just ended."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except FileNotFoundError:
@@ -194,7 +194,7 @@ def test_many_programs_hold_few_descriptors() -> None:
 
 
 def test_workers_run_side_by_side_and_no_more() -> None:
-    """By the clock that all processes share, so that a busy machine delays programs and does not fail them."""
+    """The programs use the clock that all processes share, so a busy machine delays them and does not fail them."""
     program = "import time; print(time.monotonic()); time.sleep(0.8); print(time.monotonic())"
     with Sandbox(workers=2) as sandbox:
         spans = [[float(word) for word in result.stdout.split()] for result in sandbox.run([program] * 4)]

@@ -1,4 +1,4 @@
-"""Programs are strangers to each other, and find a Python that works."""
+"""Programs cannot influence each other, and Python works as usual for them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ print(searched > 300, found)
 
 
 def test_concurrent_programs_cannot_meet(sandbox: Sandbox) -> None:
-    """Locks on files that all of them read would carry a message: nobody can see one."""
+    """A lock on a file that all programs can read could carry a message, so no program can see one."""
     program = """
 import fcntl, os, struct
 fd = os.open(os.__file__, os.O_RDONLY)
@@ -157,7 +157,7 @@ def test_a_preloaded_module_is_there(sandbox: Sandbox) -> None:
 
 
 def test_everything_but_the_scratch_folder_is_mounted_read_only(sandbox: Sandbox) -> None:
-    """The tests' own user may not own the interpreter; a user's programs run as the one who does."""
+    """The tests' user may not own the interpreter. A user's programs run as its owner."""
     if sandbox.engine.name != "bubblewrap":
         pytest.skip("Landlock changes no mount; writes_outside covers it")
     program = (

@@ -1,4 +1,4 @@
-"""What comes back: order, statuses, output, tracebacks."""
+"""The results: their order, statuses, output and tracebacks."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_threads_share_one_cores_time(sandbox: Sandbox) -> None:
     [(9, 3.01, "timeout"), (24, 3.0, "timeout"), (9, 2.5, "lost"), (24, 0.1, "error"), (11, 3.1, "error")],
 )
 def test_cpu_limit_is_a_timeout(wait_status: int, cpu_s: float, status: str) -> None:
-    """What the kernel kills for its CPU time was not killed from outside."""
+    """A program that the kernel kills for its CPU time does not count as killed from outside."""
     child = Child(1, -1, -1, -1, cpu_limit_s=3)
     assert judge(child, Exit(1, wait_status, cpu_s), 2.0, False, 100).status == status
 

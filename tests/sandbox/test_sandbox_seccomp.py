@@ -1,4 +1,4 @@
-"""The filter's verdicts on both architectures, by an interpreter of BPF written from its description."""
+"""The filter's verdicts on both architectures, by an interpreter of BPF that was written from BPF's description."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_another_architecture_is_killed(machine: str) -> None:
 
 
 def test_calls_that_never_appear() -> None:
-    """Numbers typed from the kernel's tables by hand: the ones that would let a program out."""
+    """The numbers of dangerous calls, typed by hand from the kernel's tables."""
     x86 = {"fork": 57, "vfork": 58, "execve": 59, "socket": 41, "connect": 42, "ptrace": 101, "execveat": 322}
     x86 |= {
         "unshare": 272,

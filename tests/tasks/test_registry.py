@@ -120,7 +120,7 @@ def test_a_generator_of_reasoning_gym() -> None:
 
 @needs_reasoning_gym
 def test_a_judge_that_looks_at_more_than_the_answer() -> None:
-    """Countdown has many right answers to one problem; its judge evaluates the expression."""
+    """A problem of countdown has many right answers, and its judge evaluates the given expression."""
     task = get_task("reasoning_gym:countdown")
     problem = task.problems("test", 1, 0)[0]
     metadata = json.loads(problem.answer)["metadata"]
@@ -134,7 +134,7 @@ def test_a_judge_that_looks_at_more_than_the_answer() -> None:
 
 @needs_reasoning_gym
 def test_a_judge_gets_the_entry_as_it_was_made() -> None:
-    """That of rearc compares boards of tuples, which JSON knows not."""
+    """The judge of rearc compares boards made of tuples, which JSON does not have."""
     task = get_task("reasoning_gym:rearc")
     problem = task.problems("test", 1, 0)[0]
     answer = json.loads(problem.answer)["answer"]

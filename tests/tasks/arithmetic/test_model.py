@@ -1,4 +1,4 @@
-"""The shipped model: it loads, it is small, padding does not disturb it, and it knows the format."""
+"""The shipped model loads, is small, is not disturbed by padding, and writes the right format."""
 
 from __future__ import annotations
 

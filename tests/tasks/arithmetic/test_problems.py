@@ -1,4 +1,4 @@
-"""Chains of sums: where they come from and when a completion answers them."""
+"""Chains of sums: the problems, and the check of completions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded tokenizer: exact round trips, and the one that ships."""
+"""The embedded tokenizer: round trips are exact, and the shipped files equal it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The warm-up: what it imitates, what it leaves out, and that it repeats itself."""
+"""The warm-up: the demonstrator it imitates, the tokens it leaves out, and that equal settings give equal models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding the final answer, and what may be dropped from it."""
+"""Extracting the final answer, and its canonical form."""
 
 from __future__ import annotations
 

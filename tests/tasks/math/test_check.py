@@ -1,4 +1,4 @@
-"""The judge, with the real math-verify behind it."""
+"""The judge of mathematical answers, with the real math-verify."""
 
 from __future__ import annotations
 
