@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -251,5 +252,15 @@ def _slug(setting: Mapping[str, Any]) -> str:
     words = []
     for key, value in setting.items():
         inner = value.items() if isinstance(value, Mapping) else [(key, value)]
-        words += [f"{recorded_name(name)}={yaml.safe_dump(each).split()[0]}" for name, each in inner]
+        words += [f"{recorded_name(name)}={_word(each)}" for name, each in inner]
     return ",".join(words).replace("/", "_") or "untuned"
+
+
+def _word(value: Any) -> str:
+    """Return a value as YAML writes it, without the parts after the first space."""
+    return _scalar(value) if isinstance(value, (str, float, int)) else str(yaml.safe_dump(value).split()[0])
+
+
+@lru_cache(typed=True)
+def _scalar(value: str | float) -> str:
+    return str(yaml.safe_dump(value).split()[0])

@@ -74,15 +74,10 @@ def check(keys: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
         if name in given and not (given[name] is not None and holds(given[name])):
             raise UserError(f"{name}={given[name]} is out of range; use {wanted}")
     recipe = Recipe(**ours)
-    defaults = {
-        name: each.default
-        for name, each in trainer_fields().items()
-        if each.default is not dataclasses.MISSING
-    }
-    settings: Any = SimpleNamespace(**{**defaults, **given})
+    settings: Any = SimpleNamespace(**{**_defaults(), **given})
     try:
         check_batches(settings)
-        check_settings(settings, {name: each.default for name, each in trl_fields().items()})
+        check_settings(settings, _trl_defaults())
     except ValueError as error:
         raise UserError(str(error)) from None
     _check_objective(settings.objective, settings.objective_kwargs or {})
@@ -152,6 +147,17 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         else:
             raise UserError(_unknown(str(name), [*_recipe_types(), *trainer_fields()]))
     return ours, given
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    fields = trainer_fields().items()
+    return {name: each.default for name, each in fields if each.default is not dataclasses.MISSING}
+
+
+@cache
+def _trl_defaults() -> Mapping[str, Any]:
+    return {name: each.default for name, each in trl_fields().items()}
 
 
 @cache
