@@ -40,11 +40,6 @@ def compiled(objective: Objective, backend: str = "aot_eager") -> Callable[..., 
 
 PADDED, (STREAM, IDS, CU) = make(drift=0.1), packed()
 EXTRAS = {"rejection_mask": PADDED.mask & (PADDED.logps < -2), "weights": -PADDED.logps}
-CALLS: tuple[tuple[Batch, dict[str, Any]], ...] = (
-    (PADDED, EXTRAS),
-    (STREAM, {"segment_ids": IDS}),
-    (STREAM, {"cu_seqlens": CU}),
-)
 
 
 def compare(objective: Objective, in_one_graph: Any, batch: Batch, **kwargs: Any) -> None:
@@ -56,20 +51,24 @@ def compare(objective: Objective, in_one_graph: Any, batch: Batch, **kwargs: Any
 
 @ALL
 def test_compiled_in_one_graph_it_equals_eager(name: str) -> None:
-    """Padded rows with rejection and weights, and a packed batch by ids or by cumulative lengths, with gradient."""
+    """Padded rows with rejection and weights, with gradient."""
+    objective = preset(name, reduction="seq-mean-token-mean")
+    compare(objective, compiled(objective, "eager"), PADDED, **EXTRAS)
+
+
+@pytest.mark.parametrize("packing", ["segment_ids", "cu_seqlens"])
+@pytest.mark.parametrize("name", ["ctpo", "gspo", "minpro", "prefix-quantile"])
+def test_a_packed_call_is_one_graph(name: str, packing: str) -> None:
     objective = preset(name, reduction="seq-mean-token-mean")
     in_one_graph = compiled(objective, "eager")
-    for batch, kwargs in (CALLS[0], CALLS[1 + preset_names().index(name) % 2]):
-        compare(objective, in_one_graph, batch, **kwargs)
+    compare(objective, in_one_graph, STREAM, **{packing: IDS if packing == "segment_ids" else CU})
 
 
-@pytest.mark.parametrize("name", ["ctpo", "gspo", "prefix-quantile"])
+@pytest.mark.parametrize("name", ["ctpo", "prefix-quantile"])
 def test_forward_and_backward_are_graphs(name: str) -> None:
     """What Inductor is given: both passes, made functional."""
     objective = preset(name)
-    in_one_graph = compiled(objective, "aot_eager")
-    for batch, kwargs in CALLS[:2]:
-        compare(objective, in_one_graph, batch, **kwargs)
+    compare(objective, compiled(objective, "aot_eager"), PADDED)
 
 
 def test_inductor_equals_eager() -> None:

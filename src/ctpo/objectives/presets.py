@@ -1,6 +1,11 @@
-"""Named objectives. A preset is a few lines that compose parts; its knobs keep its paper's convention.
+"""Named objectives. A preset is a few lines that compose the four parts, with the settings of its paper.
 
-Equations, sources and what is known of each: docs/objectives.md.
+Knobs carry their unit. `log_low`, `log_high` and `log_dual` bound a log ratio, in nats, times t^power; t counts the
+sampled tokens so far. `ratio_low` and `ratio_high` are distances from a ratio of 1, and `ratio_dual` is a ratio.
+r_t = π_θ(a_t|s_t) / π_old(a_t|s_t) is the ratio of one token, A the advantage, T a response's length in tokens, and
+sg stops the gradient. Formulas are losses of one token. docs/objectives.md says when to use which.
+
+`ctpo.training` reads this file without importing it, so defaults are spelled out in the signatures.
 """
 
 from __future__ import annotations
@@ -20,14 +25,15 @@ from ctpo.objectives.ratios import (
     CumulativeRatio,
     MinPrefixRatio,
     PrefixMeanRatio,
+    Ratio,
     SequenceMeanRatio,
     SequenceRatio,
     TokenRatio,
     UnitRatio,
 )
 from ctpo.objectives.reductions import Reduction
-from ctpo.objectives.surrogates import Gated, MinClip, StopGradientWeight
-from ctpo.objectives.trust_regions import LogBand, RatioBand, Unbounded
+from ctpo.objectives.surrogates import Gated, MinClip, StopGradientWeight, Surrogate
+from ctpo.objectives.trust_regions import LogBand, RatioBand, TrustRegion, Unbounded
 
 
 def ctpo(
@@ -37,16 +43,14 @@ def ctpo(
     power: float = 0.5,
     reduction: str = "token-mean",
 ) -> Objective:
-    """ρ_t = Π_{s≤t} r_s, min-clipped to e^[−log_low·t^power, log_high·t^power], dual clip e^(log_dual·t^power).
+    """max(−ρ_t A, −clip(ρ_t) A), where ρ_t = Π_{s≤t} r_s is clipped to e^[−log_low·t^power, log_high·t^power].
 
-    token-mean is how the published implementation runs; the paper's formula is seq-mean-token-mean.
+    For A < 0 the loss is at most −A e^(log_dual·t^power), unless `log_dual` is None.
+
+    "Rethinking Importance Sampling in LLM Policy Optimization: A Cumulative Token Perspective", arXiv 2605.07331.
+    Its formula is reduced by seq-mean-token-mean; its code runs token-mean, the default here.
     """
-    return Objective(
-        ratio=CumulativeRatio(),
-        trust_region=LogBand(log_low, log_high, log_dual, power),
-        surrogate=MinClip(),
-        reduction=Reduction(reduction),
-    )
+    return _objective(CumulativeRatio(), LogBand(log_low, log_high, log_dual, power), MinClip(), reduction)
 
 
 def ctpo_fixed(
@@ -55,7 +59,10 @@ def ctpo_fixed(
     log_dual: float | None = math.log(5),
     reduction: str = "token-mean",
 ) -> Objective:
-    """CTPO with a band that does not widen; log-space knobs, by default the paper's ablation [0.5, 5]."""
+    """`ctpo` with a band that does not widen: ρ_t is clipped to e^[−log_low, log_high], by default [0.5, 5].
+
+    An ablation of arXiv 2605.07331.
+    """
     return ctpo(log_low, log_high, log_dual, 0.0, reduction)
 
 
@@ -66,9 +73,9 @@ def ctpo_fixed_matched(
     length: int = 8000,
     reduction: str = "token-mean",
 ) -> Objective:
-    """CTPO with a fixed band as wide as ctpo's is on average over 1..length: bases times (2/3)·√length.
+    """`ctpo` with a fixed band as wide as ctpo's is on average over 1..length: the bounds times (2/3)·√length.
 
-    Separates the shape of the band from its width. (2/3)·√T is the mean of √t up to 0.5/√T.
+    It separates the shape of the band from its width. (2/3)·√T is the mean of √t over 1..T, up to 0.5/√T. Ours.
     """
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise ValueError(f"length: {length!r} must be a whole number of tokens, at least 1.")
@@ -86,11 +93,11 @@ def ctpo_calibrated(
     dual: bool = True,
     reduction: str = "token-mean",
 ) -> Objective:
-    """CTPO in the band that `calibrate` proposes for log ρ_t ~ N(centre·t^power, (scale·t^power)²).
+    """`ctpo` with the band that `calibrate` proposes if log ρ_t ~ N(centre·t^power, (scale·t^power)²).
 
-    Each bound is passed by a share of the tokens at every t; `dual` puts the dual bound at the upper one. Measure
-    scale, power and centre with `calibrate`: the default scale is that of one small prototype (a spread of about 2
-    after 50 tokens).
+    A share of the tokens passes each bound at every t. `scale` and `centre` are in nats. With `dual`, the dual clip
+    lies at the upper bound. Measure scale, power and centre with `calibrate`: the default scale is that of one small
+    prototype, where log ρ_t had a standard deviation of about 2 after 50 tokens. Ours.
     """
     low, high = band_bases(scale, share, centre)
     return ctpo(low, high, high if dual else None, power, reduction)
@@ -103,13 +110,11 @@ def ctpo_geomean(
     power: float = -0.5,
     reduction: str = "token-mean",
 ) -> Objective:
-    """CTPO with the geometric mean of the prefix, (Π_{s≤t} r_s)^{1/t}, in a band that narrows as t^−0.5."""
-    return Objective(
-        ratio=PrefixMeanRatio(),
-        trust_region=LogBand(log_low, log_high, log_dual, power),
-        surrogate=MinClip(),
-        reduction=Reduction(reduction),
-    )
+    """`ctpo` with the geometric mean of the prefix, (Π_{s≤t} r_s)^(1/t), in a band that narrows as t^−0.5.
+
+    In the code of arXiv 2605.07331.
+    """
+    return _objective(PrefixMeanRatio(), LogBand(log_low, log_high, log_dual, power), MinClip(), reduction)
 
 
 def ctpo_prefix_gradient(
@@ -119,13 +124,9 @@ def ctpo_prefix_gradient(
     power: float = 0.5,
     reduction: str = "token-mean",
 ) -> Objective:
-    """CTPO differentiated through the whole prefix: the gradient of ρ_t reaches every token s ≤ t."""
-    return Objective(
-        ratio=CumulativeRatio(gradient="through"),
-        trust_region=LogBand(log_low, log_high, log_dual, power),
-        surrogate=MinClip(),
-        reduction=Reduction(reduction),
-    )
+    """`ctpo` differentiated through the whole prefix: the gradient of ρ_t reaches every token s ≤ t. Ours."""
+    ratio = CumulativeRatio(gradient="through")
+    return _objective(ratio, LogBand(log_low, log_high, log_dual, power), MinClip(), reduction)
 
 
 def sequence(
@@ -134,13 +135,11 @@ def sequence(
     ratio_dual: float | None = 5.0,
     reduction: str = "seq-mean-token-mean",
 ) -> Objective:
-    """ρ_T = Π_{s≤T} r_s for every token, min-clipped to [1 − ratio_low, 1 + ratio_high]: ctpo-fixed's band [0.5, 5]."""
-    return Objective(
-        ratio=SequenceRatio(),
-        trust_region=RatioBand(ratio_low, ratio_high, ratio_dual),
-        surrogate=MinClip(),
-        reduction=Reduction(reduction),
-    )
+    """max(−ρ_T A, −clip(ρ_T) A), where ρ_T = Π_{s≤T} r_s is clipped to [1 − ratio_low, 1 + ratio_high].
+
+    The exact correction of a whole response, at each of its tokens. The band is ctpo-fixed's, [0.5, 5].
+    """
+    return _objective(SequenceRatio(), RatioBand(ratio_low, ratio_high, ratio_dual), MinClip(), reduction)
 
 
 def ppo(
@@ -149,13 +148,12 @@ def ppo(
     ratio_dual: float | None = None,
     reduction: str = "token-mean",
 ) -> Objective:
-    """r_t min-clipped to [1 − ratio_low, 1 + ratio_high]; `ratio_dual` adds the dual clip (usually 3)."""
-    return Objective(
-        ratio=TokenRatio(),
-        trust_region=RatioBand(ratio_low, ratio_high, ratio_dual),
-        surrogate=MinClip(),
-        reduction=Reduction(reduction),
-    )
+    """max(−r_t A, −clip(r_t, 1 − ratio_low, 1 + ratio_high) A); for A < 0 at most −A ratio_dual, usually 3.
+
+    "Proximal Policy Optimization Algorithms", arXiv 1707.06347, equation 7. Dual clip: "Mastering Complex Control in
+    MOBA Games with Deep Reinforcement Learning", arXiv 1912.09729, equation 5.
+    """
+    return _objective(TokenRatio(), RatioBand(ratio_low, ratio_high, ratio_dual), MinClip(), reduction)
 
 
 def grpo(
@@ -164,11 +162,11 @@ def grpo(
     ratio_dual: float | None = 3.0,
     reduction: str = "seq-mean-token-mean",
 ) -> Objective:
-    """PPO's term with GRPO's mean over sequences of the mean over tokens.
+    """PPO's loss of a token, with the mean over sequences of the mean over tokens.
 
-    The band is the one CTPO's paper runs its GRPO baseline with; GRPO's own is symmetric, without dual clip
-    and with a KL penalty (`ratio_high=0.2, ratio_dual=None`, and 0.04 times `penalties.kl_penalty`). Its paper gives
-    the 0.04 and no band; 0.2 is what implementations take.
+    "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models", arXiv 2402.03300, equation 3.
+    The default band is the one with which CTPO's paper runs its GRPO baseline. GRPO's own is symmetric and has no dual
+    clip, and it adds 0.04 times `penalties.kl_penalty`. Its paper gives no width; implementations take 0.2.
     """
     return ppo(ratio_low, ratio_high, ratio_dual, reduction)
 
@@ -179,7 +177,10 @@ def dapo(
     ratio_dual: float | None = None,
     reduction: str = "token-mean",
 ) -> Objective:
-    """PPO's term with a higher upper bound and the mean over all tokens."""
+    """PPO's loss of a token with a higher upper bound, and the mean over all tokens.
+
+    "DAPO: An Open-Source LLM Reinforcement Learning System at Scale", arXiv 2503.14476, equation 8 and section 4.1.
+    """
     return ppo(ratio_low, ratio_high, ratio_dual, reduction)
 
 
@@ -189,10 +190,11 @@ def dr_grpo(
     ratio_dual: float | None = None,
     reduction: str = "seq-mean-token-sum-norm",
 ) -> Objective:
-    """PPO's term summed over tokens and divided by a constant (`norm_length`), so that length has no say.
+    """PPO's loss of a token, summed over tokens and divided by a constant, so that length has no say.
 
-    Pair it with `advantages.dr_grpo`. The paper's formula has no constant (norm_length = 1); its code divides
-    by the generation budget.
+    "Understanding R1-Zero-Like Training: A Critical Perspective", arXiv 2503.20783, section 3.2. Use it with
+    `advantages.dr_grpo`. The paper's formula has no constant (`norm_length` 1); its code divides by the generation
+    budget.
     """
     return ppo(ratio_low, ratio_high, ratio_dual, reduction)
 
@@ -203,13 +205,13 @@ def gspo(
     ratio_dual: float | None = None,
     reduction: str = "seq-mean-token-mean",
 ) -> Objective:
-    """s = (Π r_s)^{1/T}, min-clipped to [1 − ratio_low, 1 + ratio_high], differentiated through the whole sequence."""
-    return Objective(
-        ratio=SequenceMeanRatio(gradient="through"),
-        trust_region=RatioBand(ratio_low, ratio_high, ratio_dual),
-        surrogate=MinClip(),
-        reduction=Reduction(reduction),
-    )
+    """max(−sA, −clip(s) A), where s = (Π_{t≤T} r_t)^(1/T) is clipped to [1 − ratio_low, 1 + ratio_high].
+
+    The gradient runs through the whole sequence. "Group Sequence Policy Optimization", arXiv 2507.18071, equations 5
+    to 7; the band is that of section 5.1.
+    """
+    ratio = SequenceMeanRatio(gradient="through")
+    return _objective(ratio, RatioBand(ratio_low, ratio_high, ratio_dual), MinClip(), reduction)
 
 
 def gspo_token(
@@ -218,50 +220,39 @@ def gspo_token(
     ratio_dual: float | None = None,
     reduction: str = "seq-mean-token-mean",
 ) -> Objective:
-    """GSPO with the value of s and the gradient of the current token, for advantages that differ by token."""
-    return Objective(
-        ratio=SequenceMeanRatio(),
-        trust_region=RatioBand(ratio_low, ratio_high, ratio_dual),
-        surrogate=MinClip(),
-        reduction=Reduction(reduction),
-    )
+    """`gspo` with the value of s and the gradient of the current token, for advantages that differ between tokens.
+
+    arXiv 2507.18071, equations 13 and 14.
+    """
+    return _objective(SequenceMeanRatio(), RatioBand(ratio_low, ratio_high, ratio_dual), MinClip(), reduction)
 
 
 def cispo(ratio_low: float = 1.0, ratio_high: float = 4.0, reduction: str = "token-mean") -> Objective:
     """−sg(clip(r_t, 1 − ratio_low, 1 + ratio_high)) A log π_t: weights are truncated, no token loses its gradient.
 
-    The paper sets no lower bound (ratio_low ≥ 1) and does not print its upper one; 5 (ratio_high = 4) is our choice.
+    "MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning Attention", arXiv 2506.13585, equations 4 and 5.
+    The paper has no lower bound (ratio_low ≥ 1) and does not print its upper one. A ratio of 5 is our choice.
     """
-    return Objective(
-        ratio=TokenRatio(),
-        trust_region=RatioBand(ratio_low, ratio_high),
-        surrogate=StopGradientWeight(),
-        reduction=Reduction(reduction),
-    )
+    return _objective(TokenRatio(), RatioBand(ratio_low, ratio_high), StopGradientWeight(), reduction)
 
 
 def minpro(ratio_low: float = 1.0, ratio_high: float = 4.0, reduction: str = "token-mean") -> Objective:
     """−sg(clip(r_t · min_{s<t} r_s, 1 − ratio_low, 1 + ratio_high)) A log π_t, with r_1 alone at t = 1.
 
-    CISPO's loss with the prefix's smallest ratio in its weight, as second-hand accounts of the paper have it; they
-    give no bounds, and ours are `cispo`'s, to be tuned.
+    "A Step Back: Prefix Importance Ratio Stabilizes Policy Optimization", arXiv 2601.22718, as second-hand accounts
+    have it: CISPO's loss with the smallest ratio of the prefix in its weight. They give no bounds; these are
+    `cispo`'s, to be tuned.
     """
-    return Objective(
-        ratio=MinPrefixRatio(),
-        trust_region=RatioBand(ratio_low, ratio_high),
-        surrogate=StopGradientWeight(),
-        reduction=Reduction(reduction),
-    )
+    return _objective(MinPrefixRatio(), RatioBand(ratio_low, ratio_high), StopGradientWeight(), reduction)
 
 
 def reinforce(reduction: str = "token-mean") -> Objective:
-    """−A log π_t: no ratio, no region."""
-    return Objective(
-        ratio=UnitRatio(),
-        trust_region=Unbounded(),
-        surrogate=StopGradientWeight(),
-        reduction=Reduction(reduction),
-    )
+    """−A log π_t: no ratio and no trust region.
+
+    R. J. Williams, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning",
+    Machine Learning 8 (1992).
+    """
+    return _objective(UnitRatio(), Unbounded(), StopGradientWeight(), reduction)
 
 
 def sequence_quantile(
@@ -270,13 +261,12 @@ def sequence_quantile(
     across_ranks: bool = False,
     reduction: str = "seq-mean-token-mean",
 ) -> Objective:
-    """Experimental. −1[|c_T| ≤ τ] ρ_T A with τ the (1 − q) quantile of |c_T| over the mini-batch's tokens."""
-    return Objective(
-        ratio=SequenceRatio(),
-        trust_region=QuantileGate(q, across_ranks=across_ranks, smoothing=_smoothing(ema)),
-        surrogate=Gated(),
-        reduction=Reduction(reduction),
-    )
+    """−1[|c_T| ≤ τ] ρ_T A, where c_T = log ρ_T and τ is the 1 − q quantile of |c_T| over the minibatch's tokens.
+
+    Experimental, ours. `ema` averages τ over calls with that decay; `across_ranks` pools data-parallel ranks.
+    """
+    gate = QuantileGate(q, across_ranks=across_ranks, smoothing=_smoothing(ema))
+    return _objective(SequenceRatio(), gate, Gated(), reduction)
 
 
 def prefix_quantile(
@@ -285,17 +275,18 @@ def prefix_quantile(
     across_ranks: bool = False,
     reduction: str = "seq-mean-token-mean",
 ) -> Objective:
-    """Experimental. −T^−½ 1[|c_t|/σ_t ≤ τ] ρ_t A, differentiated through the whole prefix.
+    """−T^−½ 1[|c_t|/σ_t ≤ τ] ρ_t A, where c_t = log ρ_t, differentiated through the whole prefix.
 
-    σ_t is the root mean square of c_t over the mini-batch's rows at position t, τ the (1 − q) quantile of
-    |c_t|/σ_t.
+    σ_t is the root mean square of c_t over the minibatch's rows at position t, and τ the 1 − q quantile of |c_t|/σ_t.
+    Experimental, ours. `ema` and `across_ranks`: see `sequence_quantile`.
     """
-    return Objective(
-        ratio=CumulativeRatio(gradient="through"),
-        trust_region=QuantileGate(q, by_position=True, across_ranks=across_ranks, smoothing=_smoothing(ema)),
-        surrogate=Gated(),
-        reduction=Reduction(reduction, length_power=-0.5),
-    )
+    gate = QuantileGate(q, by_position=True, across_ranks=across_ranks, smoothing=_smoothing(ema))
+    objective = _objective(CumulativeRatio(gradient="through"), gate, Gated(), reduction)
+    return dataclasses.replace(objective, reduction=Reduction(reduction, length_power=-0.5))
+
+
+def _objective(ratio: Ratio, region: TrustRegion, surrogate: Surrogate, reduction: str) -> Objective:
+    return Objective(ratio=ratio, trust_region=region, surrogate=surrogate, reduction=Reduction(reduction))
 
 
 def _smoothing(ema: float | None) -> Smoothing | None:
