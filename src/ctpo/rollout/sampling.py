@@ -5,10 +5,13 @@ Shape legend: B rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ctpo.errors import UserError
 
 _BLOCK = 256
 """How many vocabulary entries one block has. A running sum over a whole large vocabulary would cost as much as the
@@ -27,6 +30,37 @@ class Sampling:
     """Keep only the k most probable tokens; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of most probable tokens whose probability reaches this."""
+
+    def fits(self, prompt: Sequence[int], context: int | None) -> bool:
+        """Whether a context of so many tokens (None for no limit) has room for the prompt and the longest response."""
+        return context is None or len(prompt) + self.max_new_tokens <= context
+
+    def check_prompts(
+        self,
+        prompts: Sequence[Sequence[int]],
+        context: int | None,
+        *,
+        owner: str = "the model",
+        advice: str = "shorten the prompt or lower max_new_tokens",
+    ) -> None:
+        """Check that every prompt can be continued.
+
+        Args:
+            prompts: the token ids of each prompt.
+            context: how many tokens a prompt and its response may have together; None for no limit.
+            owner, advice: for the error message: whose context it is, and how to correct a prompt that is too long.
+
+        Raises:
+            UserError: if a prompt is empty or leaves no room in the context.
+        """
+        for i, prompt in enumerate(prompts):
+            if not prompt:
+                raise UserError(f"prompt {i} is empty; a model needs at least one token to continue")
+            if not self.fits(prompt, context):
+                raise UserError(
+                    f"prompt {i} has {len(prompt)} tokens, which with max_new_tokens={self.max_new_tokens} "
+                    f"exceeds {owner}'s context of {context}; {advice}"
+                )
 
 
 def sample_tokens(

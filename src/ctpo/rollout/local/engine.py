@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctpo import fast_cpu
-from ctpo.errors import UserError
 from ctpo.rollout.chat import called_program, encode_result
 from ctpo.rollout.local.decoders import Decoder, decoder_for
 from ctpo.rollout.local.responses import Responses
@@ -94,7 +93,7 @@ class TransformersEngine:
         Raises:
             UserError: if a prompt is empty or leaves no room in the model's context.
         """
-        self._check(prompts, sampling)
+        sampling.check_prompts(prompts, self._context())
         if tools is not None:
             tools.adapt(self.tokenizer)
         was_training = self.model.training
@@ -119,23 +118,11 @@ class TransformersEngine:
 
     def fits(self, prompt: Sequence[int], sampling: Sampling) -> bool:
         """Whether the model's context has room for the prompt and the longest response."""
-        limit = self._context()
-        return limit is None or len(prompt) + sampling.max_new_tokens <= limit
+        return sampling.fits(prompt, self._context())
 
     def _context(self) -> int | None:
         limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return limit
-
-    def _check(self, prompts: Sequence[list[int]], sampling: Sampling) -> None:
-        limit = self._context()
-        for i, prompt in enumerate(prompts):
-            if not prompt:
-                raise UserError(f"prompt {i} is empty; a model needs at least one token to continue")
-            if not self.fits(prompt, sampling):
-                raise UserError(
-                    f"prompt {i} has {len(prompt)} tokens, which with max_new_tokens={sampling.max_new_tokens} "
-                    f"exceeds the model's context of {limit}; shorten the prompt or lower max_new_tokens"
-                )
 
     def _decode(
         self,

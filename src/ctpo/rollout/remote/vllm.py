@@ -18,7 +18,6 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ctpo.errors import UserError
 from ctpo.rollout.chat import called_program, encode_result
 from ctpo.rollout.records import Rollout
 from ctpo.rollout.sampling import Sampling
@@ -88,8 +87,7 @@ class VLLMEngine:
 
     def fits(self, prompt: Sequence[int], sampling: Sampling) -> bool:
         """Whether the model's context has room for the prompt and the longest response."""
-        limit = self._completer.context
-        return limit is None or len(prompt) + sampling.max_new_tokens <= limit
+        return sampling.fits(prompt, self._completer.context)
 
     def generate(
         self,
@@ -108,7 +106,12 @@ class VLLMEngine:
         Raises:
             UserError: if a prompt is empty or leaves no room in the model's context.
         """
-        self._check(prompts, sampling)
+        sampling.check_prompts(
+            prompts,
+            self._completer.context,
+            owner="vLLM",
+            advice="shorten the prompt, lower max_new_tokens or raise vllm_max_model_length",
+        )
         if tools is not None:
             tools.adapt(self.tokenizer)
         rows = [
@@ -127,17 +130,6 @@ class VLLMEngine:
                     self._run_tools(live, tools)
                 live = [row for row in live if row.room]
         return [row.rollout for row in rows]
-
-    def _check(self, prompts: Sequence[list[int]], sampling: Sampling) -> None:
-        for i, prompt in enumerate(prompts):
-            if not prompt:
-                raise UserError(f"prompt {i} is empty; a model needs at least one token to continue")
-            if not self.fits(prompt, sampling):
-                raise UserError(
-                    f"prompt {i} has {len(prompt)} tokens, which with max_new_tokens={sampling.max_new_tokens} "
-                    f"exceeds vLLM's context of {self._completer.context}; shorten the prompt, lower "
-                    "max_new_tokens or raise vllm_max_model_length"
-                )
 
     def _ended(self, request: CompletionRequest, ids: list[int]) -> bool:
         """Whether the model ended the response, and not a stop text or the length limit the completion."""
