@@ -92,12 +92,12 @@ def mistral() -> Any:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("way", ["packed", "padded"])
-def test_a_pass_equals_row_by_row(embedded: Any, way: str, shared: bool) -> None:
+@pytest.mark.parametrize("pass_name", ["packed", "padded"])
+def test_a_pass_equals_row_by_row(embedded: Any, pass_name: str, shared: bool) -> None:
     rows, scorer = ragged(), Scorer(ScoringOptions(share_prompts=shared), temperature=0.7)
     expected, entropies = one_by_one(embedded, rows, 0.7)
     wanted = gradient(embedded, expected)
-    actual, actual_entropies = scorer.score(embedded, embedded, rows, way)
+    actual, actual_entropies = scorer.score(embedded, embedded, rows, pass_name)
     torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(actual_entropies, entropies, atol=2e-5, rtol=1e-4)
     assert (gradient(embedded, actual) - wanted).norm() < 1e-5 * wanted.norm()
