@@ -1,7 +1,7 @@
 """Off-policy reinforcement learning for language models with cumulative-token importance ratios.
 
-The objectives need torch alone: `from ctpo.objectives import preset`. The trainer needs TRL:
-`from ctpo import CTPOConfig, CTPOTrainer`, imported on first use.
+The objectives need torch alone: `from ctpo.objectives import preset`. The trainer needs the extra `[train]`:
+`from ctpo import CTPOConfig, CTPOTrainer`. It is imported on first use.
 """
 
 from __future__ import annotations

@@ -192,11 +192,11 @@ def capture(module: Any, monkeypatch: Any) -> list[list[Tensor]]:
     def scorer(*args: Any, **kwargs: Any) -> Any:
         returned = original(*args, **kwargs)
         # slime returns a pair, miles the mapping alone.
-        found = returned[1] if isinstance(returned, tuple) else returned
-        for each in found["log_probs"]:
+        scored = returned[1] if isinstance(returned, tuple) else returned
+        for each in scored["log_probs"]:
             if each.requires_grad:  # a shard without a token of the response may stand outside of the graph
                 each.retain_grad()
-        seen.append(found["log_probs"])
+        seen.append(scored["log_probs"])
         return returned
 
     monkeypatch.setattr(module, "get_log_probs_and_entropy", scorer)

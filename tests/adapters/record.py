@@ -81,7 +81,7 @@ def annotation(node: ast.AST | None) -> str | None:
     text = text.replace("torch.", "").replace("typing.", "")
     for _ in range(3):
         text = re.sub(r"Optional\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", r"\1 | None", text)
-    return re.sub(r"\b(List|Dict|Tuple)\[", lambda found: found[0].lower(), text)
+    return re.sub(r"\b(List|Dict|Tuple)\[", lambda match: match[0].lower(), text)
 
 
 def function(node: ast.FunctionDef | ast.AsyncFunctionDef) -> dict[str, Any]:
@@ -104,19 +104,19 @@ def function(node: ast.FunctionDef | ast.AsyncFunctionDef) -> dict[str, Any]:
 
 
 def fields(node: ast.ClassDef) -> dict[str, Any]:
-    found = []
+    fields = []
     for each in node.body:
         if isinstance(each, ast.AnnAssign):
             default = None if each.value is None else ast.unparse(each.value)
-            found.append([ast.unparse(each.target), annotation(each.annotation), default])
+            fields.append([ast.unparse(each.target), annotation(each.annotation), default])
         elif isinstance(each, ast.Assign) and isinstance(each.value, ast.Constant):
-            found.append([ast.unparse(each.targets[0]), None, ast.unparse(each.value)])
-    return {"fields": found}
+            fields.append([ast.unparse(each.targets[0]), None, ast.unparse(each.value)])
+    return {"fields": fields}
 
 
 def keys_read(node: ast.AST, argument: str) -> list[str]:
     """String keys by which a mapping argument is read."""
-    found = set()
+    keys = set()
     for each in ast.walk(node):
         if isinstance(each, ast.Subscript) and isinstance(each.value, ast.Name) and each.value.id == argument:
             key: ast.expr | None = each.slice
@@ -131,8 +131,8 @@ def keys_read(node: ast.AST, argument: str) -> list[str]:
         else:
             continue
         if isinstance(key, ast.Constant) and isinstance(key.value, str):
-            found.add(key.value)
-    return sorted(found)
+            keys.add(key.value)
+    return sorted(keys)
 
 
 def symbols(source: str, names: tuple[str, ...]) -> dict[str, Any]:
@@ -150,9 +150,9 @@ def symbols(source: str, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def version(folder: Path) -> str:
-    told = folder / "VERSION"
-    if told.exists():
-        return told.read_text().strip()
+    file = folder / "VERSION"
+    if file.exists():
+        return file.read_text().strip()
     shown = subprocess.run(
         ["git", "-C", str(folder), "log", "-1", "--format=%h of %cs"],
         capture_output=True,
@@ -163,8 +163,8 @@ def version(folder: Path) -> str:
 
 
 def record(folder: Path, trainer: str) -> dict[str, Any]:
-    found = {file: symbols((folder / file).read_text(), names) for file, names in SYMBOLS[trainer].items()}
-    return {"trainer": trainer, "version": version(folder), "files": found}
+    files = {file: symbols((folder / file).read_text(), names) for file, names in SYMBOLS[trainer].items()}
+    return {"trainer": trainer, "version": version(folder), "files": files}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,6 @@ def test_every_rank_has_the_gradient_of_the_whole(
     results: list[dict[str, float]], trainer: str, world: int
 ) -> None:
     prefix = f"{trainer}/{world}/"
-    found = [value for ranks in results for case, value in ranks.items() if case.startswith(prefix)]
-    assert len(found) == world * len(shard_worker.PRESETS)
-    assert max(found) < 1e-6
+    values = [value for ranks in results for case, value in ranks.items() if case.startswith(prefix)]
+    assert len(values) == world * len(shard_worker.PRESETS)
+    assert max(values) < 1e-6

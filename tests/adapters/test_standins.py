@@ -117,9 +117,9 @@ def test_the_installed_verl_is_as_recorded() -> None:
         pytest.skip("verl is not installed (pip install -r tests/adapters/requirements-verl.txt)")
     root = Path(next(iter(spec.submodule_search_locations))).parent
     for file, names in record.SYMBOLS["verl"].items():
-        found = record.symbols((root / file).read_text(), names)
+        installed = record.symbols((root / file).read_text(), names)
         for name in names:
-            assert found[name] == recorded("verl")[name], name
+            assert installed[name] == recorded("verl")[name], name
 
 
 def test_the_tool_class_overrides_what_verl_calls() -> None:

@@ -159,8 +159,8 @@ def work(rank: int, world: int, folder: str, model: str) -> None:
         name: float(torch.as_tensor(value).sum()) for name, value in _plain(outputs["metrics"]).items()
     }
     if rank == 0:
-        told = {"moved": len(moved), "of": len(before), "metrics": metrics}
-        Path(folder, "engine.json").write_text(json.dumps(told))
+        report = {"moved": len(moved), "of": len(before), "metrics": metrics}
+        Path(folder, "engine.json").write_text(json.dumps(report))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -71,12 +71,12 @@ def test_the_proposal_clips_the_share_at_every_position(
     lines: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As JSON, fed back into the objective, on drift that it has not seen: within a third of the share in every bin."""
-    found = json.loads(printed(capsys, str(write(tmp_path / "run", lines)), "--json", "--share", "0.1"))
-    assert found["objective"] == "ctpo-calibrated"
-    assert found["spread"]["power"] == pytest.approx(0.5, abs=0.03)
-    assert found["spread"]["scale"] == pytest.approx(WIDTH, rel=0.1)
-    assert found["expected_clip_fraction"] == pytest.approx(0.1, abs=1e-3)
-    line = profile_line(sums_of(9, **found["objective_kwargs"]), preset("ctpo"))
+    proposal = json.loads(printed(capsys, str(write(tmp_path / "run", lines)), "--json", "--share", "0.1"))
+    assert proposal["objective"] == "ctpo-calibrated"
+    assert proposal["spread"]["power"] == pytest.approx(0.5, abs=0.03)
+    assert proposal["spread"]["scale"] == pytest.approx(WIDTH, rel=0.1)
+    assert proposal["expected_clip_fraction"] == pytest.approx(0.1, abs=1e-3)
+    line = profile_line(sums_of(9, **proposal["objective_kwargs"]), preset("ctpo"))
     clipped = [(h + low) / n for h, low, n in zip(line["high"], line["low"], line["count"], strict=True)]
     assert max(abs(share - 0.1) for share in clipped) < 0.033
     assert sum(line["high"] + line["low"]) / sum(line["count"]) == pytest.approx(0.1, abs=0.01)
@@ -104,9 +104,9 @@ def test_the_table_says_what_each_band_does(
 def test_a_fixed_exponent(
     lines: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = json.loads(printed(capsys, str(write(tmp_path / "run", lines)), "--json", "--power", "1"))
-    assert found["objective_kwargs"]["power"] == 1
-    assert any("one power of t does not describe this drift" in warning for warning in found["warnings"])
+    proposal = json.loads(printed(capsys, str(write(tmp_path / "run", lines)), "--json", "--power", "1"))
+    assert proposal["objective_kwargs"]["power"] == 1
+    assert any("one power of t does not describe this drift" in warning for warning in proposal["warnings"])
 
 
 def test_a_last_line_cut_short_is_left_out(
@@ -169,10 +169,10 @@ def test_bad_input(lines: list[dict[str, Any]], tmp_path: Path, capsys: pytest.C
     for i, (content, words, complaint) in enumerate(cases):
         run = write(tmp_path / str(i), content)
         assert main(["calibrate", str(run), *words]) == 2, complaint
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert said.err.count("\n") == 1
-        assert complaint in said.err
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        assert complaint in captured.err
     damaged = write(tmp_path / "damaged", lines)
     (damaged / "profile.jsonl").write_text("{\n" + (damaged / "profile.jsonl").read_text())
     assert main(["calibrate", str(damaged)]) == 2

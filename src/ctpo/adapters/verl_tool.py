@@ -36,7 +36,7 @@ SCHEMA = {
         },
     },
 }
-"""What the model is told, in OpenAI's form."""
+"""The description of the tool for the model, in OpenAI's format."""
 
 
 class PythonSandboxTool(_base.BaseTool):  # type: ignore[misc, name-defined]

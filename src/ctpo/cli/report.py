@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     html = page(collection, plots, args.title or _title(collection))
     path = args.output or (args.runs[0] if len(args.runs) == 1 else Path()) / "report.html"
     _write(path, html)
-    told = f"{path}  {len(html.encode()) / 1e6:.2f} MB, {len(collection.runs)} runs, {len(plots)} plots"
-    print(told if len(collection.runs) > 1 else told.replace("1 runs", "1 run"))
+    line = f"{path}  {len(html.encode()) / 1e6:.2f} MB, {len(collection.runs)} runs, {len(plots)} plots"
+    print(line if len(collection.runs) > 1 else line.replace("1 runs", "1 run"))
     if args.plots is not None:
         from ctpo.report.drawing import draw
 
@@ -78,9 +78,9 @@ def _title(collection: Collection) -> str:
     tasks = sorted({str(run.config["task"]) for run in runs if run.config.get("task")})
     of = f" on {', '.join(tasks)}" if tasks else ""
     names = list(dict.fromkeys(group.name for group in collection.groups)) or ["a comparison"]
-    told = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    objectives = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     seed = f", seed {runs[0].seed}" if len(runs) == 1 and runs[0].seed is not None else ""
-    return f"{told}{of}{seed}"
+    return f"{objectives}{of}{seed}"
 
 
 def _write(path: Path, text: str) -> None:
