@@ -32,6 +32,21 @@ def test_estimators_on_an_enumerated_policy(estimator: str) -> None:
     torch.testing.assert_close(slope, expected, rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_tokens_of_an_old_policy_are_corrected(estimator: str) -> None:
+    """Under samples of another policy the ratio gives the reverse divergence, in value and in gradient."""
+    logits = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
+    ref = torch.tensor([0.2, 0.3, 0.1], dtype=torch.float64).log_softmax(0)
+    old = torch.tensor([-0.4, 0.6, 0.0], dtype=torch.float64).log_softmax(0)
+    logps = logits.log_softmax(0)
+    exact = (logps.exp() * (logps - ref)).sum()
+    estimate = (old.exp() * kl_penalty(logps, ref, estimator, old_logps=old)).sum()
+    torch.testing.assert_close(estimate, exact, rtol=1e-12, atol=0.0)
+    (slope,) = torch.autograd.grad(estimate, logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(exact, logits)
+    torch.testing.assert_close(slope, expected, rtol=1e-10, atol=1e-14)
+
+
 def test_a_hopeless_reference_stays_finite() -> None:
     logps = torch.zeros(2, requires_grad=True)
     penalty = kl_penalty(logps, torch.tensor([1e5, -1e5]), "k3")

@@ -35,6 +35,10 @@ def test_overrides_are_exactly_the_named_seams() -> None:
 
 @pytest.fixture(scope="module")
 def stock(fit: Callable[..., Any]) -> Any:
+    return stock_trainer(fit)
+
+
+def stock_trainer(fit: Callable[..., Any], **settings: Any) -> Any:
     """TRL's own trainer, with our dealing instead of its shuffle, so that both take the same mini-batches."""
 
     def dealt(batch: dict[str, Any]) -> dict[str, Any]:
@@ -43,9 +47,8 @@ def stock(fit: Callable[..., Any]) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trl.trainer.grpo_trainer.shuffle_sequence_dict", dealt)
-        return fit(
-            GRPOTrainer, GRPOConfig, loss_type="grpo", epsilon=0.2, bf16=False, gradient_checkpointing=False
-        )
+        plain = {"loss_type": "grpo", "epsilon": 0.2, "bf16": False, "gradient_checkpointing": False}
+        return fit(GRPOTrainer, GRPOConfig, **plain, **settings)
 
 
 PLAIN = {"completion_head": False, "skip_zero_advantage": False, "max_tokens_per_micro_batch": 0}
@@ -60,6 +63,15 @@ def test_with_grpo_it_trains_as_trl_does(fit: Callable[..., Any], stock: Any) ->
     moved = (parameters(stock) - parameters(fit(CTPOTrainer, CTPOConfig, max_steps=4))).abs().max()
     assert moved > 1e-4
     torch.testing.assert_close(parameters(ours), parameters(stock), atol=2e-6, rtol=0)
+
+
+def test_the_kl_penalty_trains_as_trls_does(fit: Callable[..., Any]) -> None:
+    """TRL multiplies the estimate by the importance ratio (`use_bias_correction_kl`); so do we, where it is on."""
+    ours = fit(CTPOTrainer, CTPOConfig, objective="grpo", objective_kwargs=GRPO_AS_IN_TRL, beta=0.5, **PLAIN)
+    theirs = stock_trainer(fit, beta=0.5)
+    torch.testing.assert_close(parameters(ours), parameters(theirs), atol=2e-6, rtol=0)
+    without = stock_trainer(fit, beta=0.5, use_bias_correction_kl=False)
+    assert (parameters(without) - parameters(theirs)).abs().max() > 1e-5
 
 
 def test_ctpo_trains_otherwise(fit: Callable[..., Any], stock: Any) -> None:

@@ -1,4 +1,4 @@
-"""Opt-in per-token details of a call and their profile over positions, for reports."""
+"""What happened to each token of a call, and its profile over positions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ctpo.objectives.tokens import Tokens
 
 @dataclass(frozen=True)
 class Details:
-    """What happened to each token; detached, the shape of the log-probs.
+    """What happened to each token. All tensors are detached and have the shape of the log-probs.
 
     Attributes:
-        log_ratio: d_t, the token's own log ratio, 0 where not kept.
-        log_weight: weighing log ratio after truncation, 0 where not kept.
-        log_left: log of what the trust region leaves of the weight in the token's gradient (`Surrogate.left`).
-        position: 1-based count t of generated tokens (meaningful under the mask).
+        log_ratio: d_t, the log ratio of the token itself, nats, 0 where not kept.
+        log_weight: the weighing log ratio after truncation, nats, 0 where not kept.
+        log_left: the log of the weight that multiplies the token's gradient after clipping; −inf if it gets none.
+        position: t, the number of sampled tokens so far, from 1. It means nothing outside the mask.
         clip: int8: 0 inside the region, 1 above, −1 below, 2 dual-clipped.
         kept: tokens under the mask with usable log-probs.
     """
@@ -36,7 +36,7 @@ class Details:
 
 @torch.no_grad()
 def describe(tokens: Tokens, log_weight: Tensor, log_left: Tensor, terms: TokenTerms) -> Details:
-    """Details of a composed call."""
+    """The details of a call of the definition."""
     kept = tokens.kept
     clip = terms.high.to(torch.int8) - terms.low.to(torch.int8) + 2 * terms.dual.to(torch.int8)
     return Details(
@@ -53,8 +53,8 @@ def describe(tokens: Tokens, log_weight: Tensor, log_left: Tensor, terms: TokenT
 def position_profile(details: Details, length: int, bins: int = 16) -> dict[str, Tensor]:
     """Clip fractions and moments of the log ratio by position.
 
-    Bins are equal pieces of 1..length; tokens past `length` fall into the last one. Add the sums of several
-    calls (`count`, `clipped`, …) and divide by `count` to pool them.
+    The bins are equal pieces of 1..length. Tokens past `length` fall into the last one. To pool several calls, add
+    their sums (`count`, `clipped`, …) and divide by `count`.
 
     Args:
         details: of one call with `details=True`.

@@ -1,4 +1,4 @@
-"""Every numeric limit of the objectives, each with its reason, and the dtypes the mathematics runs in."""
+"""The numeric limits of the objectives, each with its reason, the dtypes of the mathematics, and what may be read."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 SATURATION: Final = 20.0
-"""|log ratio| of one token above which the pair of log-probs is taken for broken, not for drift.
+"""|log ratio| of one token, in nats, above which the two log-probs are taken to be broken.
 
-e^20 is 5e8: no pair of policies a few updates apart differs that much on a sampled token, whereas sentinels
-(-9999, the dtype's minimum) and underflow do. The published implementation clamps to ±20 at the same place,
-which lets one such token close the trust region for the rest of its row.
+e^20 is 5e8. No two policies a few updates apart differ that much on a sampled token, but sentinels (−9999, the minimum
+of the dtype) and underflow do. The published implementation clamps to ±20 in the same place. There, one such token closes
+the trust region for the rest of its row.
 """
 
 POSITIVE_LOGP: Final = 1e-3
@@ -23,30 +23,26 @@ log-sum-exp of large logits.
 """
 
 LOG_WEIGHT_CAP: Final = 10.0
-"""Ceiling of a compound log weight (product or mean of several tokens), raised to the trust region where that
-is wider.
+"""Ceiling of a log weight made of several tokens, in nats. It is raised where the trust region is wider.
 
-It truncates the weight (e^10 = 22,026) and keeps the gradient, so one runaway row cannot own a mini-batch. A
+It truncates the weight at e^10 = 22,026 and keeps the gradient, so that one runaway row cannot own a minibatch. A
 constant ceiling would cut inside a region that widens with t: 0.05·√t passes 10 at t = 40,000.
 """
 
 EXP_CAP: Final = 80.0
-"""Largest exponent handed to exp: float32 overflows at 88.7, and the rest is left for the advantage and the
-sum.
-"""
-
+"""The largest exponent given to exp. float32 overflows at 88.7; the rest is left for the advantage and the sum."""
 
 FAR: Final = 1e30
-"""Stands for an absent bound: an infinite one would make 0·inf = NaN at t = 0."""
+"""Stands for an absent bound in the C pass. An infinite one would make 0·inf = NaN at t = 0."""
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """Dtype of the mathematics: float64 when any input is float64, float32 otherwise."""
+    """The dtype of the mathematics: float64 if any input is float64, float32 otherwise."""
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
 def prefix_dtype(device: torch.device) -> torch.dtype:
-    """Dtype prefix sums accumulate in: float64 except on MPS, which has none."""
+    """The dtype in which sums are accumulated: float64, or float32 on MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

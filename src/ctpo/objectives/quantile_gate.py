@@ -88,7 +88,6 @@ class QuantileGate:
 
     @torch.no_grad()
     def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
-        """See `TrustRegion.limits`."""
         chosen = log_weight if self.statistic is None else self.statistic.statistic(tokens)
         chosen = chosen.to(log_weight.dtype).expand_as(log_weight)
         informative = tokens.kept & (advantages != 0)

@@ -1,8 +1,10 @@
 """Importance ratios: which tokens' ratios are multiplied into the weight of token t.
 
-d_t = log π_θ(a_t|s_t) − log π_old(a_t|s_t); T counts the generated tokens of a sequence. Each ratio returns
-log weights with their gradient path. `gradient="token"` is the stop-gradient decomposition: the value of the
-whole statistic, the gradient of the current token only. `gradient="through"` differentiates the statistic.
+d_t = log π_θ(a_t|s_t) − log π_old(a_t|s_t) in nats, for the sampled tokens t = 1..T of a sequence. Each ratio is a
+statistic of them, the log weight of token t, and says where its gradient flows:
+
+gradient="token": sg(x_t) + (log π_t − sg(log π_t)), the value of the statistic with the gradient of the current token.
+gradient="through": the statistic itself, differentiated through every log-prob in it.
 """
 
 from __future__ import annotations
@@ -20,29 +22,32 @@ GradientPath = Literal["token", "through"]
 
 
 class Ratio(Protocol):
-    """A family of importance ratios."""
+    """A kind of importance ratio. A new one needs these four members, and is then right on every layout."""
 
     @property
     def gradient(self) -> GradientPath:
-        """Where the gradient of the log weight flows."""
+        """Where the gradient of the log weight flows: "token" or "through"."""
         ...
 
     @property
     def log_cap(self) -> float:
-        """Ceiling of the log weight outside the trust region."""
+        """The largest log weight where the trust region allows no larger one, in nats."""
         ...
 
     def statistic(self, tokens: Tokens) -> Tensor:
-        """Log ratio at every token, differentiable through all the log-probs it is made of."""
+        """The log ratio at every token, nats, differentiable through all the log-probs that it is made of."""
         ...
 
     def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
-        """Transpose of the linear map `statistic`: slopes of the statistics to slopes of the log-probs."""
+        """The slopes of a loss by the log-probs, from its slopes by the statistics.
+
+        The transpose of the linear map `statistic`. It carries the gradient where autograd cannot follow.
+        """
         ...
 
 
 def log_weight(ratio: Ratio, tokens: Tokens) -> Tensor:
-    """Log importance weight at every token, in the compute dtype, with the ratio's gradient path."""
+    """The log importance weight at every token, in the compute dtype, with the ratio's gradient."""
     if ratio.gradient == "token":
         with torch.no_grad():
             statistic = ratio.statistic(tokens)
@@ -52,7 +57,10 @@ def log_weight(ratio: Ratio, tokens: Tokens) -> Tensor:
 
 @dataclass(frozen=True)
 class TokenRatio:
-    """log r_t = d_t (PPO, Schulman et al. 2017, section 3)."""
+    """log r_t = d_t: the ratio of the token alone.
+
+    "Proximal Policy Optimization Algorithms", arXiv 1707.06347, section 3.
+    """
 
     gradient: GradientPath = "token"
     log_cap: ClassVar[float] = SATURATION
@@ -62,13 +70,15 @@ class TokenRatio:
         return tokens.log_ratio
 
     def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
-        """See `Ratio.pullback`."""
         return slopes
 
 
 @dataclass(frozen=True)
 class CumulativeRatio:
-    """log ρ_t = Σ_{s≤t} d_s (CTPO, arXiv 2605.07331, section "cumulative token")."""
+    """log ρ_t = Σ_{s≤t} d_s: the ratio of the prefix through token t.
+
+    "Rethinking Importance Sampling in LLM Policy Optimization: A Cumulative Token Perspective", arXiv 2605.07331.
+    """
 
     gradient: GradientPath = "token"
     log_cap: ClassVar[float] = LOG_WEIGHT_CAP
@@ -78,13 +88,15 @@ class CumulativeRatio:
         return tokens.layout.prefix_sum(tokens.log_ratio)
 
     def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
-        """See `Ratio.pullback`."""
         return tokens.layout.suffix_sum(slopes)
 
 
 @dataclass(frozen=True)
 class PrefixMeanRatio:
-    """(1/t) Σ_{s≤t} d_s: geometric mean of the prefix instead of its product (CTPO's ablation)."""
+    """(1/t) Σ_{s≤t} d_s: the geometric mean of the prefix instead of its product.
+
+    An ablation of arXiv 2605.07331.
+    """
 
     gradient: GradientPath = "token"
     log_cap: ClassVar[float] = LOG_WEIGHT_CAP
@@ -94,13 +106,12 @@ class PrefixMeanRatio:
         return tokens.layout.prefix_sum(tokens.log_ratio) / tokens.positions().clamp(min=1)
 
     def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
-        """See `Ratio.pullback`."""
         return tokens.layout.suffix_sum(slopes / tokens.positions().clamp(min=1))
 
 
 @dataclass(frozen=True)
 class SequenceRatio:
-    """log ρ_T = Σ_{s≤T} d_s: the exact trajectory correction."""
+    """log ρ_T = Σ_{s≤T} d_s: the exact ratio of the whole sequence."""
 
     gradient: GradientPath = "token"
     log_cap: ClassVar[float] = LOG_WEIGHT_CAP
@@ -110,13 +121,15 @@ class SequenceRatio:
         return tokens.layout.sequence_sum(tokens.log_ratio)
 
     def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
-        """See `Ratio.pullback`."""
         return tokens.layout.sequence_sum(slopes)
 
 
 @dataclass(frozen=True)
 class SequenceMeanRatio:
-    """(1/T) Σ_{s≤T} d_s: length-normalised sequence ratio (GSPO, arXiv 2507.18071, equation 7)."""
+    """(1/T) Σ_{s≤T} d_s: the ratio of the sequence, normalised by its length.
+
+    "Group Sequence Policy Optimization", arXiv 2507.18071, equation 7.
+    """
 
     gradient: GradientPath = "token"
     log_cap: ClassVar[float] = LOG_WEIGHT_CAP
@@ -127,16 +140,16 @@ class SequenceMeanRatio:
         return tokens.layout.sequence_sum(tokens.log_ratio) / length
 
     def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
-        """See `Ratio.pullback`."""
         length = tokens.layout.sequence_sum(tokens.mask).clamp(min=1)
         return tokens.layout.sequence_sum(slopes) / length
 
 
 @dataclass(frozen=True)
 class MinPrefixRatio:
-    """d_t + min_{s<t} d_s, and d_1 alone for the first token (MinPRO, arXiv 2601.22718).
+    """d_t + min_{s<t} d_s, and d_1 alone for the first token.
 
-    The smallest single-token ratio strictly before t stands in for the product of the prefix.
+    The smallest ratio of one token strictly before t stands in for the product of the prefix. "A Step Back: Prefix
+    Importance Ratio Stabilizes Policy Optimization" (MinPRO), arXiv 2601.22718.
     """
 
     gradient: ClassVar[GradientPath] = "token"
@@ -149,13 +162,12 @@ class MinPrefixRatio:
         return tokens.log_ratio + torch.where(smallest.isinf(), torch.zeros_like(smallest), smallest)
 
     def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
-        """See `Ratio.pullback`."""
         return slopes
 
 
 @dataclass(frozen=True)
 class UnitRatio:
-    """log 1: no correction (REINFORCE); the gradient of the current token's log-prob remains."""
+    """log 1 = 0: no correction, as in REINFORCE. The gradient of the current token's log-prob remains."""
 
     gradient: ClassVar[GradientPath] = "token"
     log_cap: ClassVar[float] = LOG_WEIGHT_CAP
@@ -165,5 +177,4 @@ class UnitRatio:
         return torch.zeros_like(tokens.log_ratio)
 
     def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
-        """See `Ratio.pullback`."""
         return slopes

@@ -1,7 +1,7 @@
 """Reductions: what is summed and divided by what.
 
-L_t is a token's loss, N the number of generated tokens and S the number of sequences with at least one, both
-of the whole mini-batch when given explicitly, T_i a sequence's length, K a constant.
+L_t is the loss of a token, T_i the length of sequence i in sampled tokens, and K a constant. N is the number of sampled
+tokens and S the number of sequences with at least one, both of the whole minibatch if they are given.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ Count = Tensor | float | int
 
 @dataclass(frozen=True)
 class Reduction:
-    """Weighted sum of token losses.
+    """A weighted sum of token losses.
 
     Attributes:
         name: one of REDUCTIONS.
-        norm_length: K of `seq-mean-token-sum-norm`, tokens (Dr.GRPO's generation budget).
-        length_power: each sequence is further scaled by T_i^length_power.
+        norm_length: K of `seq-mean-token-sum-norm`, in tokens. Dr.GRPO takes the generation budget.
+        length_power: the losses of each sequence are also multiplied by T_i^length_power.
+
+    Raises:
+        ValueError: unknown name, or norm_length not above 0.
     """
 
     name: str = "token-mean"
@@ -53,7 +56,14 @@ class Reduction:
         num_sequences: Count | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        """Factor of each token's loss, 0-d or broadcastable to the tokens."""
+        """The factor of each token's loss, 0-d or broadcastable to the tokens.
+
+        Args:
+            mask: tokens that count in the loss.
+            layout: how the tokens form sequences.
+            num_tokens, num_sequences: N and S of the whole minibatch; None counts those under the mask.
+            dtype: of the factor.
+        """
         mask = as_bool(mask)
         if self.name == "sum":
             factor = torch.ones((), dtype=dtype, device=mask.device)
@@ -72,7 +82,7 @@ class Reduction:
 
 
 def _at_least_one(count: Count, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Counts of an empty batch divide by 1, so its loss is 0 and not 0/0."""
+    """The count, at least 1: an empty batch then has the loss 0, and not 0/0."""
     if not isinstance(count, Tensor):
         return torch.full((), max(float(count), 1.0), dtype=dtype, device=device)
     return count.to(device=device, dtype=dtype).clamp(min=1)

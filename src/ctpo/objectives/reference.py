@@ -1,4 +1,7 @@
-"""The definition of an objective: the four parts applied one after the other, differentiated by autograd."""
+"""The definition of an objective: its parts applied one after the other in torch, and differentiated by autograd.
+
+Every other path must give the same loss, token losses, statistics and gradients.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ from ctpo.objectives.trust_regions import Limits, TrustRegion
 
 @dataclass(frozen=True)
 class Output:
-    """Result of one call.
+    """The result of one call.
 
     Attributes:
-        loss: scalar to minimise, reduced with the objective's reduction, penalties included.
-        token_loss: the shape of logps, unreduced policy loss, 0 where a token does not count; differentiable,
-            except for sharded sequences whose gradient runs through the prefix.
-        stats: detached 0-d tensors (see `stats.finalise`), on the device of the inputs.
-        details: per-token details, when asked for.
+        loss: scalar to minimise, reduced by the objective's reduction.
+        token_loss: the shape of logps, not reduced, 0 where a token does not count. It is differentiable, except for
+            sharded sequences whose gradient runs through the prefix.
+        stats: detached 0-d tensors on the device of the inputs, see `ctpo.objectives.stats.finalise`.
+        details: what happened to each token, if that was asked for.
     """
 
     loss: Tensor
@@ -42,17 +45,14 @@ def compose(
     factor: Tensor,
     details: bool = False,
 ) -> Output:
-    """Σ_t factor_t · surrogate(log ratio_t, A_t, region_t).
+    """The output of a call, whose loss is Σ_t factor_t · surrogate(log weight_t, A_t, bounds_t).
 
     Args:
-        ratio, trust_region, surrogate: the parts.
-        tokens: sanitised log-probs.
+        ratio, trust_region, surrogate: the parts of the objective.
+        tokens: the call's tokens.
         advantages: [B, T] or [N], 0 where a token does not count.
-        factor: of each token's loss, broadcastable to the tokens.
-        details: also return per-token details.
-
-    Returns:
-        The output, without penalties.
+        factor: the factor of each token's loss, broadcastable to the tokens.
+        details: also say what happened to each token.
     """
     split = ratio.gradient == "through" and not tokens.layout.differentiable
     weight = _detached_leaf(ratio, tokens) if split else log_weight(ratio, tokens).expand_as(tokens.logps)
@@ -60,8 +60,7 @@ def compose(
     if split:
         with torch.enable_grad():
             terms, token_loss, loss = _apply(surrogate, ratio, weight, advantages, limits, tokens, factor)
-        # Autograd stops at the process boundary; the statistic is linear, so its transpose finishes the chain
-        # rule.
+        # Autograd stops where a process ends. The statistic is linear, so its transpose finishes the chain rule.
         (slopes,) = torch.autograd.grad(loss, weight)
         coefficients = ratio.pullback(tokens, slopes).to(slopes.dtype)
         loss = loss.detach() + (coefficients * (tokens.logps - tokens.logps.detach())).sum()
@@ -80,7 +79,7 @@ def compose(
 def examine(
     ratio: Ratio, trust_region: TrustRegion, surrogate: Surrogate, tokens: Tokens, advantages: Tensor
 ) -> Details:
-    """Details of the call that `compose` would make, without its loss and statistics."""
+    """The details of the call that `compose` would make, without its loss and statistics."""
     weight = ratio.statistic(tokens).to(tokens.logps.dtype).expand_as(tokens.logps)
     limits = trust_region.limits(tokens, advantages, weight)
     ceiling = ceiling_of(limits, ratio.log_cap)

@@ -1,7 +1,7 @@
-"""Surrogates: what a token's loss does with its weight, its advantage and the limits of its trust region.
+"""Surrogates: what a token's loss does with its weight, its advantage and the bounds of its trust region.
 
-ρ is the weight, A the advantage, [l, u] the limits and d the dual bound. Losses are minimised; every
-surrogate reports which tokens lost their gradient (or part of their weight), and why.
+ρ is the weight, A the advantage, [l, u] the bounds on the log weight, and d the dual bound. Losses are minimised.
+Every surrogate reports which tokens lost their gradient, or a part of their weight, and at which bound.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from ctpo.objectives.trust_regions import Bound, Limits
 
 @dataclass(frozen=True)
 class TokenTerms:
-    """Loss of each token before masking, and which tokens the region touched (boolean, disjoint)."""
+    """The loss of each token before masking, and three disjoint masks of the tokens that a bound touched.
+
+    `high` and `low` are the tokens beyond the upper and the lower bound, `dual` those beyond the dual bound.
+    """
 
     loss: Tensor
     high: Tensor
@@ -34,24 +37,38 @@ class TokenTerms:
 
 
 class Surrogate(Protocol):
-    """A rule that turns weights into token losses."""
+    """A rule that turns weights into token losses. A new one needs these two methods."""
 
     def terms(
         self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
     ) -> TokenTerms:
-        """Loss and clip masks at every token; decisions see the log weight before the ceiling."""
+        """The loss of every token, and which tokens are clipped.
+
+        Args:
+            log_weight: log ρ at every token, nats, with gradient. Clip decisions see it before the ceiling.
+            ceiling: the largest log weight that may be exponentiated, see `ceiling_of`.
+            advantages: broadcastable to the tokens, without gradient, 0 where a token does not count.
+            limits: the bounds.
+            tokens: the call's tokens.
+        """
         ...
 
     def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
-        """Log of what the region leaves of a token's weight in its gradient; −inf of one without gradient.
+        """The log of the weight that multiplies the token's gradient after clipping; −inf if it gets no gradient.
 
-        `log_weight` is detached and truncated.
+        Args:
+            log_weight: log ρ after the ceiling, detached.
+            terms: which tokens are clipped.
+            limits: the bounds.
         """
         ...
 
 
 def ceiling_of(limits: Limits, log_cap: float) -> Bound:
-    """max(cap, u, d) up to EXP_CAP: rises with the region, so it never cuts inside it."""
+    """The ceiling of the log weight: max(cap, u, d), at most EXP_CAP.
+
+    It rises with the region, so it never cuts inside of it.
+    """
     ceiling: Bound = log_cap
     for bound in (limits.upper, limits.dual):
         if isinstance(bound, Tensor):
@@ -62,7 +79,7 @@ def ceiling_of(limits: Limits, log_cap: float) -> Bound:
 
 
 def truncate(log_weight: Tensor, ceiling: Bound) -> Tensor:
-    """min(log ρ, ceiling) in value, with the gradient of log ρ."""
+    """The value min(log ρ, ceiling) with the gradient of log ρ."""
     value = log_weight.detach()
     return log_weight + (value.clamp(max=ceiling) - value)
 
@@ -73,17 +90,18 @@ def _none(like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MinClip:
-    """−min(ρA, clip(ρ, e^l, e^u)A), and for A < 0 no more than −e^d A (PPO equation 7; dual clip arXiv
-    1912.09729, eq. 5).
+    """−min(ρA, clip(ρ, e^l, e^u) A), and for A < 0 no more than −e^d A.
 
-    Written as decisions: a token beyond u with A > 0, beyond l with A < 0, or beyond d with A < 0 takes the
-    bound's value and loses its gradient.
+    It is computed by decisions. A token beyond u with A > 0, beyond l with A < 0, or beyond d with A < 0 takes the
+    value of the bound and loses its gradient.
+
+    "Proximal Policy Optimization Algorithms", arXiv 1707.06347, equation 7. Dual clip: "Mastering Complex Control in
+    MOBA Games with Deep Reinforcement Learning", arXiv 1912.09729, equation 5.
     """
 
     def terms(
         self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
     ) -> TokenTerms:
-        """See `Surrogate.terms`."""
         value = log_weight.detach()
         decider = value if limits.statistic is None else limits.statistic
         gain, harm = advantages > 0, advantages < 0
@@ -101,21 +119,20 @@ class MinClip:
         return TokenTerms(-advantages * exponent.exp(), high, low, dual)
 
     def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
-        """See `Surrogate.left`."""
         return log_weight.masked_fill(terms.high | terms.low | terms.dual, -math.inf)
 
 
 @dataclass(frozen=True)
 class StopGradientWeight:
-    """−sg(clip(ρ, e^l, e^u)) A log π_t: the region truncates the weight and every token keeps its gradient.
+    """−sg(clip(ρ, e^l, e^u)) A log π_t: the region truncates the weight, and every token keeps its gradient.
 
-    CISPO, arXiv 2506.13585, equations 4 and 5; with a unit ratio, REINFORCE.
+    `high` and `low` mark truncated weights. "MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning
+    Attention" (CISPO), arXiv 2506.13585, equations 4 and 5. With a unit ratio this is REINFORCE.
     """
 
     def terms(
         self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
     ) -> TokenTerms:
-        """See `Surrogate.terms`; `high` and `low` mark truncated weights."""
         value = log_weight.detach()
         decider = value if limits.statistic is None else limits.statistic
         high, low = decider > limits.upper, decider < limits.lower
@@ -124,19 +141,17 @@ class StopGradientWeight:
         return TokenTerms(-advantages * weight * tokens.logps, high, low, _none(high))
 
     def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
-        """See `Surrogate.left`."""
         bound = torch.where(terms.high, limits.upper, torch.where(terms.low, limits.lower, log_weight))
         return bound.to(log_weight.dtype)
 
 
 @dataclass(frozen=True)
 class Gated:
-    """−1[l ≤ statistic ≤ u] ρ A: tokens outside the region drop out, whatever the sign of A."""
+    """−1[l ≤ statistic ≤ u] ρA: tokens outside the region drop out, whatever the sign of A."""
 
     def terms(
         self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
     ) -> TokenTerms:
-        """See `Surrogate.terms`."""
         decider = log_weight.detach() if limits.statistic is None else limits.statistic
         high, low = decider > limits.upper, decider < limits.lower
         zero = torch.zeros_like(log_weight)
@@ -145,21 +160,18 @@ class Gated:
         return TokenTerms(loss, high, low, _none(high))
 
     def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
-        """See `Surrogate.left`."""
         return log_weight.masked_fill(terms.high | terms.low | terms.dual, -math.inf)
 
 
 @dataclass(frozen=True)
 class Linear:
-    """−ρA: no trust region."""
+    """−ρA: the bounds play no part."""
 
     def terms(
         self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
     ) -> TokenTerms:
-        """See `Surrogate.terms`; limits play no part."""
         loss = -advantages * truncate(log_weight, ceiling).exp()
         return TokenTerms(loss, _none(loss), _none(loss), _none(loss))
 
     def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
-        """See `Surrogate.left`."""
         return log_weight

@@ -1,4 +1,4 @@
-"""The tokens of one call, sanitised once so that no later file meets a NaN, an infinity or a masked value."""
+"""The tokens of one call, cleaned once, so that no later file meets a NaN, an infinity or a masked value."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ctpo.objectives.numerics import POSITIVE_LOGP, SATURATION, compute_dtype
 
 @dataclass(frozen=True)
 class Tokens:
-    """Log-probs in the compute dtype with everything that must not count replaced by its neutral value.
+    """Log-probs in the compute dtype, in which everything that must not count has its neutral value.
 
-    `mask` marks the tokens the model generated: they count as positions and in denominators. `kept` marks
-    those of them whose log-probs can be used; a token in `mask` but not in `kept` is neutralised: its ratio
-    is exactly 1 in every product, mean and minimum, and it adds neither loss nor gradient.
+    `mask` marks the tokens that the model sampled. They count as positions and in denominators. `kept` marks those of
+    them whose log-probs can be used. A token in `mask` but not in `kept` is neutralised: its ratio is exactly 1 in every
+    product, mean and minimum, and it adds neither loss nor gradient.
     """
 
     logps: Tensor
-    """log π_θ, differentiable, 0 where not kept."""
+    """log π_θ, nats, differentiable, 0 where not kept."""
     log_ratio: Tensor
-    """d_t = log π_θ − log π_old, differentiable, 0 where not kept."""
+    """d_t = log π_θ − log π_old, nats, differentiable, 0 where not kept."""
     mask: Tensor
     kept: Tensor
     nonfinite: Tensor
@@ -31,30 +31,32 @@ class Tokens:
     saturated: Tensor
     """Tokens under the mask with finite log-probs and |d_t| > SATURATION."""
     positive: Tensor
-    """Tokens under the mask with a log-prob above POSITIVE_LOGP, which no log-prob reaches."""
+    """Tokens under the mask with a value above POSITIVE_LOGP, new or old, which no log-prob reaches."""
     layout: Layout
 
     def attach(self, statistic: Tensor) -> Tensor:
-        """The value of `statistic` with the gradient of the current token's log-prob only.
-
-        x ↦ sg(x) + (log π_t − sg(log π_t)): the stop-gradient decomposition.
-        """
+        """sg(x_t) + (log π_t − sg(log π_t)): the value of a statistic with the gradient of the current token."""
         return statistic.detach().to(self.logps.dtype) + (self.logps - self.logps.detach())
 
     def positions(self) -> Tensor:
-        """1-based count of generated tokens so far, float64 where the device has it."""
+        """The number of sampled tokens so far, from 1, in float64 where the device has it."""
         return self.layout.prefix_sum(self.mask)
 
 
 def as_bool(mask: Tensor) -> Tensor:
-    """The mask as booleans, without a pass over it when it already is."""
+    """The mask as booleans; the tensor itself if it is boolean already."""
     return mask if mask.dtype == torch.bool else mask != 0
 
 
 def sanitise(logps: Tensor, old_logps: Tensor, mask: Tensor, layout: Layout) -> Tokens:
-    """Cast to the compute dtype, classify every token, and replace unusable values by `torch.where`.
+    """The tokens of a call: in the compute dtype, classified, with unusable values replaced by `torch.where`.
 
-    Multiplying by the mask instead would turn a NaN under a masked token into a NaN of the whole row.
+    Multiplying by the mask instead would turn a NaN at one masked token into a NaN of the whole row.
+
+    Args:
+        logps, old_logps: [B, T] or [N] log-probs of the new and the old policy, nats.
+        mask: the shape of logps, true or not 0 on tokens that the model sampled.
+        layout: how the tokens form sequences.
     """
     dtype = compute_dtype(logps, old_logps)
     mask = as_bool(mask)

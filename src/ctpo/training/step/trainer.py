@@ -218,8 +218,12 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.beta != 0.0:
             assert batch.reference_logps is not None  # TRL scores the reference model where beta is not 0
             kl_BT = kl_penalty(logps_BT, batch.reference_logps)
+            corrected = getattr(self.args, "use_bias_correction_kl", False)  # TRL's default from 1.16 on
             penalty = self.objective.reduce(
-                kl_BT, mask_BT, num_tokens=num_tokens, num_sequences=num_sequences
+                kl_penalty(logps_BT, batch.reference_logps, old_logps=anchor_BT) if corrected else kl_BT,
+                mask_BT,
+                num_tokens=num_tokens,
+                num_sequences=num_sequences,
             )
             loss = loss + self.beta * penalty
             stats["kl"] = masked_mean(kl_BT, mask_BT)
