@@ -39,7 +39,7 @@ V, VM = torch.zeros(4), torch.ones(4, dtype=torch.bool)
         ((X, X, A, M), {"rejection_mask": M * 3}, "rejection_mask: value 3"),
         ((X, X, A, M), {"weights": torch.zeros(5)}, r"weights: shape \(5,\)"),
         ((X, X, A, M), {"segment_ids": torch.zeros(2)}, "segment_ids: logps are padded"),
-        ((V, V, A, VM), {}, "segment_ids, cu_seqlens: a packed stream"),
+        ((V, V, A, VM), {}, "segment_ids, cu_seqlens: packed tokens"),
         (
             (V, V, A, VM),
             {"segment_ids": torch.zeros(3).long()},
@@ -49,7 +49,7 @@ V, VM = torch.zeros(4), torch.ones(4, dtype=torch.bool)
         ((V, V, A, VM), {"segment_ids": torch.tensor([0, 1, 1, 2])}, "values from 0 to 2; expected 0 to 1"),
         ((V, V, A, VM), {"segment_ids": torch.tensor([-1, 0, 0, 1])}, "values from -1"),
         ((V, V, V, VM), {"segment_ids": torch.tensor([-1, 0, 0, 1])}, "values from -1 to 1; expected 0."),
-        ((V, V, A, VM), {"segment_ids": torch.tensor([0, 1, 0, 1])}, "they fall somewhere"),
+        ((V, V, A, VM), {"segment_ids": torch.tensor([0, 1, 0, 1])}, "they decrease somewhere"),
         ((V, V, A, VM), {"cu_seqlens": torch.tensor([0, 2, 5])}, "cu_seqlens: runs from 0 to 5"),
         ((V, V, A, VM), {"cu_seqlens": torch.tensor([0, 5, 4])}, "expected to rise"),
         ((V, V, A, VM), {"cu_seqlens": torch.zeros(2, 2)}, r"cu_seqlens: shape \(2, 2\)"),

@@ -1,4 +1,4 @@
-"""Checks of what a caller hands over: shapes and dtypes always, values where reading them is free (CPU)."""
+"""Checks of a caller's arguments: shapes and dtypes always, values where reading them is free."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _WARNED: set[str] = set()
 
 
 def choice(argument: str, value: object, known: Iterable[str]) -> str:
-    """Return `value` when it is known.
+    """The value, which is one of the known ones.
 
     Raises:
-        ValueError: naming the value, the known ones and the nearest match.
+        ValueError: naming the value, the nearest match and the known ones.
     """
     known = sorted(known)
     if isinstance(value, str) and value in known:
@@ -41,13 +41,13 @@ def batch(
     weights: Tensor | None = None,
     rejection_mask: Tensor | None = None,
 ) -> None:
-    """Compare shapes and dtypes of one call, and warn about half precision.
+    """Check the shapes and dtypes of one call, and warn of half precision.
 
     Args:
-        per_sequence: shape of one value a sequence.
+        per_sequence: the shape of one value per sequence.
 
     Raises:
-        ValueError: naming the argument, what it holds and how to mend it.
+        ValueError: naming the argument, what it holds and what to do.
     """
     floats = {"logps": logps, "old_logps": old_logps, "advantages": advantages, "weights": weights}
     masks = {"response_mask": response_mask, "rejection_mask": rejection_mask}
@@ -68,8 +68,8 @@ def batch(
     for name, value in {"advantages": advantages, "weights": weights}.items():
         if value is not None and value.shape != logps.shape and tuple(value.shape) != per_sequence:
             raise ValueError(
-                f"{name}: shape {tuple(value.shape)}; expected {per_sequence} (one a sequence) "
-                f"or {tuple(logps.shape)} (one a token)."
+                f"{name}: shape {tuple(value.shape)}; expected {per_sequence} (one per sequence) "
+                f"or {tuple(logps.shape)} (one per token)."
             )
     for name, value in masks.items():
         if value is not None:
@@ -82,29 +82,29 @@ def packing(logps: Tensor, segment_ids: Tensor | None, cu_seqlens: Tensor | None
     """Check that the arguments describe exactly one layout.
 
     Raises:
-        ValueError: naming the argument and the mend.
+        ValueError: naming the argument and what to do.
     """
     if not isinstance(logps, Tensor) or logps.ndim not in (1, 2):
         shape = tuple(logps.shape) if isinstance(logps, Tensor) else type(logps).__name__
         raise ValueError(f"logps: {shape}; expected a tensor [B, T], or [N] with segment_ids or cu_seqlens.")
     given = [name for name, x in (("segment_ids", segment_ids), ("cu_seqlens", cu_seqlens)) if x is not None]
     if logps.ndim == 2 and given:
-        raise ValueError(f"{given[0]}: logps are padded [B, T]; leave it out, or pass a packed stream [N].")
+        raise ValueError(f"{given[0]}: logps are padded [B, T]; leave it out, or pass packed tokens [N].")
     if logps.ndim == 1 and len(given) != 1:
-        raise ValueError("segment_ids, cu_seqlens: a packed stream [N] needs exactly one of them.")
+        raise ValueError("segment_ids, cu_seqlens: packed tokens [N] need exactly one of them.")
 
 
 def segment_ids(ids: Tensor, length: int, segments: int | None, whole: bool) -> None:
-    """Check the ids of a packed stream; values on the CPU only, where reading them is free.
+    """Check the segment ids of packed tokens; their values only where reading them is free.
 
     Args:
         ids: of the local tokens.
         length: number of local tokens.
-        segments: number of per-sequence values that must cover the ids, None when there are none.
+        segments: number of values per sequence that must cover the ids; None if there are none.
         whole: false for a shard, whose tokens may come in any order.
 
     Raises:
-        ValueError: naming what is wrong.
+        ValueError: the wrong shape or dtype, numbers out of range, or ids that decrease.
     """
     if ids.ndim != 1 or ids.shape[0] != length or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(f"segment_ids: {ids.dtype} {tuple(ids.shape)}; expected [{length}] integers.")
@@ -114,7 +114,7 @@ def segment_ids(ids: Tensor, length: int, segments: int | None, whole: bool) -> 
     segment_numbers(low, high, segments)
     if whole and bool((ids.diff() < 0).any()):
         raise ValueError(
-            "segment_ids: they fall somewhere; each segment's tokens must lie together, in order."
+            "segment_ids: they decrease somewhere; the tokens of a segment must lie together, in order."
         )
 
 
@@ -122,7 +122,7 @@ def segment_numbers(low: int, high: int, segments: int | None) -> None:
     """Refuse numbers of segments outside of 0..segments − 1.
 
     Raises:
-        ValueError: with the extremes.
+        ValueError: with the lowest and the highest number.
     """
     if low < 0 or (segments is not None and high >= segments):
         most = "" if segments is None else f" to {segments - 1}, as there are {segments} advantages"
@@ -130,10 +130,10 @@ def segment_numbers(low: int, high: int, segments: int | None) -> None:
 
 
 def mask_values(name: str, mask: Tensor) -> None:
-    """Refuse a mask with values other than 0 and 1; looks on the CPU only, where reading them is free.
+    """Refuse a mask with values other than 0 and 1. Looks only where reading values is free.
 
     Raises:
-        ValueError: with one offending value.
+        ValueError: with one such value.
     """
     if mask.dtype == torch.bool or not reads_are_free(mask):
         return
@@ -189,21 +189,21 @@ def _warn_once(subject: str, message: str, stacklevel: int) -> None:
 
 
 def unusable_tokens(count: Tensor) -> None:
-    """Raise when any token under the mask could not be used (policy `on_bad="raise"`; reads a value).
+    """Refuse a batch with unusable tokens under the mask, for `on_bad="raise"`. Reads a value from the device.
 
     Raises:
-        ValueError: with the count.
+        ValueError: with the number of such tokens.
     """
     bad = int(count.item())
     if bad:
         raise ValueError(
-            f"logps, old_logps: {bad} tokens under the mask are not finite or differ by more than e^20; "
+            f"logps, old_logps: {bad} tokens under the mask are not finite or differ by more than 20 nats; "
             'fix the scorer, mask them out, or pass on_bad="neutralise".'
         )
 
 
 def number(argument: str, value: object, minimum: float, *, strict: bool = False) -> float:
-    """Return a knob as float when it is a number (infinity included) not below, or strictly above, `minimum`.
+    """A knob as a float: a number, infinity included, that is at least `minimum`, or above it if `strict`.
 
     Raises:
         ValueError: naming the knob and the value.
@@ -216,7 +216,7 @@ def number(argument: str, value: object, minimum: float, *, strict: bool = False
 
 
 def finite(argument: str, value: object, minimum: float = -math.inf) -> float:
-    """Return a knob as float when it is a finite number not below `minimum`.
+    """A knob as a float: a finite number that is at least `minimum`.
 
     Raises:
         ValueError: naming the knob and the value.

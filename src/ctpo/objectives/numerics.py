@@ -10,9 +10,9 @@ from torch import Tensor
 SATURATION: Final = 20.0
 """|log ratio| of one token, in nats, above which the two log-probs are taken to be broken.
 
-e^20 is 5e8. No two policies a few updates apart differ that much on a sampled token, but sentinels (−9999, the minimum
-of the dtype) and underflow do. The published implementation clamps to ±20 in the same place. There, one such token closes
-the trust region for the rest of its row.
+e^20 is 5e8. No two policies a few updates apart differ that much on a sampled token, but sentinels (−9999, the
+minimum of the dtype) and underflow do. The published implementation clamps to ±20 in the same place. There, one such
+token closes the trust region for the rest of its row.
 """
 
 POSITIVE_LOGP: Final = 1e-3

@@ -1,7 +1,6 @@
-"""The objective: ratio × trust region × surrogate × reduction, and what one call returns.
+"""The objective: ratio × trust region × surrogate × reduction.
 
-Shape legend: B rows, T positions, N tokens of a packed stream, S segments. `Objective.compose` is the
-definition; the fused path must equal it.
+Shapes: B rows of T positions are [B, T]. N tokens of a packed batch are [N], and S is its number of segments.
 """
 
 from __future__ import annotations
@@ -34,20 +33,27 @@ BACKENDS: Final = ("auto", "native", "compose")
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A policy objective composed of four independent parts.
+    """A policy objective, composed of four independent parts.
 
-    loss = Σ_t factor_t · L_t, L_t = surrogate(log ratio_t, A_t, region_t), factor_t from the reduction.
+    loss = Σ_t factor_t · L_t, where L_t = surrogate(log weight_t, A_t, bounds_t) and the reduction gives factor_t.
+
+    Example:
+        objective = Objective(ratio=TokenRatio(), trust_region=RatioBand(0.2, 0.28), surrogate=MinClip())
+        objective(logps, old_logps, advantages, response_mask).loss.backward()
 
     Attributes:
-        ratio: which tokens' ratios are multiplied.
-        trust_region: log-space limits at every token.
-        surrogate: what a token's loss does with weight, advantage and limits.
+        ratio: which tokens' ratios are multiplied into the weight of a token.
+        trust_region: the bounds at every token.
+        surrogate: what a token's loss does with weight, advantage and bounds.
         reduction: what is summed and divided by what.
-        on_bad: "neutralise" treats a token under the mask with non-finite log-probs, or with |log ratio| >
-            20, as ratio 1 without loss or gradient, and counts it; "raise" refuses the batch (reads a value
-            from the device).
-        backend: "auto" takes the C pass for plain tensors on the CPU where the objective has one and it could be
-            built, "native" refuses where "auto" would not take it, "compose" always runs the definition.
+        on_bad: what to do with a token under the mask whose log-probs are not finite, or differ by more than 20 nats.
+            "neutralise" takes its ratio as 1, gives it neither loss nor gradient, and counts it. "raise" refuses the
+            batch, which reads a value from the device.
+        backend: "auto" runs the C pass on calls that it can take (plain tensors on the CPU), and the definition on
+            others. "native" refuses calls that the C pass cannot take. "compose" always runs the definition.
+
+    Raises:
+        ValueError: unknown value of `on_bad` or `backend`.
     """
 
     ratio: Ratio
@@ -79,34 +85,33 @@ class Objective:
         rejection_mask: Tensor | None = None,
         details: bool = False,
     ) -> Output:
-        """Loss of one micro-batch.
+        """The loss of one micro-batch, its token losses and its statistics.
 
         Args:
-            logps: [B, T] log π_θ of the sampled tokens, nats, with gradient; [N] for a packed stream.
-            old_logps: log-probs of the anchor of the ratio, nats, the shape of logps; no gradient flows into
-                them.
-            advantages: [B] (packed: [S]) or the shape of logps; positive favours the sampled tokens. A packed
-                [N] is per token, also when S = N.
+            logps: [B, T] log π_θ of the sampled tokens, nats, with gradient; [N] if packed.
+            old_logps: log-probs of the policy that the ratio is taken against, nats, the shape of logps. No gradient
+                flows into them.
+            advantages: [B] ([S] if packed) or the shape of logps; positive favours the sampled tokens. A packed [N]
+                is one value per token, also if S = N.
             response_mask: the shape of logps, boolean or 0/1, true on tokens that the model sampled.
-            num_tokens: generated tokens of the whole mini-batch, over micro-batches and data-parallel ranks;
-                by default those of this call (of all shards).
-            num_sequences: sequences with at least one generated token of the whole mini-batch, likewise.
-            segment_ids: [N] non-decreasing integers in 0..S−1; makes the call packed.
+            num_tokens: the number of sampled tokens of the whole minibatch, over its micro-batches and data-parallel
+                ranks. None counts those of this call, over all shards.
+            num_sequences: the number of sequences of the whole minibatch with at least one sampled token, likewise.
+            segment_ids: [N] integers in 0..S−1 that do not decrease. They make the call a packed one.
             cu_seqlens: [S + 1] cumulative segment lengths from 0 to N, instead of segment_ids.
-            shard: where these tokens sit in sequences shared by a process group; the loss is then this rank's
-                share.
-            weights: [B] or the shape of logps, non-negative factors of the token losses (rollout correction).
+            shard: where these tokens lie in sequences that a process group shares. The loss is then this rank's share.
+            weights: [B] or the shape of logps, factors of the token losses, at least 0 (rollout correction).
             rejection_mask: the shape of logps, true on tokens that loss and denominators leave out (rollout
                 correction). Products, means and positions still see them.
-            details: also return per-token details (takes the composed path).
+            details: also say what happened to each token, which runs the definition.
 
         Returns:
-            Loss to minimise, token losses and stats. With explicit counts the losses of the micro-batches add
-            up to the loss of the whole mini-batch.
+            The loss to minimise, the token losses and the statistics. If the counts are given, the losses of the
+            micro-batches add up to the loss of the whole minibatch.
 
         Raises:
-            ValueError: shapes, dtypes or mask values that do not fit; unusable tokens when `on_bad` is
-            "raise".
+            ValueError: shapes, dtypes or mask values that do not fit, swapped log-probs, or unusable tokens if
+                `on_bad` is "raise".
         """
         checks.packing(logps, segment_ids, cu_seqlens)
         per_sequence = logps.shape[:1] if logps.ndim == 2 else advantages.shape[:1]
@@ -158,7 +163,7 @@ class Objective:
     @old_keywords(mask="response_mask")
     @torch.no_grad()
     def examine(self, logps: Tensor, old_logps: Tensor, advantages: Tensor, response_mask: Tensor) -> Details:
-        """What a call would do to each token of padded rows, without loss and statistics: `details=True` for less.
+        """What a call would do to each token of padded rows. Cheaper than a call, as it has no loss and no statistics.
 
         Args:
             logps, old_logps, advantages, response_mask: as in the call, [B, T].
@@ -182,16 +187,16 @@ class Objective:
         num_sequences: Count | None = None,
         layout: Layout | None = None,
     ) -> Tensor:
-        """Reduce per-token values as the loss is reduced; masked values may be anything.
+        """The sum of values per token, reduced as the loss is. Values outside the mask may be anything.
 
         Args:
             values: [B, T], or the shape the layout expects.
             response_mask: the same shape, true where a token counts.
             num_tokens, num_sequences: totals of the whole mini-batch, as in the call.
-            layout: of packed or sharded tokens; padded rows by default.
+            layout: how the tokens form sequences; None is padded rows.
 
         Returns:
-            Scalar.
+            A 0-d tensor, with the gradient of the values.
         """
         layout = Padded() if layout is None else layout
         factor = self.reduction.factors(

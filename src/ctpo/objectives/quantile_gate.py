@@ -1,7 +1,7 @@
-"""Experimental trust region: a quantile of accumulated drift over the mini-batch instead of an absolute band.
+"""A trust region by a quantile of the minibatch instead of an absolute band. Experimental.
 
-A narrow absolute band starves learning once the policy has moved; a quantile removes the outliers of the
-mini-batch at hand, however far it has moved as a whole.
+A narrow absolute band starves learning once the policy has moved. A quantile removes the outliers of the minibatch at
+hand, however far it has moved as a whole.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _ROUNDING = 1e-9  # (1 − q)·n of a round share may land just above the intege
 
 
 def upper_quantile(values: Tensor, included: Tensor, q: float) -> Tensor:
-    """Smallest τ among the included values with at least a share 1 − q of them at or below it.
+    """The smallest included value τ such that at least a share 1 − q of them is at or below it; +inf if there is none.
 
-    Any number of values, no interpolation, no synchronisation. +inf when nothing is included.
+    It works for any number of values, interpolates nothing, and reads nothing from the device.
     """
     inf = torch.full((1,), torch.inf, dtype=values.dtype, device=values.device)
     ranked = torch.cat([torch.where(included, values, inf).reshape(-1), inf]).sort().values
@@ -34,7 +34,7 @@ def upper_quantile(values: Tensor, included: Tensor, q: float) -> Tensor:
 
 
 def gather_values(values: Tensor, group: dist.ProcessGroup | None, fill: float) -> Tensor:
-    """1-D values of all ranks, padded with `fill`; lengths may differ (reads one length on the host)."""
+    """The 1-D values of all ranks, padded with `fill`. Lengths may differ; the host reads the longest."""
     longest = torch.tensor([values.shape[0]], device=values.device)
     dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=group)
     padded = values.new_full((int(longest.item()),), fill)
@@ -46,13 +46,13 @@ def gather_values(values: Tensor, group: dist.ProcessGroup | None, fill: float) 
 
 @dataclass
 class Smoothing:
-    """Exponential moving average of a threshold, kept between calls; the first finite one starts it."""
+    """An exponential moving average of a threshold, kept between calls. The first finite threshold starts it."""
 
     decay: float
     value: Tensor | None = None
 
     def update(self, new: Tensor) -> Tensor:
-        """decay · old + (1 − decay) · new; a threshold without data (+inf) leaves the average alone."""
+        """decay · old + (1 − decay) · new. A threshold without data (+inf) leaves the average alone."""
         old = torch.full_like(new, torch.inf) if self.value is None else self.value.to(new)
         mixed = torch.where(old.isinf(), new, self.decay * old + (1 - self.decay) * new)
         self.value = torch.where(new.isinf(), old, mixed)
@@ -64,12 +64,12 @@ class QuantileGate:
     """[−τ, τ] with τ the (1 − q) quantile of |statistic| over the tokens of informative rows (A ≠ 0).
 
     Attributes:
-        q: share of the tokens to leave out, in [0, 1).
-        statistic: what is compared; None is the weighing ratio.
+        q: the share of the tokens to leave out, in [0, 1).
+        statistic: what is compared; None is the ratio that weighs.
         by_position: divide the statistic by its root mean square over the rows at each position t.
-        across_ranks: pool the values over `group` (None: the default group), with one host read a call.
-        group: data-parallel process group of `across_ranks`.
-        smoothing: average of τ over calls, for mini-batches too small (or split too finely) to estimate it.
+        across_ranks: pool the values over `group`, with one host read per call.
+        group: the data-parallel process group of `across_ranks`; None is the default group.
+        smoothing: an average of τ over calls, for minibatches that are too small or split too finely to estimate it.
     """
 
     q: float = 0.2
@@ -104,7 +104,7 @@ class QuantileGate:
         return Limits(-tau, tau, statistic=None if own else chosen)
 
     def _spread(self, values: Tensor, informative: Tensor, tokens: Tokens) -> Tensor:
-        """Root mean square over the informative rows at each token's position t, 1 where it is 0."""
+        """The root mean square over the informative rows at each token's position t, and 1 where it is 0."""
         index = (tokens.positions().long() - 1).clamp(min=0).reshape(-1)
         size = tokens.layout.position_bound(values.shape[-1])
         zero = torch.zeros((), dtype=prefix_dtype(values.device), device=values.device)
@@ -120,7 +120,7 @@ class QuantileGate:
 
 
 def gather_tables(table: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Sum of [2, size] tables over ranks whose sizes may differ; this rank's columns."""
+    """The sum of the ranks' [2, size] tables, cut to this rank's columns. Sizes may differ."""
     longest = torch.tensor([table.shape[1]], device=table.device)
     dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=group)
     padded = table.new_zeros(2, int(longest.item()))

@@ -1,10 +1,8 @@
-"""Correction for the mismatch between the engine that sampled and the trainer's own log-probs of the same
-policy.
+"""Importance sampling correction for the difference between a rollout engine and the trainer.
 
-An inference engine and a trainer disagree on the log-probs of one and the same policy (kernels, precision,
-staleness). With the ratio anchored at the trainer's recomputed old policy, that mismatch is corrected by a
-separate weight; with the ratio anchored at the engine's log-probs there is nothing left to correct, and the
-product accumulates the mismatch.
+An engine and a trainer disagree on the log-probs of the same policy, because of kernels, precision or staleness. If the
+ratio is taken against the old policy as the trainer recomputes it, a separate weight corrects the difference. If it is
+taken against the engine's log-probs, nothing is left to correct, and a product accumulates the difference.
 """
 
 from __future__ import annotations
@@ -30,14 +28,14 @@ ANCHORS: Final = ("old", "rollout")
 
 @dataclass(frozen=True)
 class Correction:
-    """What a correction hands to an objective.
+    """What a correction gives to an objective.
 
     Attributes:
-        weights: factors of the token losses, the shape of the log-probs, without gradient; pass as `weights`.
-        rejection_mask: true on tokens that were thrown out; pass as `rejection_mask`. They leave the loss and its
-            denominators and stay in the response mask, so that positions and products do not change.
-        stats: mismatch_k1 and mismatch_k3 (KL(rollout ‖ old) estimates a token), truncated_fraction and
-            rejected_fraction of the tokens, weight_mean; detached 0-d tensors.
+        weights: factors of the token losses, the shape of the log-probs, without gradient. Pass them as `weights`.
+        rejection_mask: true on tokens that were thrown out. Pass it as `rejection_mask`. These tokens leave the loss
+            and its denominators, and stay in the response mask, so that positions and products do not change.
+        stats: detached 0-d tensors. mismatch_k1 and mismatch_k3 estimate KL(rollout ‖ old) per token, in nats.
+            truncated_fraction and rejected_fraction are shares of the tokens; weight_mean is the mean weight.
     """
 
     weights: Tensor
@@ -64,13 +62,12 @@ def correct_rollout(
     floor: float = 0.0,
     layout: Layout | None = None,
 ) -> Correction:
-    """Importance weights w = Π π_old / π_rollout, truncated at a threshold or rejected outside of [floor,
-    threshold].
+    """Importance weights w = Π π_old / π_rollout, truncated at a threshold, or rejected outside of an interval.
 
-    token: w_t = e^{δ_t}; sequence: w = e^{Σ δ_t} at each token, with δ_t = log π_old − log π_rollout.
-    truncate: min(w, threshold) and everything counts. reject: weight w inside of the interval, and tokens
-        outside of
-    it leave loss and denominators. Unusable tokens (non-finite, |δ| > 20) have δ = 0.
+    With δ_t = log π_old − log π_rollout, w is e^{δ_t} at level "token" and e^{Σ δ_t} at level "sequence", the same at
+    each of its tokens. "truncate" gives min(w, threshold), and every token counts. "reject" gives w within
+    [floor, threshold]; tokens outside leave the loss and its denominators. A token with log-probs that are not finite,
+    or with |δ| > 20, has δ = 0.
 
     Args:
         old_logps: [B, T] the trainer's log-probs of the policy that sampled, nats.
@@ -80,15 +77,13 @@ def correct_rollout(
         mode: "truncate" or "reject".
         threshold: upper bound of the weight, > 0; the CTPO recipe uses 5 at sequence level.
         floor: lower bound for "reject", in [0, threshold).
-        layout: of packed or sharded tokens; padded rows by default.
-
-    Returns:
-        A `Correction`.
+        layout: how the tokens form sequences; None is padded rows.
 
     Raises:
-        ValueError: unknown level or mode, bounds out of range, shapes that differ.
+        ValueError: unknown level or mode, bounds out of range, or shapes that differ.
 
-    Source: truncated importance sampling, Ionides (2008); recipe: arXiv 2605.07331.
+    Source: E. L. Ionides, "Truncated Importance Sampling", Journal of Computational and Graphical Statistics 17 (2008).
+    Recipe: arXiv 2605.07331.
     """
     checks.choice("level", level, LEVELS)
     checks.choice("mode", mode, MODES)
@@ -104,7 +99,7 @@ def correct_rollout(
     tokens = sanitise(old_logps, rollout_logps, response_mask, layout)
     log_weight = tokens.log_ratio
     if level == "sequence":
-        # Keeps exp finite where no threshold does; any threshold in use is far below e^20.
+        # This keeps exp finite where no threshold does. Any threshold in use is far below e^20.
         total = layout.sequence_sum(log_weight).clamp(-SATURATION, SATURATION)
         log_weight = total.to(log_weight.dtype).expand_as(log_weight)
     weight = log_weight.exp()
@@ -131,12 +126,11 @@ def correct_rollout(
 
 
 def anchor_logps(anchor: str, old_logps: Tensor | None, rollout_logps: Tensor | None) -> Tensor:
-    """Log-probs the ratio is taken against.
+    """The log-probs against which the ratio is taken.
 
-    "old" is the policy before this batch's updates as the trainer recomputes it: the ratio is 1 at the first
-    update, and engine mismatch needs `correct_rollout`. "rollout" is the engine's own report: one forward
-    pass less and the true behaviour policy, but a product then also accumulates the mismatch of every token
-    in the prefix.
+    "old" is the policy before this batch's updates, as the trainer recomputes it. The ratio is 1 at the first update,
+    and `correct_rollout` corrects the difference to the engine. "rollout" is what the engine reports. That saves a
+    forward pass and is the policy that sampled, but a product accumulates the difference of every token in the prefix.
 
     Raises:
         ValueError: unknown anchor, or its log-probs are missing.

@@ -15,9 +15,9 @@ from ctpo.objectives.numerics import POSITIVE_LOGP, SATURATION, compute_dtype
 class Tokens:
     """Log-probs in the compute dtype, in which everything that must not count has its neutral value.
 
-    `mask` marks the tokens that the model sampled. They count as positions and in denominators. `kept` marks those of
-    them whose log-probs can be used. A token in `mask` but not in `kept` is neutralised: its ratio is exactly 1 in every
-    product, mean and minimum, and it adds neither loss nor gradient.
+    `mask` marks the tokens that the model sampled. They count as positions and in denominators. `kept` marks those
+    of them whose log-probs can be used. A token in `mask` but not in `kept` is neutralised: its ratio is exactly 1 in
+    every product, mean and minimum, and it adds neither loss nor gradient.
     """
 
     logps: Tensor
