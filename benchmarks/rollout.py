@@ -36,9 +36,7 @@ def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
     model, tokenizer = load_model(args.model, dtype=args.dtype)
-    model.generation_config.eos_token_id = (
-        None  # so that every response has the full length
-    )
+    model.generation_config.eos_token_id = None  # so that every response has the full length
     distinct = _prompts(-(-args.batch // args.samples), model.get_input_embeddings().num_embeddings)
     prompts = [prompt for prompt in distinct for _ in range(args.samples)][: args.batch]
     decoder_for(model, 0)  # tries the model once per process, which is no cost of a rollout
