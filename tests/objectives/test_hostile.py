@@ -162,7 +162,7 @@ def test_half_precision_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_no_log_prob_warns_once(monkeypatch: pytest.MonkeyPatch, name: str, backend: str) -> None:
     """Probabilities instead of log-probs; the warning points at the caller."""
     monkeypatch.setattr(checks, "_WARNED", set())
-    objective, p = preset(name, backend=backend), torch.rand(2, 5)
+    objective, p = preset(name, backend=backend), torch.linspace(0.1, 1.0, 10).reshape(2, 5)
     arguments = (p, p.clone(), torch.ones(2), torch.ones(2, 5, dtype=torch.bool))
     with pytest.warns(RuntimeWarning, match="10 tokens under the mask have a log-prob above 0.001") as warned:
         objective(*arguments)

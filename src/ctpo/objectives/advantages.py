@@ -1,8 +1,7 @@
 """Advantages: how much better a response did than expected.
 
-Shape legend: B responses, T tokens. Rewards [B] give advantages [B]; per-token rewards [B, T] are summed over
-the mask to the return of their response and give advantages [B, T], the same at each of its tokens and 0
-elsewhere.
+B responses of T tokens. Rewards [B] give advantages [B]. Rewards per token [B, T] are summed over the response mask to
+the return R of their response; they give advantages [B, T], equal at each token of a response and 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def _spread(advantages: Tensor, mask: Tensor | None, rewards: Tensor) -> Tensor:
 
 
 class _Groups:
-    """Sums over groups of responses."""
+    """Groups of responses to one prompt, and sums over them."""
 
     def __init__(self, group: Tensor | int, responses: int, device: torch.device) -> None:
         if isinstance(group, int):
@@ -45,16 +44,16 @@ class _Groups:
             raise ValueError(
                 f"group: {group.dtype} {tuple(group.shape)}; expected [{responses}] integer ids."
             )
-        # Ids may be any integers; their ranks are at most B.
+        # Ids may be any integers. Numbered anew, they are below B.
         self.ids = torch.unique(group, return_inverse=True)[1]
         self.responses = responses
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum of each response's group."""
+        """[B] the sum over each response's group."""
         return values.new_zeros(self.responses).index_add(0, self.ids, values)[self.ids]
 
     def equal(self, values: Tensor) -> Tensor:
-        """True where all values of the group are the same."""
+        """[B] true where all values of the response's group are equal."""
         low = values.new_full((self.responses,), torch.inf).scatter_reduce(0, self.ids, values, "amin")
         high = values.new_full((self.responses,), -torch.inf).scatter_reduce(0, self.ids, values, "amax")
         return (low == high)[self.ids]
@@ -64,24 +63,25 @@ class _Groups:
 def group_normalised(
     rewards: Tensor, group: Tensor | int, *, response_mask: Tensor | None = None, normalise_std: bool = True
 ) -> Tensor:
-    """A_i = (R_i − mean_G R) / std_G R over the responses to one prompt; std is the sample standard
-    deviation.
+    """A_i = (R_i − mean R) / std R, over the group of responses to one prompt.
 
-    Groups whose rewards are all equal, and groups of one, give exact zeros. There is no epsilon.
+    std is the sample standard deviation. A group whose rewards are all equal gives exact zeros, and so does a group of
+    one. There is no epsilon.
 
     Args:
         rewards: [B], or [B, T] with `response_mask`.
         group: [B] integer ids of the prompts, or the number of consecutive responses to each.
-        response_mask: [B, T] generated tokens, for per-token rewards.
-        normalise_std: False leaves out the division (Dr.GRPO).
+        response_mask: [B, T] true on sampled tokens, for rewards per token.
+        normalise_std: False leaves out the division, as Dr.GRPO does.
 
     Returns:
-        [B] or [B, T], positive where better than the group.
+        [B] or [B, T], positive where a response did better than its group.
 
     Raises:
         ValueError: shapes that do not fit.
 
-    Source: GRPO, arXiv 2402.03300, section 4.1.2; Dr.GRPO, arXiv 2503.20783, section 3.2.
+    Source: "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models" (GRPO), arXiv
+    2402.03300, section 4.1.2.
     """
     returns = _returns(rewards, response_mask)
     groups = _Groups(group, returns.shape[0], returns.device)
@@ -99,15 +99,20 @@ def group_normalised(
 
 @old_keywords(mask="response_mask")
 def dr_grpo(rewards: Tensor, group: Tensor | int, *, response_mask: Tensor | None = None) -> Tensor:
-    """A_i = R_i − mean_G R (Dr.GRPO, arXiv 2503.20783, section 3.2). See `group_normalised`."""
+    """A_i = R_i − mean R, over the group of responses to one prompt.
+
+    Arguments and shapes as in `group_normalised`. Source: "Understanding R1-Zero-Like Training: A Critical Perspective"
+    (Dr. GRPO), arXiv 2503.20783, section 3.2.
+    """
     return group_normalised(rewards, group, response_mask=response_mask, normalise_std=False)
 
 
 @old_keywords(mask="response_mask")
 def rloo(rewards: Tensor, group: Tensor | int, *, response_mask: Tensor | None = None) -> Tensor:
-    """A_i = R_i − mean of the other responses' R = n/(n − 1) · (R_i − mean_G R); 0 for a group of one.
+    """A_i = R_i − the mean R of the other n − 1 responses = n/(n − 1) · (R_i − mean R); 0 for a group of one.
 
-    Args and Returns as `group_normalised`. Source: RLOO, arXiv 2402.14740.
+    Arguments and shapes as in `group_normalised`. Source: "Back to Basics: Revisiting REINFORCE Style Optimization for
+    Learning from Human Feedback in LLMs" (RLOO), arXiv 2402.14740.
     """
     returns = _returns(rewards, response_mask)
     groups = _Groups(group, returns.shape[0], returns.device)
@@ -122,15 +127,14 @@ def rloo(rewards: Tensor, group: Tensor | int, *, response_mask: Tensor | None =
 def gae(
     rewards: Tensor, values: Tensor, response_mask: Tensor, *, discount: float = 1.0, trace: float = 1.0
 ) -> Tensor:
-    """A_t = Σ_{k≥0} (γλ)^k δ_{t+k}, δ_t = r_t + γ V_{t+1} − V_t, over generated tokens; V is 0 past the last
-    one.
+    """A_t = Σ_{k≥0} (γλ)^k δ_{t+k}, where δ_t = r_t + γ V_{t+1} − V_t and V is 0 past the last sampled token.
 
-    Tokens outside the mask are skipped, as if they were not there.
+    Tokens outside the response mask are skipped, as if they were not there.
 
     Args:
-        rewards: [B] for a reward at the last generated token, or [B, T] per token.
-        values: [B, T] predicted returns from each token's state.
-        response_mask: [B, T] generated tokens.
+        rewards: [B] for a reward at the last sampled token, or [B, T] per token.
+        values: [B, T] the returns predicted from each token's state.
+        response_mask: [B, T] true on sampled tokens.
         discount: γ in [0, 1].
         trace: λ in [0, 1].
 
@@ -138,9 +142,9 @@ def gae(
         [B, T], 0 outside the mask, without gradient.
 
     Raises:
-        ValueError: shapes or factors that do not fit.
+        ValueError: shapes that do not fit, or factors out of range.
 
-    Source: arXiv 1506.02438, equation 16.
+    Source: "High-Dimensional Continuous Control Using Generalized Advantage Estimation", arXiv 1506.02438, equation 16.
     """
     if values.ndim != 2 or values.shape != response_mask.shape:
         raise ValueError(
@@ -167,7 +171,7 @@ def gae(
 
 
 def _scan_back(add: Tensor, carry: Tensor, *, strict: bool = False) -> Tensor:
-    """y_t = add_t + carry_t · y_{t+1} in log2 T doublings; `strict` returns y_{t+1} instead."""
+    """y_t = add_t + carry_t · y_{t+1}, in log2 T doublings; y_{t+1} instead if `strict`."""
     total, factor, step = add, carry, 1
     while step < add.shape[-1]:
         later = torch.nn.functional.pad(total[..., step:], (0, step))

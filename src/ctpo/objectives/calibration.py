@@ -1,7 +1,7 @@
 """A trust region from the measured spread of the accumulated log ratio.
 
-The spread at position t is taken as scale·t^power; the band that follows it lets the same share of tokens out at every
-position. How far out from the middle it lies is read from the tails where they were counted, else from a normal law.
+The spread at position t is taken as scale·t^power. A band that follows it lets the same share of the tokens out at
+every position. How wide it has to be is read from the tails, if they were counted, and from a normal distribution otherwise.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ _EDGE_ROUNDING = 1e-6  # edges come as float32, and a whole one must not become 
 
 @dataclass(frozen=True)
 class Tails:
-    """Counts of the cumulative log ratio in K bins of position and C + 1 cells; the outer cells are open.
+    """Counts of the cumulative log ratio, by position and by the sign of the advantage.
+
+    There are K bins of position and C + 1 cells of the log ratio. The outer cells are open.
 
     Attributes:
         edges: [C] upper edges of all cells but the last, nats, rising.
-        gain, harm: [K, C + 1] tokens with a positive and with a negative advantage.
-        positions: [K] mean position of a bin's tokens, at least 1.
+        gain, harm: [K, C + 1] numbers of tokens with a positive and with a negative advantage.
+        positions: [K] the mean position of a bin's tokens, at least 1.
     """
 
     edges: Tensor
@@ -39,7 +41,7 @@ class Tails:
 
     @staticmethod
     def of(profile: Mapping[str, Tensor]) -> Tails | None:
-        """Those of a profile that holds them (`cell_edge`, `gain`, `harm`, `position_mean`), else None."""
+        """The tails of a profile, from `cell_edge`, `gain`, `harm` and `position_mean`; None if it lacks one."""
         names = ("cell_edge", "gain", "harm", "position_mean")
         if any(name not in profile for name in names):
             return None
@@ -47,21 +49,24 @@ class Tails:
         return Tails(edges, gain, harm, positions.clamp(min=1))
 
     def clipped(self, low: float, high: float, power: float) -> tuple[Tensor, Tensor]:
-        """[K] tokens below −low·t^power with A < 0, and above high·t^power with A > 0; linear within a cell."""
+        """Two [K]: the tokens with A < 0 below −low·t^power, and those with A > 0 above high·t^power.
+
+        A cell that a bound cuts counts in proportion.
+        """
         growth = self.positions**power
         return _above(self.harm.flip(1), -self.edges.flip(0), low * growth), _above(
             self.gain, self.edges, high * growth
         )
 
     def clip_fraction(self, low: float, high: float, power: float) -> Tensor:
-        """[K] the share of a bin's tokens clipped, 0 in an empty one."""
+        """[K] the share of a bin's tokens that a band clips; 0 in an empty bin."""
         below, above = self.clipped(low, high, power)
         return (below + above) / (self.gain + self.harm).sum(dim=1).clamp(min=1)
 
     def bases(self, power: float, share: float) -> tuple[float, float]:
-        """(low, high), at least 0, of the band that clips this share of the tokens of either sign.
+        """(low, high) of the band that clips this share of the tokens of either sign, over all positions; at least 0.
 
-        Over all positions; where more than the share of one sign lies on the other side of 1, its bound is 0.
+        If fewer tokens of a sign than the share moved towards its bound, that bound is 0.
         """
         growth = self.positions**power
         sides = ((self.harm.flip(1), -self.edges.flip(0)), (self.gain, self.edges))
@@ -71,20 +76,20 @@ class Tails:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted spread, and the band proposed for it.
+    """A fitted spread, and the band that is proposed for it.
 
     Attributes:
-        scale: standard deviation of log ρ_t at t = 1, nats.
-        power: exponent of its growth in t.
-        centre: of log ρ_t in units of t^power, nats.
-        scale_stderr: standard error of `scale` (delta method); NaN where the bins leave no degree of freedom.
-        power_stderr: likewise; 0 for a given power.
-        low, high: bases of the band [−low·t^power, high·t^power], as the preset `ctpo` takes them.
-        positions: mean position of every bin used.
-        clip_fraction: share of each bin's tokens the band would clip (high + low), as the stats count. From the tails
-            where they were counted, else for normal log ratios of the bin's own mean and standard deviation, and as
-            many positive advantages as negative.
-        share: of the tokens, as asked for.
+        scale: the standard deviation of log ρ_t at t = 1, nats.
+        power: the exponent of its growth in t.
+        centre: the mean of log ρ_t in units of t^power, nats.
+        scale_stderr: the standard error of `scale` (delta method); NaN if the bins leave no degree of freedom.
+        power_stderr: the standard error of `power`, likewise; 0 if the power was given.
+        low, high: the band [−low·t^power, high·t^power] in nats: `log_low` and `log_high` of the preset `ctpo`.
+        positions: the mean position of every bin that was used.
+        clip_fraction: the share of each bin's tokens that the band would clip, as `clip_fraction` of the statistics. It
+            is counted from the tails if there are any. Otherwise it is that of normal log ratios with the bin's mean
+            and standard deviation, and as many positive advantages as negative ones.
+        share: the share of the tokens to clip, as asked for.
     """
 
     scale: float
@@ -100,7 +105,7 @@ class Calibration:
 
     @property
     def knobs(self) -> dict[str, float]:
-        """Settings of the preset `ctpo-calibrated` that give this band: `band_bases` of them is (low, high)."""
+        """The knobs of the preset `ctpo-calibrated` that give this band; `band_bases` of them is (low, high)."""
         reach = -_NORMAL.inv_cdf(self.share)
         scale, centre = (self.low + self.high) / (2 * reach), (self.high - self.low) / 2
         return {"scale": scale, "power": self.power, "centre": centre, "share": self.share}
@@ -109,8 +114,8 @@ class Calibration:
 def band_bases(scale: float, share: float, centre: float = 0.0) -> tuple[float, float]:
     """(low, high) such that N(centre, scale²) has the mass `share` above high, and again below −low; at least 0.
 
-    A token is clipped above only for A > 0 and below only for A < 0, so with either sign of any frequency the
-    expected clip fraction is `share` (the dual clip stands apart).
+    A token is clipped above only for A > 0 and below only for A < 0. So the expected clip fraction is `share`, however
+    frequent either sign is. The dual clip is not counted.
 
     Raises:
         ValueError: scale ≤ 0, share outside (0, 0.5), or a centre that is not finite.
@@ -126,29 +131,26 @@ def band_bases(scale: float, share: float, centre: float = 0.0) -> tuple[float, 
 
 
 def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | None = None) -> Calibration:
-    """Fit scale and exponent to a profile, and propose the band that clips `share` of the tokens everywhere.
+    """The spread fitted to a profile, and the band that clips `share` of the tokens at every position.
 
-    log std_i = log scale + power · log t_i + e_i, weighted least squares with weights 2(n_i − 1): the variance of the
-    log of a standard deviation from n normal values is 1/(2(n − 1)). Tokens of one response are correlated, so the
-    standard errors are scaled by the residuals' mean square where that is above 1.
+    The fit is log std_i = log scale + power · log t_i + e_i over the bins, by least squares with the weights
+    2(n_i − 1): the log of a standard deviation of n normal values has the variance 1/(2(n − 1)). Tokens of one response
+    are correlated, so standard errors are scaled by the mean square of the residuals where that is above 1.
 
-    The bounds: where the profile holds the tails by sign of the advantage, those that clip the share of the tokens of
-    either sign, counted (`Tails.bases`); log ratios are seldom normal, and drift the way their advantage points. Else
-    `band_bases` of scale and centre.
+    If the profile holds the tails by the sign of the advantage, the bounds are those that clip the share of the tokens
+    of either sign, counted (`Tails.bases`), because log ratios are seldom normal and drift the way their advantage
+    points. Otherwise they are `band_bases` of scale and centre.
 
     Args:
-        profile: of `position_profile`, of calls whose ratio is cumulative (any of the ctpo family); `edge`, `count`,
-            `log_ratio_mean` and `log_ratio_std` are read, and where there are any, `position_mean` and the tails
-            (`cell_edge`, `gain`, `harm`, see `Tails`). To pool calls, see there.
-            Its `length` should be one no token exceeds: what lies past it is counted in the last bin.
-        share: of the tokens to clip, in (0, 0.5).
-        power: fixes the exponent (0.5 for √t) and fits the scale alone.
-
-    Returns:
-        The fit, the band and what it would clip.
+        profile: from `position_profile`, of calls with a cumulative ratio (any preset of the ctpo family). `edge`,
+            `count`, `log_ratio_mean` and `log_ratio_std` are read, and if they are there `position_mean` and the tails
+            (`cell_edge`, `gain`, `harm`, see `Tails`). `position_profile` says how to pool calls. Its `length` should
+            be one that no token exceeds, because tokens past it are counted in the last bin.
+        share: the share of the tokens to clip, in (0, 0.5).
+        power: a fixed exponent, such as 0.5 for √t; None fits it too.
 
     Raises:
-        ValueError: too few bins with two tokens and a spread, tails without extent, or a value out of range.
+        ValueError: too few bins with two tokens and a spread, tails without extent, or an argument out of range.
     """
     usable = _usable_bins(profile)
     bins = list(usable.values())
@@ -163,7 +165,7 @@ def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | 
     weights = [2 * (n - 1) for _, n, _, _ in bins]
     intercept, slope, intercept_stderr, slope_stderr = _line(x, y, weights, power)
     scale = math.exp(intercept)
-    # The centre grows as t under independent steps; what one exponent can hold of it is its mean over tokens.
+    # Under independent steps the centre grows as t. With one exponent for all, its mean over tokens is taken.
     total = math.fsum(n for _, n, _, _ in bins)
     centre = math.fsum(n * mean / t**slope for t, n, mean, _ in bins) / total
     low, high = band_bases(scale, share, centre)
@@ -191,9 +193,9 @@ def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | 
 
 
 def _usable_bins(profile: Mapping[str, Tensor]) -> dict[int, tuple[float, float, float, float]]:
-    """By number, (mean position, count, mean, std) of the bins with two tokens and a spread.
+    """(mean position, count, mean, std) of the bins with two tokens and a spread, by their number.
 
-    The mean position is the right one for a variance that grows as t; unless given, it is the middle of the bin.
+    A variance that grows as t needs the mean position. If the profile lacks it, the middle of the bin is taken.
     """
     columns = [profile[key].double().tolist() for key in ("edge", "count", "log_ratio_mean", "log_ratio_std")]
     given = profile["position_mean"].tolist() if "position_mean" in profile else [None] * len(columns[0])
@@ -213,7 +215,7 @@ def _usable(count: float, mean: float, std: float) -> bool:
 def _line(
     x: list[float], y: list[float], weights: list[float], slope: float | None
 ) -> tuple[float, float, float, float]:
-    """Intercept, slope and their standard errors of a weighted line, the slope given or fitted."""
+    """The intercept and slope of a weighted line, and their standard errors; a given slope is not fitted."""
     total = math.fsum(weights)
     x_mean = math.fsum(w * a for w, a in zip(weights, x, strict=True)) / total
     y_mean = math.fsum(w * b for w, b in zip(weights, y, strict=True)) / total
@@ -239,7 +241,7 @@ def _clipped(low: float, high: float, growth: float, mean: float, std: float) ->
 
 
 def _base(counts: Tensor, edges: Tensor, growth: Tensor, share: float) -> float:
-    """The smallest base ≥ 0 above which at most the share lies."""
+    """The smallest bound at t = 1, at least 0, beyond which at most the share of the tokens lies."""
     allowed = share * float(counts.sum())
     low, high = 0.0, float((edges[-1] / growth).max())
     if float(_above(counts, edges, growth * 0).sum()) <= allowed:
@@ -254,7 +256,7 @@ def _base(counts: Tensor, edges: Tensor, growth: Tensor, share: float) -> float:
 
 
 def _above(counts: Tensor, edges: Tensor, thresholds: Tensor) -> Tensor:
-    """[K] counts above a threshold a bin; beyond the last edge those of the open cell."""
+    """[K] the counts above each bin's threshold. Beyond the last edge they are those of the open cell."""
     after = counts.flip(1).cumsum(1).flip(1)[:, 1:]  # [K, C] above each edge
     place = torch.searchsorted(edges, thresholds).clamp(1, len(edges) - 1)
     share = ((thresholds - edges[place - 1]) / (edges[place] - edges[place - 1])).clamp(0, 1)

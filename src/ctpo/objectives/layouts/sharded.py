@@ -1,10 +1,9 @@
-"""Sequences sharded over a process group (context parallelism): every rank holds some positions of each
-sequence.
+"""Sequences sharded over a process group (context parallelism): every rank holds some positions of each sequence.
 
-Only detached statistics cross ranks, in the forward pass; backward needs no collective. Each rank's loss is
+Only detached statistics cross ranks, in the forward pass. The backward pass needs no collective. Each rank's loss is
 its share: the shares add up to the loss of the whole sequences, and so do the gradients.
 
-Shape legend: B rows, t positions a rank, W ranks, K chunks a rank.
+Shapes: B rows, t positions per rank, W ranks, K chunks per rank.
 """
 
 from __future__ import annotations
@@ -23,15 +22,18 @@ from ctpo.objectives.numerics import prefix_dtype, reads_are_free
 
 @dataclass(frozen=True, eq=False)
 class SequenceShard:
-    """Where a rank's tokens sit in the whole sequences. All ranks hold equally many.
+    """Where a rank's tokens lie in the whole sequences. All ranks hold equally many tokens.
+
+    Give `positions` or `chunk_ids`; `contiguous`, `zigzag` and `striped` make the usual ones.
 
     Attributes:
-        group: process group that shares the sequences; None is the default group.
-        positions: [t] global position of each local column (or of each token of a packed stream), any order.
-        chunk_ids: [K] global number of each of K equal local chunks; gathers K sums a row instead of every
-            token.
+        group: the process group that shares the sequences; None is the default group.
+        positions: [t] the global position of each local column (of each token, if packed), in any order.
+        chunk_ids: [K] the global number of each of K equal local chunks. Ranks then exchange K sums per row instead of
+            every token.
 
-    Contiguous, zig-zag and striped layouts are given by `contiguous`, `zigzag` and `striped`.
+    Raises:
+        ValueError: both or neither is given, or one is not a 1-D integer tensor.
     """
 
     group: dist.ProcessGroup | None = None
@@ -50,7 +52,7 @@ class SequenceShard:
             raise ValueError("chunk_ids: none; every rank holds at least one chunk (its tokens may be none).")
 
     def token_positions(self, length: int) -> Tensor:
-        """[t] global positions of `length` local tokens.
+        """The global positions [t] of `length` local tokens.
 
         Raises:
             ValueError: the length does not fit the positions, or is not a multiple of the number of chunks.
@@ -100,22 +102,22 @@ def _refuse_decrease(ids: Tensor) -> None:
     if falls.numel():
         at = int(falls[0]) + 1
         raise ValueError(
-            f"segment_ids: {int(ids[at])} follows {int(ids[at - 1])} in the order of the whole stream; they may "
-            "only rise along the positions of all ranks."
+            f"segment_ids: {int(ids[at])} follows {int(ids[at - 1])} in the order of the whole batch; they may "
+            "not decrease along the positions of all ranks."
         )
 
 
 class Sharded(Layout):
-    """Layout of sharded sequences: gather what is needed, sum in global order, take back one's own.
+    """Sums over sharded sequences: gather what is needed, sum in global order, and keep this rank's part.
 
     Args:
-        shard: where the local tokens sit.
-        length: local tokens t.
-        device: of the tokens.
-        segment_ids: [t] ids of a packed stream, global numbering, or None for padded rows.
+        shard: where the local tokens lie.
+        length: t, the number of local tokens.
+        device: the device of the tokens.
+        segment_ids: [t] the segments of packed tokens, numbered over all ranks; None for padded rows.
 
     Raises:
-        ValueError: two tokens hold one position, or segment ids decrease along it (looked at on the CPU).
+        ValueError: two tokens have one position, or segment ids decrease along it. Looked at where reading is free.
     """
 
     differentiable = False
@@ -151,7 +153,7 @@ class Sharded(Layout):
             self.own_chunks = self.chunks.argsort()[rank * len(chunks) : (rank + 1) * len(chunks)]
 
     def _gather(self, values: Tensor) -> Tensor:
-        """Values of all ranks side by side along the last dimension, in rank order."""
+        """The values of all ranks side by side along the last dimension, in the order of the ranks."""
         parts = [torch.empty_like(values) for _ in range(self.world)]
         dist.all_gather(parts, values.detach().contiguous(), group=self.group)
         return torch.cat(parts, dim=-1)
@@ -163,7 +165,7 @@ class Sharded(Layout):
         return values.detach().to(prefix_dtype(values.device))
 
     def _before(self, totals: Tensor) -> Tensor:
-        """Sum over the chunks that come before each own chunk; [B, K] in, [B, K] out."""
+        """[B, K] the sum of the chunks before each chunk of this rank, from the totals [B, K] of its own chunks."""
         assert self.chunks is not None
         ordered = self._gather(totals)[..., self.chunks]
         return (ordered.cumsum(-1) - ordered)[..., self.own_chunks]
