@@ -162,6 +162,8 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         if getattr(self, "ddp_find_unused_parameters", None) is None:
             self.ddp_find_unused_parameters = False  # every weight takes part in every loss
         super().__post_init__()
+        # Newer versions of transformers do this themselves.
+        self.gradient_checkpointing = bool(self.gradient_checkpointing)
         if isinstance(self.objective_kwargs, dict) and self.objective in preset_names():
             self.objective_kwargs = current_knobs(self.objective_kwargs, preset_defaults(self.objective))
         check_settings(self, {each.name: each.default for each in dataclasses.fields(GRPOConfig)})
