@@ -6,7 +6,8 @@ under the mask and its log-probs can be used.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,12 +30,10 @@ offset, offset_squared: sums of x − origin and of its square, over the usable 
     the values of x, so that the standard deviation of values far from 0 keeps its digits.
 weight, weight_squared: sums of w and w², where w is e^x times any one constant that keeps both within range.
 d, d_squared, k3: sums of d, d² and e^d − 1 − d.
-lowest, highest: extremes of x over the usable tokens. They may be anything if there are none.
+lowest, highest: extremes of x over the usable tokens. They may be any finite numbers if there are none.
 """
 
-_CLIPPED: Final = slice(SUMS.index("high"), SUMS.index("dual") + 1)
-_PER_USABLE: Final = slice(SUMS.index("offset"), SUMS.index("k3") + 1)
-_LEVELS: Final = slice(SUMS.index("origin"), SUMS.index("highest") + 1)
+N = TypeVar("N", float, Tensor)
 
 
 @torch.no_grad()
@@ -60,24 +59,37 @@ def finalise(sums: Tensor) -> dict[str, Tensor]:
             holds probabilities or logits, not log-probs.
         tokens, sequences: the default denominators.
     """
-    tokens, sequences, usable, nonfinite, saturated, positive = sums[: _CLIPPED.start].unbind()
-    high, low, dual = (sums[_CLIPPED] / tokens.clamp(min=1)).unbind()
-    means = (sums[_PER_USABLE] / usable.clamp(min=1)).unbind()
-    offset, offset_squared, weight, weight_squared, d, d_squared, k3 = means
-    origin, lowest, highest = torch.where(usable > 0, sums[_LEVELS], torch.zeros_like(usable)).unbind()
+    return _statistics(sums.unbind())
+
+
+def finalise_numbers(sums: Sequence[float]) -> dict[str, Tensor]:
+    """The same statistics on the CPU from sums that are numbers: one tensor is made instead of sixty."""
+    statistics = _statistics(sums)
+    values = torch.tensor(list(statistics.values()), dtype=torch.float64, device="cpu").unbind()
+    return dict(zip(statistics, values, strict=True))
+
+
+def _statistics(sums: Sequence[N]) -> dict[str, N]:
+    """The statistics from their sums; only operators that numbers and tensors share."""
+    tokens, sequences, usable, nonfinite, saturated, positive, high, low, dual = sums[:9]
+    offset, offset_squared, weight, weight_squared, d, d_squared, k3, origin, lowest, highest = sums[9:]
+    all_tokens, n = tokens + (tokens == 0), usable + (usable == 0)  # at least 1
+    mean = offset / n
+    variance = offset_squared / n - mean * mean
+    any_usable = usable / n  # 1 or 0
     return {
-        "clip_fraction": high + low,
-        "clip_fraction_high": high,
-        "clip_fraction_low": low,
-        "clip_fraction_dual": dual,
-        "log_ratio_mean": origin + offset,
-        "log_ratio_std": (offset_squared - offset.square()).clamp(min=0).sqrt(),
-        "log_ratio_min": lowest,
-        "log_ratio_max": highest,
-        "ess": weight.square() / weight_squared.clamp(min=torch.finfo(sums.dtype).tiny),
-        "kl_k1": -d,
-        "kl_k2": d_squared / 2,
-        "kl_k3": k3,
+        "clip_fraction": (high + low) / all_tokens,
+        "clip_fraction_high": high / all_tokens,
+        "clip_fraction_low": low / all_tokens,
+        "clip_fraction_dual": dual / all_tokens,
+        "log_ratio_mean": origin * any_usable + mean,
+        "log_ratio_std": ((variance + abs(variance)) / 2) ** 0.5,
+        "log_ratio_min": lowest * any_usable,
+        "log_ratio_max": highest * any_usable,
+        "ess": weight * weight / (n * (weight_squared + (weight_squared == 0))),
+        "kl_k1": -d / n,
+        "kl_k2": d_squared / (2 * n),
+        "kl_k3": k3 / n,
         "nonfinite": nonfinite,
         "saturated": saturated,
         "neutralised": nonfinite + saturated,
@@ -103,7 +115,7 @@ def summarise(tokens: Tokens, log_weight: Tensor, terms: TokenTerms) -> dict[str
     # An infinity beside the tokens stands in for an empty batch.
     lowest = torch.cat([torch.where(kept, x, inf).reshape(-1), inf]).min()
     highest = torch.cat([torch.where(kept, x, -inf).reshape(-1), -inf]).max()
-    lowest, highest = layout.max_shards(torch.stack([-lowest, highest])).unbind()
+    lowest, highest = layout.max_shards(torch.stack([-lowest, highest])).nan_to_num(neginf=0.0).unbind()
     # Relative to the largest x, no weight overflows and not all of them underflow.
     offset = torch.where(kept, x - highest, zero)
     weight = torch.where(kept, offset.exp(), zero)

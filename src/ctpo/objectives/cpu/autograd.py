@@ -20,7 +20,7 @@ from ctpo.objectives.inputs import Inputs
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Reduction
 from ctpo.objectives.reference import Output
-from ctpo.objectives.stats import finalise
+from ctpo.objectives.stats import finalise_numbers
 from ctpo.objectives.surrogates import Surrogate
 from ctpo.objectives.trust_regions import TrustRegion
 
@@ -48,14 +48,14 @@ def native_output(
     parts = Parts(ratio, region, surrogate, reduction)  # type: ignore[arg-type]  # as the refusals have seen
     try:
         if torch.is_grad_enabled() and inputs.logps.requires_grad:
-            sums: list[Tensor] = []
+            sums: list[list[float]] = []
             loss, token_loss = _Native.apply(inputs.logps, inputs, parts, definition, sums)  # type: ignore[no-untyped-call]
         else:
             run = forward(parts, inputs, with_gradient=False)
             loss, token_loss, sums = run.loss, run.token_loss, [run.sums]
     except BadSegmentsError:
         return None  # the definition's checks say what is wrong
-    return Output(loss, token_loss, finalise(sums[0]))
+    return Output(loss, token_loss, finalise_numbers(sums[0]))
 
 
 def refuse(
@@ -79,7 +79,7 @@ def refuse(
 class _Native(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logps: Tensor, inputs: Inputs, parts: Parts, definition: Definition, sums: list[Tensor]
+        ctx: Any, logps: Tensor, inputs: Inputs, parts: Parts, definition: Definition, sums: list[list[float]]
     ) -> tuple[Tensor, Tensor]:
         run = forward(parts, inputs, with_gradient=True)
         sums.append(run.sums)

@@ -56,10 +56,8 @@ class Call(ctypes.Structure):
     )
 
 
-class Totals(ctypes.Structure):
-    """What the C pass sums over the tokens: `stats.SUMS`, and two numbers more."""
-
-    _fields_ = tuple((name, _REAL) for name in (*SUMS, "level", "loss"))
+_Totals: Final = _REAL * (len(SUMS) + 2)
+"""What the C pass sums over the tokens: `stats.SUMS`, the level of the weights, and the loss."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class Run:
     loss: Tensor
     token_loss: Tensor
     gradient: Tensor | None
-    sums: Tensor
+    sums: list[float]
 
 
 class BadSegmentsError(Exception):
@@ -104,8 +102,8 @@ def forward(parts: Parts, inputs: Inputs, with_gradient: bool) -> Run:
     token_loss = torch.empty(inputs.logps.shape, dtype=dtype, device="cpu")
     gradient = torch.empty_like(token_loss) if with_gradient else None
     totals = _run(parts, inputs, dtype, token_loss, gradient)
-    loss = torch.full((), totals.loss, dtype=dtype, device="cpu")
-    return Run(loss, token_loss, gradient, torch.frombuffer(totals, dtype=torch.float64, count=len(SUMS)))
+    loss = torch.full((), totals[-1], dtype=dtype, device="cpu")
+    return Run(loss, token_loss, gradient, totals[: len(SUMS)])
 
 
 @torch.no_grad()
@@ -125,7 +123,7 @@ def _run(
     gradient: Tensor | None,
     of_loss: float = 1.0,
     of_tokens: Tensor | None = None,
-) -> Totals:
+) -> list[float]:
     """The totals of one run, which fills the results."""
     shape = inputs.logps.shape
     per_token = {name: getattr(inputs, name) for name in ("advantages", "weights")}
@@ -157,14 +155,14 @@ def _run(
     call.num_tokens, call.num_sequences = _count(inputs.num_tokens), _count(inputs.num_sequences)
     call.loss_gradient = of_loss
     call.threads = torch.get_num_threads()
-    totals = Totals()
+    totals = _Totals()
     function = library().ctpo_run_double if dtype == torch.float64 else library().ctpo_run_float
     error = function(ctypes.byref(call), ctypes.byref(totals))
     if error == 1:
         raise BadSegmentsError
     if error:
         raise MemoryError("the C pass could not get memory for its tasks.")
-    return totals
+    return list(totals)
 
 
 @lru_cache(maxsize=64)
