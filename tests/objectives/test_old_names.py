@@ -31,6 +31,7 @@ def test_knobs(name: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     with pytest.warns(FutureWarning) as warned:
         objective = preset(name, **old)
     assert objective == preset(name, **new)
+    assert {each.filename for each in warned} == {__file__}
     for key, value in new.items():
         assert any((value if key == "backend" else key) in str(each.message) for each in warned)
 

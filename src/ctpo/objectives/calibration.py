@@ -1,7 +1,8 @@
 """A trust region from the measured spread of the accumulated log ratio.
 
 The spread at position t is taken as scale·t^power. A band that follows it lets the same share of the tokens out at
-every position. How wide it has to be is read from the tails, if they were counted, and from a normal distribution otherwise.
+every position. How wide it has to be is read from the tails if they were counted, and otherwise from a normal
+distribution.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         checks.choice("on_bad", self.on_bad, ("neutralise", "raise"))
-        object.__setattr__(self, "backend", current_backend(self.backend))
+        object.__setattr__(self, "backend", current_backend(self.backend, 4))
         checks.choice("backend", self.backend, BACKENDS)
 
     @old_keywords(mask="response_mask", loss_mask="rejection_mask")

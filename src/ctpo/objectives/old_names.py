@@ -31,7 +31,7 @@ def old_keywords(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                     value: Any = kwargs.pop(old)
                     if old == _COUNTED and value is not None:
                         value = value == 0
-                    kwargs[_current(old, new, kwargs)] = value
+                    kwargs[_current(old, new, kwargs, 3)] = value
             return function(*args, **kwargs)
 
         return call
@@ -66,14 +66,14 @@ def current_knobs(knobs: Mapping[str, Any], known: Collection[str]) -> dict[str,
     new_names = {
         old: name for old in _BOUNDS if old not in known for name in known if name.endswith(f"_{old}")
     }
-    return {
-        _current(name, new_names[name], knobs) if name in new_names else name: value
-        for name, value in knobs.items()
-    }
+    current = {}
+    for name, value in knobs.items():
+        current[_current(name, new_names[name], knobs, 4) if name in new_names else name] = value
+    return current
 
 
-def current_backend(name: str) -> str:
-    """The current name of a backend.
+def current_backend(name: str, stacklevel: int) -> str:
+    """The current name of a backend. `stacklevel` is the caller's, for the warning.
 
     Raises:
         ValueError: a backend that is gone.
@@ -85,12 +85,12 @@ def current_backend(name: str) -> str:
     warnings.warn(
         'backend="compile" has a new name, backend="native"; the old one goes in the next release.',
         FutureWarning,
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
     return "native"
 
 
-def _current(old: str, new: str, given: Mapping[str, object]) -> str:
+def _current(old: str, new: str, given: Mapping[str, object], stacklevel: int) -> str:
     """The new name, after a warning."""
     if new in given:
         raise ValueError(f"{old}: this is the old name of {new}, which is given too; drop {old}.")
@@ -98,6 +98,6 @@ def _current(old: str, new: str, given: Mapping[str, object]) -> str:
     warnings.warn(
         f"{old} has a new name, {new}{opposite}; the old one goes in the next release.",
         FutureWarning,
-        stacklevel=4,
+        stacklevel=stacklevel,
     )
     return new

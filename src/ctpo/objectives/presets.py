@@ -19,7 +19,7 @@ from typing import Any, Final
 from ctpo.objectives import checks
 from ctpo.objectives.calibration import band_bases
 from ctpo.objectives.objective import Objective
-from ctpo.objectives.old_names import current_knobs
+from ctpo.objectives.old_names import current_backend, current_knobs
 from ctpo.objectives.quantile_gate import QuantileGate, Smoothing
 from ctpo.objectives.ratios import (
     CumulativeRatio,
@@ -368,6 +368,7 @@ def preset(name: str, **overrides: Any) -> Objective:
         checks.choice(f"override of preset {name!r}", key, known)
     knobs = {**known, **overrides}
     shared = {key: knobs.pop(key) for key in _SHARED}
+    shared["backend"] = current_backend(shared["backend"], 3)
     objective = _PRESETS[name](**knobs)
     reduction = dataclasses.replace(objective.reduction, norm_length=shared.pop("norm_length"))
     return dataclasses.replace(objective, reduction=reduction, **shared)
