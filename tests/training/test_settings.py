@@ -6,12 +6,14 @@ import dataclasses
 import subprocess
 import sys
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from trl import GRPOConfig
 
 from ctpo import CTPOConfig
+from ctpo.errors import UserError
 from ctpo.objectives import preset_defaults, preset_names
 from ctpo.training.config.recipe import embedded_recipe, merge
 from ctpo.training.config.settings import build, resolved
@@ -91,3 +93,20 @@ def test_an_answer_that_needs_no_model_imports_nothing_heavy(
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == str(code)
     assert printed in done.stdout + done.stderr
+
+
+def test_knobs_under_their_old_names_are_taken_and_saved_under_the_new_ones() -> None:
+    keys = merge(embedded_recipe(), {"objective": "gspo", "objective_kwargs": {"low": 0.01}})
+    with pytest.warns(FutureWarning, match="objective_kwargs.ratio_low"):
+        settings = resolved(keys)
+    assert settings["objective_kwargs"]["ratio_low"] == 0.01
+    assert "low" not in settings["objective_kwargs"]
+    with pytest.raises(UserError, match="low is the old name of ratio_low"), pytest.warns(FutureWarning):
+        resolved({**keys, "objective_kwargs": {"low": 0.01, "ratio_low": 0.02}})
+
+
+def test_knobs_under_their_old_names_in_python(tmp_path: Path) -> None:
+    with pytest.warns(FutureWarning, match="log_high"):
+        config = CTPOConfig(str(tmp_path), use_cpu=True, objective_kwargs={"high": 0.2})
+    assert config.objective_kwargs == {"log_high": 0.2}
+    assert "high" not in config.objective_settings()

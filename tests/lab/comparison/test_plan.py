@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from ctpo.errors import UserError
+from ctpo.lab.comparison.compare import tuning_cells
 from ctpo.lab.comparison.plan import cell, read_plan
+from ctpo.lab.comparison.scores_file import ScoresFile
 
 TOLD: dict[str, Any] = {
     "common": {"rollout_batches": 2},
@@ -27,6 +29,16 @@ def plan_of(folder: Path, **changes: Any) -> Any:
     path = folder / "comparison.yaml"
     path.write_text(yaml.safe_dump({**TOLD, **changes}), encoding="utf-8")
     return read_plan(path)
+
+
+@pytest.mark.parametrize(("plan", "scores"), [("study", "scores"), ("finalists", "finalists")])
+def test_recorded_studies_are_still_read(plan: str, scores: str) -> None:
+    """They were recorded when `log_low` and `ratio_low` were both `low`; every score is found under its digest."""
+    folder = Path(__file__).parents[3] / "recipes" / "study"
+    recorded = ScoresFile(folder / f"{scores}.csv")
+    cells = tuning_cells(read_plan(folder / f"{plan}.yaml"))
+    assert len(cells) > 5
+    assert all(recorded.score(each) is not None for each in cells)
 
 
 def test_a_cell_holds_its_complete_recipe(tmp_path: Path) -> None:
