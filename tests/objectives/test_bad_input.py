@@ -163,7 +163,7 @@ def test_defaults_list_every_knob() -> None:
                 cu_seqlens=torch.tensor([0, 2, 4]),
                 shard=SequenceShard(chunk_ids=torch.arange(1)),
             ),
-            "cu_seqlens: a shard of a packed stream needs segment_ids",
+            "cu_seqlens: a shard of packed tokens needs segment_ids",
         ),
         (
             lambda: Objective(

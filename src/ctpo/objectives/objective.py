@@ -216,7 +216,7 @@ def _layout(inputs: Inputs, shard: SequenceShard | None) -> Layout:
     if cu_seqlens is not None:
         if shard is not None:
             raise ValueError(
-                "cu_seqlens: a shard of a packed stream needs segment_ids, one for each local token."
+                "cu_seqlens: a shard of packed tokens needs segment_ids, one for each local token."
             )
         return packed_from(cu_seqlens, length, segments)
     assert segment_ids is not None

@@ -1,1 +1,1 @@
-"""How the tokens of a batch lie in memory: padded rows, a packed stream, shards of sequences."""
+"""How the tokens of a batch lie in memory: padded rows, packed batches, shards of sequences."""
