@@ -1,16 +1,21 @@
 """Time and memory of the objectives against named peers, side by side, and the precision of prefix sums.
 
-    python benchmarks/objectives.py            # a table
-    python benchmarks/objectives.py --json     # for machines
-    python benchmarks/objectives.py --compile  # also the pass in C (first call: a second)
+    python benchmarks/objectives.py             # a table
+    python benchmarks/objectives.py --json      # for machines
+    python benchmarks/objectives.py --inductor  # also the definition through torch.compile (half a minute per shape)
     python benchmarks/objectives.py --published core_algos.py torch_functional.py  # also the published CTPO loss
-    python benchmarks/objectives.py --growth   # cost a token from 16k to 1M tokens a row
-    python benchmarks/objectives.py --drift 0.2  # log ratios that spread by more than 0.02 a token: more is clipped
+    python benchmarks/objectives.py --growth    # cost per token from 16k to 1M tokens per row
+    python benchmarks/objectives.py --drift 0.2 # log ratios that spread by more than 0.02 per token: more is clipped
 
 Each row is forward and backward on the same tensors, contenders interleaved, medians over the rounds (CPU time
 of one thread, else wall time); ratios are their time over ours. Peers run their own code on log-probs they did
 not have to compute:
 
+- ctpo, grpo: our presets as a user calls them, with statistics;
+- packed-ids, packed-cu: ctpo on the same tokens laid end to end, with segment_ids or with cu_seqlens;
+- definition: ctpo with backend="compose";
+- inductor: the same through torch.compile, with the same statistics;
+- floor: a copy of what any pass has to read (two tensors of log-probs and a mask) into as much as it has to write;
 - eager: CTPO as its paper describes it, written straightforwardly in torch, with the kinds of statistics that
   the published implementation reports (moments and quantiles of the ratio, clip counts, read to the host);
 - eager-bare: the same without statistics;
@@ -25,6 +30,7 @@ TRL's and Liger's losses are GRPO's; ours of the same family (`grpo`) stands bes
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -42,10 +48,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from ctpo.objectives import Objective, preset
 
-SHAPES = ((64, 1024), (64, 8192), (8, 65536), (1, 524288))
+SHAPES = ((8, 128), (8, 512), (16, 1024), (64, 1024), (64, 8192), (8, 65536), (1, 524288))
+SMALL_TOKENS = 1 << 16  # below it a round is repeated until it has as many tokens
 DRIFT = 0.02
 ROWS = tuple((1, 1 << k) for k in range(14, 21))
 Step = Callable[[], None]
+Loss = Callable[..., Any]
 
 
 def clock() -> float:
@@ -55,9 +63,9 @@ def clock() -> float:
 
 
 def batch(rows: int, length: int, device: str, drift: float = DRIFT) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probs that drift by as much a token, and multi-turn masks: ragged ends, 64 tool tokens in every 512."""
+    """Log-probs that drift by so much per token, and multi-turn masks: ragged ends, 64 tool tokens in every 512."""
     g = torch.Generator().manual_seed(0)
-    logps = -torch.rand(rows, length, generator=g)
+    logps = -2 - torch.rand(rows, length, generator=g)
     old = logps - drift * torch.randn(rows, length, generator=g)
     column = torch.arange(length)
     ends = torch.randint(length // 2, length + 1, (rows, 1), generator=g)
@@ -66,23 +74,68 @@ def batch(rows: int, length: int, device: str, drift: float = DRIFT) -> tuple[Te
     return logps.to(device), old.to(device), advantages.to(device), mask.to(device)
 
 
-def loss_of(objective: Objective) -> Callable[..., Tensor]:
+def loss_of(objective: Objective) -> Loss:
     """The loss alone."""
     return lambda *inputs: objective(*inputs).loss
 
 
-def contenders(
-    compile_too: bool, published: list[Path] | None
-) -> tuple[dict[str, Callable[..., Tensor]], dict[str, str]]:
+def packed(packing: str) -> Loss:
+    """The loss of ctpo on padded rows that are laid end to end."""
+    objective = preset("ctpo")
+
+    def loss(logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+        return objective(
+            logps.view(-1), old.view(-1), advantages, mask.view(-1), **segments(packing, *logps.shape)
+        ).loss
+
+    return loss
+
+
+@functools.cache
+def segments(packing: str, rows: int, length: int) -> dict[str, Tensor]:
+    """The argument that tells the segments of a packed batch apart."""
+    if packing == "cu_seqlens":
+        return {packing: torch.arange(0, rows * length + 1, length, dtype=torch.int32)}
+    return {packing: torch.arange(rows).repeat_interleave(length)}
+
+
+def through_inductor() -> Loss:
+    """The definition of ctpo through torch.compile, statistics included."""
+    objective = preset("ctpo", backend="compose")
+
+    @torch.compile(dynamic=False)
+    def compiled(*inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        out = objective(*inputs)
+        return out.loss, out.stats
+
+    return lambda *inputs: compiled(*inputs)[0]
+
+
+@functools.cache
+def space(shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory that the floor writes to."""
+    return torch.empty(shape), torch.empty(shape), torch.empty(shape, dtype=torch.bool)
+
+
+def floor(logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> None:
+    """Read and write as many bytes as any pass over the tokens has to."""
+    for target, source in zip(space(logps.shape), (logps.detach(), old, mask), strict=True):
+        target.copy_(source)
+
+
+def contenders(inductor: bool, published: list[Path] | None) -> tuple[dict[str, Loss], dict[str, str]]:
     """Losses by name, and peers that cannot run with the reason."""
     ours = {
         "ctpo": preset("ctpo"),
         "grpo": preset("grpo"),
-        "ctpo-composed": preset("ctpo", backend="compose"),
+        "definition": preset("ctpo", backend="compose"),
     }
-    if compile_too:
-        ours["ctpo-compiled"] = preset("ctpo", backend="native")
     runs = {name: loss_of(objective) for name, objective in ours.items()}
+    runs |= {"packed-ids": packed("segment_ids"), "packed-cu": packed("cu_seqlens")}
+    if inductor:
+        runs["inductor"] = through_inductor()
+    if not torch.cuda.is_available():
+        runs["floor"] = floor
     runs["eager"] = lambda *x: eager_ctpo(*x, True)
     runs["eager-bare"] = lambda *x: eager_ctpo(*x, False)
     if published is not None:
@@ -96,28 +149,36 @@ def contenders(
     return runs, missing
 
 
-def step(loss: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Step:
+def step(loss: Loss, inputs: tuple[Tensor, ...]) -> Step:
     """Forward and backward once."""
 
     def once() -> None:
         logps = inputs[0].detach().requires_grad_()
-        loss(logps, *inputs[1:]).backward()
+        value = loss(logps, *inputs[1:])
+        if value is not None:
+            value.backward()
         if logps.is_cuda:
             torch.cuda.synchronize()
 
     return once
 
 
-def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contender in every round, all of them in each round."""
+def interleaved(steps: dict[str, Step], rounds: int, repeats: int = 1) -> dict[str, list[float]]:
+    """Seconds of every contender in every round, all of them in each round, each so many times at once.
+
+    Every round begins with another contender, as what ran before leaves caches and freed memory behind.
+    """
     times: dict[str, list[float]] = {name: [] for name in steps}
     for run in steps.values():
         run()
+    order = list(steps.items())
     for _ in range(rounds):
-        for name, run in steps.items():
+        order = order[1:] + order[:1]
+        for name, run in order:
             start = clock()
-            run()
-            times[name].append(clock() - start)
+            for _ in range(repeats):
+                run()
+            times[name].append((clock() - start) / repeats)
     return times
 
 
@@ -196,18 +257,18 @@ def measure(
     shapes: tuple[tuple[int, int], ...],
     rounds: int,
     device: str,
-    compile_too: bool,
+    inductor: bool,
     published: list[Path] | None,
     drift: float,
 ) -> dict[str, Any]:
     """All figures."""
-    runs, missing = contenders(compile_too, published)
+    runs, missing = contenders(inductor, published)
     table = []
     for rows, length in shapes:
         inputs = batch(rows, length, device, drift)
         clipped = preset("ctpo")(*inputs).stats["clip_fraction"].item()
         steps = {name: step(loss, inputs) for name, loss in runs.items()}
-        times = interleaved(steps, rounds)
+        times = interleaved(steps, rounds, max(1, SMALL_TOKENS // (rows * length)))
         for name in runs:
             seconds = statistics.median(times[name])
             ours = "grpo" if name in ("trl", "liger", "grpo") else "ctpo"
@@ -252,7 +313,7 @@ def show(results: dict[str, Any]) -> None:
             f"{shape:>12} {row['loss']:>14} {row['ms']:9.2f} {row['ns_per_token']:9.1f}"
             f" {row['bytes_per_token']:8.1f}  {row['ratio']:.2f}× {row['ours']}{extra}"
         )
-    print("\nlargest error of a prefix sum of log ratios (spread 0.02 a token)")
+    print("\nlargest error of a prefix sum of log ratios (spread 0.02 per token)")
     for length, errors in results["prefix_sum_error"].items():
         print(f"{length:>8}: " + ", ".join(f"{name} {value:.1e}" for name, value in errors.items()))
 
@@ -263,7 +324,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default 7)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    parser.add_argument("--compile", action="store_true", help="also measure backend='compile'")
+    parser.add_argument("--inductor", action="store_true", help="also the definition through torch.compile")
     parser.add_argument("--published", type=Path, nargs="+", help="also the published loss, from these files")
     parser.add_argument("--growth", action="store_true", help="other shapes: one row of 16k to 1M tokens")
     parser.add_argument("--drift", type=float, default=DRIFT, help="spread of a log ratio (default 0.02)")
@@ -273,7 +334,7 @@ def main() -> None:
     shapes, rounds = (SHAPES[:1], 3) if options.small else (SHAPES, options.rounds)
     shapes = ROWS if options.growth else shapes
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    results = measure(shapes, rounds, device, options.compile, options.published, options.drift)
+    results = measure(shapes, rounds, device, options.inductor, options.published, options.drift)
     if options.json:
         json.dump(results, sys.stdout, indent=1)
         print()
