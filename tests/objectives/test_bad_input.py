@@ -36,6 +36,7 @@ V, VM = torch.zeros(4), torch.ones(4, dtype=torch.bool)
         ((X, X, A, M * 2), {}, "response_mask: value 2 is neither 0 nor 1"),
         ((X, X, A, M * 0.5), {}, "response_mask: value 0.5 is neither"),
         ((X, X, A, [[1]]), {}, "response_mask: expected a torch.Tensor, got list"),
+        ((X, X, A, M.to_sparse()), {}, "response_mask: layout torch.sparse_coo is not dense"),
         ((X, X, A, M), {"rejection_mask": M * 3}, "rejection_mask: value 3"),
         ((X, X, A, M), {"weights": torch.zeros(5)}, r"weights: shape \(5,\)"),
         ((X, X, A, M), {"segment_ids": torch.zeros(2)}, "segment_ids: logps are padded"),

@@ -56,6 +56,8 @@ def batch(
             raise ValueError(
                 f"{name}: expected a torch.Tensor, got {type(value).__name__}; convert it first."
             )
+        if isinstance(value, Tensor) and value.layout is not torch.strided:
+            raise ValueError(f"{name}: layout {value.layout} is not dense; convert it with .to_dense().")
     for name, value in floats.items():
         if value is not None and not value.is_floating_point():
             raise ValueError(f"{name}: dtype {value.dtype} is not floating point; convert it with .float().")
