@@ -21,7 +21,7 @@ enum { NOTHING, TOKENS, SEQUENCES };
 /* What a run returns. */
 enum { DONE, BAD_SEGMENTS, NO_MEMORY };
 
-/* One call. The fields and their order are those of `Call` in native.py. All pointers may be NULL where that is said. */
+/* One call. The fields and their order are those of `Call` in native.py. Pointers may be NULL where that is said. */
 typedef struct {
   /* The objective. Bounds are log ratios at the first token; at token t they are multiplied by t^power. */
   int64_t ratio, surrogate, through, divisor;
@@ -52,8 +52,8 @@ typedef struct {
   void *token_loss, *gradient;
 } Call;
 
-/* Sums over tokens, which stats.py makes the statistics from. The fields are those of SUMS there, in the same order, and
-   two more. x is a token's log weight after truncation, d its log ratio. */
+/* Sums over tokens, which stats.py makes the statistics from. The fields are those of SUMS there, in the same order,
+   and two more. x is a token's log weight after truncation, d its log ratio. */
 typedef struct {
   double tokens, sequences;                       /* under the response mask */
   double usable, nonfinite, saturated, positive;  /* kinds of tokens */
@@ -69,6 +69,7 @@ typedef struct {
 #define CHUNK 512 /* tokens that pass through all the loops while they are in the first cache */
 #define VECTOR _Pragma("omp simd")
 
+/* Set totals to those of no tokens. */
 static void clear(const Call *call, Totals *totals) {
   memset(totals, 0, sizeof *totals);
   totals->lowest = call->far;
@@ -100,6 +101,7 @@ static void join_weights(Totals *into, double weight, double squares, double lev
   into->weight_squared += squares;
 }
 
+/* Add the totals of one part of the batch to those of the parts before it. */
 static void join(Totals *into, const Totals *part) {
   join_moments(into, part->usable, part->origin, part->offset_squared); /* before the counts are added */
   into->loss += part->loss;
@@ -183,6 +185,7 @@ static inline float split_exponent(float x, float *r) {
   return n;
 }
 
+/* 2^n for a whole n from −126 to 127. */
 static inline float power_of_two(float n) {
   union { uint32_t i; float f; } power;
   power.i = (uint32_t)((int32_t)n + 127) << 23;
@@ -205,6 +208,7 @@ static inline float excess_float(float x) {
 /* The same for |x| up to SMALL. */
 static inline float small_excess_float(float x) { return exp_tail(x) * x * x; }
 
+/* e^x − 1 − x in double. */
 static inline double excess_double(double x) { return expm1(x) - x; }
 
 #define REAL float
@@ -250,6 +254,7 @@ typedef struct {
   int64_t count, next;
 } Queue;
 
+/* Do tasks until none is left; what each thread runs. */
 static void *take_tasks(void *argument) {
   Queue *queue = argument;
   for (;;) {
@@ -318,6 +323,7 @@ static int edges_are_right(const Call *call) {
   return 1;
 }
 
+/* Check the segments, count what the loss is divided by, and do all tasks. */
 static int run(Call *call, Work *work, Totals *totals) {
   if (!edges_are_right(call)) return BAD_SEGMENTS;
   Task *tasks = malloc(sizeof(Task) * (size_t)(call->tokens / TASK_TOKENS + 2));

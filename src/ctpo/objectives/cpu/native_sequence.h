@@ -27,7 +27,8 @@ typedef struct {
 static const REAL NAME(zeros)[CHUNK];
 
 /* Fill response, keep and the log ratios (into log_weight; 0 where unusable). Returns the number of sampled tokens. */
-static int64_t NAME(load)(const Call *call, int64_t at, int64_t n, NAME(Chunk) *chunk, Totals *totals, int64_t *usable_tokens) {
+static int64_t NAME(load)(const Call *call, int64_t at, int64_t n, NAME(Chunk) *chunk, Totals *totals,
+                          int64_t *usable_tokens) {
   const REAL *logps = (const REAL *)call->logps + at, *old = (const REAL *)call->old_logps + at;
   const uint8_t *response = call->response + at;
   REAL bound = (REAL)call->saturation, most = (REAL)call->positive_logp;
@@ -71,8 +72,8 @@ static int64_t NAME(load)(const Call *call, int64_t at, int64_t n, NAME(Chunk) *
   return (int64_t)sampled;
 }
 
-/* Fill the positions, given the number of tokens before the chunk. A product with 0x0101… adds up the bytes below each
-   byte of a word. */
+/* Fill the positions, given the number of tokens before the chunk. A product with 0x0101… adds up the bytes below
+   each byte of a word. */
 static void NAME(count_positions)(int64_t n, int64_t before, NAME(Chunk) *chunk) {
   int64_t j = 0;
   for (; j + 8 <= n; j += 8) {
@@ -298,8 +299,8 @@ static void NAME(weigh)(int64_t n, int64_t usable, REAL highest, NAME(Chunk) *ch
 }
 
 /* Token losses and the gradient from weights that are clipped already. */
-static void NAME(losses)(const Call *call, int64_t at, int64_t n, const REAL *weight, const REAL *frozen, NAME(Chunk) *chunk,
-                         Totals *totals) {
+static void NAME(losses)(const Call *call, int64_t at, int64_t n, const REAL *weight, const REAL *frozen,
+                         NAME(Chunk) *chunk, Totals *totals) {
   const REAL *logps = (const REAL *)call->logps + at, *keep = chunk->keep, *upstream = chunk->upstream;
   REAL *loss = call->token_loss ? (REAL *)call->token_loss + at : chunk->unused, total = 0;
   REAL *gradient = call->gradient ? (REAL *)call->gradient + at : chunk->exponent; /* read by now, or never */
@@ -363,7 +364,8 @@ static void NAME(sequence)(const Call *call, int64_t i, Totals *totals) {
   if (!per_token) NAME(load_advantages)(call, start, first_chunk, number, &chunk);
   if (!call->token_gradient) NAME(load_upstream)(call, start, first_chunk, factor, &chunk);
   /* The ceiling rises with the position only where a bound does so beyond the cap. */
-  double growth = call->power != 0 ? pow((double)length, call->power) : 1, reach = call->widest * (growth > 1 ? growth : 1);
+  double growth = call->power != 0 ? pow((double)length, call->power) : 1;
+  double reach = call->widest * (growth > 1 ? growth : 1);
   double higher = call->widest > call->log_cap ? call->widest : call->log_cap;
   double ceiling = higher < call->exp_cap ? higher : call->exp_cap;
   if (call->power != 0 && reach > call->log_cap) ceiling = NAN;
