@@ -49,7 +49,8 @@ def test_before_an_update_the_loop_scores_as_the_engine_sampled(
     assert any(0 in rollout.response_mask for rollout in rollouts)  # tool output, which the mask leaves out
     logps = loop["response_logps"](model, rollouts)
     old, mask = (
-        loop["padded"]([torch.tensor(getattr(r, name)) for r in rollouts]) for name in ("logps", "response_mask")
+        loop["padded"]([torch.tensor(getattr(r, name)) for r in rollouts])
+        for name in ("logps", "response_mask")
     )
     out = preset("ctpo")(logps, old, torch.ones(8), mask)
     assert max(abs(out.stats[f"log_ratio_{end}"].item()) for end in ("min", "max")) < 1e-4

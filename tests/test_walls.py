@@ -12,7 +12,19 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "ctpo"
 # From the ground up; docs/architecture.md says why.
 ROOMS = (
-    *("version", "errors", "extras", "objectives", "sandbox", "cpu", "fast_cpu", "runs", "tasks", "rollout"),
+    *(
+        "version",
+        "old_names",
+        "errors",
+        "extras",
+        "objectives",
+        "sandbox",
+        "cpu",
+        "fast_cpu",
+        "runs",
+        "tasks",
+        "rollout",
+    ),
     *("evaluation", "training", "adapters", "report", "lab", "cli", "__main__"),
 )
 FRAMEWORKS = {"trl", "verl", "skyrl", "nemo_rl", "tinker", "accelerate"}
@@ -115,9 +127,13 @@ def test_one_door_leads_to_the_folder_that_may_be_deleted() -> None:
 def test_reports_read_only_what_runs_left_on_disk() -> None:
     for module, names in IMPORTS.items():
         for name in names if room(module) == "report" else ():
-            assert not name.startswith("ctpo.") or room(name) in ("version", "errors", "extras", "runs", "report"), (
-                f"{module} imports {name}"
-            )
+            assert not name.startswith("ctpo.") or room(name) in (
+                "version",
+                "errors",
+                "extras",
+                "runs",
+                "report",
+            ), f"{module} imports {name}"
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,9 @@ def test_pieces_of_a_batch_add_up_whatever_is_left_out(monkeypatch: pytest.Monke
 
 
 def test_a_saved_profile_goes_on_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctpo.training.diagnostics.profile._TOGETHER", 250)  # two parts are processed; the third waits
+    monkeypatch.setattr(
+        "ctpo.training.diagnostics.profile._TOGETHER", 250
+    )  # two parts are processed; the third waits
     batch, objective = make(rows=24, drift=0.1), preset("ctpo")
     parts = [batch.rows(index) for index in torch.arange(24).split(4)]
     whole, first, second = (PositionProfile(lambda: objective, LONGEST) for _ in range(3))

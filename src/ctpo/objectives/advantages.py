@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives.numerics import compute_dtype
-from ctpo.objectives.old_names import old_keywords
+from ctpo.old_names import old_keywords
 
 
 def _returns(rewards: Tensor, mask: Tensor | None) -> Tensor:

@@ -20,13 +20,13 @@ from ctpo.objectives.layouts.packed import Packed, packed_from
 from ctpo.objectives.layouts.padded import Padded
 from ctpo.objectives.layouts.sharded import SequenceShard, Sharded
 from ctpo.objectives.numerics import compute_dtype
-from ctpo.objectives.old_names import current_backend, old_keywords
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Count, Reduction
 from ctpo.objectives.reference import Output, compose, examine
 from ctpo.objectives.surrogates import Surrogate
 from ctpo.objectives.tokens import as_bool, sanitise
 from ctpo.objectives.trust_regions import TrustRegion
+from ctpo.old_names import current_backend, old_keywords
 
 BACKENDS: Final = ("auto", "native", "compose")
 

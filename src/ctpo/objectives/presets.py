@@ -19,7 +19,6 @@ from typing import Any, Final
 from ctpo.objectives import checks
 from ctpo.objectives.calibration import band_bases
 from ctpo.objectives.objective import Objective
-from ctpo.objectives.old_names import current_backend, current_knobs
 from ctpo.objectives.quantile_gate import QuantileGate, Smoothing
 from ctpo.objectives.ratios import (
     CumulativeRatio,
@@ -34,6 +33,7 @@ from ctpo.objectives.ratios import (
 from ctpo.objectives.reductions import Reduction
 from ctpo.objectives.surrogates import Gated, MinClip, StopGradientWeight, Surrogate
 from ctpo.objectives.trust_regions import LogBand, RatioBand, TrustRegion, Unbounded
+from ctpo.old_names import current_backend, current_knobs
 
 
 def ctpo(

@@ -18,8 +18,8 @@ from ctpo.objectives import checks
 from ctpo.objectives.layouts.layout import Layout
 from ctpo.objectives.layouts.padded import Padded
 from ctpo.objectives.numerics import SATURATION
-from ctpo.objectives.old_names import old_keywords
 from ctpo.objectives.tokens import sanitise
+from ctpo.old_names import old_keywords
 
 LEVELS: Final = ("token", "sequence")
 MODES: Final = ("truncate", "reject")

@@ -14,9 +14,9 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from ctpo.objectives import checks
-from ctpo.objectives.old_names import old_fields
 from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.tokens import Tokens
+from ctpo.old_names import old_fields
 
 Bound = Tensor | float
 

@@ -10,7 +10,7 @@ import torch
 from trl import GRPOConfig
 
 from ctpo.objectives import Objective, preset, preset_defaults, preset_names
-from ctpo.objectives.old_names import current_knobs
+from ctpo.old_names import current_knobs
 from ctpo.training.config.checks import check_batches, check_settings
 
 

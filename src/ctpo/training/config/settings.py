@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from ctpo.errors import UserError
+from ctpo.old_names import current_knobs
 from ctpo.training.config.checks import check_batches, check_settings
 from ctpo.training.config.recipe import RIVALS, Recipe
-from ctpo.training.config.sources import current_knobs, preset_knobs, trainer_fields, trl_fields
+from ctpo.training.config.sources import preset_knobs, trainer_fields, trl_fields
 
 if TYPE_CHECKING:
     from ctpo.training.config.config import CTPOConfig
@@ -141,7 +142,10 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         elif name == "objective_kwargs" and isinstance(value, dict | str):
             knobs = {str(knob): _number(setting) for knob, setting in _mapping(name, value).items()}
             objective = keys.get("objective", trainer_fields()["objective"].default)
-            given[name] = current_knobs(objective, knobs)
+            try:
+                given[name] = current_knobs(knobs, preset_knobs().get(objective, {}))
+            except ValueError as error:
+                raise UserError(f"objective_kwargs: {error}") from None
         elif name in trainer_fields():
             given[name] = _checked(name, value, trainer_fields()[name].type)
         else:

@@ -11,7 +11,6 @@ import ast
 import builtins
 import math
 import typing
-import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
@@ -88,28 +87,6 @@ def preset_knobs() -> Mapping[str, Mapping[str, Any]]:
         from ctpo.objectives import preset_defaults, preset_names
 
         return {name: preset_defaults(name) for name in preset_names()}
-
-
-def current_knobs(objective: str, knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """The knobs of a preset under their current names, after a warning for each name of the previous release.
-
-    `ctpo.objectives.old_names` does the same, but importing it imports torch.
-
-    Raises:
-        UserError: for a knob under both names.
-    """
-    known = preset_knobs().get(objective, {})
-    new_names = {old: name for old in ("low", "high", "dual") for name in known if name.endswith(f"_{old}")}
-    for old in knobs.keys() & new_names.keys():
-        warnings.warn(
-            f"objective_kwargs.{old} has a new name, objective_kwargs.{new_names[old]}; the old one goes in the next "
-            "release.",
-            FutureWarning,
-            stacklevel=2,
-        )
-        if new_names[old] in knobs:
-            raise UserError(f"objective_kwargs: {old} is the old name of {new_names[old]}; drop {old}")
-    return {new_names.get(name, name): value for name, value in knobs.items()}
 
 
 def _folder(package: str) -> Path:
