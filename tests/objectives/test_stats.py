@@ -160,7 +160,8 @@ def test_details_and_profile() -> None:
 def test_the_room_imports_torch_and_the_standard_library_only() -> None:
     folder = Path(ctpo.objectives.__file__).parent
     allowed = {"torch", *sys.stdlib_module_names}
-    # The package's own __init__ imports its trainer on first use only; tests/test_walls.py runs that.  `ctpo.old_names` is plain Python.
+    # The package's own __init__ imports its trainer on first use only; tests/test_walls.py runs that.
+    # `ctpo.old_names` is plain Python.
     files = [*folder.glob("**/*.py")]
     assert len(files) > 15
     for file in files:
