@@ -24,7 +24,7 @@ help:
 train: $(VENV)/.installed
 	@$(BIN)/ctpo train $(RECIPE) $(ARGS)
 
-# All tests run in two processes, but the sandbox's run alone, because they measure time. Then the objectives run once
+# All tests run in two processes, but the sandbox's run alone, because programs have time limits there. Then the objectives run once
 # more as on another CPU: torch adds in another order with AVX-512, with AVX2 and without either.
 # With ARGS, pytest runs once and gets them.
 PYTEST := $(BIN)/python -m pytest

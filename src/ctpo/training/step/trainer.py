@@ -218,7 +218,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.beta != 0.0:
             assert batch.reference_logps is not None  # TRL scores the reference model where beta is not 0
             kl_BT = kl_penalty(logps_BT, batch.reference_logps)
-            corrected = getattr(self.args, "use_bias_correction_kl", False)  # TRL's default from 1.16 on
+            corrected = self.args.use_bias_correction_kl
             penalty = self.objective.reduce(
                 kl_penalty(logps_BT, batch.reference_logps, old_logps=anchor_BT) if corrected else kl_BT,
                 mask_BT,
@@ -355,8 +355,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         accumulation, in_batch = self.current_gradient_accumulation_steps, self.args.steps_per_generation
         width = min(accumulation, in_batch)
         if self._counted_inputs is not self._buffered_inputs:  # one collective per rollout batch
-            masks = [MicroBatch.of(part).response_mask for part in self._buffered_inputs]
-            counts = torch.stack([torch.stack([mask.sum(), mask.any(dim=1).sum()]) for mask in masks])
+            batches = [MicroBatch.of(part) for part in self._buffered_inputs]
+            counts = torch.stack([torch.stack([each.num_tokens, each.num_sequences]) for each in batches])
             self._counted_inputs = self._buffered_inputs
             self._counts = self.accelerator.reduce(counts, reduction="sum")
         first = self._step % in_batch // width * width
