@@ -13,7 +13,7 @@ A tiny Llama that ships with the package learns to compute sums with Python. For
 This is `ctpo train` without TRL. To keep it readable, we left out:
 - checkpoints and resuming: a loop of minutes can start again;
 - several processes and GPUs: TRL and accelerate do that for `ctpo train`;
-- gradient accumulation: a mini-batch of 32 short responses fits into memory;
+- gradient accumulation: a minibatch of 32 short responses fits into memory;
 - the shared computation of common prompts and other speed: each row goes through the model as it is;
 - a KL penalty and a reference model: the trust region of the objective is what keeps the policy close.
 

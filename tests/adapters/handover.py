@@ -1,7 +1,7 @@
 """The same batch through every adapter: each function hands it over as its trainer does and returns what came back.
 
 Shape legend: B responses, T tokens of the longest. Every trainer's result is brought to the loss of the whole
-mini-batch, as the trainer itself would divide, and to the gradient by token [B, T].
+minibatch, as the trainer itself would divide, and to the gradient by token [B, T].
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def nemo_rl(name: str, batch: Batch, **knobs: Any) -> tuple[Tensor, Tensor]:
     }
     logps = batch.logps.clone().requires_grad_()
     total = torch.zeros(())
-    for rows in (slice(0, 2), slice(2, 6)):  # two micro-batches, one mini-batch
+    for rows in (slice(0, 2), slice(2, 6)):  # two micro-batches, one minibatch
         part = {key: value[rows] for key, value in data.items()}
         loss, _ = loss_fn(
             data=part, global_valid_seqs=torch.tensor(6.0), global_valid_toks=batch.mask.sum(),

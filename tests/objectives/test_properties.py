@@ -113,7 +113,7 @@ def test_explicit_counts_make_accumulation_exact(
     batch: Batch, name: str, backend: str, kind: str, pieces: int
 ) -> None:
     if name.endswith("quantile"):
-        return  # a quantile of a micro-batch is not that of the mini-batch; see test_quantile_gate
+        return  # a quantile of a micro-batch is not that of the minibatch; see test_quantile_gate
     objective = preset(name, backend=backend, reduction=kind)
     out, grad = run(objective, batch)
     counts = {"num_tokens": batch.mask.sum(), "num_sequences": int(batch.mask.any(-1).sum())}

@@ -134,7 +134,7 @@ def test_evaluation_uses_the_weights_that_learn(fit: Callable[..., Any]) -> None
 
 
 def test_passes_over_a_rollout_batch_visit_its_mini_batches_again(fit: Callable[..., Any]) -> None:
-    """Two rollout batches make sixteen updates, each mini-batch twice and with the same anchor."""
+    """Two rollout batches make sixteen updates, each minibatch twice and with the same anchor."""
     seen: list[tuple[int, ...]] = []
 
     class Counting(Watched):

@@ -66,7 +66,7 @@ def use(trained: Any) -> Iterator[Callable[..., Any]]:
 
 
 def micro_batch(trainer: Any, **changes: Any) -> dict[str, Any]:
-    """Eight rows, three of them without an advantage, with the denominators of a mini-batch twice as large."""
+    """Eight rows, three of them without an advantage, with the denominators of a minibatch twice as large."""
     inputs = dict(trainer._buffered_inputs[3])
     advantages = torch.tensor([0.5, -1.0, 0.0, 1.0, 0.0, -0.7, 0.0, 2.0])
     mask = MicroBatch.of(inputs).response_mask
@@ -240,7 +240,7 @@ def test_old_log_probs_come_the_same_way(use: Callable[..., Any]) -> None:
 
 
 def test_groups_stay_together_unless_settings_say_otherwise(fit: Callable[..., Any]) -> None:
-    """Two mini-batches of 8 rows hold 4 responses to each of 4 prompts: two whole groups each, or two responses to each
+    """Two minibatches of 8 rows hold 4 responses to each of 4 prompts: two whole groups each, or two responses to each
     prompt."""
     settings = {"generation_batch_size": 16, "max_steps": 1}
     for whole, sizes in ((True, [4, 4]), (False, [2, 2, 2, 2])):

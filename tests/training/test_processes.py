@@ -1,4 +1,4 @@
-"""Two processes make the same run as one: the same responses, mini-batches, parameters and records."""
+"""Two processes make the same run as one: the same responses, minibatches, parameters and records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = (
 ).split()
 TOLERANCE = 2e-5
 """The largest difference of a weight after 6 updates of up to 1e-3 each. Gradients are added in another order, and Adam
-divides small ones by their own size. Other responses or other mini-batches would move weights by 1e-3."""
+divides small ones by their own size. Other responses or other minibatches would move weights by 1e-3."""
 
 
 def records_of(run: Path) -> list[dict[str, Any]]:
@@ -122,7 +122,7 @@ def test_mini_batches_hold_the_same_rows_however_many_processes(per_process: int
     whole = dealt_order(rows, updates, group).reshape(updates, -1)
     for processes in (2, 4):
         if rows // processes // updates % group:
-            continue  # the mini-batch of a process would hold a part of a group
+            continue  # the minibatch of a process would hold a part of a group
         mine = dealt_order(rows // processes, updates, group).reshape(updates, -1)
         parts = [mine + process * rows // processes for process in range(processes)]
         together = torch.cat(parts, dim=1).sort(dim=1).values

@@ -39,7 +39,7 @@ def stock(fit: Callable[..., Any]) -> Any:
 
 
 def stock_trainer(fit: Callable[..., Any], **settings: Any) -> Any:
-    """TRL's own trainer, with our dealing instead of its shuffle, so that both take the same mini-batches."""
+    """TRL's own trainer, with our dealing instead of its shuffle, so that both take the same minibatches."""
 
     def dealt(batch: dict[str, Any]) -> dict[str, Any]:
         order = dealt_order(len(batch["prompt_ids"]), minibatches=4, group=4)
@@ -86,7 +86,7 @@ def test_the_rollout_engines_log_probs_are_as_good_an_anchor(fit: Callable[..., 
 
 @pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean"])
 def test_accumulating_micro_batches_is_exact(fit: Callable[..., Any], reduction: str) -> None:
-    """Two micro-batches of four rows, of different lengths, are one mini-batch of eight."""
+    """Two micro-batches of four rows, of different lengths, are one minibatch of eight."""
     whole = fit(CTPOTrainer, CTPOConfig, objective_kwargs={"reduction": reduction}, **PLAIN)
     halves = fit(
         CTPOTrainer,

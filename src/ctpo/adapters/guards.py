@@ -85,7 +85,7 @@ class Guards:
             self._warn(
                 "inert",
                 f"every ratio was 1 in {self._inert} calls in a row, so clipping and weights have no effect: one "
-                "update per batch with recomputed anchors is on-policy; make mini-batches smaller than the batch, or "
+                "update per batch with recomputed anchors is on-policy; make minibatches smaller than the batch, or "
                 "anchor at the log-probs of the rollout engine",
             )
 

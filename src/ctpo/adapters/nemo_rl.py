@@ -43,7 +43,7 @@ class CTPOLoss:
         next_token_logprobs: Tensor,
         **_: Any,
     ) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a micro-batch and its statistics. Summed over micro-batches and ranks, it is the mini-batch's."""
+        """The loss of a micro-batch and its statistics. Summed over micro-batches and ranks, it is the minibatch's."""
         mask = (data["token_mask"][:, 1:] * data["sample_mask"].unsqueeze(-1)) != 0
         old, rollout, advantages = (
             data[name][:, 1:] for name in ("prev_logprobs", "generation_logprobs", "advantages")

@@ -2,7 +2,7 @@
 
 Beside its `target_tokens`, every datum needs `logprobs` (the sampler's, which are the anchor), `advantages` and `mask`,
 with one value per token. The RL data of Tinker's cookbook have them. Nothing is divided afterwards, so the preset's own
-reduction applies to the data of a call. If a mini-batch takes several calls, give `num_tokens` and `num_sequences`.
+reduction applies to the data of a call. If a minibatch takes several calls, give `num_tokens` and `num_sequences`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def ctpo_loss(
 
     Args:
         preset: its name.
-        num_tokens: tokens in the mini-batch; by default those of the call.
-        num_sequences: sequences in the mini-batch; by default those of the call.
+        num_tokens: tokens in the minibatch; by default those of the call.
+        num_sequences: sequences in the minibatch; by default those of the call.
         knobs: the preset's own settings (`ctpo.objectives.preset`).
     """
     objective = objective_for(preset, knobs, trainer_reduces=False)

@@ -53,7 +53,7 @@ def policy_loss(
     preset: str | None = None,
     **_: Any,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The policy loss, reduced by verl's `agg_loss` with the totals of the mini-batch, and its metrics.
+    """The policy loss, reduced by verl's `agg_loss` with the totals of the minibatch, and its metrics.
 
     The tensors are padded responses [B, T]. Further keyword arguments are ignored, since verl has added some before.
     """

@@ -96,7 +96,7 @@ def _check_updates(config: Any) -> None:
     if updates == 1 and not config.algorithm.rollout_correction.bypass_mode:
         raise UserError(
             f"actor.ppo_mini_batch_size={actor.ppo_mini_batch_size} makes one update per batch of "
-            f"{config.data.train_batch_size} prompts, so every ratio stays 1; use a smaller mini-batch"
+            f"{config.data.train_batch_size} prompts, so every ratio stays 1; use a smaller minibatch"
         )
 
 

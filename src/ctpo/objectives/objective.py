@@ -192,7 +192,7 @@ class Objective:
         Args:
             values: [B, T], or the shape the layout expects.
             response_mask: the same shape, true where a token counts.
-            num_tokens, num_sequences: totals of the whole mini-batch, as in the call.
+            num_tokens, num_sequences: totals of the whole minibatch, as in the call.
             layout: how the tokens form sequences; None is padded rows.
 
         Returns:

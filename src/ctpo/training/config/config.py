@@ -79,8 +79,8 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
     whole_groups: bool = field(
         default=True,
         metadata={
-            "help": "Keep all responses to one prompt in the same mini-batch, if they fit. If off, they are spread "
-            "over the mini-batches: each then holds as many prompts as possible, and share_prompts saves little."
+            "help": "Keep all responses to one prompt in the same minibatch, if they fit. If off, they are spread "
+            "over the minibatches: each then holds as many prompts as possible, and share_prompts saves little."
         },
     )
     completion_head: bool = field(

@@ -42,9 +42,9 @@ class MicroBatch:
     advantages: Tensor
     """[B], or [B, T] for one value per token."""
     num_tokens: Tensor
-    """Scalar: tokens in the response masks of the whole mini-batch, over all micro-batches and processes."""
+    """Scalar: tokens in the response masks of the whole minibatch, over all micro-batches and processes."""
     num_sequences: Tensor
-    """Scalar: responses of the whole mini-batch with at least one such token."""
+    """Scalar: responses of the whole minibatch with at least one such token."""
     old_logps: Tensor | None = None
     """[B, T] recomputed by the trainer before the first update on the rollout batch, if they were needed."""
     rollout_logps: Tensor | None = None
@@ -63,7 +63,7 @@ class MicroBatch:
         """The micro-batch in TRL's dictionary.
 
         `minibatch_num_tokens`, `minibatch_num_sequences` and `rewards` are entries that `CTPOTrainer` adds. Without the
-        first two, the micro-batch counts as the whole mini-batch.
+        first two, the micro-batch counts as the whole minibatch.
         """
         response_mask: Tensor = inputs["completion_mask"].bool()
         if "tool_mask" in inputs:
@@ -114,7 +114,7 @@ class MicroBatch:
         return (self.advantages.reshape(len(self), -1) != 0).any(dim=1)
 
     def take(self, index: Tensor) -> MicroBatch:
-        """The same micro-batch with only these responses; the totals of the mini-batch stay.
+        """The same micro-batch with only these responses; the totals of the minibatch stay.
 
         Multimodal inputs are not laid out by response, so the result has none.
         """

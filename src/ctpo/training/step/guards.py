@@ -1,6 +1,6 @@
 """Skipping updates whose log-probs, loss or gradient are not finite.
 
-One such update would put NaN into every weight. It is skipped as if its mini-batch did not exist: the optimizer keeps
+One such update would put NaN into every weight. It is skipped as if its minibatch did not exist: the optimizer keeps
 its moments and its step count. The learning rate and the data move on, because they count the steps of the run. Several
 skipped updates in a row mean that skipping does not help. They end the run with a diagnosis.
 """

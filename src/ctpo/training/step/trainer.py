@@ -75,7 +75,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     The arguments are GRPOTrainer's, except that `args` is a [`CTPOConfig`].
 
-    The loss of one optimizer step is the objective reduced over the whole mini-batch. Its denominators count the tokens
+    The loss of one optimizer step is the objective reduced over the whole minibatch. Its denominators count the tokens
     and responses of all micro-batches on all processes. Tokens that a tool wrote (`tool_mask` 0) are left out: they
     enter neither ratios, nor positions, nor the loss, nor its denominators.
 
