@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ctpo.cli.table import table
-from ctpo.errors import UserError
+from ctpo.errors import UserError, one_line
 from ctpo.extras import require
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _print(path: Path, proposal: Proposal) -> None:
         f"proposed: what [-{fit.low:.3g} * {power}, {fit.high:.3g} * {power}] would have clipped of the same tokens"
     )
     for warning in proposal.warnings:
-        print(f"note: {warning}")
+        print(one_line(f"note: {warning}"))
     words = " ".join(f"objective_kwargs.{name}={value:g}" for name, value in proposal.knobs.items())
     print("\nin a recipe:\n  objective: ctpo-calibrated")
     print(f"  objective_kwargs: {json.dumps(proposal.knobs)}")

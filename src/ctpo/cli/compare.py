@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ctpo.cli.quiet import sole_use
 from ctpo.cli.table import table
-from ctpo.errors import UserError
+from ctpo.errors import UserError, one_line
 from ctpo.extras import require
 from ctpo.report.tables.words import mean_and_error, probability, settings_in_words
 from ctpo.runs.means import Mean
@@ -210,7 +210,7 @@ def _print(outcome: Mapping[str, Any]) -> None:
             print(f"{table(head, rows, title=title, left=3)}\n")
     print(_tuning(outcome))
     for failure in outcome["failures"]:
-        print(f"failed: {failure['run']}: {failure['reason']}")
+        print(one_line(f"failed: {failure['run']}: {failure['reason']}"))
 
 
 def _markdown(outcome: Mapping[str, Any]) -> str:

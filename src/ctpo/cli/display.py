@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
+from ctpo.errors import printable
+
 if TYPE_CHECKING:
     from ctpo.runs.directory import RunDirectory
     from ctpo.training.run.events import RunPlan
@@ -37,7 +39,13 @@ _COLUMNS: Final[tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...]] = 
 
 
 class _Console(Console):
-    """A console that goes silent when its reader leaves, as in `ctpo train | head`. The run goes on."""
+    """A console that shows no control characters of what others wrote.
+
+    It goes silent when its reader leaves, as in `ctpo train | head`. The run goes on.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(each) if isinstance(each, str) else each for each in objects), **options)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -68,7 +76,7 @@ class Display:
         self._plan = plan
         self._started = time.perf_counter()
         self._console.print(
-            f"[bold]{plan.objective}[/bold] on [bold]{plan.task}[/bold], model {escape(plan.model)} "
+            f"[bold]{escape(plan.objective)}[/bold] on [bold]{escape(plan.task)}[/bold], model {escape(plan.model)} "
             f"({plan.parameters:,} parameters), seed {plan.seed}: {plan.rollout_batches} rollout batches of "
             f"{plan.responses_per_batch} responses, {plan.updates_per_batch} updates each",
             highlight=False,
@@ -167,10 +175,10 @@ def _example(run: RunDirectory, last: int) -> list[str]:
     """
     pairs = zip(run.read_transcripts(0), run.read_transcripts(last), strict=False)
     for before, after in pairs:
-        if after["correct"] and not before["correct"]:
+        if after.get("correct") and not before.get("correct"):
             return [
-                f"before  {before['prompt']}{before['completion']}   (wrong)",
-                f"after   {after['prompt']}{after['completion']}   (right)",
+                f"before  {before.get('prompt')}{before.get('completion')}   (wrong)",
+                f"after   {after.get('prompt')}{after.get('completion')}   (right)",
                 "",
             ]
     return []

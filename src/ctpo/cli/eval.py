@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ctpo.cli.quiet import quieten, sole_use
 from ctpo.cli.table import table
-from ctpo.errors import UserError
+from ctpo.errors import UserError, one_line, printable
 from ctpo.extras import require
 from ctpo.runs.directory import RunDirectory
 from ctpo.tasks import Task, get_task
@@ -249,7 +249,7 @@ def _print_response(response: JudgedResponse) -> None:
     problem = response.problem
     answer = problem.answer if len(problem.answer) < 80 else problem.answer[:77] + "..."
     mark = "right" if response.correct else f"wrong, the answer is {answer}"
-    print(f"{problem.prompt}{response.text}   [{mark}]\n")
+    print(printable(f"{problem.prompt}{response.text}   [{mark}]\n"))
 
 
 def _print_figures(model: str, figures: dict[str, Any], suite: Suite) -> None:
@@ -270,7 +270,7 @@ def _print_figures(model: str, figures: dict[str, Any], suite: Suite) -> None:
     print(table(["task", "n", *accuracies, "tokens", *shares], rows, title=title))
     for name, result in figures["results"].items():
         for note in _notes(result, suite):
-            print(f"{name}: {note}")
+            print(one_line(f"{name}: {note}"))
 
 
 def _notes(result: dict[str, Any], suite: Suite) -> Iterator[str]:

@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         if is_main_process() or error.of_one_process:
-            print(f"ctpo: {error}", file=sys.stderr)
+            print(f"ctpo: {error}", file=sys.stderr)  # on one line, without what controls a terminal
         return USAGE
     except KeyboardInterrupt:
         print("ctpo: interrupted", file=sys.stderr)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ctpo.errors import UserError
+from ctpo.errors import UserError, one_line
 from ctpo.extras import require
 from ctpo.runs.atomic import write_text
 
@@ -97,4 +97,4 @@ def _print_missing(notes: Sequence[Note]) -> None:
     for note in notes:
         count = len(note.runs)
         whose = "" if not count else f"{note.runs[0]}: " if count == 1 else f"{count} runs: "
-        print(f"  {whose}{note.text}")
+        print(one_line(f"  {whose}{note.text}"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ctpo.errors import one_line
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", left: int = 1) -> str:
-    """A table as text, each column as wide as its longest cell.
+    """A table as text, each column as wide as its longest cell. Cells hold nothing that controls a terminal.
 
     Args:
         head: the headings.
@@ -14,7 +16,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = ""
         title: a line above the table.
         left: the number of columns, from the first, that are aligned to the left. The others are aligned to the right.
     """
-    full = [[*row, *[""] * (len(head) - len(row))] for row in rows]
+    head = [one_line(cell) for cell in head]
+    full = [[*map(one_line, row), *[""] * (len(head) - len(row))] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *full, strict=True)]
     line = "─" * (sum(widths) + 2 * (len(widths) - 1))
 
@@ -26,4 +29,4 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = ""
         return "  ".join(padded).rstrip()
 
     body = [aligned(cells) if row else line for cells, row in zip(full, rows, strict=True)]
-    return "\n".join([*([title] if title else []), aligned(head), line, *body])
+    return "\n".join([*([one_line(title)] if title else []), aligned(head), line, *body])
