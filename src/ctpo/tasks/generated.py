@@ -6,13 +6,12 @@ import atexit
 import difflib
 import json
 import os
-import re
 from typing import TYPE_CHECKING, Any
 
 from ctpo.errors import UserError
 from ctpo.extras import require
 from ctpo.tasks.judge import Judge
-from ctpo.tasks.math.answers import final_answer
+from ctpo.tasks.math.answers import final_answer, tagged_answer
 from ctpo.tasks.splits import digest, held_out
 from ctpo.tasks.task import Problem, Task, validate_request
 from ctpo.tasks.tool import CHAT_TOOL
@@ -27,7 +26,6 @@ SYSTEM = (
 RIGHT = 1.0
 """An answer is right if reasoning-gym's own judge gives it at least this score. It also gives lower scores for answers
 that are partly right."""
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TRIES = 20  # draws per problem: half of them or more belong to the other split or were drawn before
 _LIMIT_S = 5.0
 _MEMORY_MB = 1024
@@ -118,8 +116,8 @@ class GeneratorJudge(Judge):
 
 def extract(completion: str) -> str | None:
     """The text between the last answer tags; without tags, the final answer as in mathematics, or None."""
-    tagged = _TAGGED.findall(completion)
-    return tagged[-1].strip() if tagged else final_answer(completion)
+    tagged = tagged_answer(completion)
+    return final_answer(completion) if tagged is None else tagged.strip()
 
 
 def generated_task(name: str) -> Task:

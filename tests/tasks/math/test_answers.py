@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctpo.tasks.math.answers import as_number, canonical, final_answer, reference_answer
+from ctpo.tasks.math.answers import final_answer, reference_answer
+from ctpo.tasks.math.exact import as_number, canonical
 
 
 @pytest.mark.parametrize(
@@ -14,7 +15,7 @@ from ctpo.tasks.math.answers import as_number, canonical, final_answer, referenc
     [
         (r"so \boxed{7}", "7"),
         (r"\boxed{1} no, \boxed{\frac{1}{2}} it is.", r"\frac{1}{2}"),
-        (r"\boxed{ {a} } and \boxed{unclosed", "{a}"),
+        (r"\boxed{ {a} } and \boxed{unclosed", None),
         (r"The answer is 12. But \boxed{13}", "13"),
         ("work\n#### 1,234\n", "1,234"),
         ("The final answer is: $x+1$.", "$x+1$"),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from ctpo.extras import require
 from ctpo.tasks.judge import Judge
-from ctpo.tasks.math.answers import as_number, canonical, final_answer
+from ctpo.tasks.math import exact
+from ctpo.tasks.math.answers import final_answer
 from ctpo.tasks.math.verifier import Verifier, shared_verifier
 
 
 class MathCheck(Judge):
     """Whether the completion's final answer equals the reference answer mathematically.
 
-    Plain numbers and equal texts are compared here. Everything else (LaTeX, fractions, sets, intervals) is compared by
+    `exact.compare` decides what can be decided exactly and cheaply. The rest goes to `symbolic.compare`, which asks
     `math-verify`, in a process of its own with a time limit.
 
     Example:
@@ -35,15 +36,13 @@ class MathCheck(Judge):
         given = final_answer(completion)
         if given is None:
             return "no answer"
-        if canonical(given) == canonical(answer):
-            return "right"
-        number, expected = as_number(given), as_number(answer)
-        if number is not None and expected is not None:
-            return "right" if number == expected else "wrong"
+        verdict = exact.compare(answer, given)
+        if verdict is not None:
+            return verdict
         return (self._verifier or shared_verifier()).compare(answer, given)
 
 
 def extract(completion: str) -> str | None:
     """The final answer in canonical form, or None."""
     answer = final_answer(completion)
-    return None if answer is None else canonical(answer)
+    return None if answer is None else exact.canonical(answer)
