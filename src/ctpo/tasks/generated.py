@@ -6,6 +6,7 @@ import atexit
 import difflib
 import json
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ctpo.errors import UserError
@@ -100,7 +101,10 @@ class GeneratorJudge(Judge):
         """
         _sandbox(self.name)
 
-    def _judge(self, completion: str, answer: str) -> str:
+    def _judge(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        return [self._judge_one(completion, answer) for completion, answer in pairs]
+
+    def _judge_one(self, completion: str, answer: str) -> str:
         given = extract(completion)
         if given is None:
             return "no answer"

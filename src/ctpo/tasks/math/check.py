@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ctpo.extras import require
 from ctpo.tasks.judge import Judge
 from ctpo.tasks.math import exact
@@ -32,14 +34,20 @@ class MathCheck(Judge):
         if self._verifier is None:
             require("checking mathematical answers", "math", "math_verify")
 
-    def _judge(self, completion: str, answer: str) -> str:
-        given = final_answer(completion)
-        if given is None:
-            return "no answer"
-        verdict = exact.compare(answer, given)
-        if verdict is not None:
-            return verdict
-        return (self._verifier or shared_verifier()).compare(answer, given)
+    def _judge(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        given = [final_answer(completion) for completion, _ in pairs]
+        verdicts = self.compare(
+            [(answer, text) for (_, answer), text in zip(pairs, given, strict=True) if text is not None]
+        )
+        rest = iter(verdicts)
+        return ["no answer" if text is None else next(rest) for text in given]
+
+    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """One verdict for each pair of a reference answer and a given answer: cheap comparisons first."""
+        verdicts = [exact.compare(reference, given) for reference, given in pairs]
+        left = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict is None]
+        rest = iter((self._verifier or shared_verifier()).compare_all(left) if left else [])
+        return [next(rest) if verdict is None else verdict for verdict in verdicts]
 
 
 def extract(completion: str) -> str | None:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 from ctpo.extras import require
@@ -37,6 +38,10 @@ class Verifier:
         self._process: subprocess.Popen[bytes] | None = None
         self._pid = os.getpid()
         self._known: OrderedDict[tuple[str, str], str] = OrderedDict()
+
+    def compare_all(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """The verdict of `compare` on each pair."""
+        return [self.compare(reference, given) for reference, given in pairs]
 
     def compare(self, reference: str, given: str) -> str:
         """One of "right", "wrong", "unparsable" and "timeout".
