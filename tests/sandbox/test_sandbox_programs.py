@@ -66,6 +66,15 @@ print(searched > 300, found)
     assert result.stdout == "True 0\n", result.stderr
 
 
+def test_stdin_is_a_programs_own(sandbox: Sandbox) -> None:
+    """Flags belong to an open file, not to a descriptor: of a file opened before the fork, they would be shared."""
+    leave = "import fcntl, os; fcntl.fcntl(0, fcntl.F_SETFL, os.O_NONBLOCK | os.O_APPEND); print(os.get_blocking(0))"
+    look = "import fcntl, os; print(os.get_blocking(0), fcntl.fcntl(0, fcntl.F_GETFL) & os.O_APPEND)"
+    left, *looks = sandbox.run([leave, look, look])
+    assert left.stdout == "False\n", left.stderr
+    assert [result.stdout for result in looks] == ["True 0\n"] * 2
+
+
 def test_concurrent_programs_cannot_meet(sandbox: Sandbox) -> None:
     """A lock on a file that all programs can read could carry a message, so no program can see one."""
     program = """

@@ -35,8 +35,6 @@ class Zygote:
         self.config = config
         self.pid = os.getpid()
         self.steps = confinement_steps(config)
-        # Opened anew, because the inherited one is on the host's writable mount.
-        self.null = os.open("/dev/null", os.O_RDONLY)
         self.poller = select.poll()
         self.poller.register(control.fileno(), select.POLLIN)
         self.pids: dict[int, int] = {}  # the process of each child's id
@@ -97,11 +95,15 @@ class Zygote:
 
 
 def _child(zygote: Zygote, descriptors: list[int]) -> NoReturn:
-    """Take the pipe ends (the program on 3, stdout on 1, stderr on 2, an empty stdin), confine this child, and run."""
+    """Take the pipe ends (the program on 3, stdout on 1, stderr on 2), confine this child, and run.
+
+    The empty stdin is opened here, so that its flags, its position and its locks are this child's own.
+    """
     config = zygote.config
     try:
         code, out, err = descriptors
-        os.dup2(zygote.null, 0)
+        os.close(0)
+        os.open("/dev/null", os.O_RDONLY)  # takes the lowest free descriptor, which is 0
         os.dup2(out, 1)
         os.dup2(err, 2)
         if code != 3:
