@@ -87,6 +87,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--status", action="store_true", help="run nothing; report what is there")
     add("--json", action="store_true", help="print results.json instead of tables")
+    add(
+        "--trust",
+        action="store_true",
+        help="run the code and obey the unsafe settings that the file and its recipe name",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,9 +104,9 @@ def run(args: argparse.Namespace) -> int:
     from ctpo.runs.atomic import write_json, write_text
 
     plan = read_plan(args.plan)
-    _check_recipes(plan, only_reported=args.status)
+    _check_recipes(plan, None if args.trust else args.plan, only_reported=args.status)
     output = args.output or args.plan.with_suffix("")
-    runner = Runner(output, _budget(args), ScoresFile(args.scores) if args.scores else None)
+    runner = Runner(output, _budget(args), ScoresFile(args.scores) if args.scores else None, trust=args.trust)
     failures: list[Failure] = []
     if not args.status:
         with _terminated_as_interrupted():
@@ -136,13 +141,14 @@ def _budget(args: argparse.Namespace) -> Budget:
     return Budget(cores=args.cores, memory_mb=int(args.memory_gb * 1000 if args.memory_gb else free_mb))
 
 
-def _check_recipes(plan: Plan, *, only_reported: bool) -> None:
+def _check_recipes(plan: Plan, untrusted: Path | None, *, only_reported: bool) -> None:
     """Check the recipe of every combination now, since a mistake would otherwise stop the comparison hours later.
 
     The quick check goes first over all of them. The full one, which imports torch and TRL, is for what will run.
     """
     from ctpo.lab.comparison.plan import cell
     from ctpo.training.config.settings import build, check
+    from ctpo.training.config.trust import check_recipe
 
     combinations = [
         {"output_dir": "unnamed", **cell(plan, regime, arm, setting, 0).keys}
@@ -151,6 +157,8 @@ def _check_recipes(plan: Plan, *, only_reported: bool) -> None:
         for setting in arm.grid
     ]
     for keys in combinations:
+        if untrusted is not None:
+            check_recipe(keys, {}, untrusted, own="")
         check(keys)
     if not only_reported:
         for keys in combinations:

@@ -17,6 +17,7 @@ from ctpo.runs.directory import RunDirectory
 from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_path
 from ctpo.training.config.recipe import EMBEDDED_MODEL, SMOLLM2, Recipe
+from ctpo.training.config.trust import check_recipe
 
 if TYPE_CHECKING:
     from ctpo.evaluation.judged import JudgedResponse
@@ -116,11 +117,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run model-written programs without a sandbox: they can do whatever you can",
     )
+    add("--trust", action="store_true", help="run the code of the task file that the run's directory names")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate the model, and print the figures."""
-    require("ctpo eval", "train", "transformers", "yaml", "rich")
+    require("ctpo eval", "train", "transformers", "pydantic", "yaml", "rich")
     suite_arguments = _resolve(args)
     from rich.console import Console
 
@@ -208,6 +210,16 @@ def _model_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         Recipe(model=args.model)  # refuses what is neither a model directory nor a hub id
         return args.model, {}
     keys = run.read_recipe()
+    from ctpo.training.config.settings import split
+
+    keys = {name: value for name, value in keys.items() if name in ("task", *_FROM_A_RUN)}
+    if args.task is None and not args.trust:
+        check_recipe({"task": keys.get("task")}, {}, run.config, own=f"--task {keys.get('task')}")
+    try:
+        ours, given = split(keys)
+    except UserError as error:
+        raise UserError(f"{run.config}: {error}") from None
+    keys = {**ours, **given}
     settings = {ours: keys[name] for name, ours in _FROM_A_RUN.items() if keys.get(name) is not None}
     if args.task and set(args.task) != {keys.get("task")}:
         settings.pop("limit", None)  # the run's number of problems and length belong to its own task

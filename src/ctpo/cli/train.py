@@ -15,6 +15,7 @@ from ctpo.extras import require
 from ctpo.runs.directory import RunDirectory
 from ctpo.training.config.launch import check_launch
 from ctpo.training.config.recipe import Recipe, embedded_recipe, merge, parse_overrides, read_recipe
+from ctpo.training.config.trust import check_recipe
 
 _DESCRIPTION: Final = """\
 Train a language model by reinforcement learning.
@@ -34,6 +35,7 @@ examples:
   ctpo train objective=gspo objective_kwargs.ratio_high=0.05
                                                     another objective, one of its settings changed
   ctpo train my.yaml output_dir=runs/mine           your recipe, your directory
+  ctpo train theirs.yaml --trust                    a recipe that names code of its own, which you have read
   ctpo train --resume runs/mine                     go on after an interrupt
   ctpo train --resume runs/mine rollout_batches=60  train a finished run further
   torchrun --nproc_per_node 2 -m ctpo train per_device_train_batch_size=16
@@ -58,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue this run from its last good checkpoint, or from RUN/checkpoint-N",
     )
     add("--show", action="store_true", help="print the resolved recipe and stop")
+    add(
+        "--trust",
+        action="store_true",
+        help="run the code and obey the unsafe settings that the recipe or the run's directory names",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,9 +73,9 @@ def run(args: argparse.Namespace) -> int:
         "ctpo train", "train", "transformers", "trl", "accelerate", "datasets", "pydantic", "yaml", "rich"
     )
     check_launch()
-    keys = _collect(args.words, args.resume)
+    keys = _collect(args.words, args.resume, trust=args.trust)
     if args.show:
-        return _show(keys if args.resume is None else merge(RunDirectory(args.resume).read_recipe(), keys))
+        return _show(keys if args.resume is None else _resumed(args.resume, keys, trust=args.trust))
     _check(keys, resumes=args.resume is not None)
     from ctpo.cli.display import open_display
 
@@ -78,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         from ctpo.report.drawing import draw_learning_curve
         from ctpo.training.run.train import train
 
-        outcome = train(keys, listener=display, resume=args.resume, started=args.started)
+        outcome = train(keys, listener=display, resume=args.resume, started=args.started, trust=args.trust)
         if outcome.summary is not None:
             draw_learning_curve(outcome.run.path)
         display.finished(outcome)
@@ -95,7 +102,7 @@ def _check(keys: dict[str, Any], *, resumes: bool) -> None:
         check(keys)
 
 
-def _collect(words: Sequence[str], resume: Path | None) -> dict[str, Any]:
+def _collect(words: Sequence[str], resume: Path | None, *, trust: bool) -> dict[str, Any]:
     """The keys that the words give: a recipe with overrides, or only overrides for a run to resume."""
     # os.path, since Path raises an error for a word that is too long for a path.
     recipes = [word for word in words if "=" not in word or os.path.isfile(word)]
@@ -110,7 +117,21 @@ def _collect(words: Sequence[str], resume: Path | None) -> dict[str, Any]:
         )
     if resume is not None:
         return overrides
-    return merge(read_recipe(Path(recipes[0])) if recipes else embedded_recipe(), overrides)
+    if not recipes:
+        return merge(embedded_recipe(), overrides)
+    keys = merge(read_recipe(Path(recipes[0])), overrides)
+    if not trust:
+        check_recipe(keys, overrides, Path(recipes[0]))
+    return keys
+
+
+def _resumed(resume: Path, overrides: dict[str, Any], *, trust: bool) -> dict[str, Any]:
+    """The keys of a run with overrides."""
+    run = RunDirectory(resume)
+    keys = merge(run.read_recipe(), overrides)
+    if not trust:
+        check_recipe(keys, overrides, run.config)
+    return keys
 
 
 def _show(keys: dict[str, Any]) -> int:

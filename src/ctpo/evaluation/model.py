@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,9 +19,7 @@ from transformers import (
 from ctpo import fast_cpu
 from ctpo.errors import UserError
 from ctpo.evaluation import smollm2
-
-# What transformers, tokenizers and safetensors raise for damaged or foreign files.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+from ctpo.runs.files import special_file
 
 HELDOUT_SEED = 20_260_508
 """The seed of held-out problems and of the noise they are sampled with. It never changes, so that figures can be
@@ -37,6 +34,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode, and its tokenizer.
 
+    Code that comes with the model is not run unless `trust_remote_code=True` is among the options.
+
     Args:
         location: a directory, a hub id, or `smollm2`.
         dtype, device: of the weights.
@@ -47,6 +46,7 @@ def load_model(
     """
     tokenizer, _ = load_tokenizer(location, **_revision(options))
     location = _resolve(location)
+    options = {"trust_remote_code": False, **options}  # left unset, transformers would ask on the terminal
     with _one_line_errors(location):
         model, report = AutoModelForCausalLM.from_pretrained(
             location, dtype=dtype, output_loading_info=True, **options
@@ -66,6 +66,7 @@ def load_tokenizer(location: str, **options: Any) -> tuple[PreTrainedTokenizerBa
         UserError: if they cannot be loaded.
     """
     location = _resolve(location)
+    options = {"trust_remote_code": False, **options}
     with _one_line_errors(location):
         tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left", **options)
         config = AutoConfig.from_pretrained(location, **options)
@@ -85,9 +86,13 @@ def _revision(options: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _one_line_errors(location: str) -> Iterator[None]:
     """Turn errors of loading into a `UserError` of one line."""
+    if Path(location).is_dir() and (odd := special_file(Path(location))):
+        raise UserError(f"model {location} cannot be loaded: {odd.name} is not a regular file; remove it")
     try:
         yield
-    except _LOADING_ERRORS as error:
+    except UserError:
+        raise
+    except Exception as error:  # damaged and foreign files make the libraries below raise whatever they meet
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         where = "" if Path(location).exists() else " (no such directory here, so taken for a hub id)"
         raise UserError(f"model {location}{where} cannot be loaded: {reason}") from None

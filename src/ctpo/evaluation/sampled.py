@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -141,7 +142,7 @@ def _save(
 
 def _read(path: Path) -> Iterator[JudgedResponse]:
     """The responses in a file, up to the first line that cannot be read: a kill may have cut it short."""
-    for line in read_json_lines(path):
+    for line in read_json_lines(path, most=sys.maxsize):  # long responses, many of each
         try:
             yield JudgedResponse.from_record(line.record or {})
         except (ValueError, KeyError, TypeError):

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctpo.errors import UserError
+from ctpo.errors import UserError, one_line
+from ctpo.runs.files import leads_out, read_text
 from ctpo.runs.identity import CHANGES_NOTHING, deciding_settings
 from ctpo.runs.reader import Record, Run, is_run, number, read_run
 from ctpo.runs.scores import Score, score
@@ -159,7 +160,9 @@ def _read_comparison(path: Path, notes: list[str]) -> tuple[list[Group], Record]
 
 def _read_results(path: Path, notes: list[str]) -> Record:
     try:
-        content = json.loads(path.joinpath("results.json").read_text(encoding="utf-8"))
+        if leads_out(path / "results.json", path):
+            raise ValueError("it is a link that leads out of the directory")
+        content = json.loads(read_text(path / "results.json"))
         if isinstance(content, dict):
             notes += [
                 f"failed: {each.get('run')}: {each.get('reason')}" for each in _rows(content, "failures")
@@ -169,7 +172,7 @@ def _read_results(path: Path, notes: list[str]) -> Record:
     except FileNotFoundError:
         reason = "it is missing: the comparison is not finished, or `ctpo compare --status` has not been run"
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(str(getattr(error, "strerror", None) or error))
     notes.append(f"results.json is left out ({reason}); the tests below are computed from the runs here")
     return {}
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from ctpo.errors import UserError
 from ctpo.runs.atomic import sync_folder, write_json
+from ctpo.runs.files import read_text
 
 SEAL = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -73,7 +74,7 @@ def read_clocks(checkpoint: Path | None) -> Clocks:
     path = checkpoint / _CLOCKS if checkpoint else None
     if path is None or not path.is_file():
         return Clocks()
-    return Clocks(**json.loads(path.read_text(encoding="utf-8")))
+    return Clocks(**json.loads(read_text(path)))
 
 
 def step_of(checkpoint: Path) -> int:
@@ -316,7 +317,7 @@ def _read_seal(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise Unusable(f"it is incomplete (it has no {SEAL})")
     try:
-        sealed = json.loads(path.read_text(encoding="utf-8"))
+        sealed = json.loads(read_text(path))
         if not isinstance(sealed, dict):
             raise ValueError
         sealed["identity"].items()

@@ -117,18 +117,16 @@ class RunDirectory:
         Raises:
             UserError: if this is not a run's directory, or the recipe cannot be read.
         """
-        import yaml
+        from ctpo.runs.yaml_text import read_yaml
 
         try:
-            if not self.config.is_file():
-                raise UserError(
-                    f"{self.path} is not a run (it has no {self.config.name}); give a run's directory"
-                )
-            recipe = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except UserError:
-            raise
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
+            recipe = read_yaml(self.config)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"{self.path} is not a run (it has no {self.config.name}); give a run's directory"
+            ) from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise UserError(f"{self.config} is damaged ({reason}); start a new run") from None
         if not isinstance(recipe, dict):
             raise UserError(f"{self.config} is damaged (not a mapping); start a new run")

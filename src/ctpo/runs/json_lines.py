@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ctpo.runs.files import MOST_BYTES, read_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
@@ -20,14 +22,14 @@ class Line:
     """Whether a line feed ends the line. A line without one was probably cut short by a kill."""
 
 
-def read_json_lines(path: Path) -> list[Line]:
+def read_json_lines(path: Path, most: int = MOST_BYTES) -> list[Line]:
     """Return the lines of a file that are not blank, in order.
 
     Raises:
-        OSError: if the file cannot be read.
+        OSError: if the file cannot be read, is no regular file, or has more than `most` bytes.
     """
     # Not splitlines(): the text of a response may hold U+2028 and other characters that it takes for line ends.
-    texts = path.read_bytes().split(b"\n")
+    texts = read_bytes(path, most).split(b"\n")
     return [
         Line(number=number, record=_record(text), complete=number < len(texts))
         for number, text in enumerate(texts, start=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections import Counter
@@ -10,16 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ctpo.errors import one_line
 from ctpo.runs.directory import RunDirectory
+from ctpo.runs.files import MOST_BYTES, leads_out, read_text
 from ctpo.runs.json_lines import read_json_lines
+from ctpo.runs.yaml_text import MOST_BYTES as MOST_YAML_BYTES
+from ctpo.runs.yaml_text import parse_yaml
 
 Record = Mapping[str, Any]
 
 _LARGEST = 1e100
 """Larger figures are taken for damage; their squares could overflow."""
 _MOST_LINES_NAMED = 5
+_LINK = "a link that leads out of the run's directory"
 _MOST_METRICS_NAMED = 6
 
 
@@ -65,7 +69,7 @@ class Run:
 
     def rows(self, path: Path) -> list[Record]:
         """Return the JSON objects in one of the run's files; damaged lines are left out and noted."""
-        return _read_lines(path, str(path.relative_to(self.path)), self.notes, may_be_empty=True)
+        return _read_lines(self.path, path, self.notes, may_be_empty=True)
 
 
 def is_run(path: Path) -> bool:
@@ -77,8 +81,8 @@ def is_run(path: Path) -> bool:
 def read_run(path: Path) -> Run:
     """Read a run's directory. The transcripts and samples are read later, when some of them are chosen."""
     files, run = RunDirectory(path), Run(path=path)
-    run.config = _read_mapping(files.config, run.notes, yaml.safe_load)
-    run.environment = _read_mapping(files.environment, run.notes, json.loads)
+    run.config = _read_mapping(path, files.config, run.notes, parse_yaml, MOST_YAML_BYTES)
+    run.environment = _read_mapping(path, files.environment, run.notes, json.loads)
     run.records = _read_batches(files.metrics, run.notes)
     if run.switched_off("diagnostics"):
         run.notes.append(
@@ -87,7 +91,7 @@ def read_run(path: Path) -> Run:
     else:
         run.profiles = _read_batches(files.profile, run.notes)
     if files.summary.is_file():
-        run.summary = _read_mapping(files.summary, run.notes, json.loads)
+        run.summary = _read_mapping(path, files.summary, run.notes, json.loads)
     else:
         run.notes.append(
             "summary.json is missing: the run is not finished; its figures are those of its last record"
@@ -108,23 +112,30 @@ def numbers(value: Any) -> list[float | None]:
     return [number(each) for each in value] if isinstance(value, list) else []
 
 
-def _read_mapping(path: Path, notes: list[str], parse: Callable[[str], Any]) -> Record:
-    if not path.is_file():
-        notes.append(f"{path.name} is missing")
-        return {}
+def _read_mapping(
+    run: Path, path: Path, notes: list[str], parse: Callable[[str], Any], most: int = MOST_BYTES
+) -> Record:
     try:
-        content = parse(path.read_text(encoding="utf-8"))
+        if leads_out(path, run):
+            raise ValueError(_LINK)
+        content = parse(read_text(path, most))
         if isinstance(content, dict):
             return content
         reason = "not a mapping"
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+    except FileNotFoundError:
+        notes.append(f"{path.name} is missing")
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        reason = one_line(str(getattr(error, "strerror", None) or error))
     notes.append(f"{path.name} is damaged and left out ({reason[:120]})")
     return {}
 
 
-def _read_lines(path: Path, name: str, notes: list[str], *, may_be_empty: bool = False) -> list[Record]:
+def _read_lines(run: Path, path: Path, notes: list[str], *, may_be_empty: bool = False) -> list[Record]:
+    name = str(path.relative_to(run))
     try:
+        if leads_out(path, run):
+            raise OSError(errno.EINVAL, _LINK)
         lines = read_json_lines(path)
     except FileNotFoundError:
         notes.append(f"{name} is missing")
@@ -151,7 +162,7 @@ def _read_batches(path: Path, notes: list[str]) -> list[Record]:
     """Return the records of a file in the order of their batches; of two with the same batch, the later."""
     by_batch: dict[int, Record] = {}
     without_batch = repeated = 0
-    for record in _read_lines(path, path.name, notes):
+    for record in _read_lines(path.parent, path, notes):
         if not all(_is_count(record.get(name)) for name in ("batch", "step")):
             without_batch += 1
             continue

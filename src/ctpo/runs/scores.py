@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ctpo.errors import UserError
 from ctpo.runs.directory import RunDirectory
+from ctpo.runs.files import read_text
 from ctpo.runs.json_lines import read_json_lines
 
 COLLAPSE: Final = 0.5
@@ -51,7 +52,7 @@ def read_score(run: Path) -> Score | None:
     if not directory.summary.is_file():
         return None
     try:
-        summary = json.loads(directory.summary.read_text(encoding="utf-8"))
+        summary = json.loads(read_text(directory.summary))
         lines = read_json_lines(directory.metrics)
         damaged = [line.number for line in lines if line.record is None]
         if damaged:

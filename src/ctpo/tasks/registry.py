@@ -41,6 +41,12 @@ def task_names() -> tuple[str, ...]:
     return tuple(_TASKS)
 
 
+def runs_code(name: str) -> bool:
+    """Whether `get_task` would run a Python file for this name, as `FILE.py` or `FILE.py@PATH`."""
+    base = name.partition("?")[0]
+    return is_own_task(base) or is_own_task(base.partition("@")[0])
+
+
 def get_task(name: str) -> Task:
     """The task of that name, in one of the forms above. Its data is loaded only when problems are requested.
 

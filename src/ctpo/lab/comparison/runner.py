@@ -23,6 +23,7 @@ from ctpo.lab.comparison.scores_file import ScoresFile
 from ctpo.runs.atomic import write_text
 from ctpo.runs.identity import deciding_settings
 from ctpo.runs.scores import Score, read_score
+from ctpo.training.config.recipe import read_recipe
 
 _POLL_S: Final = 0.5
 _MEMORY_POLL_S: Final = 5.0
@@ -68,6 +69,7 @@ class Runner:
             bound to cores of its own if this process may use as many cores as the budget has.
         scores: of runs that were finished elsewhere or before. Those finished here are added.
         on_end: called with each cell that ends, and whether it succeeded.
+        trust: whether the runs obey the unsafe settings of their recipes.
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class Runner:
         budget: Budget,
         scores: ScoresFile | None = None,
         on_end: Callable[[Cell, bool], None] | None = None,
+        *,
+        trust: bool = False,
     ) -> None:
-        self.root, self._budget, self._scores = root, budget, scores
+        self.root, self._budget, self._scores, self._trust = root, budget, scores, trust
         self.on_end: Callable[[Cell, bool], None] = on_end or (lambda cell, succeeded: None)
         self._largest_mb, self._ended = 0.0, 0
         self._running: list[_Running] = []
@@ -97,9 +101,7 @@ class Runner:
         if self._scores is not None and self._scores.score(cell) is not None:
             return True
         held = self.directory(cell).parent / _RECIPE
-        if held.is_file() and deciding_settings(
-            yaml.safe_load(held.read_text(encoding="utf-8"))
-        ) != deciding_settings(cell.keys):
+        if held.is_file() and deciding_settings(read_recipe(held)) != deciding_settings(cell.keys):
             raise UserError(
                 f"{held.parent} holds a run of another recipe; give the changed comparison another --output"
             )
@@ -147,7 +149,7 @@ class Runner:
         count = _threads(cell)
         cores, self._free = self._free[:count], self._free[count:]
         process = start(
-            ["train", *words, f"shared={self.root / _SHARED}"],
+            ["train", *words, f"shared={self.root / _SHARED}", *(["--trust"] if self._trust else [])],
             folder / _LOG,
             cores if len(cores) == count else [],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ctpo.errors import UserError
+from ctpo.runs.files import read_bytes, read_text
 
 _FORMAT = "behaviour and target as tables [rows, V], optional reward [V^T] and horizon"
 
@@ -70,9 +72,9 @@ def read_tables(path: Path) -> PolicyTables:
 
 def _load(path: Path) -> Any:
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as arrays:
             return {name: arrays[name].tolist() for name in arrays.files}
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(read_text(path))
 
 
 def _table(path: Path, content: dict[str, Any], name: str, dimensions: int) -> Tensor:

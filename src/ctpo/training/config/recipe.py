@@ -127,10 +127,10 @@ class Recipe:
 
 def embedded_recipe() -> dict[str, Any]:
     """The keys of the recipe that `ctpo train` runs if no recipe is given."""
-    import yaml
+    from ctpo.runs.yaml_text import parse_yaml
 
     text = files("ctpo.tasks.arithmetic").joinpath("train.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text))
+    return dict(parse_yaml(text))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -139,16 +139,17 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if the file is missing, not YAML, or not a mapping.
     """
-    import yaml
+    from ctpo.runs.yaml_text import read_yaml
 
     try:
-        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+        keys = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"recipe {path} does not exist; give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} cannot be read ({error}); give a YAML file") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"recipe {path} is not YAML ({' '.join(str(error).split())}); correct it") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"recipe {path} cannot be read ({reason}); give a YAML file") from None
+    except ValueError as error:
+        raise UserError(f"recipe {path} is not YAML ({error}); correct it") from None
     if not isinstance(keys, dict):
         raise UserError(
             f"recipe {path} holds {type(keys).__name__}, not a mapping; write one `key: value` per line"
@@ -162,7 +163,7 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
     Raises:
         UserError: if a word has another form.
     """
-    import yaml
+    from ctpo.runs.yaml_text import parse_yaml
 
     keys: dict[str, Any] = {}
     for word in words:
@@ -170,8 +171,8 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
         if not equals or not name:
             raise UserError(f"{word!r} is not key=value; write for example learning_rate=1e-4")
         try:
-            parsed = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError):
+            parsed = parse_yaml(value)
+        except ValueError:
             parsed = value
         outer, dot, inner = name.partition(".")
         if dot:

@@ -24,6 +24,7 @@ from ctpo.evaluation.model import HELDOUT_SEED
 from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import LASTING, Runs, ToolRunner
 from ctpo.runs.atomic import write_json
+from ctpo.runs.files import read_text
 from ctpo.sandbox import SandboxResult
 from ctpo.tasks import Problem
 from ctpo.training.config.recipe import Recipe
@@ -137,7 +138,7 @@ def shared_evaluation(
     )
     path = recipe.shared / f"before-{digest[:16]}.json"
     try:
-        figures: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        figures: dict[str, float] = json.loads(read_text(path))
     except (OSError, ValueError):
         figures = measure()
         write_json(path, figures)

@@ -17,6 +17,7 @@ from ctpo.tasks.sources import DatasetSource
 from ctpo.tasks.task import ProblemSource
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.recipe import DEFAULT_TRAIN_PROBLEMS, Recipe, merge
+from ctpo.training.config.trust import check_run
 
 MAY_CHANGE: Final = {
     *("rollout_batches", "max_steps", "num_train_epochs", "eval_every", "transcripts", "threads"),
@@ -46,15 +47,17 @@ class Start:
         return step_of(self.checkpoint) if self.checkpoint else 0
 
 
-def prepare(keys: Mapping[str, Any], resume: Path | None) -> Start:
+def prepare(keys: Mapping[str, Any], resume: Path | None, *, trust: bool = False) -> Start:
     """The directory and the keys of a run, without its checkpoint yet.
 
     Args:
         keys: of a new run's recipe; with `resume`, keys that change those of the run.
         resume: the directory of a run to continue, or a checkpoint in one.
+        trust: obey what a run's directory asks for beyond data (`ctpo.training.config.trust`).
 
     Raises:
-        UserError: if `resume` is not a run, or if a key would change what the run computes.
+        UserError: if `resume` is not a run, if a key would change what the run computes, or if the directory asks for
+            more than data may.
     """
     if resume is None:
         named = keys.get("output_dir")
@@ -63,12 +66,14 @@ def prepare(keys: Mapping[str, Any], resume: Path | None) -> Start:
     checkpoint = resume if is_checkpoint(resume) else None
     run = RunDirectory(resume if checkpoint is None else resume.parent)
     recipe = run.read_recipe()
+    merged = {**merge(recipe, keys), "output_dir": str(run.path)}
     for name, value in keys.items():
-        if name not in MAY_CHANGE and recipe.get(name) != value:
+        if name not in MAY_CHANGE and recipe.get(name) != merge(recipe, {name: value})[name]:
             raise UserError(
                 f"{name}={value} cannot change when {run.path} is resumed (it is {recipe.get(name)}); start a new run"
             )
-    merged = {**merge(recipe, keys), "output_dir": str(run.path)}
+    if not trust:
+        check_run(run, merged, keys)
     return Start(run=run, keys=merged, resumes=True, named=checkpoint)
 
 

@@ -69,6 +69,7 @@ def train(
     listener: Listener | None = None,
     resume: Path | None = None,
     started: float | None = None,
+    trust: bool = False,
 ) -> Outcome:
     """Train as a recipe describes, and save the model and the records.
 
@@ -77,13 +78,14 @@ def train(
         listener: is notified as the run goes on, in the main process.
         resume: the directory of a run to continue, or one of its checkpoints.
         started: the reading of `time.perf_counter` from which the run's time counts. None counts from this call.
+        trust: with `resume`, run the code and obey the unsafe settings that the run's directory names.
 
     Raises:
         UserError: if a key, a file or the output directory is wrong. This is found before a model is loaded, except
             if the model itself or the sandbox is wrong.
     """
     started = time.perf_counter() if started is None else started
-    prepared = prepare(keys, resume)
+    prepared = prepare(keys, resume, trust=trust)
     recipe, config = build(prepared.keys)
     processes, index = config.world_size, config.process_index
     check_joined(processes)
