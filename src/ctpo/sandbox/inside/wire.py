@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import struct
 from typing import Any
 
@@ -41,7 +42,8 @@ class Configuration:
         self.descriptors: int = fields["descriptors"]
         self.tasks: int = fields["tasks"]
         self.landlock: dict[str, Any] | None = fields["landlock"]
-        self.uid: int | None = fields["uid"]
+        users = fields["users"]  # the first one, and how many; each zygote takes one of its own
+        self.uid = None if users is None else users[0] + int.from_bytes(os.urandom(4), "little") % users[1]
         self.filter = bytearray(base64.b64decode(fields["filter"]))
         self.pid_offsets: list[int] = fields["pid_offsets"]
         self.address_space = 0  # of the warm interpreter in bytes; measured later

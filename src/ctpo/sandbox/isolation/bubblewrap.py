@@ -11,8 +11,11 @@ from pathlib import Path
 from ctpo.sandbox.interpreter import Interpreter
 
 NOBODY = 65534
-CHILD_ID = 1
-"""The id of nobody inside `two_user_namespace`."""
+FIRST_USER, USERS = 0x70000000, 1 << 24
+"""User ids that no system gives away. Every zygote of root's takes one of them for its children at random.
+
+Linux counts threads for each user. If two zygotes had the same user, their programs could count each other's threads.
+"""
 # Needed to give children another user, and to kill them afterwards.
 _OTHER_USER = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
@@ -37,11 +40,12 @@ def others_may_read(interpreter: Interpreter) -> bool:
     return all(mode & (0o005 if folder else 0o004) == (0o005 if folder else 0o004) for folder, mode in modes)
 
 
-def two_user_namespace(executable: Path) -> int | None:
-    """A user namespace in which user 0 is root and user 1 is nobody; None if we are not root or it cannot be made.
+def namespace_of_users(executable: Path) -> int | None:
+    """A user namespace in which 0 is root and the others own nothing; None if we are not root or it cannot be made.
 
     Root's processes are exempt from RLIMIT_NPROC, the only limit on a program's threads, and root owns most files. In
-    this namespace the zygote starts as user 0, which may read an interpreter in /root. Its children become user 1.
+    this namespace the zygote starts as user 0, which may read an interpreter in /root. Its children become one of the
+    users from 1 to `USERS`.
 
     Returns:
         A file descriptor, which keeps the namespace alive.
@@ -61,7 +65,7 @@ def two_user_namespace(executable: Path) -> int | None:
         if holder.stdout.read(1) != b"0":
             return None
         for table in ("uid_map", "gid_map"):
-            Path(f"/proc/{holder.pid}/{table}").write_text(f"0 0 1\n{CHILD_ID} {NOBODY} 1\n")
+            Path(f"/proc/{holder.pid}/{table}").write_text(f"0 0 1\n1 {FIRST_USER} {USERS}\n")
         return os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY)
     except OSError:
         return None
@@ -94,7 +98,7 @@ def command(
     Args:
         bwrap: the path of bubblewrap's binary.
         inside: the folder of the package `inside`.
-        namespace: the result of `two_user_namespace`.
+        namespace: the result of `namespace_of_users`.
         arguments: the zygote's own arguments.
     """
     options = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]

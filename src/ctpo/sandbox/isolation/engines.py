@@ -71,7 +71,7 @@ def _bubblewrap(interpreter: Interpreter, memory_bytes: int, preload: Sequence[s
 
     namespace = None
     if bubblewrap.others_may_read(interpreter):
-        namespace = bubblewrap.two_user_namespace(interpreter.executable)
+        namespace = bubblewrap.namespace_of_users(interpreter.executable)
 
     def command(arguments: list[str]) -> list[str]:
         return bubblewrap.command(binary, interpreter, _INSIDE, namespace, arguments)
@@ -81,16 +81,22 @@ def _bubblewrap(interpreter: Interpreter, memory_bytes: int, preload: Sequence[s
         "paths": bubblewrap.package_paths(interpreter),
         "scratch": bubblewrap.scratch_path(interpreter),
     }
-    settings["uid"] = None if namespace is None else bubblewrap.CHILD_ID
+    settings["users"] = None if namespace is None else [1, bubblewrap.USERS]
     return Engine("bubblewrap", True, _kinds(command, {}, settings, namespace))
 
 
 def _landlock(interpreter: Interpreter, memory_bytes: int, preload: Sequence[str]) -> Engine | str:
     version = landlock.abi()
     if version < 1:
-        return "this kernel has no Landlock"
+        return "landlock: this kernel has no Landlock; Linux 6.2 or later has what is needed"
+    if version < landlock.LEAST_ABI:
+        return (
+            f"landlock: version {version} of this kernel's Landlock cannot forbid emptying files; "
+            f"use Linux 6.2 or later (version {landlock.LEAST_ABI}), or allow user namespaces for bubblewrap"
+        )
     settings = _settings(interpreter, memory_bytes, preload, file_metadata=False)
     settings["tasks"] = _TASKS + threads_of(os.getuid() or bubblewrap.NOBODY)
+    settings["users"] = [bubblewrap.FIRST_USER, bubblewrap.USERS] if os.getuid() == 0 else None
     settings["landlock"] = landlock.settings(version, (*interpreter.readable, *interpreter.packages))
     return Engine("landlock", True, _kinds(_bare_command(interpreter), bubblewrap.ENVIRONMENT, settings))
 
@@ -154,7 +160,7 @@ def _settings(
         "descriptors": _DESCRIPTORS,
         "tasks": _TASKS,
         "landlock": None,
-        "uid": None,
+        "users": None,
         "filter": encode_filter(filter_.program),
         "pid_offsets": list(filter_.pid_offsets),
     }

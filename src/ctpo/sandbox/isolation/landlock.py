@@ -16,9 +16,10 @@ _CREATE_RULESET = 444  # the same on every architecture
 _GET_VERSION = 1
 
 _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
-_LEAST_ABI = 1
-# The file rights that each ABI version added: 13 in the first, then refer, truncate, and ioctl on devices.
-_FILE_RIGHTS = ((1, 0x1FFF), (2, 0x2000), (3, 0x4000), (5, 0x8000))
+LEAST_ABI = 3
+"""The first version that can forbid emptying a file (Linux 6.2). Before, `truncate` emptied any of the user's files."""
+# The file rights that each ABI version added: 15 up to the third (truncate was the last), then ioctl on devices.
+_FILE_RIGHTS = ((3, 0x7FFF), (5, 0x8000))
 _TCP_ABI, _TCP_RIGHTS = 4, 0x3  # bind, connect
 _SCOPE_ABI, _SCOPES = 6, 0x3  # abstract Unix sockets, signals
 
@@ -35,13 +36,13 @@ def settings(version: int, readable: tuple[Path, ...]) -> dict[str, object]:
     """The settings with which the zygote restricts itself.
 
     Args:
-        version: the kernel's ABI version, at least 1.
+        version: the kernel's ABI version, at least `LEAST_ABI`.
         readable: the files and folders that may be read.
 
     Returns:
         The handled rights as bit masks, the size of the kernel's structure, and rules [path, rights].
     """
-    assert version >= _LEAST_ABI
+    assert version >= LEAST_ABI
     files = sum(bits for since, bits in _FILE_RIGHTS if version >= since)
     rules: list[list[object]] = [[str(path), _rights(path)] for path in readable]
     rules += [

@@ -21,8 +21,13 @@ class Check:
     detail: str
 
 
+# Runs first, and tries to leave something for the program below.
+_PROGRAM_BEFORE = """
+import fcntl, os
+fcntl.fcntl(0, fcntl.F_SETFL, os.O_NONBLOCK | os.O_APPEND)
+"""
 _PROGRAM = r"""
-import ctypes, json, os, resource, threading
+import ctypes, fcntl, json, os, platform, resource, struct, threading, time
 GIVEN = json.loads({given!r})
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -37,8 +42,31 @@ def read_environment():
     if not os.environ: open(f"/proc/{{GIVEN['pid']}}/environ").read()
 def write_file(): open(GIVEN["folder"] + "/written", "w").write("x")
 def write_library(): open(os.path.dirname(os.__file__) + "/written.py", "w").write("x")
+def empty_file():
+    # Every way is tried. The check of the canary afterwards shows whether one has worked without saying so.
+    path, flags = GIVEN["canary"], (os.O_RDONLY, os.O_WRONLY, os.O_RDWR)
+    ways = [lambda: os.truncate(path, 0), lambda: open(path, "w")]
+    ways += [lambda flag=flag: os.open(path, flag | os.O_TRUNC) for flag in flags]
+    for way in ways:
+        try: way()
+        except OSError as last: error = last
+        else: return
+    raise error
 def change_mode(): os.chmod(GIVEN["canary"], 0o777)
 def signal_process(): os.kill(GIVEN["pid"], 0)
+def read_clock(): time.clock_gettime(~GIVEN["pid"] << 3 | 2)
+def lock_file():
+    for path in ("/dev/null", os.__file__):
+        fcntl.fcntl(os.open(path, os.O_RDONLY), 37, struct.pack("hhqqi4x", fcntl.F_RDLCK, 0, 0, 1, 0))
+def change_stdin():
+    if not fcntl.fcntl(0, fcntl.F_GETFL) & (os.O_NONBLOCK | os.O_APPEND): raise OSError("stdin is a program's own")
+def wait_on_library():
+    libc.mmap.restype = ctypes.c_void_p
+    place = libc.mmap(None, 4096, 1, 2, os.open(os.__file__, os.O_RDONLY), 0)
+    word, soon = ctypes.c_uint32.from_address(place), struct.pack("2l", 0, 1000000)
+    number = 202 if platform.machine() == "x86_64" else 98
+    libc.syscall(number, ctypes.c_void_p(place), 0, word, soon, None, 0)
+    if ctypes.get_errno() != 110: raise OSError(ctypes.get_errno(), "futex")
 def shared_memory():
     if libc.shmget(0x5EC2E7, 4096, 0o1600) == -1: raise OSError(ctypes.get_errno(), "shmget")
 def trace():
@@ -50,7 +78,8 @@ def memory(): bytearray(GIVEN["memory_bytes"] + (16 << 20))
 
 outcome = {{}}
 for attempt in (network, fork, run_command, read_file, read_environment, write_file, write_library,
-                change_mode, signal_process, shared_memory, trace, new_namespace, raise_limit, memory):
+                empty_file, change_mode, signal_process, read_clock, lock_file, change_stdin, wait_on_library,
+                shared_memory, trace, new_namespace, raise_limit, memory):
     try:
         attempt()
         outcome[attempt.__name__] = None
@@ -64,7 +93,7 @@ print(json.dumps(outcome))
 
 
 def probe(run: Callable[[str], SandboxResult], memory_bytes: int) -> list[Check]:
-    """One check for each thing that no program may do, tried by one program, in a fixed order.
+    """One check for each thing that no program may do, in a fixed order. One program tries nearly all of them.
 
     `held` is False if the attempt succeeded.
 
@@ -79,8 +108,10 @@ def probe(run: Callable[[str], SandboxResult], memory_bytes: int) -> list[Check]
         canary.write_text("canary")
         canary.chmod(0o666)
         given = {"folder": folder, "canary": str(canary), "pid": os.getpid(), "memory_bytes": memory_bytes}
+        run(_PROGRAM_BEFORE)
         result = run(_PROGRAM.format(given=json.dumps(given)))
         untouched = canary.stat().st_mode & 0o777 == 0o666 and os.listdir(folder) == ["canary"]
+        untouched = untouched and canary.read_text() == "canary"
     if result.status != "ok":
         return [Check("probe", False, f"{result.status}: {(result.stderr.strip() or 'no output')[-300:]}")]
     outcome: dict[str, str | bool | None] = json.loads(result.stdout)

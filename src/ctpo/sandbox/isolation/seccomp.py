@@ -39,6 +39,14 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Rule:
+    """If every check holds, this is what happens to the call."""
+
+    checks: tuple[Check, ...]
+    verdict: int = _RET_ALLOW
+
+
+@dataclass(frozen=True)
 class Filter:
     """An assembled filter, and the byte offsets to which the child writes its own process id."""
 
@@ -46,50 +54,100 @@ class Filter:
     pid_offsets: tuple[int, ...]
 
 
+def _success(*checks: Check) -> Rule:
+    """A call that does nothing and reports success."""
+    return Rule(checks, _RET_ERRNO)
+
+
+def _error(number: int, *checks: Check) -> Rule:
+    """A call that fails with an error number."""
+    return Rule(checks, _RET_ERRNO | number)
+
+
+def _one_of(arg: int, values: Sequence[int]) -> tuple[Rule, ...]:
+    """Rules that allow a call if one argument has one of these values."""
+    return tuple(Rule((Check(arg, value),)) for value in values)
+
+
 # The exact flags with which glibc and musl create a thread. No process and no namespace fits these flags.
 _GLIBC_THREAD, _MUSL_THREAD = 0x3D0F00, 0x7D0F00
 _TERMINAL_AND_CLOEXEC = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-# Duplicates, descriptor flags, status flags and record locks. Left out: F_GETLK (a lock on a shared library file could
-# carry messages), F_SETOWN and F_SETSIG (a signal to any process), F_SETPIPE_SZ (kernel memory), and leases.
-_FCNTL = (0, 1, 2, 3, 4, 6, 7, 37, 38, 1030)
-# What memory allocators need. Left out: paging out memory that others have mapped too, and poisoning pages.
+# Duplicates, descriptor flags and status flags. Left out: locks and questions about them (a lock on a library file
+# could carry messages, and takes memory of the kernel's), F_SETOWN and F_SETSIG (a signal to any process),
+# F_SETPIPE_SZ (kernel memory), leases, and hints that stay with a file.
+_FCNTL = (0, 1, 2, 3, 4, 1030)
+# F_SETLK and F_SETLKW. Between the threads of one process, such a lock never conflicts, so it need not be taken.
+_PROCESS_LOCKS = (6, 7)
+# What memory allocators need. Left out: paging out memory that others have mapped too, poisoning and merging pages.
 _MADVISE = (0, 1, 2, 3, 4, 8, 14, 15)
 # Names and read-only questions. Left out: the parent-death signal, dumpability and the memory map.
 _PRCTL = (3, 15, 16, 21, 23, 39, 0x53564D41)
 _SIGKILL = 9
 _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE_MASK = 1, 1, 0xF
+_SOL_SOCKET = 1
+# SO_TYPE, SO_ERROR, SO_SNDBUF, SO_RCVBUF, SO_ACCEPTCONN, SO_PROTOCOL, SO_DOMAIN. Left out: SO_COOKIE, which is
+# counted over the whole machine.
+_SOCKET_OPTIONS = (3, 4, 7, 8, 30, 38, 39)
+_MAP_HUGETLB = 0x40000
+_FUTEX_PRIVATE, _FUTEX_REALTIME = 128, 256
+_FUTEX_WAITS, _FUTEX_WAKES = (0, 9), (1, 10)
 
-_ZERO_PID = ((Check(0, 0),),)
+_ZERO_PID = _one_of(0, (0,))
+# The kernel's fixed clocks (0 to 15), the CPU clocks of this process (negative, for process 0), and those of threads.
+# The kernel itself refuses the threads of other processes. Left out: CPU clocks of other processes, and devices.
+_OWN_CLOCKS = (
+    Rule((Check(0, 0, mask=0xFFFFFFF0),)),
+    Rule((Check(0, 0xFFFFFFF8, mask=0xFFFFFFF8),)),
+    Rule((Check(0, 0x80000006, mask=0x80000007),)),
+)
+_ONLY_WITHOUT_FLAGS = _one_of(5, (0,))
 
-# A call with one of these names is allowed if any of its alternatives holds. All checks of an alternative must hold.
-_CONDITIONS: dict[str, tuple[tuple[Check, ...], ...]] = {
-    "clone": ((Check(0, _GLIBC_THREAD),), (Check(0, _MUSL_THREAD),)),
-    "ioctl": tuple((Check(1, request),) for request in _TERMINAL_AND_CLOEXEC),
-    "fcntl": tuple((Check(1, command),) for command in _FCNTL),
-    "madvise": tuple((Check(2, advice),) for advice in _MADVISE),
-    "prctl": tuple((Check(0, option),) for option in _PRCTL),
-    "kill": ((Check(0, OWN_PID),),),
-    "tgkill": ((Check(0, OWN_PID),),),
+# The first rule of a call's that holds decides about it. If none holds, the call fails with EPERM.
+_RULES: dict[str, tuple[Rule, ...]] = {
+    "clone": _one_of(0, (_GLIBC_THREAD, _MUSL_THREAD)),
+    # clone3 has its flags behind a pointer, which a filter cannot follow. ENOSYS makes libc fall back to clone.
+    "clone3": (_error(errno.ENOSYS),),
+    "ioctl": _one_of(1, _TERMINAL_AND_CLOEXEC),
+    "fcntl": (*_one_of(1, _FCNTL), *(_success(Check(1, command)) for command in _PROCESS_LOCKS)),
+    "madvise": _one_of(2, _MADVISE),
+    "prctl": _one_of(0, _PRCTL),
+    # A program that killed itself with SIGKILL would look like one that somebody else has killed ("lost"), and would
+    # be run twice.
+    "kill": (_error(errno.EPERM, Check(1, _SIGKILL)), Rule((Check(0, OWN_PID),))),
+    "tgkill": (_error(errno.EPERM, Check(2, _SIGKILL)), Rule((Check(0, OWN_PID),))),
     "prlimit64": _ZERO_PID,
     "getpgid": _ZERO_PID,
     "getsid": _ZERO_PID,
     "sched_getaffinity": _ZERO_PID,
     "sched_getparam": _ZERO_PID,
     "sched_getscheduler": _ZERO_PID,
+    "clock_gettime": _OWN_CLOCKS,
+    "clock_getres": _OWN_CLOCKS,
+    "clock_nanosleep": _OWN_CLOCKS,
+    # A futex without the private flag is found by its place in a file, also through a mapping of one's own. So on a
+    # page of a library, two programs could meet. libc waits on such a futex for the end of a thread: it looks again
+    # after EAGAIN, and the kernel clears the word.
+    "futex": (
+        Rule((Check(1, _FUTEX_PRIVATE, mask=_FUTEX_PRIVATE),)),
+        *(_error(errno.EAGAIN, Check(1, wait, mask=~_FUTEX_REALTIME)) for wait in _FUTEX_WAITS),
+        *(_success(Check(1, wake, mask=~_FUTEX_REALTIME)) for wake in _FUTEX_WAKES),
+    ),
+    # The machine has a fixed number of huge pages for all.
+    "mmap": (Rule((Check(3, 0, mask=_MAP_HUGETLB),)),),
+    # A flag says whether a page is in the machine's cache without bringing it there.
+    "preadv2": _ONLY_WITHOUT_FLAGS,
+    "pwritev2": _ONLY_WITHOUT_FLAGS,
     # A stream pair cannot be redirected to somebody else's socket; a datagram pair can.
-    "socketpair": ((Check(0, _AF_UNIX), Check(1, _SOCK_STREAM, mask=_SOCK_TYPE_MASK)),),
-    "sendto": ((Check(4, 0, wide=True),),),
-}
-# Refused even if a condition above holds. A program that killed itself with SIGKILL would look like one that somebody
-# else has killed ("lost"), and would be run twice.
-_REFUSED_FIRST: dict[str, Check] = {"kill": Check(1, _SIGKILL), "tgkill": Check(2, _SIGKILL)}
-
-# Writing to disk and dropping pages from the cache would cost the host, so these calls do nothing and report success.
-_PRETENDED = ("fsync", "fdatasync", "msync", "fadvise64")
-# clone3 has its flags behind a pointer, which a filter cannot follow. ENOSYS makes libc fall back to clone.
-_ERRNO: dict[str, int] = {"clone3": errno.ENOSYS} | dict.fromkeys(_PRETENDED, 0)
-_ERRNO |= dict.fromkeys(
-    ("getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr"), errno.ENOTSUP
+    "socketpair": (Rule((Check(0, _AF_UNIX), Check(1, _SOCK_STREAM, mask=_SOCK_TYPE_MASK))),),
+    "sendto": (Rule((Check(4, 0, wide=True),)),),
+    "getsockopt": tuple(Rule((Check(1, _SOL_SOCKET), Check(2, option))) for option in _SOCKET_OPTIONS),
+    # Writing to disk and dropping pages from the cache would cost the host.
+    "fsync": (_success(),),
+    "fdatasync": (_success(),),
+    "msync": (_success(),),
+    "fadvise64": (_success(),),
+} | dict.fromkeys(
+    ("getxattr", "lgetxattr", "fgetxattr", "listxattr", "llistxattr", "flistxattr"), (_error(errno.ENOTSUP),)
 )
 FILE_METADATA = frozenset(
     {"chmod", "fchmod", "fchmodat", "fchmodat2", "utime", "utimes", "futimesat", "utimensat"}
@@ -134,7 +192,7 @@ def _segments(names: dict[int, str]) -> list[tuple[int, str | None]]:
     segments: list[tuple[int, str | None]] = [(0, None)]
     for number in range(max(names) + 2):
         name = names.get(number)
-        treatment = name if name in _CONDITIONS or name in _ERRNO else None if name is None else ""
+        treatment = name if name in _RULES else None if name is None else ""
         if treatment != segments[-1][1]:
             segments.append((number, treatment))
     if segments[1][0] == 0:
@@ -165,14 +223,12 @@ def _emit_treatment(code: _Assembler, name: str | None) -> None:
     """Emit the treatment of one range of calls. Every path ends in a verdict."""
     if name == "":
         code.emit(_RET, _RET_ALLOW)
-    elif name in _ERRNO:
-        code.emit(_RET, _RET_ERRNO | _ERRNO[name])
-    else:
-        if name in _REFUSED_FIRST:
-            code.conjunction([_REFUSED_FIRST[name]], _RET_ERRNO | errno.EPERM)
-        for checks in _CONDITIONS.get(name or "", ()):
-            code.conjunction(checks, _RET_ALLOW)
-        code.emit(_RET, _RET_ERRNO | errno.EPERM)
+        return
+    for rule in _RULES.get(name or "", ()):
+        code.conjunction(rule.checks, rule.verdict)
+        if not rule.checks:
+            return
+    code.emit(_RET, _RET_ERRNO | errno.EPERM)
 
 
 class _Assembler:
@@ -202,7 +258,7 @@ class _Assembler:
             low = _OFFSET_ARGS + 8 * check.arg
             steps.append((_LD, low))
             if check.mask != 0xFFFFFFFF:
-                steps.append((_AND, check.mask))
+                steps.append((_AND, check.mask & 0xFFFFFFFF))
             steps.append((_JEQ, check.value))
             if check.wide:
                 steps += [(_LD, low + 4), (_JEQ, 0)]
