@@ -108,11 +108,19 @@ def check_ready(task: Task) -> None:
 
 
 def verdict(task: Task, completion: str, answer: str) -> str:
-    """The verdict on a completion: "right", or "wrong", or the judge's own word for why it is not right."""
-    own = getattr(task.check, "verdict", None)
+    """The verdict on one completion; see `verdicts`."""
+    return verdicts(task, [completion], [answer])[0]
+
+
+def verdicts(task: Task, completions: Sequence[str], answers: Sequence[str]) -> list[str]:
+    """The verdict on each completion: "right", or "wrong", or the judge's own word for why it is not right."""
+    own = getattr(task.check, "verdicts", None)
     if own is not None:
-        return str(own(completion, answer))
-    return "right" if task.check(completion, answer) else "wrong"
+        return [str(verdict) for verdict in own(completions, answers)]
+    return [
+        "right" if task.check(completion, answer) else "wrong"
+        for completion, answer in zip(completions, answers, strict=True)
+    ]
 
 
 def validate_request(split: str, count: int) -> None:
@@ -141,8 +149,6 @@ def reward_function(task: Task) -> Callable[..., list[float]]:
         text of the last assistant message is judged.
     """
 
-    judge = task.reward or task.check
-
     def reward(
         prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[str], **kwargs: Any
     ) -> list[float]:
@@ -151,7 +157,10 @@ def reward_function(task: Task) -> Callable[..., list[float]]:
                 f"answer has {len(answer)} rows for {len(prompts)} prompts and "
                 f"{len(completions)} completions; pass one of each per row"
             )
-        return [float(judge(_text(c), a)) for c, a in zip(completions, answer, strict=True)]
+        texts = [_text(completion) for completion in completions]
+        if task.reward is not None:
+            return [float(task.reward(text, a)) for text, a in zip(texts, answer, strict=True)]
+        return [float(verdict == "right") for verdict in verdicts(task, texts, answer)]
 
     reward.__name__ = reward.__qualname__ = task.name
     return reward

@@ -1,0 +1,201 @@
+"""The processes that compare answers, killed, interrupted, forked and flooded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ctpo.errors import UserError
+from ctpo.tasks.math import MathCheck, workers
+from ctpo.tasks.math.verifier import Verifier
+
+HOPELESS = "7^{7^{9}}"  # a number of 34 million digits
+
+
+def hopeless(i: int) -> tuple[str, str]:
+    return r"\frac{1}{2}+x", f"{i + 7}^{{{i + 11}^{{9}}}}"
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Verifier]:
+    verifier = Verifier(workers=2)
+    yield verifier
+    verifier.close()
+
+
+@pytest.fixture
+def verifier(shared: Verifier) -> Verifier:
+    """A verifier that runs and remembers nothing."""
+    shared._known.clear()
+    assert shared.compare_all([("x+1", "1+x"), ("x+1", "x+2")]) == ["right", "wrong"]
+    return shared
+
+
+def process(verifier: Verifier) -> subprocess.Popen[bytes]:
+    assert verifier._process is not None
+    return verifier._process
+
+
+def child_of(pid: int) -> int:
+    """The child that answers. It may just be being forked anew."""
+    while not (children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        time.sleep(0.01)
+    return int(children[0])
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def check_own_verdicts(verifier: Verifier, first: int) -> None:
+    """Compare new pairs, of which every second is equal."""
+    for i in range(first, first + 4):
+        assert verifier.compare(f"x+{i}", f"{i + i % 2}+x") == ("wrong" if i % 2 else "right")
+
+
+@pytest.mark.parametrize("who", ["worker", "child"])
+def test_a_process_killed_between_two_questions_costs_nothing(verifier: Verifier, who: str) -> None:
+    pid = process(verifier).pid
+    os.kill(pid if who == "worker" else child_of(pid), signal.SIGKILL)
+    check_own_verdicts(verifier, 10)
+
+
+@pytest.mark.parametrize("who", ["worker", "child"])
+def test_a_process_killed_at_a_question_is_asked_again(
+    verifier: Verifier, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = process(verifier).pid
+    deaths = []
+    lost = workers.Worker.lost
+    monkeypatch.setattr(workers.Worker, "lost", lambda self: deaths.append(self.question) or lost(self))
+    victim = pid if who == "worker" else child_of(pid)
+    verifier.limit_s = 1.0
+    threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
+    started = time.monotonic()
+    assert verifier.compare(*hopeless(0)) == "timeout"  # and not "unparsable"
+    assert time.monotonic() - started > 1.2  # 0.3 s, and 1 s again
+    assert [question.pair for question in deaths if question] == [hopeless(0)]
+    verifier.limit_s = 3.0
+    check_own_verdicts(verifier, 20)
+
+
+def test_an_exception_of_the_caller_shifts_no_verdict(verifier: Verifier) -> None:
+    class Ring(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Ring
+
+    before = signal.signal(signal.SIGALRM, ring)
+    rings = 0
+    try:
+        for i in range(5):
+            signal.setitimer(signal.ITIMER_REAL, 0.001 * 4**i)
+            try:
+                verifier.compare(*hopeless(i))
+            except Ring:
+                rings += 1
+            check_own_verdicts(verifier, 100 + 4 * i)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert rings == 5
+
+
+def test_nothing_uncertain_is_remembered(verifier: Verifier) -> None:
+    pair = "x+51", "51+x"
+    assert verifier.compare_all([pair], budget_s=0.0) == ["timeout"]
+    assert verifier.compare(*pair) == "right"
+
+
+def test_a_good_answer_among_hopeless_ones_is_judged(verifier: Verifier) -> None:
+    pairs = [hopeless(i) for i in range(60)]
+    pairs[30:30] = [("x+41", "41+x"), ("x+41", "42+x")]
+    started = time.monotonic()
+    verdicts = verifier.compare_all(pairs, budget_s=5.0)
+    assert time.monotonic() - started < 7
+    assert verdicts == ["timeout"] * 30 + ["right", "wrong"] + ["timeout"] * 30
+    check_own_verdicts(verifier, 200)
+
+
+def test_a_batch_counts_every_completion(verifier: Verifier) -> None:
+    check = MathCheck(verifier)
+    verifier.limit_s = 0.3
+    completions = [
+        "no",
+        r"\boxed{\sqrt{12}+x}",
+        r"\boxed{y}",
+        rf"\boxed{{{HOPELESS}}}",
+        r"\boxed{\sqrt{12}+x}",
+    ]
+    verdicts = check.verdicts(completions, [r"x+2\sqrt{3}"] * 5)
+    verifier.limit_s = 3.0
+    assert verdicts == ["no answer", "right", "wrong", "timeout", "right"]
+    assert check.account == {"right": 2, "no answer": 1, "wrong": 1, "timeout": 1}
+
+
+def test_after_a_fork_the_parent_goes_on_and_the_child_has_its_own(verifier: Verifier) -> None:
+    pid = process(verifier).pid
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            check_own_verdicts(verifier, 300)
+            code = 0 if process(verifier).pid != pid else 2
+            verifier.close()
+        finally:
+            os._exit(code)
+    check_own_verdicts(verifier, 304)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    check_own_verdicts(verifier, 308)
+    assert process(verifier).pid == pid
+    assert alive(pid)
+
+
+ASKS = f"""
+from ctpo.tasks.math.verifier import Verifier
+verifier = Verifier(limit_s=60, workers=1)
+verifier.compare("x+1", "1+x")
+print(verifier._process.pid, flush=True)
+verifier.compare("x+1", {HOPELESS!r})
+"""
+
+
+def test_a_killed_caller_leaves_nothing_that_computes() -> None:
+    caller = subprocess.Popen([sys.executable, "-c", ASKS], stdout=subprocess.PIPE, text=True)
+    assert caller.stdout is not None
+    pid = int(caller.stdout.readline())
+    child = child_of(pid)
+    time.sleep(0.3)  # now it computes
+    assert alive(pid)
+    assert alive(child)
+    caller.kill()
+    caller.wait()
+    caller.stdout.close()
+    deadline = time.monotonic() + 5
+    while (alive(pid) or alive(child)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(pid)
+    assert not alive(child)
+
+
+def test_a_worker_that_does_not_start_is_an_error_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(workers, "_WORKER", tmp_path / "worker.py")
+    monkeypatch.setattr(workers, "_STARTS", 2)
+    with pytest.raises(UserError, match="does not start; run") as caught:
+        Verifier(workers=1).compare("x+1", "1+x")
+    assert "\n" not in str(caught.value)
