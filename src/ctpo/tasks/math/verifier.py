@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from ctpo.tasks.math.workers import Pair, Question, Worker, ask_all, start
 
-_BATCH_S = 25.0
+_BATCH_S = 20.0
 _MOST_WORKERS = 4
 _REMEMBERED = 50_000
 
