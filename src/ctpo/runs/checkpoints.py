@@ -20,11 +20,12 @@ from typing import Any
 
 from ctpo.errors import UserError
 from ctpo.runs.atomic import sync_folder, write_json
-from ctpo.runs.files import read_text
+from ctpo.runs.files import leads_out, read_text
 
 SEAL = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _CLOCKS = "clock.json"
+_LONGEST_S = 1e10  # three hundred years
 _ASIDE = "set-aside"
 STAGING = ".saving"
 """The folder of a run in which a checkpoint is written before it moves into place."""
@@ -70,11 +71,23 @@ def write_clocks(folder: Path, clocks: Clocks) -> None:
 
 
 def read_clocks(checkpoint: Path | None) -> Clocks:
-    """Return the clocks of a checkpoint; zeros without a checkpoint, or for one that `CTPOTrainer` saved in Python."""
+    """Return the clocks of a checkpoint; zeros without a checkpoint, or for one that `CTPOTrainer` saved in Python.
+
+    Raises:
+        UserError: if they are damaged.
+    """
     path = checkpoint / _CLOCKS if checkpoint else None
     if path is None or not path.is_file():
         return Clocks()
-    return Clocks(**json.loads(read_text(path)))
+    try:
+        clocks = Clocks(**json.loads(read_text(path)))
+        if not all(0 <= float(value) < _LONGEST_S for value in vars(clocks).values()):
+            raise ValueError("a time is out of range")
+    except (OSError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); resume from another checkpoint, or start a new run"
+        ) from None
+    return clocks
 
 
 def step_of(checkpoint: Path) -> int:
@@ -297,7 +310,9 @@ def plain(value: Any) -> Any:
 
 
 def _model(facts: Any) -> str:
-    return f"{facts['parameters']} parameters of shapes {facts['shapes'][:8]}" if facts else "none"
+    return (
+        f"{facts.get('parameters')} parameters of shapes {str(facts.get('shapes'))[:8]}" if facts else "none"
+    )
 
 
 def _instead(run: Path, identity: Mapping[str, Any], named: Path) -> str:
@@ -320,10 +335,14 @@ def _read_seal(folder: Path) -> dict[str, Any]:
         sealed = json.loads(read_text(path))
         if not isinstance(sealed, dict):
             raise ValueError
-        sealed["identity"].items()
-        for facts in sealed["files"].values():
-            facts["bytes"], facts["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        for name, kinds in (("recipe", dict), ("model", dict), ("world_size", int)):
+            if not isinstance(sealed["identity"].get(name), (kinds, type(None))):
+                raise ValueError
+        for name, facts in sealed["files"].items():
+            if leads_out(folder / name, folder) or not isinstance(facts["sha256"], str):
+                raise ValueError
+            int(facts["bytes"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise Unusable(f"{SEAL} is damaged") from None
     return sealed
 

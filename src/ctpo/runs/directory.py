@@ -7,12 +7,19 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ctpo.errors import UserError
 from ctpo.runs.atomic import PARTIAL, append_json_line, write_json, write_json_lines, write_text
 from ctpo.runs.checkpoints import last_good
 from ctpo.runs.json_lines import read_json_lines
+
+_LARGEST: Final = 1e15
+_SHOWN: Final = (
+    *("reward", "clip_fraction", "log_ratio_mean", "log_ratio_std", "tool_calls", "tokens_per_s"),
+    "skipped_updates",
+)
+"""Figures of a record that `ctpo train` prints, beside those of the held-out evaluation and the times."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,19 @@ class RunDirectory:
         write_json_lines(self.metrics, kept)
         return kept
 
+    def check_figures(self, step: int) -> None:
+        """Check that the records up to an optimizer step hold numbers where the rest of a run computes with them.
+
+        Raises:
+            UserError: if one does not.
+        """
+        for record in self.records():
+            if record["step"] <= step and (odd := _odd_entry(record)):
+                raise UserError(
+                    f"{self.metrics} is damaged ({odd} of step {record['step']} is {record.get(odd)!r}); restore the "
+                    "file, or start a new run"
+                )
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the result of the run, which marks it as complete."""
         write_json(self.summary, summary)
@@ -209,13 +229,37 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         UserError: if another line is damaged.
     """
     records = []
-    for line in read_json_lines(path) if path.is_file() else []:
+    try:
+        lines = read_json_lines(path)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); restore it, or start a new run") from None
+    for line in lines:
         if not line.complete:
             continue
-        if line.record is None or not isinstance(line.record.get("step"), int):
+        if line.record is None or type(line.record.get("step")) is not int:
             raise UserError(f"{path} line {line.number} is damaged; restore it, or start a new run")
         records.append(line.record)
     return records
+
+
+def _odd_entry(record: Mapping[str, Any]) -> str | None:
+    """Return the name of an entry of a record that is no figure and should be one; None if there is none."""
+    needed = ("batch", "step", "seconds", *(["heldout_pass@1"] if record.get("batch") == 0 else []))
+    for name in needed:
+        if name not in record or record[name] is None:
+            return name
+    figures = {*needed, *_SHOWN} | {
+        name for name in record if name.startswith("heldout_") or name.endswith("_s")
+    }
+    for name in sorted(figures & record.keys()):
+        value = record[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            return name
+        if value is not None and not abs(value) < _LARGEST:
+            return name
+    return None
 
 
 def _without_nan(record: dict[str, Any]) -> dict[str, Any]:

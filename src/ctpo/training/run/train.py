@@ -49,6 +49,7 @@ from ctpo.training.sampling.prompts import leave_out_long
 from ctpo.training.sampling.reward import Verdicts, reward_functions
 from ctpo.training.sampling.rollout_func import make_rollout_func
 from ctpo.training.step.saving import full_disk_in_one_line
+from ctpo.training.step.state import check_trainer_state
 from ctpo.training.step.trainer import CTPOTrainer
 
 
@@ -114,7 +115,7 @@ def train(
         listener.stage("loading the model")
         trainer = _trainer(recipe, config, task, problems, tools, _location(recipe, config, start))
         trainer.run_identity = identity
-        _check_model(trainer, start)
+        _check_checkpoint(trainer, start)
         if index == 0:  # not earlier, so that a run that cannot start leaves no directory behind
             start.run.open(written, describe_environment(processes))
             if start.resumes:
@@ -142,7 +143,12 @@ def _run(
     config: CTPOConfig = trainer.args
     run, updates = start.run, config.updates_per_rollout_batch
     is_main = config.process_index == 0
-    records = on_main(lambda: run.rewind(start.step, updates), config.world_size, config.process_index)
+
+    def records_so_far() -> list[dict[str, Any]]:
+        run.check_figures(start.step)
+        return run.rewind(start.step, updates)
+
+    records = on_main(records_so_far, config.world_size, config.process_index)
     clock = RunClock(started, _time_before(start, records))
     if not records:
         listener.stage("evaluating before training")
@@ -227,10 +233,11 @@ def _trainer(
     return trainer
 
 
-def _check_model(trainer: CTPOTrainer, start: Start) -> None:
-    """Refuse a checkpoint of a model with other shapes; transformers' own error would not say what is wrong."""
+def _check_checkpoint(trainer: CTPOTrainer, start: Start) -> None:
+    """Refuse a checkpoint of a model with other shapes or of another step; transformers would not say what is wrong."""
     if start.checkpoint is None:
         return
+    check_trainer_state(start.checkpoint)
     try:
         compare(sealed_identity(start.checkpoint), {"model": trainer.identity()["model"]})
     except Unusable as reason:

@@ -8,14 +8,21 @@ remembers between calls, and the older weights that sample (`behaviour_lag`).
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
 from ctpo.errors import UserError
 from ctpo.objectives.quantile_gate import Smoothing
+from ctpo.runs.checkpoints import step_of
+from ctpo.runs.files import read_text
 
 _FILE: Final = "rollout_buffer_{rank}.pt"
 
@@ -39,6 +46,64 @@ class RolloutState:
     guard: Any
     behaviour: Any
     rollout_account: dict[str, Any]
+
+
+@contextmanager
+def readable(checkpoint: str | Path | None) -> Iterator[None]:
+    """A context in which a file of a checkpoint that cannot be used becomes an error of one line.
+
+    A seal shows damage that came later, not what somebody else put into a checkpoint before sealing it.
+
+    Raises:
+        UserError: instead of whatever torch, safetensors or transformers raise.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise UserError(
+            f"{checkpoint} holds a file that cannot be used ({type(error).__name__}: {lines[0][:200]}); resume from "
+            "another checkpoint, or start a new run"
+        ) from None
+
+
+def check_trainer_state(checkpoint: Path) -> None:
+    """Check that `trainer_state.json` holds what transformers' trainer goes on from.
+
+    Raises:
+        UserError: if it does not.
+    """
+    with readable(checkpoint):
+        state = json.loads(read_text(checkpoint / TRAINER_STATE_NAME))
+        if not isinstance(state, dict) or state.get("global_step") != step_of(checkpoint):
+            raise ValueError(f"{TRAINER_STATE_NAME} does not belong to step {step_of(checkpoint)}")
+        for name, value in vars(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))).items():
+            usual = getattr(TrainerState(), name, None)
+            number = isinstance(usual, int | float) and not isinstance(usual, bool)
+            fits = (
+                isinstance(value, int | float) if number else usual is None or isinstance(value, type(usual))
+            )
+            if not (fits or (value is None and usual is None)):
+                raise ValueError(f"{TRAINER_STATE_NAME}: {name} is {value!r}")
+        # The problems fill at least one rollout batch, so an update is at most one epoch.
+        if not isinstance(state.get("epoch"), int | float) or not 0 <= state["epoch"] <= state["global_step"]:
+            raise ValueError(f"{TRAINER_STATE_NAME}: epoch is {state.get('epoch')!r}")
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Check that the moments in an optimizer's state have the shapes of its parameters; torch does not when it loads.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(
+                    f"{name} has the shape {list(value.shape)}, its weight {list(parameter.shape)}"
+                )
 
 
 def save_state(state: RolloutState, folder: Path, rank: int) -> None:

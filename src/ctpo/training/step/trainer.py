@@ -39,7 +39,15 @@ from ctpo.training.step.behaviour import Behaviour
 from ctpo.training.step.guards import UpdateGuard, refuse_nonfinite_weights
 from ctpo.training.step.minibatches import deal
 from ctpo.training.step.saving import staged
-from ctpo.training.step.state import RolloutState, load_state, memories, save_state, skip_epochs
+from ctpo.training.step.state import (
+    RolloutState,
+    check_optimizer,
+    load_state,
+    memories,
+    readable,
+    save_state,
+    skip_epochs,
+)
 from ctpo.training.step.warnings import warn_if_engines_differ, warn_if_inert
 
 if TYPE_CHECKING:  # an optional dependency, like TRL's own import of it
@@ -57,7 +65,9 @@ SEAMS: Final[dict[str, tuple[str, ...]]] = {
     "log": ("self", "logs", "start_time"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_output_dir": ("self", "trial"),
+    "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
+    "_load_rng_state": ("self", "checkpoint"),
 }
 """The methods of GRPOTrainer that are overridden here, each with its parameters in TRL 1.16.
 
@@ -402,15 +412,26 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             finally:
                 self._staging = None
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with readable(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with readable(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
             return
-        skip_epochs(self._train_sampler, int(self.state.epoch or 0))
-        rank, processes = self.args.process_index, self.args.world_size
-        state = load_state(Path(checkpoint), rank, processes, self.accelerator.device)
-        if state is not None:
-            self._continue_from(state)
+        with readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            check_optimizer(self.optimizer)
+            skip_epochs(self._train_sampler, int(self.state.epoch or 0))
+            rank, processes = self.args.process_index, self.args.world_size
+            state = load_state(Path(checkpoint), rank, processes, self.accelerator.device)
+            if state is not None:
+                self._continue_from(state)
 
     def _rollout_state(self) -> RolloutState:
         return RolloutState(
