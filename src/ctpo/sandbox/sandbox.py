@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+from ctpo.sandbox.interpreter import HOLD_ANSWERS
 from ctpo.sandbox.isolation.engines import Engine, candidates, unconfined
 from ctpo.sandbox.isolation.probe import Check, probe
 from ctpo.sandbox.jobs import Batch, Job
@@ -40,6 +41,8 @@ class Sandbox:
         engine: "auto", "bubblewrap" or "landlock".
         preload: modules that are already imported in every program. They are trusted: they are imported before
             anything is confined.
+        hidden: import names of packages that programs cannot read, though they are installed. By default these are the
+            packages that hold the answers to tasks (`HOLD_ANSWERS`), and none if `preload` names one of them.
         unsafe_no_isolation: run programs in plain child processes, which can reach this user's files, network and
             environment. Every run warns of it.
 
@@ -62,6 +65,7 @@ class Sandbox:
         output_kb: int = 64,
         engine: str = "auto",
         preload: Sequence[str] = (),
+        hidden: Sequence[str] | None = None,
         unsafe_no_isolation: bool = False,
     ) -> None:
         _check_limits(timeout_s, memory_mb, workers, output_kb)
@@ -73,6 +77,9 @@ class Sandbox:
         self._pool: Pool | None = None
         self._output_bytes = output_kb << 10
         self._preload = tuple(preload)
+        asked_for = {name.partition(".")[0] for name in preload}
+        usual = () if asked_for.intersection(HOLD_ANSWERS) else HOLD_ANSWERS
+        self._hidden = usual if hidden is None else tuple(hidden)
         self.checks: list[Check] = []
         """The results of the start-up probe; `ctpo sandbox check` prints them."""
         if unsafe_no_isolation:
@@ -88,7 +95,7 @@ class Sandbox:
             SandboxUnavailable: if there is none.
         """
         reasons = []
-        for candidate in candidates(name, self.memory_mb * _MEBIBYTE, self._preload):
+        for candidate in candidates(name, self.memory_mb * _MEBIBYTE, self._preload, self._hidden):
             if isinstance(candidate, str):
                 reasons.append(candidate)
                 continue

@@ -118,6 +118,7 @@ def command(
         options += _bind(path)
     for path, seen_as in zip(interpreter.packages, package_paths(interpreter), strict=True):
         options += ["--ro-bind", str(path), seen_as]
+    options += _covers(interpreter)
     options += [
         "--ro-bind",
         str(inside),
@@ -160,6 +161,20 @@ ENVIRONMENT = {
     "BLIS_NUM_THREADS": "1",
 }
 """The zygote's environment at its start. It is cleared before the first program."""
+
+
+def _covers(interpreter: Interpreter) -> list[str]:
+    """Empty read-only folders and files over what is hidden, at every place where it is mounted."""
+    places = [(path, path) for path in interpreter.readable]
+    places += zip(interpreter.packages, map(Path, package_paths(interpreter)), strict=True)
+    options = []
+    for hidden in interpreter.hidden:
+        for path, seen_as in places:
+            if path in hidden.parents:
+                place = str(seen_as / hidden.relative_to(path))
+                empty = ["--perms", "0555", "--tmpfs", place, "--remount-ro", place]
+                options += empty if hidden.is_dir() else ["--ro-bind", "/dev/null", place]
+    return options
 
 
 def _bind(path: Path) -> list[str]:

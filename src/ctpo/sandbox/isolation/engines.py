@@ -37,7 +37,9 @@ class Engine:
             os.close(fd)
 
 
-def candidates(name: str, memory_bytes: int, preload: Sequence[str] = ()) -> Iterator[Engine | str]:
+def candidates(
+    name: str, memory_bytes: int, preload: Sequence[str], hidden: Sequence[str]
+) -> Iterator[Engine | str]:
     """The engines to try in turn. In place of an engine that is not possible here comes a line that says why.
 
     Raises:
@@ -48,7 +50,7 @@ def candidates(name: str, memory_bytes: int, preload: Sequence[str] = ()) -> Ite
     if sys.platform != "linux" or supported_machine() is None:
         yield f"isolation needs Linux on x86-64 or aarch64, not {sys.platform} on {platform.machine()}"
         return
-    interpreter = find_interpreter()
+    interpreter = find_interpreter(hidden)
     for candidate in _BUILDERS if name == "auto" else (name,):
         yield _BUILDERS[candidate](interpreter, memory_bytes, preload)
 
@@ -61,7 +63,7 @@ def unconfined(memory_bytes: int, preload: Sequence[str] = ()) -> Engine:
     """
     if sys.platform != "linux":
         raise SandboxUnavailable(f"the sandbox, even without isolation, needs Linux, not {sys.platform}")
-    return _plain(find_interpreter(), memory_bytes, preload)
+    return _plain(find_interpreter(hidden=()), memory_bytes, preload)
 
 
 def _bubblewrap(interpreter: Interpreter, memory_bytes: int, preload: Sequence[str]) -> Engine | str:
@@ -97,7 +99,8 @@ def _landlock(interpreter: Interpreter, memory_bytes: int, preload: Sequence[str
     settings = _settings(interpreter, memory_bytes, preload, file_metadata=False)
     settings["tasks"] = _TASKS + threads_of(os.getuid() or bubblewrap.NOBODY)
     settings["users"] = [bubblewrap.FIRST_USER, bubblewrap.USERS] if os.getuid() == 0 else None
-    settings["landlock"] = landlock.settings(version, (*interpreter.readable, *interpreter.packages))
+    readable = (*interpreter.readable, *interpreter.packages)
+    settings["landlock"] = landlock.settings(version, readable, interpreter.hidden)
     return Engine("landlock", True, _kinds(_bare_command(interpreter), bubblewrap.ENVIRONMENT, settings))
 
 

@@ -32,19 +32,20 @@ def abi() -> int:
     return max(0, int(libc.syscall(_CREATE_RULESET, None, 0, _GET_VERSION)))
 
 
-def settings(version: int, readable: tuple[Path, ...]) -> dict[str, object]:
+def settings(version: int, readable: tuple[Path, ...], hidden: tuple[Path, ...] = ()) -> dict[str, object]:
     """The settings with which the zygote restricts itself.
 
     Args:
         version: the kernel's ABI version, at least `LEAST_ABI`.
         readable: the files and folders that may be read.
+        hidden: what must not be read all the same. The folders around it can still be listed.
 
     Returns:
         The handled rights as bit masks, the size of the kernel's structure, and rules [path, rights].
     """
     assert version >= LEAST_ABI
     files = sum(bits for since, bits in _FILE_RIGHTS if version >= since)
-    rules: list[list[object]] = [[str(path), _rights(path)] for path in readable]
+    rules = [rule for path in readable for rule in _rules(path, hidden)]
     rules += [
         ["/dev/null", _READ_FILE | _WRITE_FILE],
         ["/dev/zero", _READ_FILE],
@@ -57,6 +58,20 @@ def settings(version: int, readable: tuple[Path, ...]) -> dict[str, object]:
         "size": 24 if version >= _SCOPE_ABI else 16 if version >= _TCP_ABI else 8,
         "rules": rules,
     }
+
+
+def _rules(path: Path, hidden: tuple[Path, ...]) -> list[list[object]]:
+    """Rules that make everything below the path readable, except what is hidden.
+
+    A rule can only add rights. So a folder with something hidden below may be listed, and each other entry gets a rule.
+    A link gets none: its rule would be one for the place it leads to.
+    """
+    if path in hidden:
+        return []
+    if not any(path in each.parents for each in hidden):
+        return [[str(path), _rights(path)]]
+    entries = sorted(entry for entry in path.iterdir() if not entry.is_symlink())
+    return [[str(path), _READ_DIR], *(rule for entry in entries for rule in _rules(entry, hidden))]
 
 
 def _rights(path: Path) -> int:
