@@ -83,6 +83,25 @@ print("ESCAPED" if len(held) > 64 else "")
 """,
 )
 _add(
+    "page_tables",
+    """
+# Single pages a gigabyte apart need two page tables each. The first thread ends, and takes its process's sizes with it.
+import threading
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+def fill():
+    made = 0
+    for number in range(1, 70_000):
+        if libc.mmap(number << 30, 4096, 3, 0x100022, -1, 0) == number << 30:
+            ctypes.c_char.from_address(number << 30).value = b"x"
+            made += 1
+        if made * 12288 > 2 * GIVEN["memory_bytes"]: return print("ESCAPED", made, flush=True)
+threading.Thread(target=fill).start()
+libc.syscall(60 if X86 else 93, 0)
+""",
+    "memory",
+)
+_add(
     "disk_fill",
     """
 total, places = 0, ["/tmp", "/var/tmp", "/dev/shm", "/dev", "/run", "/", "/usr", "/home", "/root", ".", "/sys",

@@ -149,6 +149,8 @@ class Pool:
         for slot in self._slots:
             if slot.zygote is not None and (child := slot.zygote.running) is not None:
                 soonest = min(soonest, child.deadline)
+                if child.verdict is None:
+                    soonest = min(soonest, child.look_at)
                 if not child.watched:
                     soonest = min(soonest, child.started + _WATCH_AFTER_S)
         for _, _, zygote in self._zygotes.values():
@@ -296,8 +298,12 @@ class Pool:
                 else:
                     zygote.process.kill()  # it does not answer; the rest follows at the end of its socket
                     child.deadline = float("inf")
-            elif not child.watched and now >= child.started + _WATCH_AFTER_S:
+                continue
+            if not child.watched and now >= child.started + _WATCH_AFTER_S:
                 self._watch(slot, child)
+            if child.verdict is None and now >= child.look_at and zygote.takes_too_much(child):
+                child.errors += b"MemoryError\n"
+                self._stop(zygote, child, "memory")
         for _, kind, zygote in self._zygotes.values():
             if not zygote.ready and now > zygote.started + _START_TIMEOUT_S:
                 raise SandboxUnavailable(

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ctpo.sandbox.inside.wire import EXITED, HEADER, REQUEST
+from ctpo.sandbox.page_tables import LOOK_EVERY_S, allowance, most_held
 from ctpo.sandbox.result import Status
 
 _MESSAGE_BYTES = 1 << 16
@@ -55,6 +56,8 @@ class Child:
     started: float = 0.0
     deadline: float = float("inf")
     cpu_limit_s: int = 0
+    memory_bytes: int = 0
+    look_at: float = float("inf")  # when its memory is looked at next
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
     watched: bool = False
     verdict: Status | None = None
@@ -74,6 +77,8 @@ class Child:
         """Send the program. What the pipe does not take at once stays in `unsent`."""
         self.started = time.monotonic()
         self.cpu_limit_s = cpu_s
+        self.memory_bytes = memory_bytes
+        self.look_at = self.started + LOOK_EVERY_S
         self.deadline = self.started + timeout_s
         self.unsent = memoryview(HEADER.pack(memory_bytes, cpu_s) + program)
         os.set_blocking(self.code, False)
@@ -141,6 +146,7 @@ class Zygote:
         self.ready = False
         self.started = time.monotonic()
         self.packages: list[str] = []
+        self.address_space = 0  # of the warm interpreter in bytes; 0 if programs have no limit
         self.spares: deque[Child] = deque()
         self.running: Child | None = None
         self._next = 0
@@ -167,6 +173,12 @@ class Zygote:
         code, out, err = ours
         self.spares.append(Child(self._next, code, out, err))
 
+    def takes_too_much(self, child: Child) -> bool:
+        """Whether the running child takes more memory, with its page tables, than it may. It is due to be looked at."""
+        child.look_at = time.monotonic() + LOOK_EVERY_S
+        most = self.address_space + child.memory_bytes + allowance(child.memory_bytes)
+        return self.address_space > 0 and most_held(self.process.pid) > most
+
     def kill(self, child: Child) -> None:
         """Request that a child is killed. The answer is its `Exit`."""
         with contextlib.suppress(OSError):
@@ -186,7 +198,8 @@ class Zygote:
                 return exits or None
             if message[:1] == b"R":
                 self.ready = True
-                self.packages = json.loads(message[1:])["packages"]
+                answer = json.loads(message[1:])
+                self.packages, self.address_space = answer["packages"], answer["address_space"]
             else:
                 _, identity, status, user, system, _ = EXITED.unpack(message)
                 exits.append(Exit(identity, status, user + system))
