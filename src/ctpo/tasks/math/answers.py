@@ -91,7 +91,7 @@ def reference_answer(text: str) -> str:
 def tagged_answer(text: str) -> str | None:
     """The text between the last `<answer>` and its `</answer>`, unchanged, or None if the last one is unfinished.
 
-    Tags inside of thoughts, programs and the output of tools do not count. The time is linear in the length of the text.
+    Tags inside of thoughts, programs and the output of tools do not count. The time is linear in the text's length.
     """
     shown = visible(text)
     start = shown.rfind("<answer>")

@@ -1,40 +1,58 @@
-"""Comparing answers exactly, in this process and in little time."""
+"""Comparing answers exactly, in this process and in little time.
+
+Nothing is rounded: a decimal equals a fraction only if it is that fraction. Where the equality of two answers cannot be
+decided here, the verdict is None. Where it is doubtful what an answer means, the verdict is "wrong".
+"""
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal, InvalidOperation
 from typing import Literal
 
-_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?", re.ASCII)
+from ctpo.tasks.math import floats, forms, words
+from ctpo.tasks.math.comparison import Comparison
+from ctpo.tasks.math.normal import clean
+from ctpo.tasks.math.shapes import key, read
+from ctpo.tasks.math.syntax import Node, Unreadable
+
+Verdict = Literal["right", "wrong"]
+LONGEST = 2_000
+"""How many characters an answer may have to be read. A longer one is right only if it is the reference, unchanged."""
 
 
-def compare(reference: str, given: str) -> Literal["right", "wrong"] | None:
-    """The verdict on the given answer, or None if `symbolic.compare` has to decide."""
-    if canonical(reference) == canonical(given):
-        return "right"
-    number, expected = as_number(given), as_number(reference)
-    if number is not None and expected is not None:
-        return "right" if number == expected else "wrong"
-    return None
+def compare(reference: str, given: str) -> Verdict | None:
+    """The verdict on the given answer, or None if `symbolic.compare` has to decide.
+
+    Example:
+        compare("2^{2024}", "4^{1012}")  # "right"
+        compare("1/3", "0.333")          # "wrong"
+    """
+    if max(len(reference), len(given)) > LONGEST:
+        return "right" if reference == given else "wrong"
+    same = _COMPARISON.texts(clean(reference), clean(given))
+    return None if same is None else "right" if same else "wrong"
 
 
 def canonical(answer: str) -> str:
-    """A key of the answer. Equal keys mean equal answers; different keys may belong to equal answers, too."""
-    text = re.sub(r"\\(?:left|right|displaystyle|!|,|;|:)|\$|\s+|\*\*", "", answer)
-    text = re.sub(r"\\[dt]frac", r"\\frac", text).rstrip(".")
-    number = as_number(text)
-    if number is None:
-        return text
-    return str(int(number)) if number == number.to_integral_value() else str(number.normalize())
+    """A key of the answer. Equal keys mean equal answers; different keys may belong to equal answers, too.
 
+    The key is cheap: it takes one reading of the answer and no comparison.
 
-def as_number(answer: str) -> Decimal | None:
-    """The value of a plain decimal number, which may have thousands commas; None for anything else."""
-    text = answer.strip().strip("$").strip()
-    if len(text) > 100 or not _NUMBER.fullmatch(text):
-        return None
+    Example:
+        canonical("\\\\frac{1}{2}") == canonical("0.5")  # True
+    """
+    if len(answer) > LONGEST:
+        return answer
+    text = clean(answer)
     try:
-        return Decimal(text.replace(",", ""))
-    except InvalidOperation:
-        return None
+        found = key(read(text))
+    except Unreadable:
+        found = None
+    return words.prose(text) if found is None else found
+
+
+def _equal(one: Node, other: Node) -> bool | None:
+    same = forms.equal(one, other)
+    return False if same is None and floats.differ(one, other) else same
+
+
+_COMPARISON = Comparison(_equal, lambda reference, given: None)
