@@ -246,6 +246,8 @@ class _Former:
         variables = tuple((atom, exponent) for atom, exponent in monomial if not _is_positive(atom))
         positive = tuple((atom, exponent * value) for atom, exponent in monomial if _is_positive(atom))
         outside = _factored(abs(coefficient), value) + positive
+        if coefficient < 0 and value.denominator % 2 and not variables:
+            return Form(_reduced(outside, Fraction(-1 if value.numerator % 2 else 1)), _unit(), opaque)
         if coefficient < 0:
             if value.denominator != 2:
                 return _opaque(f"({_text(Form({monomial: coefficient}, _unit()))})", value)
