@@ -17,11 +17,12 @@ from ctpo.errors import UserError
 from ctpo.tasks.math import MathCheck, workers
 from ctpo.tasks.math.verifier import Verifier
 
-HOPELESS = "7^{7^{9}}"  # a number of 34 million digits
+COSINES = [rf"\cos({2**k}x)" for k in range(8)]
 
 
 def hopeless(i: int) -> tuple[str, str]:
-    return r"\frac{1}{2}+x", f"{i + 7}^{{{i + 11}^{{9}}}}"
+    """Equal expressions, for which sympy needs more than a minute."""
+    return f"{i + 2}{''.join(COSINES)}", rf"\frac{{{i + 2}\sin(256x)}}{{256\sin(x)}}"
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +133,15 @@ def test_a_good_answer_among_hopeless_ones_is_judged(verifier: Verifier) -> None
 def test_a_batch_counts_every_completion(verifier: Verifier) -> None:
     check = MathCheck(verifier)
     verifier.limit_s = 0.3
+    reference, other = hopeless(0)
     completions = [
         "no",
-        r"\boxed{\sqrt{12}+x}",
+        rf"\boxed{{{''.join(reversed(COSINES))}\cdot 2}}",
         r"\boxed{y}",
-        rf"\boxed{{{HOPELESS}}}",
-        r"\boxed{\sqrt{12}+x}",
+        rf"\boxed{{{other}}}",
+        rf"\boxed{{{reference}}}",
     ]
-    verdicts = check.verdicts(completions, [r"x+2\sqrt{3}"] * 5)
+    verdicts = check.verdicts(completions, [reference] * 5)
     verifier.limit_s = 3.0
     assert verdicts == ["no answer", "right", "wrong", "timeout", "right"]
     assert check.account == {"right": 2, "no answer": 1, "wrong": 1, "timeout": 1}
@@ -168,7 +170,7 @@ from ctpo.tasks.math.verifier import Verifier
 verifier = Verifier(limit_s=60, workers=1)
 verifier.compare("x+1", "1+x")
 print(verifier._process.pid, flush=True)
-verifier.compare("x+1", {HOPELESS!r})
+verifier.compare(*{hopeless(0)!r})
 """
 
 

@@ -13,6 +13,9 @@ import re
 from fractions import Fraction
 from typing import Any, Literal
 
+import sympy
+from math_verify import LatexExtractionConfig, parse
+
 from ctpo.tasks.math import floats, forms
 from ctpo.tasks.math.comparison import Comparison
 from ctpo.tasks.math.normal import clean
@@ -66,8 +69,6 @@ def _equal_formulas(reference: str, given: str) -> bool | None:
 
 def _is_zero(difference: Any) -> bool | None:
     """Whether an expression of sympy is 0 for all values of its variables; None if that is unknown."""
-    import sympy
-
     if difference.has(sympy.nan, sympy.zoo, sympy.oo):
         return None
     names = sorted(difference.free_symbols, key=str)
@@ -85,14 +86,10 @@ def _is_zero(difference: Any) -> bool | None:
 
 
 def _denested(expression: Any) -> Any:
-    import sympy
-
     return sympy.simplify(sympy.expand(sympy.sqrtdenest(expression)))
 
 
 def _without_functions(expression: Any) -> Any:
-    import sympy
-
     return sympy.simplify(sympy.expand_func(expression.rewrite(sympy.gamma)))
 
 
@@ -102,8 +99,6 @@ def _expression(node: Node) -> Any:
     Raises:
         Unreadable: if it is too large, or if there is none.
     """
-    import sympy
-
     kind = node.kind
     if kind == "number":
         assert isinstance(node.value, Fraction)
@@ -134,8 +129,6 @@ def _expression(node: Node) -> Any:
 
 @functools.cache
 def _symbol(name: str) -> Any:
-    import sympy
-
     constants = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "deg": sympy.pi / 180}
     return constants[name] if name in constants else sympy.Symbol(name, real=True)
 
@@ -159,8 +152,6 @@ def _small(value: Any) -> Any:
 
 
 def _call(name: str, argument: Any) -> Any:
-    import sympy
-
     if name in ("log", "lg"):
         base = sympy.Integer(10) if name == "lg" else sympy.Symbol("base", positive=True)
         return sympy.log(argument) / sympy.log(base)
@@ -184,14 +175,10 @@ def _formula(text: str) -> Any:
     Raises:
         Unreadable: if it is none of these.
     """
-    import sympy
-
     if not _OPERATOR.search(text):
         return _expression(read_expression(text))
     if not _KNOWN.fullmatch(text) or _DOUBTFUL.search(text):
         raise Unreadable("a formula that may be misread")
-    from math_verify import LatexExtractionConfig, parse
-
     config = [LatexExtractionConfig()]
     found = parse(f"\\boxed{{{text}}}", config, fallback_mode="no_fallback", parsing_timeout=None)
     if len(found) != 1 or not isinstance(found[0], sympy.Expr):
