@@ -40,15 +40,15 @@ def others_may_read(interpreter: Interpreter) -> bool:
     return all(mode & (0o005 if folder else 0o004) == (0o005 if folder else 0o004) for folder, mode in modes)
 
 
-def namespace_of_users(executable: Path) -> int | None:
+def namespace_of_users(executable: Path) -> tuple[int, int] | None:
     """A user namespace in which 0 is root and the others own nothing; None if we are not root or it cannot be made.
 
     Root's processes are exempt from RLIMIT_NPROC, the only limit on a program's threads, and root owns most files. In
     this namespace the zygote starts as user 0, which may read an interpreter in /root. Its children become one of the
-    users from 1 to `USERS`.
+    users from 1 on. In a container that has no users so high up, there is only one, which is nobody.
 
     Returns:
-        A file descriptor, which keeps the namespace alive.
+        A file descriptor, which keeps the namespace alive, and the number of users from 1 on.
     """
     if os.geteuid() != 0:
         return None
@@ -64,15 +64,23 @@ def namespace_of_users(executable: Path) -> int | None:
     try:
         if holder.stdout.read(1) != b"0":
             return None
-        for table in ("uid_map", "gid_map"):
-            Path(f"/proc/{holder.pid}/{table}").write_text(f"0 0 1\n1 {FIRST_USER} {USERS}\n")
-        return os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY)
+        try:
+            users = _map_users(holder.pid, FIRST_USER, USERS)
+        except PermissionError:
+            users = _map_users(holder.pid, NOBODY, 1)
+        return os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY), users
     except OSError:
         return None
     finally:
         holder.stdin.close()
         holder.stdout.close()
         holder.wait()
+
+
+def _map_users(process: int, first: int, count: int) -> int:
+    for table in ("uid_map", "gid_map"):
+        Path(f"/proc/{process}/{table}").write_text(f"0 0 1\n1 {first} {count}\n")
+    return count
 
 
 def package_paths(interpreter: Interpreter) -> list[str]:

