@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 
 from ctpo.errors import UserError
 from ctpo.extras import require
+from ctpo.runs.files import read_text
 from ctpo.tasks.task import Problem
 
+_MOST_BYTES = 2**32
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _PROMPTS = ("prompt", "problem", "question")
 _ANSWERS = ("answer", "solution")
@@ -93,11 +96,12 @@ def _text(row: Mapping[str, Any], names: str | Sequence[str], place: str) -> str
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, _MOST_BYTES)
     except FileNotFoundError:
         raise UserError(f"dataset {path} does not exist; give the path of a JSONL file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"dataset {path} cannot be read ({error}); give a JSONL file in UTF-8") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"dataset {path} cannot be read ({reason}); give a JSONL file in UTF-8") from None
     # Not splitlines(): JSON strings may contain U+2028 and similar characters.
     lines = text.removesuffix("\n").split("\n") if text else []
     return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
@@ -106,10 +110,11 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         shown = line if len(line) <= 60 else line[:57] + "..."
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)[:80]
         raise UserError(
-            f"dataset {path} line {number} is not JSON ({error.msg}): {shown!r}; correct or remove it"
+            f"dataset {path} line {number} is not JSON ({reason}): {shown!r}; correct or remove it"
         ) from None
     if not isinstance(row, dict):
         raise UserError(f"dataset {path} line {number} is {type(row).__name__}, not an object; write {{...}}")
@@ -117,15 +122,14 @@ def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"dataset {path} does not exist; give the path of a parquet file")
     require(f"dataset {path}", "train", "pyarrow")
-    import pyarrow
     import pyarrow.parquet
 
     try:
         rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # damaged values make pyarrow raise much beside its own errors
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"dataset {path} cannot be read as parquet ({reason}); give a parquet file") from None
     return rows

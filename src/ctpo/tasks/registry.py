@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def _base_task(base: str, options: dict[str, str]) -> Task:
         return _from_files(own_task(shipped), Path(path), options)
     if shipped in _TASKS:
         return _from_files(_TASKS[shipped], Path(path) if at else None, options)
-    if base.endswith(SUFFIXES) or Path(base).exists():
+    if base.endswith(SUFFIXES) or os.path.exists(base):
         return _file_task(Path(base), options)
     near = difflib.get_close_matches(shipped, _TASKS, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -96,7 +97,7 @@ def _from_files(task: Task, path: Path | None, options: dict[str, str]) -> Task:
         return task
     if path is None and not options:
         return task
-    if path is not None and not path.exists():
+    if path is not None and not os.path.exists(path):
         raise UserError(
             f"task {name}@{path}: {path} does not exist; give a JSONL or parquet file, or a directory"
         )
@@ -106,7 +107,7 @@ def _from_files(task: Task, path: Path | None, options: dict[str, str]) -> Task:
 
 
 def _file_task(path: Path, options: dict[str, str]) -> Task:
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"task {path} does not exist; give the path of a JSONL or parquet file")
     name = _plain(path.stem)
     columns = _columns(options, ANY_COLUMNS)

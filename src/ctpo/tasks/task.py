@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ctpo.errors import UserError
 from ctpo.tasks.tool import PythonTool
 
 SPLITS = ("train", "test")
@@ -70,9 +73,10 @@ class Task:
     extract: Callable[[str], str | None] | None = None
     """Returns the final answer of a completion in a form in which equal answers are equal strings, or None without an
     answer. An evaluation needs it to count majorities and unanswered problems. `check` does not need it."""
-    reward: Callable[[str, str], float] | None = None
-    """Returns the training reward of a completion, given the reference answer. Without it, the reward is 1 if `check`
-    accepts the completion and 0 if not. It must not raise on odd text. Evaluations always use `check`."""
+    reward: Callable[[str, str], float | None] | None = None
+    """Returns the training reward of a completion, given the reference answer. None leaves the completion unscored.
+    Without it, the reward is 1 if `check` accepts the completion and 0 if not. It must not raise on odd text.
+    Evaluations always use `check`."""
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
@@ -138,20 +142,25 @@ def validate_request(split: str, count: int) -> None:
 Completion = str | Sequence[dict[str, Any]]
 
 
-def reward_function(task: Task) -> Callable[..., list[float]]:
+def reward_function(task: Task) -> Callable[..., list[float | None]]:
     """A reward function in TRL's calling convention: the task's `reward`, or 1.0 for right and 0.0 for wrong.
 
     The function has the task's name, so TRL logs `rewards/<task>/mean`.
 
     Returns:
-        `reward(prompts, completions, answer, **kwargs) -> list[float]`, with one reward for each completion. `answer`
-        is the dataset column of that name; other columns and TRL's own keywords are ignored. In a conversation, the
-        text of the last assistant message is judged.
+        `reward(prompts, completions, answer, **kwargs) -> list`, with one reward for each completion. `answer` is the
+        dataset column of that name, and errors name the problem in the column `id`; other columns and TRL's own
+        keywords are ignored. In a conversation, the text of the last assistant message is judged. None is TRL's word
+        for a completion that is not scored, and stands for a reward that is not finite too, which is warned of once.
+
+    Raises:
+        UserError: if the task's `reward` returns what is not a number.
     """
+    warned: list[str] = []
 
     def reward(
         prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[str], **kwargs: Any
-    ) -> list[float]:
+    ) -> list[float | None]:
         if not len(prompts) == len(completions) == len(answer):
             raise ValueError(
                 f"answer has {len(answer)} rows for {len(prompts)} prompts and "
@@ -159,11 +168,36 @@ def reward_function(task: Task) -> Callable[..., list[float]]:
             )
         texts = [_text(completion) for completion in completions]
         if task.reward is not None:
-            return [float(task.reward(text, a)) for text, a in zip(texts, answer, strict=True)]
+            names = kwargs.get("id") or [f"with the answer {a!r}" for a in answer]
+            values = [task.reward(text, a) for text, a in zip(texts, answer, strict=True)]
+            return [_number(task, value, name, warned) for value, name in zip(values, names, strict=True)]
         return [float(verdict == "right") for verdict in verdicts(task, texts, answer)]
 
     reward.__name__ = reward.__qualname__ = task.name
     return reward
+
+
+def _number(task: Task, value: Any, problem: str, warned: list[str]) -> float | None:
+    """A reward as a float; None for one that is not scored. `warned` is empty until the first that is not finite."""
+    if value is None:
+        return None
+    try:
+        number = float("text" if isinstance(value, str | bytes) else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise UserError(
+            f"task {task.name!r}: the reward of problem {problem} is {value!r}, not a number; return a float, or None "
+            "for a response that is not scored"
+        ) from None
+    if math.isfinite(number):
+        return number
+    if not warned:
+        warned.append(problem)
+        warnings.warn(
+            f"task {task.name!r}: the reward of problem {problem} is {number}; responses with such rewards are not "
+            "scored",
+            stacklevel=3,
+        )
+    return None
 
 
 def _text(completion: Completion) -> str:

@@ -20,7 +20,7 @@ Verdicts = Mapping[str, int]
 
 def reward_functions(
     task: Task, recipe: Recipe, config: CTPOConfig, account_for: Callable[[Verdicts], None]
-) -> list[Callable[..., list[float]]]:
+) -> list[Callable[..., list[float | None]]]:
     """The reward functions in TRL's form. The reward of a response is their sum.
 
     Args:
@@ -35,12 +35,12 @@ def reward_functions(
     return functions
 
 
-def _accounted(task: Task, account_for: Callable[[Verdicts], None]) -> Callable[..., list[float]]:
+def _accounted(task: Task, account_for: Callable[[Verdicts], None]) -> Callable[..., list[float | None]]:
     judge = reward_function(task)
     own = getattr(task.check, "account", None)
     account: Counter[str] = Counter() if own is None else own
 
-    def reward(*args: Any, **kwargs: Any) -> list[float]:
+    def reward(*args: Any, **kwargs: Any) -> list[float | None]:
         before = Counter(account)
         rewards = judge(*args, **kwargs)
         account_for(dict(account - before))
