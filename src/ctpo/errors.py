@@ -42,6 +42,17 @@ def printable(text: str) -> str:
     return "".join(each if _is_plain(each) else _escape(each) for each in text)
 
 
+def well_formed(text: str) -> str:
+    """Return the text with U+FFFD in place of every unpaired surrogate.
+
+    JSON can write half of a surrogate pair, such as `"\\ud83d"` where an emoji was cut. No encoding has it, and
+    tokenizers and servers refuse it.
+    """
+    if text.isascii():
+        return text
+    return "".join("\ufffd" if "\ud800" <= each <= "\udfff" else each for each in text)
+
+
 def one_line(text: str, longest: int = _LONGEST) -> str:
     """Return the text as `printable` does, as one line. The middle is left out if it has more than `longest`."""
     if len(text) > longest:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ctpo.errors import UserError
+from ctpo.errors import UserError, well_formed
 from ctpo.tasks import PythonTool, Task
 
 _PURPOSE = "Run a Python program and return what it prints."
@@ -45,7 +45,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str) -
                 "instruction-tuned model, or set tokenizer.chat_template"
             )
         text = _render_task(tokenizer, task, prompt)
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    ids: list[int] = tokenizer.encode(well_formed(text), add_special_tokens=False)
     return ids
 
 
@@ -93,7 +93,7 @@ def encode_result(
 
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids: list[int] = tokenizer(well_formed(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids
 
 

@@ -1,5 +1,8 @@
 """Writing small files so that a kill or a full disk never leaves half a file under its name.
 
+Text may hold unpaired surrogates, which UTF-8 does not have: half of an emoji that a model or a crawler has cut. They
+are written as `\\ud83d`, their escape in JSON and YAML, so that any reader of JSON reads them back.
+
 A file is written beside its place and moved there in one rename. A reader sees the old file or the new one. Only a
 file that grows by one record at a time is appended to instead; its reader must expect a last line that is cut short.
 """
@@ -11,6 +14,9 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
+
+_SURROGATES: Final = "backslashreplace"
+"""The name of Python's error handler that writes an unpaired surrogate as its escape."""
 
 PARTIAL: Final = ".partial"
 """The ending of a file that is being written; one that is left behind can be deleted."""
@@ -27,7 +33,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
+        with partial.open("w", encoding="utf-8", errors=_SURROGATES, newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -44,19 +50,23 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object on each line."""
-    write_text(path, "".join(json_line(row) for row in rows))
+    write_text(path, "".join(map(_line, rows)))
 
 
 def append_json_line(path: Path, row: Mapping[str, Any]) -> None:
     """Add one JSON object as the last line, and force it to the disk."""
-    with path.open("a", encoding="utf-8", newline="") as file:
-        file.write(json_line(row))
+    append_json_lines(path, [row])
+
+
+def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add JSON objects as the last lines, and force them to the disk together."""
+    with path.open("a", encoding="utf-8", errors=_SURROGATES, newline="") as file:
+        file.writelines(_line(row) for row in rows)
         file.flush()
         os.fsync(file.fileno())
 
 
-def json_line(row: Mapping[str, Any]) -> str:
-    """Return the line of a JSON Lines file that holds this object, with its line feed."""
+def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 

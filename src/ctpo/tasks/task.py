@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ctpo.errors import UserError
+from ctpo.errors import UserError, well_formed
 from ctpo.tasks.tool import PythonTool
 
 SPLITS = ("train", "test")
@@ -17,7 +17,10 @@ EXAMPLE_ROLES = ("user", "assistant", "tool")
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One question of a task. Its three fields become the columns of a training dataset."""
+    """One question of a task. Its three fields become the columns of a training dataset.
+
+    An unpaired surrogate in a field is read as U+FFFD, because tokenizers refuse it.
+    """
 
     prompt: str
     """The text that the model continues; for a chat model, the content of the user's turn."""
@@ -25,6 +28,11 @@ class Problem:
     """The reference answer, in the form the task's `check` expects."""
     id: str
     """The name of the problem, which is the same in every run."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str):
+                object.__setattr__(self, name, well_formed(value))
 
 
 class ProblemSource(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterable
@@ -10,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
-from ctpo.errors import UserError
+from ctpo.errors import UserError, well_formed
 
 _RETRIED = (408, 409, 425, 429)  # and every 5xx: another try may succeed
 _LONGEST_WAIT_S = 60.0
@@ -152,7 +153,11 @@ class Endpoint:
     def _try(self, path: str, payload: dict[str, Any]) -> tuple[dict[str, Any] | RequestFailed, float | None]:
         """The answer, or the failure with the seconds to wait before another try (None: no other try)."""
         try:
-            response = self._client.post(f"{self.url}/{path}", json={"model": self.model, **payload})
+            # Not by the client's own `json=`: it cannot encode unpaired surrogates, and servers refuse them.
+            text = well_formed(json.dumps({"model": self.model, **payload}, ensure_ascii=False))
+            response = self._client.post(
+                f"{self.url}/{path}", content=text.encode(), headers={"content-type": "application/json"}
+            )
         except self._http.HTTPError as error:
             return RequestFailed(_reason(error)), 0.0
         except RuntimeError as error:  # closed by `at_once`
@@ -161,7 +166,7 @@ class Endpoint:
             try:
                 answer = response.json()
                 return answer if "choices" in answer else RequestFailed("the answer has no choices"), None
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 return RequestFailed("the answer is not JSON"), 0.0
         failure = RequestFailed(f"HTTP {response.status_code}: {_message(response)}", response.status_code)
         if response.status_code in _RETRIED or response.status_code >= 500:
@@ -177,7 +182,7 @@ def _http() -> Any:
 def _served(response: Any) -> list[str]:
     try:
         return [str(model["id"]) for model in response.json()["data"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
@@ -193,7 +198,7 @@ def _message(response: Any) -> str:
         body = response.json()
         error = body.get("error", body.get("detail", body))  # FastAPI's own errors have a detail
         text = error.get("message", error) if isinstance(error, dict) else error
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         text = response.text
     return " ".join(str(text).split())[:200]
 
