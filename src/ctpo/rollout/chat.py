@@ -10,12 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ctpo.errors import UserError, well_formed
 from ctpo.tasks import PythonTool, Task
+from ctpo.tasks.calls import FUNCTION
 
 _PURPOSE = "Run a Python program and return what it prints."
 TOOL_SCHEMA = {
     "type": "function",
     "function": {
-        "name": "python",
+        "name": FUNCTION,
         "description": _PURPOSE,
         "parameters": {
             "type": "object",
@@ -187,6 +188,4 @@ def _fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 def called_program(tokenizer: PreTrainedTokenizerBase, tool: PythonTool, ids: list[int]) -> str | None:
     """The program of the tool call at the end of these tokens, or None without a completed call."""
     text: str = tokenizer.decode(ids, skip_special_tokens=False)
-    _, opened, body = text.rpartition(tool.open)
-    # The last token of the closing tag may contain further characters, for example a line feed.
-    return tool.extract(body) if opened and tool.close in body else None
+    return tool.last_call(text)

@@ -5,10 +5,28 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
+
+from ctpo.tasks import fences
+from ctpo.tasks.calls import called_code
 
 Style = Literal["tags", "fenced", "native", "auto"]
 STYLES: tuple[Style, ...] = ("tags", "fenced", "native", "auto")
+
+_NO_OUTPUT: Final = "(no output; use print)"
+_ENDINGS: Final = {
+    "error": "the program failed",
+    "timeout": "the program was stopped because it ran too long",
+    "memory": "the program was stopped because it used too much memory",
+    "output_limit": "the program was stopped because it printed too much",
+    "lost": "the program was stopped from outside and has no result",
+}
+"""How a program ended, by the sandbox's status."""
+_MARK: Final = "\n[... {:,} characters left out ...]\n"
+_ROOM_FOR_MARK: Final = 64
+"""The least number of characters with which the mark is worth its room. A shorter text is cut at its end."""
+_ROOM_FOR_WORDS: Final = 160
+"""The least `max_result_chars` with which endings are written out."""
 
 SUCCESS = "ok"  # the sandbox's status of a program that ended with exit code 0
 
@@ -42,9 +60,9 @@ class PythonTool:
     max_calls: int = 8
     """How many calls a completion may make. Later calls are not run."""
     max_result_chars: int = 1024
-    """The longest rendered output in characters, without the tags. The rest is cut off."""
+    """The longest rendered output in characters, without the tags. Of a longer one the middle is left out."""
     error_mark: str | None = "error"
-    """The text that the model reads in place of a failed program's output. None shows stdout and stderr."""
+    """The text that the model reads in place of a failed program's output. None shows stdout, stderr and how it ended."""
     result_charset: str | None = None
     """The characters that the model's vocabulary has. Any other becomes `substitute`. None allows all."""
     substitute: str = "?"
@@ -80,27 +98,69 @@ class PythonTool:
                 f"or substitute={self.substitute!r}; add them"
             )
 
+    @property
+    def fenced(self) -> bool:
+        """Whether calls are fenced blocks. They are then read in every form of `ctpo.tasks.fences`."""
+        return self.open.startswith("```") and not self.json_arguments
+
+    @property
+    def closing_characters(self) -> str:
+        """The characters of which one ends every call."""
+        return fences.CHARACTERS if self.fenced else self.close[-1]
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts of which one stands at the end of every call, for servers that take stop texts."""
+        return fences.STOPS if self.fenced else (self.close,)
+
+    def opens_call(self, text: str) -> bool:
+        """Whether the text holds the beginning of a call."""
+        return fences.opens_block(text) if self.fenced else self.open in text
+
     def extract(self, text_since_open: str) -> str:
         """The program in the text after the opening tag, up to the closing tag or the end of the text.
 
-        A JSON call that cannot be read is returned unchanged: when it runs, the model sees the error.
+        A JSON call that cannot be used becomes a program that fails with the reason (`ctpo.tasks.calls`).
         """
         text = text_since_open.partition(self.close)[0]
-        if not self.json_arguments:
-            return text
-        try:
-            call = json.loads(text)
-            arguments = call["arguments"]
-            code = (json.loads(arguments) if isinstance(arguments, str) else arguments)["code"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return text.strip()
-        return code if isinstance(code, str) else text.strip()
+        if self.json_arguments:
+            return called_code(text)
+        return fences.program_of(text) if self.fenced else text
+
+    def last_call(self, text: str) -> str | None:
+        """The program of the last call in the text, if that call is complete; otherwise None."""
+        if self.fenced:
+            block = fences.last_block(text)
+            return block.program if block is not None and block.closed else None
+        _, opened, body = text.rpartition(self.open)
+        return self.extract(body) if opened and self.close in body else None
+
+    def first_call(self, text: str, *, stopped: bool) -> tuple[str, str | None]:
+        """The text up to the end of its first call, and that call's program (None without a call).
+
+        Args:
+            text: of a model's turn.
+            stopped: whether a stop text ended the text. Then the closing tag may be missing, and is put back.
+        """
+        if self.fenced:
+            block = fences.first_block(text)
+            if block is None or not (block.closed or stopped):
+                return text, None
+            return text[: block.end] + ("" if block.closed else self.close), block.program
+        before, opened, body = text.partition(self.open)
+        program, closed, _ = body.partition(self.close)
+        if not opened or not (closed or stopped):
+            return text, None
+        return before + opened + program + self.close, self.extract(program)
 
     def render(self, status: str, stdout: str, stderr: str) -> str:
         """The text that the environment appends after a call: `result_open + body + result_close`.
 
         Whatever the program printed, the body has at most `max_result_chars` characters, none of the tool's own tags,
-        and no character outside `result_charset`.
+        and no character outside `result_charset`. Of a long output the middle is left out, and a mark says how much.
+
+        Without an `error_mark`, the body also says what happened, whatever the program printed: after a failure its
+        last line names the status, and a success without output says so.
 
         Args:
             status: the sandbox's status; "ok" means that the program ended with exit code 0.
@@ -108,7 +168,7 @@ class PythonTool:
             stderr: shown only after a failure, and only if `error_mark` is None.
         """
         # Cut first, so that a flood of output costs nothing. No later line makes the body longer.
-        body = self._message(status, stdout, stderr)[: self.max_result_chars]
+        body = self._message(status, stdout.strip(), stderr.strip())
         body = re.sub("|".join(map(re.escape, self._tags())), self.substitute, body)
         if self.result_charset is not None:
             body = "".join(c if c in self.result_charset else self.substitute for c in body)
@@ -128,11 +188,30 @@ class PythonTool:
         )
 
     def _message(self, status: str, stdout: str, stderr: str) -> str:
+        """What the model reads, in at most `max_result_chars` characters."""
+        limit = self.max_result_chars
+        words = self.error_mark is None and limit >= _ROOM_FOR_WORDS
         if status == SUCCESS:
-            return stdout.strip()
-        if self.error_mark is not None:
-            return self.error_mark
-        return f"{stdout.strip()}\n{stderr.strip()}".strip() or status
+            return self._cut(stdout or (_NO_OUTPUT if words else ""), limit)
+        if not words:
+            return self._cut(self.error_mark or f"{status} {stderr.rpartition(chr(10))[2]}".strip(), limit)
+        ending = f"[{status}: {_ENDINGS.get(status, 'the program failed')}]"
+        room = limit - len(ending) - 2  # two line feeds
+        for_report = max(room // 2, room - len(stdout))
+        # The last line of a traceback says what went wrong, but the message of an exception may have any length.
+        before, feed, last = stderr.rpartition("\n")
+        report = self._cut(before + feed + self._cut(last, for_report // 3), for_report)
+        return "\n".join(part for part in (self._cut(stdout, room - len(report)), report, ending) if part)
+
+    def _cut(self, text: str, limit: int) -> str:
+        """The text, without its middle if it is longer than the limit, and with a mark in that place."""
+        if len(text) <= limit:
+            return text
+        if self.result_charset is not None or limit < _ROOM_FOR_MARK:
+            return text[:limit]
+        kept = limit - len(_MARK.format(len(text)))
+        mark = _MARK.format(len(text) - kept)
+        return text[: kept - kept // 2] + mark + text[len(text) - kept // 2 :]
 
     def _tags(self) -> tuple[str, ...]:
         return (self.open, self.close, self.result_open, self.result_close)

@@ -160,7 +160,7 @@ class TransformersEngine:
         self, responses: Responses, decoder: Decoder, tokens: Tensor, sampled: Tensor, tools: ToolRunner
     ) -> None:
         """Run the calls that this step's tokens completed, and insert their outputs into the responses."""
-        closing = sampled & responses.active() & self._closes(tools.tool.close)[tokens]
+        closing = sampled & responses.active() & self._closes(tools.tool.closing_characters)[tokens]
         calling: dict[int, int] = {}
         programs: list[str] = []
         for row, response, ids in responses.since_last_output(closing.nonzero().squeeze(-1)):
@@ -205,15 +205,15 @@ class TransformersEngine:
         if chunks:
             decoder.feed([row for row, _ in chunks], [ids for _, ids in chunks])
 
-    def _closes(self, close: str) -> Tensor:
-        """For each token id, whether it can end the closing tag. Only then is a row decoded to text."""
-        if close not in self._may_close:
+    def _closes(self, characters: str) -> Tensor:
+        """For each token id, whether it has one of the characters that end a call. Only then is a row decoded to text."""
+        if characters not in self._may_close:
             vocabulary = self.model.get_input_embeddings().num_embeddings
             texts = self.tokenizer.decode([[i] for i in range(len(self.tokenizer))])
             table = torch.zeros(max(vocabulary, len(texts)), dtype=torch.bool)
-            table[: len(texts)] = torch.tensor([close[-1] in text for text in texts])
-            self._may_close[close] = table.to(self.model.device)
-        return self._may_close[close]
+            table[: len(texts)] = torch.tensor([any(c in text for c in characters) for text in texts])
+            self._may_close[characters] = table.to(self.model.device)
+        return self._may_close[characters]
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

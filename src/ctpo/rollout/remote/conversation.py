@@ -6,15 +6,18 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from ctpo.errors import UserError
+from ctpo.errors import UserError, well_formed
 from ctpo.rollout.chat import TOOL_SCHEMA
 from ctpo.rollout.records import ToolCall
 from ctpo.rollout.remote.endpoint import Endpoint, RequestFailed
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import PythonTool, Task
+from ctpo.tasks.calls import FUNCTION, Unusable, code_of, failing_program
 from ctpo.tasks.tool import SUCCESS
 
 _FENCE = "```"
+_REASONING = ("reasoning_content", "reasoning")
+"""The names under which servers return the thinking that they have taken out of a message."""
 
 
 @dataclass(kw_only=True)
@@ -115,8 +118,10 @@ class Conversation:
         try:
             choice, usage = answer["choices"][0], answer["usage"]
             before, new = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
-        except (KeyError, IndexError, TypeError, ValueError):
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             raise RequestFailed("the answer has no choice or no usage") from None
+        if not isinstance(choice, dict):
+            raise RequestFailed("the answer has no choice or no usage")
         if self._first_prompt_tokens is None:
             self._first_prompt_tokens = before
         self._used = before - self._first_prompt_tokens + new  # the tool's outputs count too
@@ -135,10 +140,10 @@ class TextConversation(Conversation):
         tool = self._tool
         stop = [tool.close] if tool is not None and self.may_call else []
         choice, ended = self._request("completions", prompt=self._prompt + self.reply.text, stop=stop)
-        self.programs, text = [], str(choice.get("text") or "")
+        self.programs, text = [], _text(choice.get("text"))
         if stop and tool is not None:
-            text, program = _cut_at_call(
-                text, tool, stopped=ended and choice.get("stop_reason", "") is not None
+            text, program = tool.first_call(
+                text, stopped=ended and choice.get("stop_reason", "") is not None
             )
             self.programs = [] if program is None else [program]
         self.reply.text += text
@@ -166,20 +171,21 @@ class ChatConversation(Conversation):
         self.programs, self._ids = [], []
         choice = self._next_message()
         message = choice["message"]
-        text = str(message.get("content") or "")
-        tool_calls = message.get("tool_calls") or []
-        if tool_calls and self.may_call:
-            self.programs = [_code(call) for call in tool_calls]
-            self._ids = [str(call.get("id")) for call in tool_calls]
-            self._messages.append({"role": "assistant", "content": text, "tool_calls": tool_calls})
-            self.reply.text += text + "".join(f"\n```python\n{program}\n```" for program in self.programs)
+        thinking, text = _thinking(message), _text(message.get("content"))
+        calls = _calls(message.get("tool_calls"))
+        if calls and self.may_call:
+            self.programs = [call.program for call in calls]
+            self._ids = [call.id for call in calls]
+            sent = [call.message for call in calls]
+            self._messages.append({"role": "assistant", "content": text, "tool_calls": sent})
+            self.reply.text += thinking + text + "".join(call.text for call in calls)
             return
-        if self._tool is not None and self.may_call and self._tool.open.startswith(_FENCE):
+        if self._tool is not None and self.may_call and self._tool.fenced:
             stopped = choice.get("finish_reason") == "stop" and choice.get("stop_reason", "") is not None
-            text, program = _cut_at_call(text, self._tool, stopped=stopped)
+            text, program = self._tool.first_call(text, stopped=stopped)
             self.programs = [] if program is None else [program]
         self._messages.append({"role": "assistant", "content": text})
-        self.reply.text += text
+        self.reply.text += thinking + text
 
     def _next_message(self) -> dict[str, Any]:
         """The choice with the next message. Tools are offered if the server takes them; if not, blocks are used."""
@@ -201,15 +207,15 @@ class ChatConversation(Conversation):
 
     def _block_choice(self, tool: PythonTool) -> dict[str, Any]:
         """The choice with the next message, which ends after a block of code."""
-        if not self.may_call or not tool.open.startswith(_FENCE):
+        if not self.may_call or not tool.fenced:
             return self._choice()
         # The line feed after the fence is needed: "\n```" alone also begins a block.
         stop = tool.close + "\n"
         tokens, used = self.reply.tokens, self._used
         choice = self._choice(stop=[stop])
-        text = str(choice["message"].get("content") or "")
+        text = _text(choice["message"].get("content"))
         # Most servers leave out the stop text; the server of transformers keeps it.
-        if tool.open not in text and (text.count(_FENCE) % 2 or text.endswith(stop)):
+        if not tool.opens_call(text + "\n") and (text.count(_FENCE) % 2 or text.endswith(stop)):
             # It stopped after a block that is no program. A message cannot be continued, so it is requested again
             # without a stop text.
             self.reply.tokens, self._used = tokens, used
@@ -241,27 +247,70 @@ def _user(output: str) -> dict[str, Any]:
     return {"role": "user", "content": output.strip()}
 
 
-def _cut_at_call(text: str, tool: PythonTool, *, stopped: bool) -> tuple[str, str | None]:
-    """The text up to the end of its first call, and that call's program (None without a call).
+def _text(content: Any) -> str:
+    """The text of a message's content, which is a string, a list of parts, or None."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return "".join(text for text in texts if isinstance(text, str))
 
-    If a stop text ended the text (`stopped`), the closing tag is missing and is put back.
+
+def _thinking(message: dict[str, Any]) -> str:
+    """The thinking that the server has taken out of a message, in the form in which models write it.
+
+    Without content or a call after it, the model has not ended its thinking.
     """
-    before, opened, body = text.partition(tool.open)
-    if not opened:
-        return text, None
-    program, closed, _ = body.partition(tool.close)
-    if not closed and not stopped:
-        return text, None
-    return before + opened + program + tool.close, tool.extract(program)
+    text = next((_text(message.get(name)) for name in _REASONING if message.get(name)), "")
+    if not text:
+        return ""
+    ended = _text(message.get("content")) or message.get("tool_calls")
+    return f"<think>\n{text}" + ("\n</think>\n\n" if ended else "")
 
 
-def _code(call: dict[str, Any]) -> str:
-    """The program of a tool call. Arguments that cannot be read are run as they are: the model sees the error."""
-    function = call.get("function") or {}
-    arguments = function.get("arguments")
+@dataclass(frozen=True, kw_only=True)
+class _Call:
+    """One call that a server has read from the model's text."""
+
+    id: str
+    program: str
+    """The program to run. An unusable call has one that fails with the reason."""
+    message: dict[str, Any]
+    """The call as it is sent back, with arguments that every server can read."""
+    text: str
+    """The call as a response shows it."""
+
+
+def _calls(given: Any) -> list[_Call]:
+    return [_call(call) for call in given] if isinstance(given, list) else []
+
+
+def _call(call: Any) -> _Call:
+    call = call if isinstance(call, dict) else {}
+    function = call.get("function")
+    function = function if isinstance(function, dict) else {}
+    name, arguments = function.get("name"), function.get("arguments", function.get("parameters"))
+    identifier = str(call.get("id"))
     try:
-        values = json.loads(arguments) if isinstance(arguments, str) else arguments
-        code = values["code"]  # type: ignore[index]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return str(arguments)
-    return code if isinstance(code, str) else str(arguments)
+        program = code_of(name, arguments)
+        sent, text = program, f"\n```python\n{program}\n```"
+        if isinstance(arguments, str) and well_formed(program) == program:
+            return _Call(id=identifier, program=program, message=call, text=text)
+    except Unusable as reason:
+        program = failing_program(str(reason))
+        # A server reads the arguments of earlier calls again, and would refuse the conversation because of these.
+        sent = arguments if isinstance(arguments, str) else _dumped(arguments)
+        text = f"\n<tool_call>\n{name} {sent}\n</tool_call>"
+    function = {
+        "name": name if isinstance(name, str) else FUNCTION,
+        "arguments": json.dumps({"code": sent}, ensure_ascii=False),
+    }
+    message = {"id": identifier, "type": "function", "function": function}
+    return _Call(id=identifier, program=program, message=message, text=text)
+
+
+def _dumped(arguments: Any) -> str:
+    try:
+        return json.dumps(arguments, ensure_ascii=False)
+    except (ValueError, RecursionError):  # an integer with thousands of digits, or lists in lists in lists
+        return "..."

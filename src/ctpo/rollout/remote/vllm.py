@@ -181,7 +181,7 @@ class _Row:
         return CompletionRequest(
             ids=self.rollout.prompt_ids + self.rollout.completion_ids,
             max_new_tokens=self.room,
-            stop=(tools.tool.close,) if tools is not None and stops else (),
+            stop=tools.tool.stops if tools is not None and stops else (),
             seed=self._seed(),
         )
 
