@@ -65,6 +65,7 @@ def evaluate(
         seed: of the random numbers. Each problem has its own, so parts of a set can be evaluated separately.
         first: the position of the first of these problems in the whole set.
     """
+    places = range(first, first + len(problems))
     return Evaluation(
-        responses=sample_problems(engine, task, problems, sampling, tools=tools, seed=seed, first=first)
+        responses=sample_problems(engine, task, problems, sampling, tools=tools, seed=seed, places=places)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ctpo.errors import UserError
@@ -12,6 +12,15 @@ from ctpo.rollout import EndpointEngine, ToolCall, ToolRunner, TransformersEngin
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.task import verdict
+
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("id", "prompt", "answer", "completion"), str),
+    **dict.fromkeys(("found", "verdict", "error"), (str, type(None))),
+    **dict.fromkeys(("finished", "too_long"), bool),
+    **dict.fromkeys(("sample", "tokens"), int),
+    "calls": list,
+}
+"""The types of what a record of a response holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +76,9 @@ class JudgedResponse:
         Raises:
             KeyError, TypeError: if the object is not such a record.
         """
+        for name, kind in _TYPES.items():
+            if not isinstance(record[name], kind):
+                raise TypeError(f"{name} is {record[name]!r}")
         return cls(
             problem=Problem(prompt=record["prompt"], answer=record["answer"], id=record["id"]),
             sample=record["sample"],
@@ -90,7 +102,7 @@ def sample_problems(
     samples: int = 1,
     tools: ToolRunner | None = None,
     seed: int = 0,
-    first: int = 0,
+    places: Sequence[int] | None = None,
 ) -> list[JudgedResponse]:
     """`samples` judged responses for each problem, problem by problem.
 
@@ -98,47 +110,67 @@ def sample_problems(
     training, two evaluations of the same weights agree, and parts of a set can be evaluated separately.
 
     Args:
-        first: the position of the first of these problems in the whole set.
+        places: the position of each problem in the whole set, on which its random numbers depend; 0, 1, … by default.
 
     Raises:
         UserError: if an endpoint answers no request at all, or if no problem fits into the model's context.
     """
+    places = range(len(problems)) if places is None else places
     if isinstance(engine, EndpointEngine):
         responses = endpoint_responses(
-            engine, task, problems, sampling, samples=samples, tools=tools, seed=seed + first * samples
+            engine, task, problems, sampling, samples=samples, tools=tools, seed=seed, places=places
         )
-        _check_answering(engine, task, responses, first)
+        _check_answering(engine, task, responses, places)
     else:
         responses = local_responses(
-            engine, task, problems, sampling, samples=samples, tools=tools, seed=seed, first=first
+            engine, task, problems, sampling, samples=samples, tools=tools, seed=seed, places=places
         )
     pairs = [(problem, sample) for problem in problems for sample in range(samples)]
-    return [
-        _judge(task, problem, sample, response)
-        for (problem, sample), response in zip(pairs, responses, strict=True)
-    ]
+    return judge(
+        task,
+        [
+            _not_judged(problem, sample, response)
+            for (problem, sample), response in zip(pairs, responses, strict=True)
+        ],
+    )
 
 
-def _check_answering(engine: EndpointEngine, task: Task, responses: Sequence[Response], first: int) -> None:
+def judge(task: Task, responses: Sequence[JudgedResponse]) -> list[JudgedResponse]:
+    """The same responses with the verdicts and final answers that the task's check gives now."""
+    judged = []
+    for response in responses:
+        sampled = not response.too_long and response.error is None
+        judged.append(
+            replace(
+                response,
+                extracted=task.extract(response.text) if sampled and task.extract is not None else None,
+                verdict=verdict(task, response.text, response.problem.answer) if sampled else None,
+            )
+        )
+    return judged
+
+
+def _check_answering(
+    engine: EndpointEngine, task: Task, responses: Sequence[Response], places: Sequence[int]
+) -> None:
     if not all(response.error for response in responses):
         return
     # A 4xx is the server's opinion of the request itself: an option that it lacks, or a context that is too short.
     refused = str(responses[0].error).startswith("HTTP 4")
     raise UserError(
         f"endpoint {engine.endpoint.url} {'refuses every request' if refused else 'has stopped answering'} at "
-        f"problem {first + 1} of task {task.name!r} ({responses[0].error}); the same command with --output "
+        f"problem {places[0] + 1} of task {task.name!r} ({responses[0].error}); the same command with --output "
         "continues once it answers"
     )
 
 
-def _judge(task: Task, problem: Problem, sample: int, response: Response) -> JudgedResponse:
-    sampled = not response.too_long and response.error is None
+def _not_judged(problem: Problem, sample: int, response: Response) -> JudgedResponse:
     return JudgedResponse(
         problem=problem,
         sample=sample,
         text=response.text,
-        extracted=task.extract(response.text) if sampled and task.extract is not None else None,
-        verdict=verdict(task, response.text, problem.answer) if sampled else None,
+        extracted=None,
+        verdict=None,
         finished=response.finished,
         tokens=response.tokens,
         calls=response.calls,

@@ -75,6 +75,21 @@ def load_tokenizer(location: str, **options: Any) -> tuple[PreTrainedTokenizerBa
     return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
+def model_folder(location: str) -> Path:
+    """The folder that holds a model's files: a hub model's is in the hub's cache.
+
+    Raises:
+        UserError: if there is none.
+    """
+    from transformers.utils import cached_file
+
+    location = _resolve(location)
+    if Path(location).is_dir():
+        return Path(location)
+    with _one_line_errors(location):
+        return Path(cached_file(location, "config.json")).parent
+
+
 def _resolve(location: str) -> str:
     return str(smollm2.smollm2_path()) if location == smollm2.NAME else location
 

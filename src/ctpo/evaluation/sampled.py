@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ctpo.evaluation.judged import JudgedResponse, sample_problems
 from ctpo.evaluation.metrics import majority, mean_and_error, pass_at_k, reported_ks
+from ctpo.evaluation.stored import align, complete_groups, write_responses
 from ctpo.rollout import EndpointEngine, ToolRunner, TransformersEngine
 from ctpo.rollout.sampling import Sampling
-from ctpo.runs.atomic import json_line, write_json_lines
-from ctpo.runs.json_lines import read_json_lines
+from ctpo.runs.atomic import append_json_lines
 from ctpo.tasks import Problem, Task
 
 
@@ -37,28 +36,34 @@ def sample_task(
 
     Args:
         rows_at_once: about how many responses make one block; at least the responses to one problem do.
-        saved: a JSON Lines file of responses. Blocks that it holds already are not sampled again, except blocks in
-            which a request failed.
+        saved: a JSON Lines file of responses. Problems whose responses it holds are not sampled again, except those of
+            which a request failed. Whether the responses still hold is not checked here (`ctpo.evaluation.stored`).
         progress: called with the number of problems that are done.
 
     Raises:
         UserError: if an endpoint has stopped answering at all.
     """
+    held = [] if saved is None else complete_groups(saved, samples)
+    groups = align(held, problems).groups
+    missing = [i for i, group in enumerate(groups) if group is None or any(each.error for each in group)]
+    if saved is not None and missing and saved.exists():
+        write_responses(saved, groups)  # without a last line that is cut short
     size = max(1, rows_at_once // samples)
-    blocks = [problems[i : i + size] for i in range(0, len(problems), size)]
-    held = _complete_blocks(saved, blocks, samples)
-    responses: list[JudgedResponse] = []
-    for index, block in enumerate(blocks):
-        kept = held[index] if index < len(held) else None
-        if kept is None or any(response.error for response in kept):
-            progress(index * size)
-            kept = sample_problems(
-                engine, task, block, sampling, samples=samples, tools=tools, seed=seed, first=index * size
-            )
-            _save(saved, responses, kept, held[index:])
-        responses += kept
+    for start in range(0, len(missing), size):
+        progress(len(problems) - len(missing) + start)
+        places = missing[start : start + size]
+        block = [problems[place] for place in places]
+        responses = sample_problems(
+            engine, task, block, sampling, samples=samples, tools=tools, seed=seed, places=places
+        )
+        if saved is not None:
+            append_json_lines(saved, [response.record() for response in responses])
+        for i, place in enumerate(places):
+            groups[place] = responses[i * samples : (i + 1) * samples]
+    if saved is not None and missing:
+        write_responses(saved, groups)  # in the order of the problems
     progress(len(problems))
-    return responses
+    return [response for group in groups if group is not None for response in group]
 
 
 def summarise(responses: Sequence[JudgedResponse], samples: int) -> dict[str, Any]:
@@ -101,49 +106,3 @@ def summarise(responses: Sequence[JudgedResponse], samples: int) -> dict[str, An
         "failed_requests": sum(bool(response.error) for response in responses),
         "verdicts": dict(Counter(r.verdict for r in responses if r.verdict).most_common()),
     }
-
-
-def _complete_blocks(
-    saved: Path | None, blocks: Sequence[Sequence[Problem]], samples: int
-) -> list[list[JudgedResponse]]:
-    """The blocks that an earlier evaluation completed. The rest of the file is cut off."""
-    if saved is None or not saved.is_file():
-        return []
-    responses = list(_read(saved))
-    complete: list[list[JudgedResponse]] = []
-    start = 0
-    for block in blocks:
-        part = responses[start : start + len(block) * samples]
-        expected = [(problem.id, sample) for problem in block for sample in range(samples)]
-        if [(response.problem.id, response.sample) for response in part] != expected:
-            break
-        complete.append(part)
-        start += len(part)
-    write_json_lines(saved, [response.record() for response in responses[:start]])
-    return complete
-
-
-def _save(
-    saved: Path | None,
-    before: Sequence[JudgedResponse],
-    block: Sequence[JudgedResponse],
-    held: Sequence[Sequence[JudgedResponse]],
-) -> None:
-    """Append a block to the file. If the file holds this block and later ones (`held`), replace the block instead."""
-    if saved is None:
-        return
-    if held:
-        later = [response for other in held[1:] for response in other]
-        write_json_lines(saved, [response.record() for response in (*before, *block, *later)])
-        return
-    with saved.open("a", encoding="utf-8") as file:
-        file.writelines(json_line(response.record()) for response in block)
-
-
-def _read(path: Path) -> Iterator[JudgedResponse]:
-    """The responses in a file, up to the first line that cannot be read: a kill may have cut it short."""
-    for line in read_json_lines(path, most=sys.maxsize):  # long responses, many of each
-        try:
-            yield JudgedResponse.from_record(line.record or {})
-        except (ValueError, KeyError, TypeError):
-            return

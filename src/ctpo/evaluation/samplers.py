@@ -40,19 +40,24 @@ def local_responses(
     samples: int,
     tools: ToolRunner | None,
     seed: int,
-    first: int,
+    places: Sequence[int],
 ) -> list[Response]:
     """`samples` responses for each problem, problem by problem.
 
     Args:
-        first: the position of the first of these problems in the whole set; random numbers depend on it.
+        places: the position of each problem in the whole set; random numbers depend on it.
     """
     prompts = [encode_prompt(engine.tokenizer, task, problem.prompt) for problem in problems]
     fitting = [engine.fits(prompt, sampling) for prompt in prompts]
     if not any(fitting):
         fitting = [True] * len(prompts)  # the engine then raises an error that says what is wrong
     repeated = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits for _ in range(samples)]
-    numbers = [(first + i) * samples + j for i, fits in enumerate(fitting) if fits for j in range(samples)]
+    numbers = [
+        place * samples + j
+        for place, fits in zip(places, fitting, strict=True)
+        if fits
+        for j in range(samples)
+    ]
     uniforms = row_uniforms(numbers, sampling.max_new_tokens, seed=seed)
     rollouts = iter(engine.generate(repeated, sampling, tools=tools, uniforms=uniforms))
     return [
@@ -71,14 +76,16 @@ def endpoint_responses(
     samples: int,
     tools: ToolRunner | None,
     seed: int,
+    places: Sequence[int],
 ) -> list[Response]:
     """`samples` responses for each problem from an endpoint, problem by problem.
 
     Args:
-        seed: of the first response; each further one has the next number as its seed.
+        seed: of the first response to the problem at place 0; each further response has the next number as its seed.
+        places: the position of each problem in the whole set.
     """
     prompts = [problem.prompt for problem in problems for _ in range(samples)]
-    seeds = [(seed + i) % 2**31 for i in range(len(prompts))]
+    seeds = [(seed + place * samples + j) % 2**31 for place in places for j in range(samples)]
     replies = engine.respond(task, prompts, sampling, tools=tools, seeds=seeds)
     beyond = [reply.error is not None and _BEYOND_CONTEXT.match(reply.error) is not None for reply in replies]
     if all(beyond):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -10,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctpo.errors import UserError
+from ctpo.evaluation.identity import judged_with, model_identity, sampled_with
 from ctpo.evaluation.judged import JudgedResponse
 from ctpo.evaluation.model import HELDOUT_SEED, SMALL, choose_device, in_fastest_dtype, load_model
 from ctpo.evaluation.sampled import sample_task, summarise
+from ctpo.evaluation.stored import Folder, Identity, update
 from ctpo.rollout import Endpoint, EndpointEngine, TransformersEngine
 from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import open_tools
@@ -71,7 +71,7 @@ class Suite:
         return task.problems("test", self.limit or everything, self.seed)
 
     def settings(self) -> dict[str, Any]:
-        """The settings that decide the figures. An evaluation with equal settings can be continued."""
+        """The settings that the figures are saved with."""
         # A server at another URL, or with another pace of requests, still has the same model. How many responses are
         # decoded at once changes no random number.
         pace = ("concurrency", "request_timeout_s", "rows_at_once")
@@ -88,23 +88,30 @@ def run_suite(
     *,
     output: Path | None = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Any], dict[str, list[JudgedResponse]]]:
     """The figures (settings, one entry per task, and the average) and the responses of every task.
 
     Args:
         output: a folder to which the responses are saved as they come, and the figures as `eval.json`. Responses that
-            an earlier evaluation with the same settings saved there are not sampled again.
+            an earlier evaluation saved there are kept as far as they still hold (`ctpo.evaluation.stored`).
         progress: called with a task's name, how many of its problems are done, and how many it has.
+        notice: called with a sentence about stored responses that are dropped or judged anew.
 
     Raises:
         UserError: if the model or a task's problems cannot be loaded, or `output` holds another evaluation.
     """
-    if output is not None:
-        _claim(output, suite.settings())
+    folder = None if output is None else Folder(output)
+    if folder is not None:
+        folder.make()
+        folder.read()  # raises now what would otherwise fail after the model has loaded
     problems = {name: suite.problems(task) for name, task in suite.tasks.items()}
     for task in suite.tasks.values():
         check_ready(task)
     engine, at_once = _engine(suite)
+    if folder is not None:
+        for sentence in update(folder, suite.tasks, problems, _identities(suite, engine)):
+            notice(sentence)
     results: dict[str, Any] = {}
     responses: dict[str, list[JudgedResponse]] = {}
     for name, task in suite.tasks.items():
@@ -119,7 +126,7 @@ def run_suite(
                 rows_at_once=at_once,
                 tools=tools,
                 seed=suite.seed,
-                saved=None if output is None else transcripts(output, name, len(suite.tasks)),
+                saved=None if folder is None else folder.transcripts(name, len(suite.tasks)),
                 progress=lambda done, name=name: progress(name, done, len(problems[name])),  # type: ignore[misc]
             )
         seconds = round(time.perf_counter() - started, 1)
@@ -130,10 +137,10 @@ def run_suite(
         **suite.settings(),
         "endpoint": suite.endpoint,
         "results": results,
-        **_average(results, suite.samples),
+        **average(results, suite.samples),
     }
-    if output is not None:
-        write_json(output / "eval.json", figures)
+    if folder is not None:
+        write_json(folder.figures, figures)
     return figures, responses
 
 
@@ -157,13 +164,22 @@ def _engine(suite: Suite) -> tuple[TransformersEngine | EndpointEngine, int]:
     return TransformersEngine(model, tokenizer), suite.rows_at_once or at_once
 
 
-def transcripts(output: Path, task: str, tasks: int) -> Path:
-    """The file to which a task's responses are saved."""
-    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in task)
-    return output / ("transcripts.jsonl" if tasks == 1 else f"transcripts-{plain}.jsonl")
+def _identities(suite: Suite, engine: TransformersEngine | EndpointEngine) -> dict[str, Identity]:
+    """What each task's responses are bound to."""
+    if isinstance(engine, EndpointEngine):
+        model = {"endpoint": engine.endpoint.url, "model": suite.model}
+    else:
+        model = model_identity(suite.model)
+    own = {"samples": suite.samples, "seed": suite.seed, "dtype": suite.dtype}
+    return {
+        name: Identity(
+            sampled=sampled_with(task, suite.sampling(task), model, **own), judged=judged_with(task)
+        )
+        for name, task in suite.tasks.items()
+    }
 
 
-def _average(results: Mapping[str, Mapping[str, Any]], samples: int) -> dict[str, Any]:
+def average(results: Mapping[str, Mapping[str, Any]], samples: int) -> dict[str, Any]:
     """The mean over tasks, which all count the same, and its standard error: independent errors add in squares."""
     means = [figures[f"avg@{samples}"] for figures in results.values()]
     errors = [figures["stderr"] for figures in results.values()]
@@ -171,22 +187,3 @@ def _average(results: Mapping[str, Mapping[str, Any]], samples: int) -> dict[str
         "average": math.fsum(means) / len(means),
         "average_stderr": math.sqrt(math.fsum(error**2 for error in errors)) / len(errors),
     }
-
-
-def _claim(output: Path, settings: dict[str, Any]) -> None:
-    """Make the folder for this evaluation, or check that it holds one with the same settings."""
-    path = output / "settings.json"
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write_json(path, settings)
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be made ({error.strerror}); choose another") from None
-    except json.JSONDecodeError:
-        raise UserError(f"--output {output}: {path.name} is damaged; choose another") from None
-    for name, value in {"served": None, **settings}.items():
-        if held.get(name) != value:
-            raise UserError(
-                f"--output {output} holds an evaluation with {name}={held.get(name)}, not {value}; choose another"
-            )

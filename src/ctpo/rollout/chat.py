@@ -94,7 +94,9 @@ def encode_result(
 
 
 def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(well_formed(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids: list[int] = tokenizer(well_formed(text), add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ]
     return ids
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from ctpo.tasks.fences import first_block
+
 FUNCTION: Final = "python"
 """The name of the only function that a model may call."""
 _ARGUMENT_NAMES: Final = ("arguments", "parameters")
@@ -55,7 +57,8 @@ def code_of(name: Any, arguments: Any) -> str:
         raise Unusable(f"'code' is {_kind(code)}, not a string; write {_SHAPE}")
     if not code.strip():
         raise Unusable(f"'code' is empty; write {_SHAPE}")
-    return code
+    block = first_block(code) if code.lstrip().startswith(("```", "~~~")) else None
+    return code if block is None or not block.closed else block.program  # some models put a fence here too
 
 
 def failing_program(reason: str) -> str:

@@ -1,8 +1,8 @@
 """Programs in fenced blocks, as chat models write them.
 
-Models open a block with ```` ```python ````, but also with ```` ```py ````, ```` ```Python ````, ```` ```python3 ````, a space after the fence,
-or `~~~python`; they indent blocks in lists, and some put the closing fence behind the last statement. All of these are read
-as the model meant them. Other languages, and blocks without a language, are no programs.
+Models open a block of Python with three backticks and `python`, but also with `py`, `Python` or `python3`, with a space
+after the fence, or with `~~~`. They indent blocks in lists, and some put the closing fence behind the last statement.
+All of these are read as the model meant them. Other languages, and blocks without a language, are no programs.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -62,7 +61,7 @@ class PythonTool:
     max_result_chars: int = 1024
     """The longest rendered output in characters, without the tags. Of a longer one the middle is left out."""
     error_mark: str | None = "error"
-    """The text that the model reads in place of a failed program's output. None shows stdout, stderr and how it ended."""
+    """The text that the model reads in place of a failed program's output. None shows stdout, stderr and the ending."""
     result_charset: str | None = None
     """The characters that the model's vocabulary has. Any other becomes `substitute`. None allows all."""
     substitute: str = "?"

@@ -206,7 +206,7 @@ class TransformersEngine:
             decoder.feed([row for row, _ in chunks], [ids for _, ids in chunks])
 
     def _closes(self, characters: str) -> Tensor:
-        """For each token id, whether it has one of the characters that end a call. Only then is a row decoded to text."""
+        """For each token id, whether it has a character that can end a call. Only then is a row decoded to text."""
         if characters not in self._may_close:
             vocabulary = self.model.get_input_embeddings().num_embeddings
             texts = self.tokenizer.decode([[i] for i in range(len(self.tokenizer))])

@@ -142,9 +142,7 @@ class TextConversation(Conversation):
         choice, ended = self._request("completions", prompt=self._prompt + self.reply.text, stop=stop)
         self.programs, text = [], _text(choice.get("text"))
         if stop and tool is not None:
-            text, program = tool.first_call(
-                text, stopped=ended and choice.get("stop_reason", "") is not None
-            )
+            text, program = tool.first_call(text, stopped=ended and choice.get("stop_reason", "") is not None)
             self.programs = [] if program is None else [program]
         self.reply.text += text
 
