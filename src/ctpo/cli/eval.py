@@ -16,12 +16,12 @@ from ctpo.extras import require
 from ctpo.runs.directory import RunDirectory
 from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_path
+from ctpo.tasks.registry import runs_code
 from ctpo.training.config.recipe import EMBEDDED_MODEL, SMOLLM2, Recipe
 from ctpo.training.config.trust import check_recipe
 
 if TYPE_CHECKING:
     from ctpo.evaluation.judged import JudgedResponse
-    from ctpo.evaluation.suite import Suite
 
 _DESCRIPTION: Final = """\
 Sample responses to held-out problems, with the tool running in the sandbox. Report avg@k, pass@k and the accuracy of
@@ -51,6 +51,8 @@ example:
   ctpo eval Qwen/Qwen3-1.7B --task aime24 --task aime25 --task brumo25 --samples 32 --output results
   (the same command again continues an evaluation that was interrupted)
   vllm serve Qwen/Qwen3-4B --enable-auto-tool-choice --tool-call-parser hermes &
+  ctpo eval --rejudge results
+  (judges the responses in that directory again, with the present check and answers)
   ctpo eval Qwen/Qwen3-4B --endpoint http://localhost:8000/v1 --task aime25 --samples 32 --output results
 """
 _FROM_A_RUN: Final = {
@@ -65,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `ctpo eval`."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     add = parser.add_argument
-    add("model", metavar="MODEL")
+    add("model", metavar="MODEL", nargs="?")
     add("--task", action="append", metavar="TASK", help="whose problems to solve; several are averaged")
     add("--samples", type=int, default=1, metavar="K", help="responses per problem (default 1)")
     add("--limit", type=int, metavar="N", help="problems per task: the first N of a dataset")
@@ -110,7 +112,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="write eval.json and transcripts there, and continue from them",
+        help="write eval.json and transcripts there, and continue from those that still hold",
+    )
+    add(
+        "--rejudge",
+        type=Path,
+        metavar="DIR",
+        help="judge the responses in an --output directory again; takes no MODEL",
     )
     add(
         "--unsafe-no-isolation",
@@ -123,8 +131,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate the model, and print the figures."""
     require("ctpo eval", "train", "transformers", "pydantic", "yaml", "rich")
+    if args.rejudge is not None:
+        return _rejudge(args)
+    if args.model is None:
+        raise UserError("MODEL is missing; see `ctpo eval --help`")
     suite_arguments = _resolve(args)
     from rich.console import Console
+    from rich.markup import escape
 
     quieten()
     from ctpo.evaluation.suite import Suite, run_suite
@@ -136,12 +149,55 @@ def run(args: argparse.Namespace) -> int:
         figures, responses = run_suite(
             suite,
             output=args.output,
-            progress=lambda task, done, of: status.update(f"{task}: {done} of {of} problems"),
+            progress=lambda task, done, of: status.update(f"{escape(task)}: {done} of {of} problems"),
+            notice=lambda sentence: console.print(one_line(sentence), markup=False, highlight=False),
         )
     for name in suite.tasks:
         for response in responses[name][:: suite.samples][: max(args.show, 0)]:
             _print_response(response)
-    _print_figures(args.model, figures, suite)
+    _print_figures(args.model, figures)
+    return 0
+
+
+def _rejudge(args: argparse.Namespace) -> int:
+    """Judge stored responses again, and print what changed."""
+    for option, value in (("MODEL", args.model), ("--output", args.output), ("--endpoint", args.endpoint)):
+        if value is not None:
+            raise UserError(f"--rejudge samples nothing, so it takes no {option}; drop {value}")
+    quieten()
+    from ctpo.evaluation.rejudge import rejudge, stored_tasks
+
+    if not args.rejudge.is_dir():
+        raise UserError(
+            f"--rejudge {args.rejudge} is not a directory; give the --output directory of an evaluation"
+        )
+    names = stored_tasks(args.rejudge)
+    if args.task is not None and args.task != names:
+        raise UserError(
+            f"--rejudge {args.rejudge} holds --task {' --task '.join(names)}; name these, or none"
+        )
+    foreign = [name for name in names if runs_code(name)]
+    if foreign and args.task is None and not args.trust:
+        raise UserError(
+            f"--rejudge {args.rejudge} would run the code of the task file {foreign[0]}; if you trust it, add "
+            f"--trust or --task {foreign[0]}"
+        )
+    with sole_use(args.rejudge):
+        rejudged = rejudge(args.rejudge, _tasks(names), notice=lambda sentence: print(one_line(sentence)))
+    for name, changed in rejudged.changed.items():
+        for old, new in changed[: max(args.show, 0)]:
+            print(one_line(f"{name}: {new.problem.id}, sample {new.sample}: {old.verdict} -> {new.verdict}"))
+        result = rejudged.figures["results"][name]
+        count = result["problems"] * result["samples"]
+        print(
+            one_line(
+                f"{name}: {count} responses judged again, {len(changed)} verdicts differ; right: "
+                f"{100 * rejudged.before[name]:.1f} -> {100 * result['pass@1']:.1f} per cent"
+            )
+        )
+    if not rejudged.complete:
+        print("the evaluation is not complete, so eval.json is not written; continue it with --output")
+    _print_figures(str(rejudged.figures.get("model", args.rejudge)), rejudged.figures)
     return 0
 
 
@@ -264,8 +320,8 @@ def _print_response(response: JudgedResponse) -> None:
     print(printable(f"{problem.prompt}{response.text}   [{mark}]\n"))
 
 
-def _print_figures(model: str, figures: dict[str, Any], suite: Suite) -> None:
-    k = suite.samples
+def _print_figures(model: str, figures: dict[str, Any]) -> None:
+    k = figures["samples"]
     accuracies = {f"avg@{k}" if k > 1 else "pass@1": ("pass@1", "stderr")}
     if k > 1:
         accuracies[f"pass@{k}"] = (f"pass@{k}", f"pass@{k}_stderr")
@@ -281,11 +337,11 @@ def _print_figures(model: str, figures: dict[str, Any], suite: Suite) -> None:
     title = f"{model}: {k} sample{'s' if k > 1 else ''} per problem, per cent ± standard error"
     print(table(["task", "n", *accuracies, "tokens", *shares], rows, title=title))
     for name, result in figures["results"].items():
-        for note in _notes(result, suite):
+        for note in _notes(result, figures):
             print(one_line(f"{name}: {note}"))
 
 
-def _notes(result: dict[str, Any], suite: Suite) -> Iterator[str]:
+def _notes(result: dict[str, Any], figures: dict[str, Any]) -> Iterator[str]:
     """What a reader of the figures must know: problems and responses that did not count as usual."""
     if result["too_long"]:
         yield f"{result['too_long']} problems exceed the model's context and count as unsolved"
@@ -294,9 +350,10 @@ def _notes(result: dict[str, Any], suite: Suite) -> Iterator[str]:
             f"{result['failed_requests']} responses failed and count as unsolved; the same command with --output asks "
             "for them again"
         )
-    if suite.endpoint is not None and suite.temperature > 0 and result.get("identical") == 1:
+    sampled = figures.get("endpoint") is not None and figures.get("temperature") != 0
+    if sampled and result.get("identical") == 1:
         yield (
-            f"the {suite.samples} samples of each problem are identical; the server seems not to sample (transformers "
+            f"the {figures['samples']} samples of each problem are identical; the server seems not to sample (transformers "
             "serve wants do_sample in the model's generation_config.json)"
         )
     judged = {word: count for word, count in result["verdicts"].items() if word not in ("right", "wrong")}

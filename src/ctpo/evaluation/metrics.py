@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ctpo.runs.means import mean
 
@@ -68,3 +69,13 @@ def reported_ks(samples: int) -> list[int]:
     """The k for which pass@k is reported: 1, 2, 4, … and the number of samples itself."""
     powers = [2**i for i in range(samples.bit_length())]
     return sorted({*powers, samples})
+
+
+def average(results: Mapping[str, Mapping[str, Any]], samples: int) -> dict[str, Any]:
+    """The mean over tasks, which all count the same, and its standard error: independent errors add in squares."""
+    means = [figures[f"avg@{samples}"] for figures in results.values()]
+    errors = [figures["stderr"] for figures in results.values()]
+    return {
+        "average": math.fsum(means) / len(means),
+        "average_stderr": math.sqrt(math.fsum(error**2 for error in errors)) / len(errors),
+    }

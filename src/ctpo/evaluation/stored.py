@@ -87,21 +87,30 @@ class Folder:
                 f"--output {self.path} cannot be made ({error.strerror}); choose another"
             ) from None
 
-    def read(self) -> dict[str, Identity]:
+    def read(self, *, earlier: bool = False) -> dict[str, Identity]:
         """What each task's responses are bound to; an empty dictionary if the directory holds no evaluation.
+
+        Args:
+            earlier: whether to read an evaluation of an earlier version, which recorded nothing but settings.
 
         Raises:
             UserError: if the file is damaged, or if the evaluation is one of an earlier version.
         """
-        if not self.identity.exists():
-            if (self.path / _OF_EARLIER_VERSIONS).exists() or any(self.path.glob("transcripts*.jsonl")):
+        settings = self.path / _OF_EARLIER_VERSIONS
+        path = settings if earlier and not self.identity.exists() and settings.exists() else self.identity
+        if not path.exists():
+            if settings.exists() or any(self.path.glob("transcripts*.jsonl")):
                 raise UserError(
                     f"--output {self.path} holds an evaluation without {self.identity.name}, so its model is unknown; "
-                    f"choose another, or only judge it again: ctpo eval --rejudge {self.path} --task TASK"
+                    f"choose another, or only judge it again: ctpo eval --rejudge {self.path}"
                 )
             return {}
         try:
-            content = json.loads(read_bytes(self.identity))
+            content = json.loads(read_bytes(path))
+            if path == settings:
+                known = {"samples": content["samples"], "seed": content["seed"]}
+                each = {"sampled": known, "judged": ""}
+                content = {"format": _FORMAT, "tasks": dict.fromkeys(content["tasks"], each)}
             if content["format"] != _FORMAT:
                 raise ValueError(f"format {content['format']!r}")
             identities = {
@@ -112,7 +121,7 @@ class Folder:
                 raise ValueError("samples is no integer")
             return identities
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{self.identity} is damaged ({error}); choose another directory") from None
+            raise UserError(f"{path} is damaged ({error}); choose another directory") from None
 
     def write(self, identities: Mapping[str, Identity]) -> None:
         """Write what each task's responses are bound to."""
@@ -251,13 +260,9 @@ def write_responses(path: Path, groups: Iterable[Group | None]) -> None:
 
 def judge_anew(task: Task, groups: Sequence[Group]) -> tuple[list[Group], str]:
     """The groups with the verdicts of the present check, and a sentence that says how many verdicts differ."""
-    before = [response for group in groups for response in group]
+    before = flat(groups)
     after = judge(task, before)
-    moves = Counter(
-        (old.verdict, new.verdict)
-        for old, new in zip(before, after, strict=True)
-        if old.verdict != new.verdict
-    )
+    moves = Counter((old.verdict, new.verdict) for old, new in moved(before, after))
     named = [f"{count} from {old} to {new}" for (old, new), count in moves.most_common(_MOVES_NAMED)]
     more = ["more"] if len(moves) > len(named) else []
     rest = iter(after)
@@ -266,6 +271,18 @@ def judge_anew(task: Task, groups: Sequence[Group]) -> tuple[list[Group], str]:
         [[next(rest) for _ in group] for group in groups],
         f"{len(after)} responses are judged anew: {moves.total()} verdicts differ{detail}",
     )
+
+
+def moved(
+    before: Sequence[JudgedResponse], after: Sequence[JudgedResponse]
+) -> list[tuple[JudgedResponse, JudgedResponse]]:
+    """The responses of which the verdict differs, as they were and as they are."""
+    return [(old, new) for old, new in zip(before, after, strict=True) if old.verdict != new.verdict]
+
+
+def flat(groups: Iterable[Group]) -> list[JudgedResponse]:
+    """The responses of all groups."""
+    return [response for group in groups for response in group]
 
 
 def _judged_anew(task: Task, fit: Fit, new_check: bool) -> tuple[list[Group | None], str]:

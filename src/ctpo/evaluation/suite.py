@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from ctpo.evaluation.identity import judged_with, model_identity, sampled_with
 from ctpo.evaluation.judged import JudgedResponse
+from ctpo.evaluation.metrics import average
 from ctpo.evaluation.model import HELDOUT_SEED, SMALL, choose_device, in_fastest_dtype, load_model
 from ctpo.evaluation.sampled import sample_task, summarise
 from ctpo.evaluation.stored import Folder, Identity, update
@@ -176,14 +176,4 @@ def _identities(suite: Suite, engine: TransformersEngine | EndpointEngine) -> di
             sampled=sampled_with(task, suite.sampling(task), model, **own), judged=judged_with(task)
         )
         for name, task in suite.tasks.items()
-    }
-
-
-def average(results: Mapping[str, Mapping[str, Any]], samples: int) -> dict[str, Any]:
-    """The mean over tasks, which all count the same, and its standard error: independent errors add in squares."""
-    means = [figures[f"avg@{samples}"] for figures in results.values()]
-    errors = [figures["stderr"] for figures in results.values()]
-    return {
-        "average": math.fsum(means) / len(means),
-        "average_stderr": math.sqrt(math.fsum(error**2 for error in errors)) / len(errors),
     }
