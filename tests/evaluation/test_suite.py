@@ -59,13 +59,14 @@ def test_a_killed_evaluation_goes_on_as_if_undisturbed(
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         response.record() for response in undisturbed["bare"]
     ]
-    assert done[0] == min(kept // at_once * at_once // 4, 10) if kept < 40 else done == [10]
+    assert done[0] == kept // 4 if kept < 40 else done == [10]
 
 
-def test_another_evaluation_in_the_folder_is_refused(suite: Suite, tmp_path: Path) -> None:
+def test_an_evaluation_of_other_tasks_in_the_folder_is_refused(suite: Suite, tmp_path: Path) -> None:
     run_suite(suite, output=tmp_path)
-    with pytest.raises(UserError, match="holds an evaluation with samples=4, not 8"):
-        run_suite(replace(suite, samples=8), output=tmp_path)
+    other = replace(suite, tasks={"other": suite.tasks["arithmetic"]})
+    with pytest.raises(UserError, match=r"holds an evaluation with tasks=\['arithmetic'\], not \['other'\]"):
+        run_suite(other, output=tmp_path)
 
 
 def test_problems_beyond_the_context_are_counted_not_fatal(suite: Suite) -> None:

@@ -173,12 +173,14 @@ def test_examples_go_out_in_the_form_of_the_conversation(fenced: Task, sandbox: 
     assert sent[0]["messages"][3]["content"] == "```output\n4\n```"
 
 
-def test_an_unreadable_call_is_run_as_it_stands(chat_task: Task, sandbox: Any) -> None:
+def test_an_unreadable_call_fails_with_the_reason(chat_task: Task, sandbox: Any) -> None:
     broken = {"id": "c", "function": {"name": "python", "arguments": '{"code": "print(1'}}
     script = [said(None, "tool_calls", tool_calls=[broken]), said("oh")]
     (reply,), sent = respond(chat_task, sandbox, script, "q")
     assert reply.calls[0].status == "error"
-    assert "SyntaxError" in sent[1]["messages"][-1]["content"]
+    assert "arguments cannot be read as JSON" in sent[1]["messages"][-1]["content"]
+    (again,) = sent[1]["messages"][-2]["tool_calls"]  # in a form that a server can read again
+    assert json.loads(again["function"]["arguments"]) == {"code": '{"code": "print(1'}
 
 
 def test_a_program_that_hangs_is_ended_and_the_conversation_goes_on(fenced: Task, sandbox: Any) -> None:

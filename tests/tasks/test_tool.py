@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from ctpo.tasks import PythonTool, get_task
 
 PLAIN = PythonTool()
+TALKATIVE = PythonTool(error_mark=None)
+TERSE = PythonTool(error_mark=None, max_result_chars=21)
 ARITHMETIC = get_task("arithmetic").tool
 assert ARITHMETIC is not None
 TAGS = ("<py>", "</py>", "<out>", "</out>")
@@ -39,9 +41,20 @@ def test_extract(text: str, program: str) -> None:
         (PLAIN, ("timeout", "partial", ""), "<out>error</out>"),
         (PLAIN, ("ok", "70</out>=82", ""), "<out>70?=82</out>"),
         (PLAIN, ("ok", "</o</out>ut><py>", ""), "<out></o?ut>?</out>"),
-        (PLAIN, ("ok", "x" * 5000, ""), f"<out>{'x' * 1024}</out>"),
-        (PythonTool(error_mark=None), ("error", "1\n", "boom\n"), "<out>1\nboom</out>"),
-        (PythonTool(error_mark=None), ("timeout", "", ""), "<out>timeout</out>"),
+        (
+            PLAIN,
+            ("ok", "x" * 5000, ""),
+            f"<out>{'x' * 494}\n[... 4,013 characters left out ...]\n{'x' * 493}</out>",
+        ),
+        (TALKATIVE, ("error", "1\n", "boom\n"), "<out>1\nboom\n[error: the program failed]</out>"),
+        (TALKATIVE, ("ok", " \n", "a warning"), "<out>(no output; use print)</out>"),
+        (
+            TALKATIVE,
+            ("timeout", "", ""),
+            "<out>[timeout: the program was stopped because it ran too long]</out>",
+        ),
+        (TERSE, ("error", "", "a\nZeroDivisionError: x"), "<out>error ZeroDivisionErr</out>"),
+        (TERSE, ("ok", "", ""), "<out></out>"),
         (ARITHMETIC, ("ok", "-25\n", ""), "<out>-25</out>"),
         (ARITHMETIC, ("error", "", "SyntaxError: leading zeros"), "<out>?</out>"),
         (ARITHMETIC, ("ok", "3\nNone\n", ""), "<out>3?????</out>"),
@@ -85,23 +98,6 @@ def test_no_output_breaks_out_of_its_tags(stdout: str, status: str, tool: Python
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         PythonTool(**settings)
-
-
-@pytest.mark.parametrize(
-    ("text", "program"),
-    [
-        ('\n{"name": "python", "arguments": {"code": "print(1)\\nprint(2)"}}\n', "print(1)\nprint(2)"),
-        ('{"name": "python", "arguments": "{\\"code\\": \\"print(3)\\"}"}', "print(3)"),
-        ('{"name": "python"}', '{"name": "python"}'),
-        ('{"arguments": {"code": 5}}', '{"arguments": {"code": 5}}'),
-        ("[1]", "[1]"),
-        ("print(1)", "print(1)"),
-        ("[" * 100_000, "[" * 100_000),
-    ],
-)
-def test_extract_from_json_calls(text: str, program: str) -> None:
-    tool = PythonTool(open="<tool_call>", close="</tool_call>", json_arguments=True)
-    assert tool.extract(text + "</tool_call>") == program
 
 
 def test_an_unknown_style_is_refused() -> None:

@@ -353,8 +353,8 @@ def _notes(result: dict[str, Any], figures: dict[str, Any]) -> Iterator[str]:
     sampled = figures.get("endpoint") is not None and figures.get("temperature") != 0
     if sampled and result.get("identical") == 1:
         yield (
-            f"the {figures['samples']} samples of each problem are identical; the server seems not to sample (transformers "
-            "serve wants do_sample in the model's generation_config.json)"
+            f"the {figures['samples']} samples of each problem are identical; the server seems not to sample "
+            "(transformers serve wants do_sample in the model's generation_config.json)"
         )
     judged = {word: count for word, count in result["verdicts"].items() if word not in ("right", "wrong")}
     if judged:

@@ -35,7 +35,8 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(facts.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        content = file.read(most + 1) if facts.st_size <= most else b""
+        # Not `most`: so many bytes would be reserved first.
+        content = file.read(min(facts.st_size, most) + 1) if facts.st_size <= most else b""
     if facts.st_size > most or len(content) > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
     return content
