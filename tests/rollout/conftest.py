@@ -17,7 +17,7 @@ NATIVE = "{% if tools %}{{ '<tools>' + (tools | tojson) + '</tools><tool_call>' 
 TALKS = {  # question: program, what it prints, last words
     "a": ("print(6*7)", "42", "\\boxed{42}"),
     "bb": ("print('x'*40)", "x" * 40, "many"),
-    "ccc": ("print(1/0)", None, "oops"),
+    "ccc": ("print(1/0)", None, "ouch"),
     "dddd": ("print('<|im_'+'end|>')", "<|im_end|>", "text"),
 }
 SYSTEM = "Use it."
@@ -100,7 +100,7 @@ def chat_model(chat_task: Task, sandbox: Any) -> Any:
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     weight = torch.tensor([row + [0.0] * (width - len(row)) for row in weights])
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(150):
+    for _ in range(120):
         logits = model(ids[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         loss = (loss * weight[:, 1:].flatten()).sum() / weight.sum()

@@ -11,7 +11,7 @@ from ctpo.evaluation.samplers import Response, endpoint_responses, local_respons
 from ctpo.rollout import EndpointEngine, ToolCall, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
-from ctpo.tasks.task import verdict
+from ctpo.tasks.task import verdicts
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("id", "prompt", "answer", "completion"), str),
@@ -137,17 +137,16 @@ def sample_problems(
 
 def judge(task: Task, responses: Sequence[JudgedResponse]) -> list[JudgedResponse]:
     """The same responses with the verdicts and final answers that the task's check gives now."""
-    judged = []
-    for response in responses:
-        sampled = not response.too_long and response.error is None
-        judged.append(
-            replace(
-                response,
-                extracted=task.extract(response.text) if sampled and task.extract is not None else None,
-                verdict=verdict(task, response.text, response.problem.answer) if sampled else None,
-            )
+    sampled = [each for each in responses if not each.too_long and each.error is None]
+    given = iter(verdicts(task, [each.text for each in sampled], [each.problem.answer for each in sampled]))
+    return [
+        replace(each, extracted=None, verdict=None)
+        if each.too_long or each.error is not None
+        else replace(
+            each, extracted=task.extract(each.text) if task.extract is not None else None, verdict=next(given)
         )
-    return judged
+        for each in responses
+    ]
 
 
 def _check_answering(
