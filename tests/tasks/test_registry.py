@@ -126,7 +126,7 @@ def test_a_judge_that_looks_at_more_than_the_answer() -> None:
     metadata = json.loads(problem.answer)["metadata"]
     verdicts = [
         task.check.verdict(f"<answer>{answer}</answer>", problem.answer)
-        for answer in (f"({metadata['expression']})", "1", "import os", "__import__('time').sleep(60)")
+        for answer in (f"({metadata['expression']})", "1", "import os", "9**9**9**9")
     ]
     assert verdicts == ["right", "wrong", "wrong", "timeout"]
     assert task.check.account == {"right": 1, "wrong": 2, "timeout": 1}

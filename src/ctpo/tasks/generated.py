@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctpo.errors import UserError
@@ -18,7 +19,7 @@ from ctpo.tasks.task import Problem, Task, validate_request
 from ctpo.tasks.tool import CHAT_TOOL
 
 if TYPE_CHECKING:
-    from ctpo.sandbox import Sandbox
+    from ctpo.sandbox import Sandbox, SandboxResult
 
 SYSTEM = (
     "Solve the problem step by step. You can run Python: write a block that starts with ```python and ends with "
@@ -29,15 +30,17 @@ RIGHT = 1.0
 that are partly right."""
 _TRIES = 20  # draws per problem: half of them or more belong to the other split or were drawn before
 _LIMIT_S = 5.0
+_USUAL_S = 1.0  # more than a judge needs on a busy machine
+_WASTE_S = 10.0
 _MEMORY_MB = 1024
-_SCORE = """
-import json, reasoning_gym
-def whole(value):
+_CLOSED = Path(__file__).with_name("closed_judge.py").read_text(encoding="utf-8")
+_CALL = """
+def _whole(value):
     if "__tuple__" in value:
         return tuple(value["__tuple__"])
     return dict(value["__items__"]) if "__items__" in value else value
-name, answer, entry = json.loads({question!r}, object_hook=whole)
-print("\\n" + str(float(reasoning_gym.get_score_answer_fn(name)(answer=answer, entry=entry))))
+_call = json.loads({call!r}, object_hook=_whole)
+print("\\n" + str(score(*_call)))
 """
 
 
@@ -87,7 +90,7 @@ class Generator:
 
 
 class GeneratorJudge(Judge):
-    """The generator's own judge. It runs in a sandbox, because several judges evaluate the model's answer as Python."""
+    """The generator's own judge. It runs in a sandbox, and without what evaluates the model's answer as Python."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -102,20 +105,52 @@ class GeneratorJudge(Judge):
         _sandbox(self.name)
 
     def _judge(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
-        return [self._judge_one(completion, answer) for completion, answer in pairs]
+        given = [extract(completion) for completion, _ in pairs]
+        verdicts: list[str | None] = []
+        programs = []
+        for text, (_, answer) in zip(given, pairs, strict=True):
+            entry = json.loads(answer)
+            if text is None:
+                verdicts.append("no answer")
+            elif text == entry["answer"]:
+                verdicts.append("right")
+            else:
+                verdicts.append(None)
+                programs.append(judging_program(self.name, text, entry))
+        rest = iter(_run(_sandbox(self.name), programs) if programs else [])
+        return [next(rest) if verdict is None else verdict for verdict in verdicts]
 
-    def _judge_one(self, completion: str, answer: str) -> str:
-        given = extract(completion)
-        if given is None:
-            return "no answer"
-        entry = json.loads(answer)
-        if given == entry["answer"]:
-            return "right"
-        program = _SCORE.format(question=json.dumps([self.name, given, entry]))
-        result = _sandbox(self.name).run([program])[0]
-        if result.status != "ok":  # judges parse the model's text, and not all of them expect odd text
-            return "timeout" if result.status == "timeout" else "unparsable"
-        return "right" if _score(result.stdout) >= RIGHT else "wrong"
+
+def judging_program(name: str, given: str, entry: dict[str, Any]) -> str:
+    """The program that prints the score of the given answer, for a sandbox that has imported reasoning-gym."""
+    return _CLOSED + _CALL.format(call=json.dumps([name, given, entry]))
+
+
+def _run(sandbox: Sandbox, programs: Sequence[str]) -> list[str]:
+    """The verdicts that the programs print.
+
+    Each program may take `_USUAL_S`, and longer if there are few. Programs that do not end may waste `_WASTE_S` in all.
+    After that, a program may take twice as long as those that ended.
+    """
+    verdicts: list[str] = []
+    wasted, slowest = 0.0, 0.05
+    step = 2 * sandbox.workers
+    for start in range(0, len(programs), step):
+        share = (_WASTE_S - wasted) * sandbox.workers / (len(programs) - start)
+        allowed = min(_LIMIT_S, max(share, _USUAL_S)) if wasted < _WASTE_S else min(_USUAL_S, 2 * slowest)
+        for result in sandbox.run(programs[start : start + step], timeout_s=allowed):
+            if result.status == "timeout":
+                wasted += allowed / sandbox.workers
+            elif result.status == "ok":
+                slowest = max(slowest, result.wall_s)
+            verdicts.append(_verdict(result))
+    return verdicts
+
+
+def _verdict(result: SandboxResult) -> str:
+    if result.status != "ok":  # judges parse the model's text, and not all of them expect odd text
+        return "timeout" if result.status == "timeout" else "unparsable"
+    return "right" if _score(result.stdout) >= RIGHT else "wrong"
 
 
 def extract(completion: str) -> str | None:
@@ -160,7 +195,7 @@ def _marked(value: Any) -> Any:
 def _score(printed: str) -> float:
     try:
         return float(printed.split()[-1])
-    except (ValueError, IndexError):  # the evaluated answer may have printed something
+    except (ValueError, IndexError):
         return 0.0
 
 
@@ -174,10 +209,10 @@ def _sandbox(name: str) -> Sandbox:
         from ctpo.sandbox import Sandbox, SandboxUnavailable
 
         try:
-            sandbox = Sandbox(timeout_s=_LIMIT_S, memory_mb=_MEMORY_MB, workers=1, preload=["reasoning_gym"])
+            sandbox = Sandbox(timeout_s=_LIMIT_S, memory_mb=_MEMORY_MB, preload=["reasoning_gym", "sympy"])
         except SandboxUnavailable as error:
             raise UserError(
-                f"task reasoning_gym:{name}: its judge may evaluate answers as Python, so it runs in isolation only; "
+                f"task reasoning_gym:{name}: its judge may run in isolation only; "
                 f"{str(error).partition('. ')[0]}"
             ) from None
         atexit.register(sandbox.close)
