@@ -1,9 +1,9 @@
 """Calls a judge of reasoning-gym on text that it cannot evaluate as Python. This file runs inside of the sandbox.
 
 `generated.py` sends its text there before each call, so it imports nothing of this package. Several judges call `eval`
-or sympy's parser on the answer. An answer that is a program could then print a score, or read the reference answer. Here
-`eval` takes literals and arithmetic alone, and the parser knows numbers, symbols and elementary functions alone. Code
-that comes from a text in another way is not executed.
+or sympy's parser on the answer. An answer that is a program could then print a score, or read the reference answer.
+Here `eval` takes literals and arithmetic alone, and the parser knows numbers, symbols and elementary functions alone.
+Code that comes from a text in another way is not executed.
 
 Some judges also give the full score to answers that are wrong in every problem, such as `nan`. They are corrected here.
 """
