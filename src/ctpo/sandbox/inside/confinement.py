@@ -41,6 +41,14 @@ def isolate(config: Configuration) -> None:
         _restrict_files(config.landlock)
     config.address_space = kernel.mapped_bytes()
     _limit_resources(config)
+    kernel.call("prctl", *_filter_arguments(config.zygote_filter))
+
+
+def _filter_arguments(code: bytearray) -> tuple[Any, ...]:
+    """The arguments of `prctl` that install a filter. They refer to `code`, which must stay where it is."""
+    address = ctypes.addressof((ctypes.c_char * len(code)).from_buffer(code))
+    program = struct.pack("@HP", len(code) // 8, address)
+    return kernel.PR_SET_SECCOMP, kernel.SECCOMP_MODE_FILTER, program, 0, 0
 
 
 def confinement_steps(config: Configuration) -> list[tuple[Any, tuple[Any, ...]]]:
@@ -66,9 +74,7 @@ def confinement_steps(config: Configuration) -> list[tuple[Any, tuple[Any, ...]]
         steps.append((kernel.libc.chdir, (scratch,)))
         steps.append((kernel.libc.capset, (struct.pack("<Ii", kernel.CAPABILITY_VERSION_3, 0), bytes(24))))
     if config.confine:
-        code = (ctypes.c_char * len(config.filter)).from_buffer(config.filter)
-        program = struct.pack("@HP", len(config.filter) // 8, ctypes.addressof(code))
-        steps.append((kernel.libc.prctl, (kernel.PR_SET_SECCOMP, kernel.SECCOMP_MODE_FILTER, program, 0, 0)))
+        steps.append((kernel.libc.prctl, _filter_arguments(config.filter)))
     return steps
 
 

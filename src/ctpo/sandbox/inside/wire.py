@@ -44,6 +44,7 @@ class Configuration:
         self.landlock: dict[str, Any] | None = fields["landlock"]
         users = fields["users"]  # the first one, and how many; each zygote takes one of its own
         self.uid = None if users is None else users[0] + int.from_bytes(os.urandom(4), "little") % users[1]
+        self.zygote_filter = bytearray(base64.b64decode(fields["zygote_filter"]))
         self.filter = bytearray(base64.b64decode(fields["filter"]))
         self.pid_offsets: list[int] = fields["pid_offsets"]
         self.address_space = 0  # of the warm interpreter in bytes; measured later

@@ -13,7 +13,7 @@ from pathlib import Path
 from ctpo.sandbox import inside
 from ctpo.sandbox.interpreter import Interpreter, find_interpreter
 from ctpo.sandbox.isolation import bubblewrap, landlock
-from ctpo.sandbox.isolation.seccomp import Filter, build_filter, supported_machine
+from ctpo.sandbox.isolation.seccomp import Filter, build_filters, supported_machine
 from ctpo.sandbox.result import SandboxUnavailable
 from ctpo.sandbox.worker import Confinement, encode_filter
 
@@ -151,7 +151,8 @@ def _settings(
     interpreter: Interpreter, memory_bytes: int, preload: Sequence[str], *, file_metadata: bool
 ) -> dict[str, object]:
     machine = supported_machine()
-    filter_ = build_filter(machine, file_metadata=file_metadata) if machine else Filter(b"", ())
+    nothing = Filter(b"", ())
+    listed, added = build_filters(machine, file_metadata=file_metadata) if machine else (nothing, nothing)
     return {
         "namespaces": False,
         "confine": True,
@@ -164,6 +165,7 @@ def _settings(
         "tasks": _TASKS,
         "landlock": None,
         "users": None,
-        "filter": encode_filter(filter_.program),
-        "pid_offsets": list(filter_.pid_offsets),
+        "zygote_filter": encode_filter(listed.program),
+        "filter": encode_filter(added.program),
+        "pid_offsets": list(added.pid_offsets),
     }
