@@ -12,6 +12,7 @@ from typing import Any, Final
 from ctpo.cli.quiet import is_main_process, quieten
 from ctpo.errors import UserError
 from ctpo.extras import require
+from ctpo.runs.checkpoints import is_checkpoint
 from ctpo.runs.directory import RunDirectory
 from ctpo.training.config.launch import check_launch
 from ctpo.training.config.recipe import Recipe, embedded_recipe, merge, parse_overrides, read_recipe
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     keys = _collect(args.words, args.resume, trust=args.trust)
     if args.show:
         return _show(keys if args.resume is None else _resumed(args.resume, keys, trust=args.trust))
-    _check(keys, resumes=args.resume is not None)
+    _check(keys, args.resume, trust=args.trust)
     from ctpo.cli.display import open_display
 
     with open_display(shown=is_main_process()) as display:
@@ -92,14 +93,15 @@ def run(args: argparse.Namespace) -> int:
     return 0 if outcome.finished else INTERRUPTED
 
 
-def _check(keys: dict[str, Any], *, resumes: bool) -> None:
+def _check(keys: dict[str, Any], resume: Path | None, *, trust: bool) -> None:
     """Refuse mistakes now: what comes next is the import of torch and TRL, which takes seconds."""
     from ctpo.training.config.settings import check, split
 
-    if resumes:
-        split(keys)  # names and types; the other settings are in the run's directory
-    else:
+    if resume is None:
         check(keys)
+        return
+    split(keys)  # names and types; the run's directory has the others
+    _resumed(resume, keys, trust=trust)
 
 
 def _collect(words: Sequence[str], resume: Path | None, *, trust: bool) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def _collect(words: Sequence[str], resume: Path | None, *, trust: bool) -> dict[
 
 def _resumed(resume: Path, overrides: dict[str, Any], *, trust: bool) -> dict[str, Any]:
     """The keys of a run with overrides."""
-    run = RunDirectory(resume)
+    run = RunDirectory(resume.parent if is_checkpoint(resume) else resume)
     keys = merge(run.read_recipe(), overrides)
     if not trust:
         check_recipe(keys, overrides, run.config)

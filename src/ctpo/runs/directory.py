@@ -12,6 +12,7 @@ from typing import Any, Final
 from ctpo.errors import UserError
 from ctpo.runs.atomic import PARTIAL, append_json_line, write_json, write_json_lines, write_text
 from ctpo.runs.checkpoints import last_good
+from ctpo.runs.files import read_text
 from ctpo.runs.json_lines import read_json_lines
 
 _LARGEST: Final = 1e15
@@ -177,6 +178,16 @@ class RunDirectory:
             write_json_lines(self.profile, profiles)
         write_json_lines(self.metrics, kept)
         return kept
+
+    def read_logs(self) -> dict[Path, str]:
+        """Return the texts of the records and the profiles, as `restore_logs` takes them."""
+        logs = (self.metrics, self.profile)
+        return {path: read_text(path) for path in logs if path.is_file()}
+
+    def restore_logs(self, texts: Mapping[Path, str]) -> None:
+        """Write the records and the profiles again that `rewind` cut off."""
+        for path, text in texts.items():
+            write_text(path, text)
 
     def check_figures(self, step: int) -> None:
         """Check that the records up to an optimizer step hold numbers where the rest of a run computes with them.

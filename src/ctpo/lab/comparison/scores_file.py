@@ -14,6 +14,7 @@ from typing import Any, Final
 from ctpo.errors import UserError
 from ctpo.lab.comparison.plan import Cell
 from ctpo.runs.atomic import write_text
+from ctpo.runs.files import read_text
 from ctpo.runs.identity import deciding_settings
 from ctpo.runs.scores import Score
 from ctpo.version import __version__
@@ -38,7 +39,7 @@ class ScoresFile:
     def __init__(self, path: Path) -> None:
         self._path, self._commit = path, _commit()
         self._rows: dict[tuple[str, ...], dict[str, Any]] = {}
-        if path.is_file():
+        if path.exists():
             for row in self._read():
                 self._rows[self._key(row)] = row
 
@@ -75,8 +76,7 @@ class ScoresFile:
 
     def _read(self) -> list[dict[str, Any]]:
         try:
-            with self._path.open(encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
+            rows = list(csv.DictReader(io.StringIO(read_text(self._path), newline="")))
             for row in rows:
                 if set(row) != set(COLUMNS):
                     raise ValueError("its columns are not those of a comparison's scores")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,15 @@ def read_tables(path: Path) -> PolicyTables:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}); use a JSON or npz file"
         ) from None
-    except (ValueError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        RecursionError,
+        LookupError,
+        EOFError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else "damaged"
         raise UserError(f"{path} is not a JSON or npz file ({reason}); it should hold {_FORMAT}") from None
     if not isinstance(content, dict):

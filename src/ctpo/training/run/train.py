@@ -49,7 +49,7 @@ from ctpo.training.sampling.prompts import leave_out_long
 from ctpo.training.sampling.reward import Verdicts, reward_functions
 from ctpo.training.sampling.rollout_func import make_rollout_func
 from ctpo.training.step.saving import full_disk_in_one_line
-from ctpo.training.step.state import check_trainer_state
+from ctpo.training.step.state import UnusableFile, check_trainer_state
 from ctpo.training.step.trainer import CTPOTrainer
 
 
@@ -144,6 +144,8 @@ def _run(
     run, updates = start.run, config.updates_per_rollout_batch
     is_main = config.process_index == 0
 
+    before = run.read_logs()
+
     def records_so_far() -> list[dict[str, Any]]:
         run.check_figures(start.step)
         return run.rewind(start.step, updates)
@@ -178,7 +180,12 @@ def _run(
     trainer.add_callback(stop)
     with stop.listening():  # also while saving: an interrupt then waits until everything is written
         if start.step < config.max_steps:
-            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+            try:
+                trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+            except UnusableFile:
+                if is_main:
+                    run.restore_logs(before)  # nothing was trained, so nothing may be missing
+                raise
             if trainer.state.global_step < config.max_steps:
                 return Outcome(run=run, finished=False, summary=None)
         listener.stage("saving the model")
@@ -238,6 +245,7 @@ def _check_checkpoint(trainer: CTPOTrainer, start: Start) -> None:
     if start.checkpoint is None:
         return
     check_trainer_state(start.checkpoint)
+    read_clocks(start.checkpoint)
     try:
         compare(sealed_identity(start.checkpoint), {"model": trainer.identity()["model"]})
     except Unusable as reason:

@@ -48,6 +48,10 @@ class RolloutState:
     rollout_account: dict[str, Any]
 
 
+class UnusableFile(UserError):
+    """A run cannot go on from a file of its checkpoint."""
+
+
 @contextmanager
 def readable(checkpoint: str | Path | None) -> Iterator[None]:
     """A context in which a file of a checkpoint that cannot be used becomes an error of one line.
@@ -55,7 +59,7 @@ def readable(checkpoint: str | Path | None) -> Iterator[None]:
     A seal shows damage that came later, not what somebody else put into a checkpoint before sealing it.
 
     Raises:
-        UserError: instead of whatever torch, safetensors or transformers raise.
+        UnusableFile: instead of whatever torch, safetensors or transformers raise.
     """
     try:
         yield
@@ -63,7 +67,7 @@ def readable(checkpoint: str | Path | None) -> Iterator[None]:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        raise UserError(
+        raise UnusableFile(
             f"{checkpoint} holds a file that cannot be used ({type(error).__name__}: {lines[0][:200]}); resume from "
             "another checkpoint, or start a new run"
         ) from None

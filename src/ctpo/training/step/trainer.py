@@ -65,6 +65,7 @@ SEAMS: Final[dict[str, tuple[str, ...]]] = {
     "log": ("self", "logs", "start_time"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_output_dir": ("self", "trial"),
+    "_issue_warnings_after_load": ("self", "load_result"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
     "_load_rng_state": ("self", "checkpoint"),
@@ -415,6 +416,13 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with readable(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        super()._issue_warnings_after_load(load_result)
+        if (
+            load_result.unexpected_keys
+        ):  # transformers only warns, and trains on with the weights it started from
+            raise ValueError(f"the model has no weight {load_result.unexpected_keys[0]!r}")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with readable(checkpoint):
