@@ -7,7 +7,15 @@ import os
 import resource
 from pathlib import Path
 
-from ctpo.runs.atomic import PARTIAL, append_json_line, write_json, write_json_lines, write_text
+from ctpo.runs.atomic import (
+    PARTIAL,
+    append_json_line,
+    append_json_lines,
+    write_json,
+    write_json_lines,
+    write_text,
+)
+from ctpo.runs.json_lines import read_json_lines
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -26,6 +34,18 @@ def test_line_ends_and_separators_of_a_response_survive(tmp_path: Path) -> None:
     assert [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]] == rows
     write_text(path, "a\r\n")
     assert path.read_bytes() == b"a\r\n"
+
+
+def test_half_an_emoji_is_written_as_its_escape_and_read_back(tmp_path: Path) -> None:
+    rows = [{"text": "a\ud83d b\\\ude00 é\U0001f600", "k\udcff": ["\ud800"]}, {"text": "\\ud83d"}]
+    write_json_lines(tmp_path / "rows.jsonl", rows[:1])
+    append_json_lines(tmp_path / "rows.jsonl", rows[1:])
+    assert [line.record for line in read_json_lines(tmp_path / "rows.jsonl")] == rows
+    assert "é\U0001f600" in (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+    write_json(tmp_path / "one.json", rows[0])
+    assert json.loads((tmp_path / "one.json").read_bytes()) == rows[0]
+    write_text(tmp_path / "page.html", "<p>\ud83d</p>")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "<p>\\ud83d</p>"
 
 
 def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path) -> None:
