@@ -141,12 +141,12 @@ def _digest_of_files(files: list[Path]) -> str:
 
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # processors have instructions for it
 
 
 def _digest(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _source(part: Callable[..., Any] | None) -> Path | None:
