@@ -39,8 +39,8 @@ def isolate(config: Configuration) -> None:
         os.chdir("/")
         _give_up_privileges(config.uid, [path for path, _ in config.landlock["rules"]])
         _restrict_files(config.landlock)
-        # Children of one user may look at each other and at the zygote. /proc would open the pipes of a child that waits
-        # for its program, whatever Landlock's rules are. This closes /proc/<pid>/fd and all like it, and is inherited.
+        # Children of one user may look at each other and at the zygote. So /proc would open the pipes of a child that
+        # waits for its program, whatever Landlock's rules are. This closes /proc/<pid>/fd, also in all children.
         kernel.call("prctl", kernel.PR_SET_DUMPABLE, 0, 0, 0, 0)
     config.address_space = kernel.mapped_bytes()
     _limit_resources(config)
