@@ -19,7 +19,8 @@ from sandbox_helpers import SOURCE, unavailable
 from ctpo.sandbox import Sandbox, SandboxUnavailable
 from ctpo.sandbox.pool import SPARES
 
-BUSY = "import time\nend = time.monotonic() + 0.5\nwhile time.monotonic() < end: pass\nprint('done')"
+# It counts its own time, so that it is seen to be busy on a busy machine, too.
+BUSY = "import time\nwhile time.process_time() < 0.5: pass\nprint('done')"
 
 
 def _started(sandbox: Sandbox) -> list[int]:
@@ -270,16 +271,3 @@ def test_closing_wakes_a_waiting_caller() -> None:
     caller.join(5)
     assert not caller.is_alive()
     assert len(failures) == 1
-
-
-def test_a_forked_process_is_told() -> None:
-    with Sandbox(workers=1) as sandbox:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                sandbox.run(["print(1)"])
-            except RuntimeError as error:
-                os._exit(0 if "before a fork" in str(error) else 1)
-            os._exit(2)
-        assert os.waitpid(pid, 0)[1] == 0
-        assert sandbox.run(["print(1)"])[0].ok

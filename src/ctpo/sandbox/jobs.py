@@ -59,11 +59,16 @@ def judge(child: Child, ended: Exit, wall_s: float, over: bool, limit: int) -> S
         limit: how many bytes of stdout, and of stderr, are kept.
     """
     status = _status(child, ended, over)
-    stdout = child.output[:limit].decode("utf-8", "replace")
-    stderr = child.errors[:limit].decode("utf-8", "replace")
+    stdout = _as_text(child.output[:limit])
+    stderr = _as_text(child.errors[:limit])
     if status == "error" and (death := describe_death(ended.status)) is not None:
         stderr += f"{death}\n"
     return SandboxResult(status, stdout, stderr, wall_s, ended.cpu_s)
+
+
+def _as_text(output: bytes | bytearray) -> str:
+    """The output as a file in text mode would read it: every end of a line is a line feed."""
+    return output.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _status(child: Child, ended: Exit, over: bool) -> Status:

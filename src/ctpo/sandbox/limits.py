@@ -1,13 +1,19 @@
-"""How many programs may run at the same time: one per core, if there is enough memory."""
+"""How many programs may run at the same time: one per core, if there are enough memory and file descriptors."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+
+from ctpo.sandbox.result import SandboxUnavailable
+from ctpo.sandbox.worker import DESCRIPTORS
 
 _MEBIBYTE = 1 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60  # without a limit, cgroup v1 shows a number near 2^63
+_ZYGOTES = 2  # each worker has one of each kind
+_OWN_DESCRIPTORS = 16  # the pool's own, and those that are open for a moment while a process starts
 
 
 def usable_cores() -> int:
@@ -41,6 +47,35 @@ def check_memory_budget(workers: int | None, memory_mb: int) -> int:
         raise ValueError(
             f"workers={wanted} × memory_mb={memory_mb} is more than the {room} MiB this machine has left; "
             f"lower memory_mb or use at most workers={fitting}"
+        )
+    return fitting
+
+
+def check_descriptors(wanted: int | None, workers: int) -> int:
+    """The number of workers, at most `workers`, for which this process may open enough files.
+
+    Args:
+        wanted: how many the caller asked for; None if fewer will do.
+        workers: how many there would be.
+
+    Raises:
+        SandboxUnavailable: if the limit of open files is too low for the wanted number, or for one worker.
+    """
+    if sys.platform != "linux":
+        return workers
+    import resource  # Windows has none, and the package can be imported there
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return workers
+    used = len(os.listdir("/proc/self/fd")) - 1
+    each = _ZYGOTES * DESCRIPTORS
+    fitting = min(workers, (limit - used - _OWN_DESCRIPTORS) // each)
+    if fitting < (1 if wanted is None else workers):
+        least = used + _OWN_DESCRIPTORS + each * (wanted or 1)
+        raise SandboxUnavailable(
+            f"the sandbox needs {least - used} file descriptors for workers={wanted or 1}, and this process has "
+            f"{max(0, limit - used)} of its {limit} left; raise the limit with `ulimit -n {least}` or more"
         )
     return fitting
 

@@ -18,13 +18,13 @@ from math import ceil
 
 from ctpo.sandbox.jobs import Job, judge
 from ctpo.sandbox.result import SandboxResult, SandboxUnavailable, Status
-from ctpo.sandbox.worker import Child, Confinement, Exit, Zygote
+from ctpo.sandbox.worker import SPARES, Child, Confinement, Exit, Zygote
 
-SPARES = 4
-"""How many spare children each zygote keeps while no program waits."""
 _WATCH_AFTER_S = 0.02  # most programs end sooner and need no epoll registration
 _START_TIMEOUT_S = 120.0
 _KILL_TIMEOUT_S = 5.0
+_RETRY_S = 0.05  # until a fork or a start is tried again that the system has refused
+_SHORTAGE_S = 2.0  # how long programs wait for it before they are refused
 
 
 @dataclass(eq=False)
@@ -56,7 +56,11 @@ class Pool:
         self._inbox: deque[list[Job]] = deque()
         self._zygotes: dict[int, tuple[Slot, str, Zygote]] = {}  # by the descriptor of the control socket
         self._outputs: dict[int, Slot] = {}  # by the descriptor of a watched pipe: the slot of its program
+        self._to_start = [(slot, "lean") for slot in self._slots]
+        self._deaths: dict[int, Zygote] = {}  # by the descriptor of its process
         self._failures = 0
+        self._short_since: float | None = None  # when the system began to refuse what programs need
+        self._retry_at = 0.0
         self._closing = False
         self._failed: list[Exception] = []  # the thread's error; at most one
         self._poll = select.epoll()
@@ -65,6 +69,7 @@ class Pool:
         os.set_blocking(self._wake_writer, False)
         self._poll.register(self._wake_reader, select.EPOLLIN)
         self._started = threading.Event()
+        _POOLS.add(self)
         self._thread = threading.Thread(target=self._main, name="ctpo-sandbox", daemon=True)
         self._thread.start()
         self._started.wait()
@@ -90,13 +95,28 @@ class Pool:
         self._closing = True
         self._wake()
         self._thread.join()
-        if self._wake_writer >= 0:
-            os.close(self._wake_writer)
-            self._wake_writer = -1
+        _POOLS.discard(self)
+        # Each number is forgotten before it is closed: see `Child.close_end`.
+        writer, self._wake_writer = self._wake_writer, -1
+        if writer >= 0:
+            os.close(writer)
 
     def processes(self) -> list[int]:
         """The process ids of the zygotes' outermost processes."""
         return [zygote.process.pid for _, _, zygote in list(self._zygotes.values())]
+
+    def leave_to_parent(self) -> None:
+        """In a fork of this process, where the thread is missing: close the copies of all descriptors."""
+        # The kernel's list behind this descriptor is the parent's, so nothing may be unregistered from it here.
+        self._outputs.clear()
+        self._poll.close()
+        for _, _, zygote in list(self._zygotes.values()):
+            zygote.leave_to_parent()
+        ends = self._wake_reader, self._wake_writer
+        self._wake_reader = self._wake_writer = -1
+        for fd in ends:
+            if fd >= 0:
+                os.close(fd)
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError, OSError):
@@ -106,11 +126,10 @@ class Pool:
 
     def _main(self) -> None:
         try:
-            for slot in self._slots:
-                self._start(slot, "lean")
+            self._dispatch()
             while not self._closing:
-                for fd, event in self._poll.poll(self._seconds_to_next_deadline()):
-                    self._handle(fd, event)
+                for fd, _ in self._poll.poll(self._seconds_to_next_deadline()):
+                    self._handle(fd)
                 self._check_deadlines()
                 self._dispatch()
         except Exception as error:
@@ -126,22 +145,29 @@ class Pool:
         for slot in self._slots:
             if slot.job is not None:
                 slot.job.batch.fail(failure)
-        for zygote in [zygote for _, _, zygote in self._zygotes.values()]:
-            zygote.control.close()
+        self._empty_inbox()
+        for job in self._queue:
+            job.batch.fail(failure)
         for _, _, zygote in self._zygotes.values():
-            zygote.end()
+            zygote.request_end()
+        for _, _, zygote in self._zygotes.values():
+            # One that is still warming up does not listen yet, and has no children to lose.
+            zygote.end(2.0 if zygote.ready else 0.0)
         self._zygotes.clear()
         self._empty_inbox()
         for job in self._queue:
             job.batch.fail(failure)
         self._poll.close()
-        os.close(self._wake_reader)
+        reader, self._wake_reader = self._wake_reader, -1
+        os.close(reader)
 
     def _start(self, slot: Slot, kind: str) -> None:
         zygote = Zygote(self._confinements[kind])
         slot.zygotes[kind] = zygote
         self._zygotes[zygote.control.fileno()] = (slot, kind, zygote)
+        self._deaths[zygote.death] = zygote
         self._poll.register(zygote.control.fileno(), select.EPOLLIN)
+        self._poll.register(zygote.death, select.EPOLLIN)
 
     def _seconds_to_next_deadline(self) -> float:
         """The seconds until a deadline must be checked even if nothing happens; -1 for never."""
@@ -156,15 +182,22 @@ class Pool:
         for _, _, zygote in self._zygotes.values():
             if not zygote.ready:
                 soonest = min(soonest, zygote.started + _START_TIMEOUT_S)
+        if self._short_since is not None:
+            soonest = min(soonest, self._retry_at)
         return -1 if soonest == float("inf") else max(0.0, soonest - now) + 0.0005
 
-    def _handle(self, fd: int, event: int) -> None:
+    def _handle(self, fd: int) -> None:
         if fd == self._wake_reader:
             with contextlib.suppress(BlockingIOError):
                 os.read(fd, 4096)
             self._empty_inbox()
         elif fd in self._zygotes:
             self._receive(*self._zygotes[fd])
+        elif fd in self._deaths:
+            dead = self._zygotes[self._deaths[fd].control.fileno()]
+            self._receive(*dead)
+            if fd in self._deaths:
+                self._replace_dead(*dead)
         elif (slot := self._outputs.get(fd)) is not None and slot.zygote and slot.zygote.running:
             self._read(slot, slot.zygote, slot.zygote.running)
 
@@ -181,8 +214,6 @@ class Pool:
         if zygote.ready and not was_ready:
             self._failures = 0
             self._started.set()
-            for _ in range(SPARES):
-                zygote.fork()
         for ended in exits:
             self._reaped(slot, zygote, ended)
 
@@ -190,9 +221,10 @@ class Pool:
         """Start another zygote in place of one that has died. The program that it was running is lost."""
         job = slot.job if slot.zygote is zygote else None
         child = zygote.running
-        if child is not None:
-            self._unwatch(child)
+        for fd in (zygote.control.fileno(), zygote.death):
+            self._poll.unregister(fd)
         del self._zygotes[zygote.control.fileno()]
+        del self._deaths[zygote.death]
         del slot.zygotes[kind]
         complaint = zygote.end(0.0)
         if not zygote.ready:
@@ -205,12 +237,44 @@ class Pool:
             slot.job = slot.zygote = None
             wall_s = time.monotonic() - child.started
             self._lost(job, SandboxResult("lost", "", "", wall_s))
-        self._start(slot, kind)
+        self._to_start.append((slot, kind))
 
     # --- programs -------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
-        """Give each free slot the next job, if its zygote of that kind is ready. If no job waits, refill spares."""
+        """Start what is missing, give jobs to free slots, and wait if the system has nothing left for that now."""
+        if self._short_since is not None and time.monotonic() < self._retry_at:
+            return
+        try:
+            self._advance()
+            self._short_since = None
+        except OSError as shortage:
+            self._wait_for_better(shortage)
+
+    def _wait_for_better(self, shortage: OSError) -> None:
+        """Try again soon. What waits longer than a while is refused, so that no caller waits for ever."""
+        if not self._started.is_set():
+            raise SandboxUnavailable(f"the sandbox's interpreter cannot be started: {shortage}")
+        now = time.monotonic()
+        self._retry_at = now + _RETRY_S
+        if self._short_since is None:
+            self._short_since = now
+        elif now > self._short_since + _SHORTAGE_S:
+            refusal = SandboxUnavailable(
+                f"the sandbox cannot start a program now: {shortage}; close files, or raise the limit (ulimit -n)"
+            )
+            while self._queue:
+                self._queue.popleft().batch.fail(refusal)
+
+    def _advance(self) -> None:
+        """Start missing zygotes, give each free slot the next job if its zygote is ready, or refill the spares.
+
+        Raises:
+            OSError: if the system has no process or descriptor left. What has not been done yet is done next time.
+        """
+        while self._to_start:
+            self._start(*self._to_start[-1])
+            self._to_start.pop()
         for slot in self._slots:
             while slot.job is None and self._queue:
                 job = self._queue[0]
@@ -223,8 +287,13 @@ class Pool:
                     break
                 if not zygote.ready:
                     break
+                if not zygote.spares:
+                    zygote.fork()
                 self._queue.popleft()
                 self._begin(slot, zygote, job)
+                if self._queue and not zygote.spares:
+                    # The next child is forked while this program runs.
+                    zygote.fork()
         if not self._queue:
             for slot in self._slots:
                 for zygote in slot.zygotes.values():
@@ -232,8 +301,6 @@ class Pool:
                         zygote.fork()
 
     def _begin(self, slot: Slot, zygote: Zygote, job: Job) -> None:
-        if not zygote.spares:
-            zygote.fork()
         child = zygote.spares.popleft()
         slot.job, slot.zygote, zygote.running = job, zygote, child
         batch = job.batch
@@ -242,12 +309,10 @@ class Pool:
         child.begin(job.program, batch.memory_bytes, cpu_s, batch.timeout_s)
         if child.unsent:
             self._watch(slot, child)
-        if self._queue and not zygote.spares:
-            # The next child is forked while this program runs.
-            zygote.fork()
 
     def _watch(self, slot: Slot, child: Child) -> None:
         child.watched = True
+        child.forget = self._forget
         for fd, events in (
             (child.out, select.EPOLLIN),
             (child.err, select.EPOLLIN),
@@ -262,19 +327,14 @@ class Pool:
             self._forget(fd)
 
     def _forget(self, fd: int) -> None:
+        # epoll forgets a closed descriptor by itself, but not while a fork of this process has a copy of it.
         if self._outputs.pop(fd, None) is not None:
             self._poll.unregister(fd)
 
     def _read(self, slot: Slot, zygote: Zygote, child: Child) -> None:
-        ends = (child.out, child.err, child.code)
-        # epoll drops a closed descriptor by itself, but `_outputs` does not.
         if child.unsent:
             child.feed()
-        over = child.drain(self._output_bytes)
-        for before, after in zip(ends, (child.out, child.err, child.code), strict=True):
-            if before >= 0 and after < 0:
-                self._outputs.pop(before, None)
-        if over:
+        if child.drain(self._output_bytes):
             self._stop(zygote, child, "output_limit")
 
     def _stop(self, zygote: Zygote, child: Child, verdict: Status) -> None:
@@ -318,11 +378,11 @@ class Pool:
         job = slot.job
         assert job is not None
         wall_s = time.monotonic() - child.started
-        self._unwatch(child)
         over = child.drain(self._output_bytes)
         child.close()
         zygote.running = slot.job = slot.zygote = None
         result = judge(child, ended, wall_s, over, self._output_bytes)
+        self._failures = 0
         if result.status == "lost":
             self._lost(job, result)
         else:
@@ -347,3 +407,23 @@ class Pool:
             self._queue.appendleft(job)
         else:
             job.batch.put(job.index, result)
+
+
+_POOLS: set[Pool] = set()
+"""The pools that are open in this process."""
+
+
+def _leave_pools_to_parent() -> None:
+    """In a process that has just been forked: give up every pool, so that nothing of theirs stays open here.
+
+    The sandboxes refuse to work here (`Sandbox.run`). A pool works on in the parent in any case, also if this never
+    runs because a library has forked without Python: no message depends on an end of file.
+    """
+    for pool in _POOLS:
+        with contextlib.suppress(OSError):
+            pool.leave_to_parent()
+    _POOLS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_pools_to_parent)

@@ -16,7 +16,8 @@ class SandboxResult:
         status: `ok` (it ended with exit code 0), `error` (an exception, another exit code, or a fatal signal),
             `timeout`, `memory` (an uncaught MemoryError), `output_limit`, or `lost` (it was killed from outside twice,
             which says nothing about the program).
-        stdout: decoded as UTF-8 with replacement characters, and cut at the output limit.
+        stdout: decoded as UTF-8 with replacement characters, with every end of a line as a line feed, and cut at the
+            output limit.
         stderr: the same; a traceback shows the program's own frames only.
         wall_s: the seconds from sending the program to the end of its process.
         cpu_s: the CPU seconds of its process, including its set-up and the memory pages copied after the fork.

@@ -16,7 +16,7 @@ from ctpo.sandbox.interpreter import HOLD_ANSWERS
 from ctpo.sandbox.isolation.engines import Engine, candidates, unconfined
 from ctpo.sandbox.isolation.probe import Check, probe
 from ctpo.sandbox.jobs import Batch, Job
-from ctpo.sandbox.limits import check_memory_budget
+from ctpo.sandbox.limits import check_descriptors, check_memory_budget
 from ctpo.sandbox.pool import Pool
 from ctpo.sandbox.result import SandboxResult, SandboxUnavailable
 
@@ -48,7 +48,8 @@ class Sandbox:
 
     Raises:
         ValueError: if a limit is out of range, or if workers × memory is more than the machine has.
-        SandboxUnavailable: if no effective isolation is possible; the message says why and what to do.
+        SandboxUnavailable: if no effective isolation is possible, or if this process may open too few files; the
+            message says why and what to do.
 
     Example:
         with Sandbox(timeout_s=3, memory_mb=512) as sandbox:
@@ -71,7 +72,7 @@ class Sandbox:
         _check_limits(timeout_s, memory_mb, workers, output_kb)
         self.timeout_s = float(timeout_s)
         self.memory_mb = memory_mb
-        self.workers = check_memory_budget(workers, memory_mb)
+        self.workers = check_descriptors(workers, check_memory_budget(workers, memory_mb))
         self.engine: Engine
         self._pid = os.getpid()
         self._pool: Pool | None = None
@@ -129,7 +130,8 @@ class Sandbox:
 
         Raises:
             ValueError: if a program is not a string, or if a limit is out of range.
-            SandboxUnavailable: if the sandbox is closed, or if its interpreters no longer start.
+            SandboxUnavailable: if the sandbox is closed or was made before a fork of this process, if its
+                interpreters no longer start, or if for two seconds no process or file descriptor is free.
         """
         done = threading.Event()
         batch, jobs = self._batch(programs, timeout_s, memory_mb, lambda _: done.set())
@@ -187,7 +189,9 @@ class Sandbox:
 
     def _submit(self, jobs: list[Job]) -> None:
         if self._pid != os.getpid():
-            raise RuntimeError("this Sandbox was made before a fork; make one in the process that uses it")
+            raise SandboxUnavailable(
+                "this Sandbox was made before a fork; make one in the process that uses it"
+            )
         if self._pool is None:
             raise SandboxUnavailable("the sandbox was closed; make another")
         if not self.engine.isolated:

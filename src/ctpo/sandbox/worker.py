@@ -19,6 +19,10 @@ from ctpo.sandbox.page_tables import LOOK_EVERY_S, allowance, most_held
 from ctpo.sandbox.result import Status
 
 _MESSAGE_BYTES = 1 << 16
+SPARES = 4
+"""How many spare children each zygote keeps while no program waits."""
+DESCRIPTORS = 3 + 3 * (SPARES + 1)
+"""How many descriptors a zygote takes: socket, process, output, and three pipes for each spare and for the program."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Child:
     look_at: float = float("inf")  # when its memory is looked at next
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
     watched: bool = False
+    forget: Callable[[int], None] | None = None
+    """Called with the number of each of these descriptors before it is closed."""
     verdict: Status | None = None
 
     def close(self) -> None:
@@ -70,8 +76,11 @@ class Child:
     def close_end(self, name: str) -> None:
         fd: int = getattr(self, name)
         if fd >= 0:
-            os.close(fd)
+            # Forgotten first: a fork during the call would close another file that has got the same number.
             setattr(self, name, -1)
+            if self.forget is not None:
+                self.forget(fd)
+            os.close(fd)
 
     def begin(self, program: bytes, memory_bytes: int, cpu_s: int, timeout_s: float) -> None:
         """Send the program. What the pipe does not take at once stays in `unsent`."""
@@ -80,7 +89,7 @@ class Child:
         self.memory_bytes = memory_bytes
         self.look_at = self.started + LOOK_EVERY_S
         self.deadline = self.started + timeout_s
-        self.unsent = memoryview(HEADER.pack(memory_bytes, cpu_s) + program)
+        self.unsent = memoryview(HEADER.pack(memory_bytes, cpu_s, len(program)) + program)
         os.set_blocking(self.code, False)
         self.feed()
 
@@ -121,28 +130,41 @@ class Exit:
 
 
 class Zygote:
-    """A running zygote, its spare children, and the child that is running a program."""
+    """A running zygote, its spare children, and the child that is running a program.
+
+    Raises:
+        OSError: if it cannot be started now, for example because no file descriptor is free.
+    """
 
     def __init__(self, confinement: Confinement) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
-        with theirs:
-            # A new interpreter and not a fork, because the supervisor may hold threads, a GPU and a policy's
-            # weights. With a session of its own, the terminal's Ctrl-C reaches the supervisor only.
-            self.process = subprocess.Popen(
-                confinement.command([str(theirs.fileno())]),
-                env=confinement.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[theirs.fileno(), *confinement.inherited],
-                start_new_session=True,
-                cwd="/",
-            )
-        with contextlib.suppress(
-            BrokenPipeError
-        ):  # it has died already; the pool sees that at the end of the socket
-            self.control.send(json.dumps(confinement.settings).encode())
+        process = None
+        try:
+            with theirs:
+                # A new interpreter and not a fork, because the supervisor may hold threads, a GPU and a policy's
+                # weights. With a session of its own, the terminal's Ctrl-C reaches the supervisor only.
+                process = subprocess.Popen(
+                    confinement.command([str(theirs.fileno())]),
+                    env=confinement.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,  # the streams of programs are opened on a pipe, and so behave like one
+                    stderr=subprocess.STDOUT,
+                    bufsize=0,
+                    pass_fds=[theirs.fileno(), *confinement.inherited],
+                    start_new_session=True,
+                    cwd="/",
+                )
+            # It tells of the zygote's death, even if a fork of this process has a copy of the zygote's socket.
+            self.death = os.pidfd_open(process.pid)
+        except OSError:
+            self.control.close()
+            if process is not None:
+                _end(process, 0.0)
+            raise
+        self.process = process
+        with contextlib.suppress(OSError):  # it has died already; the pool sees that at `death`
+            self.control.send(json.dumps(confinement.settings | {"supervisor": os.getpid()}).encode())
         self.ready = False
         self.started = time.monotonic()
         self.packages: list[str] = []
@@ -152,7 +174,11 @@ class Zygote:
         self._next = 0
 
     def fork(self) -> None:
-        """Request one more spare child."""
+        """Request one more spare child.
+
+        Raises:
+            OSError: if no file descriptor is free, or if the zygote does not answer.
+        """
         ours, theirs = [], []
         try:
             for flow in ("in", "out", "out"):
@@ -204,25 +230,49 @@ class Zygote:
                 _, identity, status, user, system, _ = EXITED.unpack(message)
                 exits.append(Exit(identity, status, user + system))
 
-    def end(self, grace_s: float = 2.0) -> str:
-        """End the zygote and everything that it started. Returns what it has written to stderr.
+    def end(self, grace_s: float) -> str:
+        """End the zygote and everything that it started. Returns what it has written.
 
-        Closing the socket requests its end. Its process is waited for, so nothing is left running.
+        Its process is waited for, so nothing is left running.
         """
+        self.request_end()
+        self.close_descriptors()
+        self.spares.clear()
+        return _end(self.process, grace_s)
+
+    def request_end(self) -> None:
+        """End the socket, which ends the zygote. Closing is not enough while a fork of this process has a copy."""
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_RDWR)
+
+    def close_descriptors(self) -> None:
+        """Close this process's ends of the control socket, of the process descriptor and of the children's pipes."""
         self.control.close()
+        death, self.death = self.death, -1
+        if death >= 0:
+            os.close(death)
         for child in (*self.spares, *([self.running] if self.running else [])):
             child.close()
-        self.spares.clear()
-        try:
-            self.process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        assert self.process.stderr is not None
-        os.set_blocking(self.process.stderr.fileno(), False)
-        complaint = self.process.stderr.read(4096) or b""
-        self.process.stderr.close()
-        return complaint.decode("utf-8", "replace").strip()
+
+    def leave_to_parent(self) -> None:
+        """Close the copies of all descriptors that a fork of the supervisor has. The zygote notices nothing."""
+        self.close_descriptors()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def _end(process: subprocess.Popen[bytes], grace_s: float) -> str:
+    """Wait for a process that is about to end, kill it after a while, and return what it has written."""
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    complaint = process.stdout.read(4096) or b""
+    process.stdout.close()
+    return complaint.decode("utf-8", "replace").strip()
 
 
 def describe_death(status: int) -> str | None:

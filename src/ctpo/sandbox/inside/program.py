@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-import _thread
-import atexit
+import builtins
 import os
 import resource
 import sys
 import threading
 import types
+from importlib.machinery import BuiltinImporter
+from types import TracebackType
 from typing import Any, NoReturn
 
+from .ending import finish, flush_originals
 from .wire import EXIT_MEMORY, EXIT_SETUP, HEADER, Configuration
 
 _TRACEBACK_CHARS = 4096
+_FIRST_READ = 4096  # holds most programs; a larger buffer would cost every program a mapping of its own
+_NEXT_READ = 1 << 20
+_SEED_BYTES = 32
 _PROGRAM_NAME = "<program>"
+_source = [""]
+"""The text of the program that runs, for tracebacks."""
+
+
+def prepare() -> None:
+    """Make `__main__`, and the names and hooks that a program finds in an interpreter.
+
+    The zygote calls it after it has frozen its own objects, because this module belongs to the program.
+    """
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__builtins__=builtins, __loader__=BuiltinImporter)
+    if sys.version_info < (3, 14):
+        main.__dict__["__annotations__"] = {}
+    sys.modules["__main__"] = main
+    sys.argv = ["-c"]
+    sys.excepthook = sys.__excepthook__ = _show_exception
+    threading.excepthook = _show_threads_exception
 
 
 def _read_program() -> tuple[int, int, str]:
@@ -22,19 +44,26 @@ def _read_program() -> tuple[int, int, str]:
 
     If nothing comes, this child is not needed and ends.
     """
-    chunks = []
-    while chunk := os.read(3, 1 << 20):
-        chunks.append(chunk)
-    os.close(3)
-    data = b"".join(chunks)
+    data = os.read(3, _FIRST_READ)
     if len(data) < HEADER.size:
         os._exit(0)
-    memory, cpu = HEADER.unpack_from(data)
-    return memory, cpu, data[HEADER.size :].decode("utf-8", "surrogatepass")
+    memory, cpu, length = HEADER.unpack_from(data)
+    chunks = [data[HEADER.size :]]
+    missing = length - len(chunks[0])
+    while missing > 0:
+        chunk = os.read(3, min(missing, _NEXT_READ))
+        if not chunk:
+            os._exit(0)
+        chunks.append(chunk)
+        missing -= len(chunk)
+    os.close(3)
+    return memory, cpu, b"".join(chunks).decode("utf-8", "surrogatepass")
 
 
 def _reseed() -> None:
-    """Give this child its own numpy random state. `random` reseeds itself after a fork."""
+    """Give this child its own random numbers. The fork has copied the states of `random` and of numpy."""
+    if "random" in sys.modules:
+        sys.modules["random"].seed(int.from_bytes(os.urandom(_SEED_BYTES), "little"))
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
 
@@ -48,12 +77,16 @@ def _own_frames(report: Any) -> None:
             _own_frames(other)
 
 
-def _print_traceback(error: BaseException, text: str) -> None:
+def _show_exception(_: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what `sys.excepthook` prints, with the program's own frames only."""
     import linecache
     import traceback
 
+    if sys.stderr is None:
+        return
+    text = _source[0]
     linecache.cache[_PROGRAM_NAME] = (len(text), None, text.splitlines(keepends=True), _PROGRAM_NAME)
-    report = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
+    report = traceback.TracebackException(type(error), error, trace, compact=True)
     _own_frames(report)
     shown = "".join(report.format())
     if len(shown) > 2 * _TRACEBACK_CHARS:  # a syntax error quotes its line, which may be long
@@ -61,12 +94,13 @@ def _print_traceback(error: BaseException, text: str) -> None:
     sys.stderr.write(shown)
 
 
-def _report_thread(hooked: threading.ExceptHookArgs, text: str) -> None:
+def _show_threads_exception(hooked: threading.ExceptHookArgs) -> None:
     """Print what `threading.excepthook` prints, with the program's own frames only."""
     if hooked.exc_value is not None and not isinstance(hooked.exc_value, SystemExit):
         name = hooked.thread.name if hooked.thread else "unknown"
-        sys.stderr.write(f"Exception in thread {name}:\n")
-        _print_traceback(hooked.exc_value, text)
+        if sys.stderr is not None:
+            sys.stderr.write(f"Exception in thread {name}:\n")
+        _show_exception(hooked.exc_type, hooked.exc_value, hooked.exc_traceback)
 
 
 def _exit_code(stop: SystemExit) -> int:
@@ -74,41 +108,58 @@ def _exit_code(stop: SystemExit) -> int:
     if stop.code is None:
         return 0
     if isinstance(stop.code, int):
-        code = stop.code & 0xFF
+        code = stop.code & 0xFF if abs(stop.code) < 1 << 63 else 0xFF
         return 1 if code in (EXIT_MEMORY, EXIT_SETUP) else code
-    print(stop.code, file=sys.stderr)
+    if sys.stderr is not None:
+        print(stop.code, file=sys.stderr)
     return 1
 
 
-def _finish(code: int) -> int:
-    """End as an interpreter does: wait for threads, run exit handlers and flush. Returns `code`."""
-    if _thread._count():
-        threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code
+def _report(error: BaseException) -> int:
+    """Show an uncaught exception as an interpreter does, and return the exit code that it means."""
+    if isinstance(error, SystemExit):
+        return _exit_code(error)
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != _PROGRAM_NAME:
+        trace = trace.tb_next
+    error.__traceback__ = trace
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, trace
+    try:
+        sys.excepthook(type(error), error, trace)
+    except SystemExit as stop:
+        return _exit_code(stop)
+    except MemoryError:
+        raise
+    except BaseException as second:
+        second.__traceback__ = second.__traceback__ and second.__traceback__.tb_next
+        print("Error in sys.excepthook:", file=sys.stderr)
+        _show_exception(type(second), second, second.__traceback__)
+        print("\nOriginal exception was:", file=sys.stderr)
+        _show_exception(type(error), error, trace)
+    return 1
 
 
 def _execute(text: str) -> int:
     """Run the program as `__main__` and return the exit code."""
-    threading.excepthook = lambda hooked: _report_thread(hooked, text)
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
+    _source[0] = text
+    code = 0
     try:
         try:
-            exec(compile(text, _PROGRAM_NAME, "exec", dont_inherit=True), module.__dict__)
-            return _finish(0)
-        except SystemExit as stop:
-            return _finish(_exit_code(stop))
+            exec(compile(text, _PROGRAM_NAME, "exec", dont_inherit=True), vars(sys.modules["__main__"]))
         except MemoryError:
             raise
         except BaseException as error:
-            _print_traceback(error, text)
-            return _finish(1)
+            code = _report(error)
+        return finish(code)
     except MemoryError:
         os.write(2, b"MemoryError\n")
-        return EXIT_MEMORY
+    # By now the exception has been freed, and so have the variables of its frames.
+    try:
+        finish(1)
+    except MemoryError:
+        vars(sys.modules["__main__"]).clear()
+        flush_originals()
+    return EXIT_MEMORY
 
 
 def run(config: Configuration) -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import site
+
 # Left out are hashlib, tempfile, shutil and asyncio. They map libraries (OpenSSL, lzma) that slow down every fork.
 _LEAN = """
 abc array ast atexit bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal
@@ -43,6 +45,9 @@ factorint(360); isprime(97); gcd(12, 18); binomial(10, 3); parse_expr("x+1")
 
 def warm_up(preload: str, modules: list[str]) -> list[str]:
     """Import and use what programs use. Returns the names of the third-party packages that could be imported."""
+    # The names that an interpreter gives a program unless it is started with -S: exit, quit, copyright, help and so on.
+    for define in (site.setquit, site.setcopyright, site.sethelper):
+        define()
     packages = []
     for name in _LEAN.split():
         try:

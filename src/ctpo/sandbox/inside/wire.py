@@ -4,7 +4,8 @@ The socket is a SOCK_SEQPACKET. To the zygote go a JSON configuration, then `F<i
 child, and `K<id>` to kill one. From it comes `R<json>` once, when it is ready, and for each child, only after it is
 reaped, `X<id><wait status><user s><system s><max KiB>`. The end of file ends the zygote and everything it started.
 
-On a child's pipe come a header, the program's text, and the end of file.
+On a child's pipe come a header and the program's text. No end of file has a meaning on a pipe, because it does not come
+while any process has a copy of the other end: a fork of the supervisor has. A socket can be shut down all the same.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any
 
 REQUEST = struct.Struct("<cQ")
 EXITED = struct.Struct("<cQiddq")
-HEADER = struct.Struct("<QQ")
-"""The memory limit in bytes, and the CPU limit in seconds."""
+HEADER = struct.Struct("<QQQ")
+"""The memory limit in bytes, the CPU limit in seconds, and the length of the program's text in bytes."""
 
 EXIT_MEMORY, EXIT_SETUP = 97, 98
 """The exit codes of a child after an uncaught MemoryError, and if its confinement could not be set up."""
@@ -47,4 +48,5 @@ class Configuration:
         self.zygote_filter = bytearray(base64.b64decode(fields["zygote_filter"]))
         self.filter = bytearray(base64.b64decode(fields["filter"]))
         self.pid_offsets: list[int] = fields["pid_offsets"]
+        self.supervisor: int = fields["supervisor"]
         self.address_space = 0  # of the warm interpreter in bytes; measured later

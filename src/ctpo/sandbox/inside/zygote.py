@@ -7,7 +7,6 @@ before its program reaches it, so it can wait as a spare.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import gc
 import json
@@ -18,13 +17,21 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import kernel
 from .confinement import confinement_steps, isolate
-from .program import run
+from .program import prepare, run
 from .warm_up import warm_up
 from .wire import CONFIGURATION_BYTES, EXIT_SETUP, EXITED, REQUEST, Configuration
+
+Step = tuple[Any, tuple[Any, ...]]
+_LAST_DESCRIPTOR = 0xFFFFFFFF
+_THREE = struct.Struct("3i")
+_SIGNAL_SET_BYTES = 128
+_SIG_BLOCK, _SIG_SETMASK = 0, 2
+_NO_STATUS = EXIT_SETUP << 8
+"""The wait status that is reported of a child that could not be forked."""
 
 
 class Zygote:
@@ -35,58 +42,78 @@ class Zygote:
         self.config = config
         self.pid = os.getpid()
         self.steps = confinement_steps(config)
+        self.pids: dict[int, int] = {}  # the process of each child's id
+        self.identities: dict[int, int] = {}  # and the other way round
+        self.self_fd = os.pidfd_open(self.pid) if config.namespaces else -1
+        # The end of a child is read like a message. So it wakes the loop, whenever it comes.
+        ended = (1 << (signal.SIGCHLD - 1)).to_bytes(_SIGNAL_SET_BYTES, sys.byteorder)
+        kernel.call("sigprocmask", _SIG_BLOCK, ended, None)
+        self.ends = kernel.libc.signalfd(-1, ended, os.O_CLOEXEC)
+        self.steps.insert(0, (kernel.libc.sigprocmask, (_SIG_SETMASK, bytes(_SIGNAL_SET_BYTES), None)))
+        self.room = socket.CMSG_SPACE(_THREE.size)
         self.poller = select.poll()
         self.poller.register(control.fileno(), select.POLLIN)
-        self.pids: dict[int, int] = {}  # the process of each child's id
-        self.watched: dict[int, tuple[int, int]] = {}  # the id and process of each pidfd
-        self.self_fd = os.pidfd_open(self.pid) if config.namespaces else -1
+        self.poller.register(self.ends, select.POLLIN)
+
+        self.fill_in_pid(1)  # every child is the first process of its namespace, if there are any
+
+    def fill_in_pid(self, pid: int) -> None:
+        """Write a process id where the system-call filter compares with the program's own."""
+        word = pid.to_bytes(4, "little")
+        for offset in self.config.pid_offsets:
+            self.config.filter[offset : offset + 4] = word
 
     def serve(self) -> NoReturn:
         while True:
             for fd, _ in self.poller.poll():
-                if fd in self.watched:
-                    self.reap(fd)
-                elif fd == self.control.fileno():
+                if fd == self.ends:
+                    os.read(fd, 128)
+                    self.reap()
+                else:
                     self.obey()
 
     def obey(self) -> None:
-        room = socket.CMSG_SPACE(3 * 4)
-        message, ancillary, _, _ = self.control.recvmsg(64, room)
+        message, ancillary, _, _ = self.control.recvmsg(64, self.room)
         if not message:
             self.end()
         kind, identity = REQUEST.unpack(message)
         if kind == b"F":
-            descriptors = array.array("i")
-            descriptors.frombytes(ancillary[0][2])
-            self.fork(identity, list(descriptors))
+            self.fork(identity, ancillary[0][2])
         elif identity in self.pids:
             os.kill(self.pids[identity], signal.SIGKILL)
 
-    def fork(self, identity: int, descriptors: list[int]) -> None:
+    def fork(self, identity: int, received: bytes) -> None:
+        descriptors = _THREE.unpack(received)
+        taking = _take(*descriptors)
         if self.config.namespaces:
             kernel.call("unshare", kernel.CLONE_NEWPID)
-        pid = os.fork()
+        # Not os.fork: its hooks renew the state of every module that knows threads or random numbers, which cost more
+        # than the fork. There is one thread, so all that a child needs renewed is done in `_child` and `run`.
+        pid = kernel.libc.fork()
         if pid == 0:
-            _child(self, descriptors)
+            _child(self, taking)
         if self.config.namespaces:
             # The next unshare is refused unless new children belong to this process's own namespace again.
             kernel.call("setns", self.self_fd, kernel.CLONE_NEWPID)
         for fd in descriptors:
             os.close(fd)
-        watch = os.pidfd_open(pid)
+        if pid < 0:  # the system has no process or memory left; the program is tried again
+            self.control.send(EXITED.pack(b"X", identity, _NO_STATUS, 0.0, 0.0, 0))
+            return
         self.pids[identity] = pid
-        self.watched[watch] = (identity, pid)
-        self.poller.register(watch, select.POLLIN)
+        self.identities[pid] = identity
 
-    def reap(self, watch: int) -> None:
-        identity, pid = self.watched.pop(watch)
-        self.poller.unregister(watch)
-        os.close(watch)
-        _, status, usage = os.wait4(pid, 0)
-        del self.pids[identity]
-        self.control.send(
-            EXITED.pack(b"X", identity, status, usage.ru_utime, usage.ru_stime, usage.ru_maxrss)
-        )
+    def reap(self) -> None:
+        """Report the children that have ended. One signal may stand for several."""
+        while self.pids:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            identity = self.identities.pop(pid)
+            del self.pids[identity]
+            self.control.send(
+                EXITED.pack(b"X", identity, status, usage.ru_utime, usage.ru_stime, usage.ru_maxrss)
+            )
 
     def end(self) -> NoReturn:
         for pid in self.pids.values():
@@ -94,26 +121,32 @@ class Zygote:
         os._exit(0)
 
 
-def _child(zygote: Zygote, descriptors: list[int]) -> NoReturn:
-    """Take the pipe ends (the program on 3, stdout on 1, stderr on 2), confine this child, and run.
+def _take(code: int, out: int, err: int) -> list[Step]:
+    """The calls with which a child takes its pipe ends: the program on 3, stdout on 1, stderr on 2, and nothing else.
 
-    The empty stdin is opened here, so that its flags, its position and its locks are this child's own.
+    The empty stdin is opened in the child, so that its flags, its position and its locks are this child's own.
     """
+    libc = kernel.libc
+    return [
+        (libc.close, (0,)),
+        (libc.open, (b"/dev/null", os.O_RDONLY)),  # takes the lowest free descriptor, which is 0
+        (libc.dup2, (out, 1)),
+        (libc.dup2, (err, 2)),
+        (libc.dup2, (code, 3)),
+        (libc.syscall, (kernel.CLOSE_RANGE, 4, _LAST_DESCRIPTOR, 0)),
+    ]
+
+
+def _child(zygote: Zygote, taking: list[Step]) -> NoReturn:
+    """Take the pipe ends, confine this child, and run the program."""
     config = zygote.config
     try:
-        code, out, err = descriptors
-        os.close(0)
-        os.open("/dev/null", os.O_RDONLY)  # takes the lowest free descriptor, which is 0
-        os.dup2(out, 1)
-        os.dup2(err, 2)
-        if code != 3:
-            os.dup2(code, 3)
-        os.closerange(4, 1 << 16)
-        for offset in config.pid_offsets:
-            struct.pack_into("<I", config.filter, offset, os.getpid())
-        for function, arguments in zygote.steps:
-            if function(*arguments) != 0:
-                raise kernel.failure(function.__name__)
+        if not config.namespaces:
+            zygote.fill_in_pid(os.getpid())
+        for steps in (taking, zygote.steps):
+            for function, arguments in steps:
+                if function(*arguments) < 0:
+                    raise kernel.failure(function.__name__)
         if not config.namespaces and os.getppid() != zygote.pid:
             os._exit(EXIT_SETUP)  # the zygote died before the parent-death signal was set
     except BaseException as error:
@@ -140,8 +173,11 @@ def _room_to_write(config: Configuration) -> Iterator[None]:
 
 def main(descriptor: int) -> NoReturn:
     """Read the configuration from the socket, warm up, confine this process, and serve."""
+    kernel.call("prctl", kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     control = socket.socket(fileno=descriptor)
     config = Configuration(control.recv(CONFIGURATION_BYTES))
+    if not config.namespaces and os.getppid() != config.supervisor:
+        os._exit(EXIT_SETUP)  # it died before that; bubblewrap has a signal of its own
     sys.path += config.paths
     sys.argv = [""]
     sys.dont_write_bytecode = True
@@ -153,10 +189,11 @@ def main(descriptor: int) -> NoReturn:
     os.environ.clear()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     isolate(config)
-    # Changing the user clears the parent-death signal, so it is set last. Until then, the end of the socket ends us.
+    # Changing the user has cleared the parent-death signal, which otherwise was set first of all.
     kernel.call("prctl", kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    zygote = Zygote(control, config)
     gc.collect()
     gc.freeze()
-    zygote = Zygote(control, config)
+    prepare()
     control.send(b"R" + json.dumps({"packages": packages, "address_space": config.address_space}).encode())
     zygote.serve()

@@ -167,6 +167,8 @@ ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "BLIS_NUM_THREADS": "1",
+    # Symbols are resolved once in the zygote, and not again in each child.
+    "LD_BIND_NOW": "1",
 }
 """The zygote's environment at its start. It is cleared before the first program."""
 
