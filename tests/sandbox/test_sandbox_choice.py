@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from sandbox_channels import CHANNELS
 from sandbox_helpers import HERE, SOURCE, unavailable
 from sandbox_hostile import HOSTILE
 
-from ctpo.sandbox import Sandbox, SandboxUnavailable, limits
+from ctpo.sandbox import Sandbox, SandboxUnavailable, limits, page_tables
 from ctpo.sandbox.isolation import bubblewrap, engines, landlock
 
 
@@ -127,6 +128,30 @@ def test_threads_of_this_user_count_the_ones_here() -> None:
         thread.join()
     assert 41 <= with_threads < 100_000
     assert engines.threads_of(2**31 - 5) == 0
+
+
+def test_memory_is_seen_without_the_kernels_list_of_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = page_tables._read
+
+    def without_lists(path: str) -> bytes:
+        if path.endswith("/children"):
+            raise FileNotFoundError(path)
+        return read(path)
+
+    with subprocess.Popen(
+        ["sh", "-c", "sleep 60 & sleep 0.5; echo $!; wait"], stdout=subprocess.PIPE, text=True
+    ) as shell:
+        assert shell.stdout is not None
+        sleeper = int(shell.stdout.readline())
+        try:
+            status = Path(f"/proc/{sleeper}/status").read_text()
+            sizes = [int(size) for size in re.findall(r"^Vm(?:Size|PTE):\s+(\d+) kB", status, re.MULTILINE)]
+            assert len(sizes) == 2
+            assert page_tables.most_held(shell.pid) == sum(sizes) * 1024
+            monkeypatch.setattr(page_tables, "_read", without_lists)
+            assert page_tables.most_held(shell.pid) == sum(sizes) * 1024
+        finally:
+            os.kill(sleeper, signal.SIGKILL)
 
 
 def test_every_test_the_document_names_exists() -> None:
