@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Final
 
+from ctpo.errors import printable
 from ctpo.sandbox import Sandbox, SandboxResult, SandboxUnavailable
 from ctpo.sandbox.isolation.probe import Check
 
@@ -111,8 +112,8 @@ def _run_file(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(dataclasses.asdict(result)))
     else:
-        sys.stdout.write(result.stdout)
-        sys.stderr.write(result.stderr)
+        for stream, text in ((sys.stdout, result.stdout), (sys.stderr, result.stderr)):
+            stream.write(printable(text) if stream.isatty() else text)
         if not result.ok:
             print(f"[{result.status} after {result.wall_s:.2f} s]", file=sys.stderr)
     return 0 if result.ok else 1

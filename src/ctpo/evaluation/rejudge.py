@@ -83,7 +83,7 @@ def rejudge(
         for name, groups in after.items()
     }
     samples = max(identity.samples for identity in identities.values())
-    figures = {"samples": samples, **old, "results": results, **average(results, samples)}
+    figures = {**old, "samples": samples, "results": results, **average(results, samples)}
     for name, groups in after.items():
         write_responses(folder.transcripts(name, len(tasks)), groups)
     folder.write({name: replace(identities[name], judged=judged_with(task)) for name, task in tasks.items()})
@@ -123,8 +123,7 @@ def _figures(folder: Folder) -> dict[str, Any]:
     """The figures of the evaluation so far; empty if it is not complete or the file is damaged."""
     try:
         content = json.loads(read_bytes(folder.figures))
-        {name: dict(each) for name, each in content["results"].items()}
-        return dict(content)
+        return {**content, "results": {name: dict(each) for name, each in content["results"].items()}}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 

@@ -46,8 +46,8 @@ def sample_task(
     held = [] if saved is None else complete_groups(saved, samples)
     groups = align(held, problems).groups
     missing = [i for i, group in enumerate(groups) if group is None or any(each.error for each in group)]
-    if saved is not None and missing and saved.exists():
-        write_responses(saved, groups)  # without a last line that is cut short
+    if saved is not None and missing:
+        write_responses(saved, groups)  # a file of our own, without a last line that is cut short
     size = max(1, rows_at_once // samples)
     for start in range(0, len(missing), size):
         progress(len(problems) - len(missing) + start)
