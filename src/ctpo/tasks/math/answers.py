@@ -26,18 +26,18 @@ _HEADING = re.compile(r"[*_]{0,3}[ \t]{0,20}\n\s{0,20}")
 _HEADING_BEFORE = re.compile(r"(?:^|\n)[ \t#*_]{1,20}(?:the[ ])?(?:final|correct)?[ ]?$", re.IGNORECASE)
 _NO_STATEMENT = re.compile(
     r"(?:correct|right|wrong|incorrect|as|given|obtained|found|shown|in|that|to|above|below|clear|unique|boxed|here"
-    r"|what|reasonable|verified|confirmed|consistent|expected|required|valid|supposed|asked)\b",
+    r"|what|reasonable|verified|confirmed|consistent|expected|required|valid|supposed|asked|see)\b",
     re.IGNORECASE,
 )
 _END = re.compile(
     r"\$(?:[^$\n.]|\.(?!\s)){1,500}\$|\\\((?:[^\\\n]|\\(?!\))){0,500}\\\)|\\[.!;,:]"
     r"|(?P<end>\n|[.!?;](?=[\s*_\"')\]]|$)|[。！？；]|</|,?\s(?:which|because|since|where|hopefully)\b"
-    r"|,\s(?:so|as|and\s(?:we|I|this|it))\b|\bI\shope\b)"
+    r"|,\s(?:so|as|I|and\s(?:we|I|this|it))\b|\bI\shope\b)"
 )
 _DISPLAY = (("\\[", "\\]"), ("$$", "$$"))
 _NUMBER_FIRST = re.compile(
     r"(?:\\[(\[]|[*$\s]){0,6}[-+−–±]?(?:\\?[$€£¥₹]|\\pm)?\s?[-+−–]?"
-    r"(?:\.?\d|\\(?:[dt]?frac|sqrt|pi|infty|binom)\b|[√π∞])"
+    r"(?:\.?\d|\\(?:[dt]?frac|sqrt|pi|infty|binom)(?![A-Za-z])|[√π∞])"
 )
 _HEADING_NUMBER = re.compile(
     r"\d+(?:\.\d+)*(?:\s?[.):]\s+\S|st\b|nd\b|rd\b|th\b|\s+[A-Z]\w*\s+\w+|(?:\s+[A-Za-z]+){4})"

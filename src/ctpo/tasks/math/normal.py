@@ -171,6 +171,6 @@ def _without_font(match: re.Match[str]) -> str:
 
 def _trimmed(text: str) -> str:
     text = re.sub(r" +", " ", text).strip()
-    while text and text[-1] in ".,;:" and not text.endswith(("\\;", "\\,", "\\:")):
+    while text and text[-1] in ".,;:" and not text.endswith(("\\;", "\\,", "\\:", "..")):
         text = text[:-1].rstrip()
     return text

@@ -114,7 +114,7 @@ _EMPTY = re.compile(
 _MATRIX = re.compile(r"\\begin\{(?:[pbB]?matrix|smallmatrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{(\w+)\}")
 _DIGITS = re.compile(
     r"(\d[0-9A-Za-z]*)\s?(?:_\s?(?:\{\s?(?:\\text\{)?\s?(\w+)\s?\}?\s?\}|(?:\\text\{\s?)(\w+)\s?\}|(\d))"
-    r"|\s(?:\\text\{\s?)?(?:in )?base[ -](\w+)\s?\}?|\\text\{\s?(?:in )?base[ -](\w+)\s?\})"
+    r"|\s?(?:\\text\{\s?)?(?:in )?base(?:\s?\})?[ -]?(\w+)\s?\}?|\\text\{\s?(?:in )?base[ -](\w+)\s?\})"
 )
 _CONGRUENCE = re.compile(
     r"(?:(?P<left>.{1,100}?)\\equiv)?(?P<residue>.{1,100}?)\s?"
@@ -213,7 +213,8 @@ def with_unit(shape: Scalar, spaced: bool) -> Scalar | None:
 
     With `spaced`, one letter alone is a unit only after a space.
     """
-    if shape.unit:
+    noun = shape.unit.startswith("noun:")
+    if shape.unit and not noun:
         return None
     match = re.fullmatch(
         r"(.*?[\d)}])(\s?)((?:[A-Za-z]|\\text\{)[^\d]*(?:\^\s?\{?\d\}?)?[A-Za-z/]*)", shape.text
@@ -221,7 +222,7 @@ def with_unit(shape: Scalar, spaced: bool) -> Scalar | None:
     if match is None or (spaced and not match[2] and len(match[3]) == 1):
         return None
     measured = unit(match[3])
-    if measured is None or measured.startswith("noun:"):
+    if measured is None or measured.startswith("noun:") != noun:
         return None
     if len(match[3]) == 1 and match[3] not in "mshgLlNJWV":
         return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 _DEEPEST = 40
-_MOST_NODES = 400
+_MOST_NODES = 200
 _NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+", re.ASCII)
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s?\{?(\d+)\}?", re.ASCII)
 _SCIENTIFIC = re.compile(r"(\d+(?:\.\d+)?|\.\d+)[eE]([+-]?\d{1,5})(?![\d.A-Za-z])", re.ASCII)
@@ -315,6 +315,8 @@ class _Reader:
         return self._node("call", node, value="abs")
 
     def _named(self, depth: int) -> Node:
+        if depth > _DEEPEST:
+            raise Unreadable("too deep")
         name = self._command()
         self.at += 1 + len(name)
         if name in _CONSTANTS:
@@ -362,7 +364,7 @@ class _Reader:
             self.at += 1
             return self._symbol(c)
         if c == "\\":
-            return self._named(depth)
+            return self._named(depth + 1)
         raise Unreadable("no argument")
 
     def _letters(self, run: str, depth: int) -> Node:
