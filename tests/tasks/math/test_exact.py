@@ -38,7 +38,9 @@ def test_equal_keys_mean_equal_answers() -> None:
     keys = [(exact.canonical(reference), exact.canonical(answer)) for _, reference, answer in rows(DIFFERENT)]
     assert not [pair for pair in keys if pair[0] == pair[1]]
     same = [(exact.canonical(reference), exact.canonical(answer)) for _, reference, answer in rows(SAME)]
-    assert sum(one == other for one, other in same) > len(same) / 3  # a key of the text alone would be useless
+    assert (
+        sum(one == other for one, other in same) > len(same) / 3
+    )  # a key of the text alone would be useless
 
 
 def forms_of(value: Fraction) -> list[str]:
@@ -67,7 +69,9 @@ def forms_of(value: Fraction) -> list[str]:
 
 @given(SMALL, POSITIVE, SMALL, POSITIVE, st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_rationals_are_equal_iff_the_fractions_are(a: int, b: int, c: int, d: int, rng: random.Random) -> None:
+def test_rationals_are_equal_iff_the_fractions_are(
+    a: int, b: int, c: int, d: int, rng: random.Random
+) -> None:
     one, other = Fraction(a, b), Fraction(c, d)
     for value in (one, other):
         reference, answer = rng.choice(forms_of(one)), rng.choice(forms_of(value))
@@ -82,10 +86,18 @@ def test_a_rounded_decimal_is_not_the_fraction(a: int, b: int, digits: int) -> N
     assert (exact.compare(f"{a}/{b}", rounded) == "right") == (Fraction(rounded) == value)
 
 
-@given(st.integers(2, 40), st.integers(1, 12), st.integers(2, 40), st.integers(1, 12), st.sampled_from((1, 10**6, 10**30)))
+@given(
+    st.integers(2, 40),
+    st.integers(1, 12),
+    st.integers(2, 40),
+    st.integers(1, 12),
+    st.sampled_from((1, 10**6, 10**30)),
+)
 @settings(max_examples=60, deadline=None)
 def test_powers_of_any_size(a: int, m: int, b: int, n: int, scale: int) -> None:
-    assert exact.compare(f"{a}^{{{m * scale}}}", f"{b}^{{{n * scale}}}") == ("right" if a**m == b**n else "wrong")
+    assert exact.compare(f"{a}^{{{m * scale}}}", f"{b}^{{{n * scale}}}") == (
+        "right" if a**m == b**n else "wrong"
+    )
 
 
 @given(SMALL, st.integers(1, 200), SMALL, st.integers(1, 200), st.integers(2, 4))
@@ -105,7 +117,9 @@ def test_products_of_factors_equal_their_expansion(roots: list[int], others: lis
         coefficients = [scale]
         for zero in zeros:
             shifted = [*coefficients, 0]
-            coefficients = [one - zero * other for one, other in zip(shifted, [0, *coefficients], strict=True)]
+            coefficients = [
+                one - zero * other for one, other in zip(shifted, [0, *coefficients], strict=True)
+            ]
         return coefficients
 
     factored = str(scale) + "".join(f"(x-({zero}))" for zero in roots)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections import deque
 
 from ctpo.tasks.math.boxes import LONGEST, Box, boxes
 from ctpo.tasks.math.visible import visible
@@ -44,6 +45,7 @@ _HEADING_NUMBER = re.compile(
 )
 _JOINT = re.compile(r"(?:\\[()\[\],; ]|[$\s,;&*]|and\b|or\b|[A-Za-z]\s{0,3}=){0,40}")
 _VARIABLE = re.compile(r"(?:^|[^A-Za-z\\])(?P<name>[A-Za-z])\s{0,3}=[\s$]{0,4}(?:\\[(\[])?\s{0,3}$")
+_MOST_STATEMENTS = 1_000  # tried, from the last on; only a text made for it has more that state nothing
 _TRAILING = ".*。 \t\r\n"
 
 
@@ -103,7 +105,7 @@ def tagged_answer(text: str) -> str | None:
 
 
 def _last_first(shown: str) -> list[re.Match[str]]:
-    return list(_STATEMENT.finditer(shown))[::-1]
+    return list(deque(_STATEMENT.finditer(shown), maxlen=_MOST_STATEMENTS))[::-1]
 
 
 def _stated(shown: str, mark: re.Match[str]) -> str | None:

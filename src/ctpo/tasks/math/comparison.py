@@ -56,7 +56,7 @@ class Comparison:
             expected, answer = kind(reference), kind(given)
             if expected is not None and answer is not None:
                 return expected == answer
-        expected_shape, shape = _read(reference), _read(given)
+        expected_shape, shape = read_or_none(reference), read_or_none(given)
         if expected_shape is None or shape is None:
             return self._formula(reference, given) if _is_formula(reference) and _is_formula(given) else False
         return self._same(expected_shape, shape)
@@ -273,7 +273,8 @@ def _choices(reference: str, given: str) -> str | tuple[str, str] | None:
     return (expected[1], answer[1]) if expected[1] and answer[1] else "same"
 
 
-def _read(text: str) -> Shape | None:
+def read_or_none(text: str) -> Shape | None:
+    """The shape of a cleaned text, which may be a number in words; None if the text is none."""
     try:
         return read(text)
     except Unreadable:

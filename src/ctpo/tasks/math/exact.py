@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Literal
 
 from ctpo.tasks.math import floats, forms, words
-from ctpo.tasks.math.comparison import Comparison
+from ctpo.tasks.math.comparison import Comparison, read_or_none
 from ctpo.tasks.math.normal import clean
 from ctpo.tasks.math.shapes import key, read
-from ctpo.tasks.math.syntax import Node, Unreadable
+from ctpo.tasks.math.syntax import OPERATOR, Node, Unreadable
 
-Verdict = Literal["right", "wrong"]
+Verdict = Literal["right", "wrong", "unparsable"]
 LONGEST = 2_000
 """How many characters an answer may have to be read. A longer one is right only if it is the reference, unchanged."""
 
@@ -22,14 +22,20 @@ LONGEST = 2_000
 def compare(reference: str, given: str) -> Verdict | None:
     """The verdict on the given answer, or None if `symbolic.compare` has to decide.
 
+    It is "unparsable" if no reader of this package knows one of the answers, and the texts differ.
+
     Example:
         compare("2^{2024}", "4^{1012}")  # "right"
         compare("1/3", "0.333")          # "wrong"
     """
     if max(len(reference), len(given)) > LONGEST:
         return "right" if reference == given else "wrong"
-    same = _COMPARISON.texts(clean(reference), clean(given))
-    return None if same is None else "right" if same else "wrong"
+    texts = clean(reference), clean(given)
+    same = _COMPARISON.texts(*texts)
+    if same is None:
+        known = all(OPERATOR.search(text) or read_or_none(text) for text in texts)
+        return None if known else "unparsable"
+    return "right" if same else "wrong"
 
 
 def canonical(answer: str) -> str:

@@ -223,7 +223,8 @@ class _Former:
             return self.monomial_power(monomial, coefficient, value, base.opaque)
         if value.denominator != 1:
             return _opaque(f"({_text(base)})", value)
-        if value > 12:
+        longest = max(len(base.top), len(base.bottom))
+        if value > 12 or math.comb(longest + int(value) - 1, int(value)) > _MOST_TERMS:
             raise Beyond("a high power of a sum")
         total = _rational(_ONE)
         for _ in range(int(value)):

@@ -12,7 +12,9 @@ from ctpo.tasks.math.syntax import GREEK, Node, Unreadable, number, read_express
 from ctpo.tasks.math.units import CURRENCY_SIGNS, unit
 from ctpo.tasks.math.words import SCALES, number_in_words
 
-_DEEPEST = 12
+_DEEPEST = 10
+_DEEPEST_BRACKETS = 30
+_MOST_PIECES = 20  # of a chain of relations
 _MOST_ITEMS = 60
 _OPENING, _CLOSING = "([{" + OPEN_SET, ")]}" + CLOSE_SET
 
@@ -136,7 +138,7 @@ def read(text: str, depth: int = 0) -> Shape:
         Unreadable: if the text is none of the shapes.
     """
     text = text.strip()
-    if not text or depth > _DEEPEST:
+    if not text or depth > _DEEPEST or (depth == 0 and _nesting(text) > _DEEPEST_BRACKETS):
         raise Unreadable("empty or too deep")
     wrapped = re.fullmatch(r"\\text\s?\{([^{}]*)\}", text)
     if wrapped:
@@ -315,7 +317,17 @@ def _split_at(pattern: re.Pattern[str], text: str) -> tuple[list[str], list[str]
         pieces.append(text[begins : match.start()].strip())
         operators.append(match[0])
         begins = match.end()
+    if len(operators) > _MOST_PIECES:
+        raise Unreadable("a long chain")
     return [*pieces, text[begins:].strip()], operators
+
+
+def _nesting(text: str) -> int:
+    deepest = depth = 0
+    for character in text:
+        depth += (character in _OPENING) - (character in _CLOSING)
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _listed(parts: list[str], words: set[str], depth: int) -> Shape:
@@ -527,10 +539,10 @@ def _matrix(text: str, depth: int) -> Matrix | None:
     if match is None or r"\begin" in match[1]:
         return None
     rows = [row for row in match[1].split("\\\\") if row.strip()]
-    if len(rows) > 12:
+    if len(rows) > 12 or any(row.count("&") > 11 for row in rows):
         raise Unreadable("a large matrix")
     read_rows = tuple(tuple(read(cell, depth + 1) for cell in row.split("&")) for row in rows)
-    if not read_rows or len({len(row) for row in read_rows}) != 1 or len(read_rows[0]) > 12:
+    if not read_rows or len({len(row) for row in read_rows}) != 1:
         raise Unreadable("rows of different lengths")
     return Matrix(read_rows)
 
@@ -572,6 +584,7 @@ def _congruence(text: str, depth: int) -> Congruence | None:
 def key(shape: Shape) -> str | None:
     """A text that equal shapes may share and different shapes never do, or None if there is none."""
     if isinstance(shape, Scalar):
+        shape = with_unit(shape, spaced=True) or shape
         if shape.node.has("plus_minus") or shape.node.has("infinity"):
             return None
         value = forms.key(shape.node)
@@ -580,7 +593,8 @@ def key(shape: Shape) -> str | None:
         keys = [key(item) for item in shape.items]
         if None in keys:
             return None
-        texts = [str(key) for key in keys]
-        unordered = shape.opening in ("", OPEN_SET)
-        return f"{shape.opening or OPEN_SET}{', '.join(sorted(texts) if unordered else texts)}{shape.closing}"
+        texts = [str(each) for each in keys]
+        if shape.opening in ("", OPEN_SET):
+            return OPEN_SET + ", ".join(sorted(texts)) + CLOSE_SET
+        return shape.opening + ", ".join(texts) + shape.closing
     return None

@@ -19,12 +19,11 @@ from math_verify import LatexExtractionConfig, parse
 from ctpo.tasks.math import floats, forms
 from ctpo.tasks.math.comparison import Comparison
 from ctpo.tasks.math.normal import clean
-from ctpo.tasks.math.syntax import Node, Unreadable, read_expression
+from ctpo.tasks.math.syntax import OPERATOR, Node, Unreadable, read_expression
 
 _DIGITS = 40
 _MOST_BITS = 40_000
 _POINTS = (("7/5", "13/9", "11/3", "17/12"), ("-3/7", "5/8", "-9/4", "8/7"), ("3", "5", "2", "7"))
-_OPERATOR = re.compile(r"\\(?:sum|prod|int|lim)(?![A-Za-z])")
 _KNOWN = re.compile(
     r"(?:[\dA-Za-z\s+*^_{}()=!-]|\.(?=\d)|\\(?:sum|prod|int|lim|infty|to|frac|sqrt|pi|sin|cos|tan|ln|exp|cdot|times)"
     r"(?![A-Za-z]))*"
@@ -59,7 +58,7 @@ def _equal(one: Node, other: Node) -> bool | None:
 
 def _equal_formulas(reference: str, given: str) -> bool | None:
     """Whether two formulas with sums, products, integrals or limits are equal."""
-    if not _OPERATOR.search(reference + given):
+    if not OPERATOR.search(reference + given):
         return None
     try:
         return _is_zero(_formula(reference) - _formula(given))
@@ -175,7 +174,7 @@ def _formula(text: str) -> Any:
     Raises:
         Unreadable: if it is none of these.
     """
-    if not _OPERATOR.search(text):
+    if not OPERATOR.search(text):
         return _expression(read_expression(text))
     if not _KNOWN.fullmatch(text) or _DOUBTFUL.search(text):
         raise Unreadable("a formula that may be misread")

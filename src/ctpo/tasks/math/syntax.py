@@ -26,6 +26,8 @@ FUNCTIONS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log lg exp gcd lcm max min".split()
 )
 _CONSTANTS = {"pi": "pi", "infty": "inf", "infinity": "inf", "Infinity": "inf", "inf": "inf", "oo": "inf"}
+OPERATOR = re.compile(r"\\(?:sum|prod|int|lim)(?![A-Za-z])")
+"""Sums, products, integrals and limits. This reader does not know them; math-verify reads them."""
 
 
 class Unreadable(ValueError):

@@ -36,8 +36,8 @@ _NO_NOUNS = frozenset(
     "and or not no nor nan none less more minus plus times over divided by root half halves hundred thousand million "
     "billion trillion dozen infinity negative positive factorial mod modulo base if where when with without but is are "
     "equals equal than at most least between from to through except undefined unknown maybe perhaps about "
-    "approximately squared cubed square cubic true false yes quarter quarters third thirds pi sqrt am pm does exist impossible "
-    "solution solutions".split()
+    "approximately squared cubed square cubic true false yes quarter quarters third thirds pi sqrt am pm does exist "
+    "impossible solution solutions".split()
 )
 CURRENCY_SIGNS = "$€£¥₹₩₽¢"
 
