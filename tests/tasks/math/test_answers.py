@@ -160,16 +160,17 @@ units = [
     "\\boxed{", "\\boxed", "\\boxed{1}", "\\boxed{1} and ", "{", "}", "{}", "\\", "\\\\", "<answer>", "</answer>",
     "<answer>5</answer>", "answer", "answer is ", "answer is x ", "answer:", "answer: .", "answer is correct ",
     "answer is a" + " " * 50 + "\n", "answer to ", "answer to x", "Answer\n", "# Answer\n\n", "answer is $",
-    "answer is \\(", "answer is $$", "答案是", "####", "#### ", "#### 5\n", "#### 1. a\n", "#", "$", "$x$ ", ", ", "and ", "x=",
-    "\n",
-    " ", "*", "\t", "a", "<think>", "</think>", "<think></think>", "```", "```\n", "```python\n", "```\n```python\n",
-    "~~~\n", "```x", "`", "<out>", "</out>", "<tool_response>", "<py></py>", "\n\n", "\r\n", "9", "=", "\ud800", "é",
+    "answer is \\(", "answer is $$", "答案是", "####", "#### ", "#### 5\n", "#### 1. a\n", "#", "$", "$x$ ", ", ",
+    "and ", "x=", "\n", " ", "*", "\t", "a", "<think>", "</think>", "<think></think>", "```", "```\n", "```python\n",
+    "```\n```python\n", "~~~\n", "```x", "`", "<out>", "</out>", "<tool_response>", "<py></py>", "\n\n", "\r\n", "9",
+    "=", "\ud800", "é",
 ]
 starts = ["", "answer is x", "answer is", "\\boxed{", "\\boxed", "<think>", "```python\n", "#### ", "<answer>", "$"]
 def texts(length, starts, units):
     return [start + unit * (length // len(unit)) + "y" for unit in units for start in starts]
 many = texts(30_000, ["", "answer is x", "\\boxed{"], units) + texts(30_000, starts, [" "])
-long = texts(1_000_000, [""], ["\\boxed{", "answer is x ", "<answer>", "```\\n"]) + texts(1_000_000, starts[1:3], [" ", "*"])
+long = texts(1_000_000, [""], ["\\boxed{", "answer is x ", "<answer>", "```\n"])
+long += texts(1_000_000, starts[1:3], [" ", "*"])
 for text in many + long:
     final_answer(text)
 for text in long:
