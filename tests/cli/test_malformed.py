@@ -427,6 +427,20 @@ def test_a_report_shows_the_rest(
     assert "my secret" not in Path("page.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(capsys: pytest.CaptureFixture[str], value: float) -> None:
+    """They would sample nonsense, and the accuracy would be a figure like any other."""
+    from safetensors.torch import load_file, save_file
+
+    from ctpo.tasks.arithmetic import model_path
+
+    shutil.copytree(model_path(), "m")
+    weights = load_file("m/model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = value
+    save_file(weights, "m/model.safetensors", metadata={"format": "pt"})
+    refused(capsys, ["eval", "m", "--limit", "1"], ["model m holds NaN or infinity in"])
+
+
 def test_a_task_whose_check_raises_names_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     own = "import dataclasses\nfrom ctpo.tasks.arithmetic.task import ARITHMETIC\ndef check(c, a):\n    return 1 / 0\n"
     write(Path(), {"t.py": own + "task = dataclasses.replace(ARITHMETIC, name='own', check=check)\n"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,7 @@ def load_model(
         options: further arguments of `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
-        UserError: if either cannot be loaded, or if weights are missing.
+        UserError: if either cannot be loaded, or if weights are missing or not finite.
     """
     tokenizer, _ = load_tokenizer(location, **_revision(options))
     location = _resolve(location)
@@ -56,6 +57,10 @@ def load_model(
             f"model {location} lacks {len(report['missing_keys'])} of its weights, for example "
             f"{sorted(report['missing_keys'])[0]}, which would stay random; save the model again with all of them"
         )
+    for name, weight in model.named_parameters():
+        # One pass without a mask as large as the weights: a sum is finite only if all of its terms are.
+        if weight.is_floating_point() and not math.isfinite(weight.detach().sum(dtype=torch.float64).item()):
+            raise UserError(f"model {location} holds NaN or infinity in {name}; use weights from before that")
     return model.to(device).eval(), tokenizer
 
 
