@@ -274,6 +274,8 @@ x^2 + y^2 = 9 | x^2 + y^2 - 9 = 0
 x^2 + y^2 = 9 | 9 = x^2 + y^2
 f(x) = x^3 - 1 | x^3 - 1
 g(x) = 2x | y = 2x
+g(x) = 2x | f(x) = 2x
+5 | \text{The answer is } 5
 12 | 3 \cdot 4 = 12
 12 | m+n = 12
 12 | AB = 12
@@ -436,6 +438,12 @@ units
 30 | 30 less than x
 30 | 30 minus 2
 30 | 30 squared
+5 | 5 eighths
+0.3 | 0.3 repeating
+5 | 5 below zero
+5 | 5 hundreds
+5 | 5n
+5 | 5N
 30 | 30 and 40
 30 | not 30
 money and percent
@@ -459,9 +467,21 @@ CD | C
 \textbf{(C)}\ 24 | D
 \textbf{(C)}\ 24 | (D) 24
 \textbf{(C)}\ 24 | (C) 25
+C | (C), (D)
+C | (C) or (D)
+C | Option C or D
+C | C) or D)
+C | A) 5. C) 6
+C | (C) and (D)
 C | 24
 C | Option B
 24 | (C) 25
+C | (C), (D)
+C | (C) or (D)
+C | Option C or D
+C | C) or D)
+C | A) 5. C) 6
+C | (C) and (D)
 A, C | A, B
 texts
 \text{Alice} | Bob
@@ -578,6 +598,9 @@ x + y = 5 | 5
 x = 2 | x^2 = 2x
 3x - y - 2 = 0 | 0 = 0
 f(x) = x^3 | x^2
+f(2) = 3 | f(3) = 3
+P(A) = \frac{1}{2} | P(B) = \frac{1}{2}
+0 | \sin 2\pi/3
 ratios, bases and congruences
 3:4 | 4:3
 1:2:3 | 1:2:4

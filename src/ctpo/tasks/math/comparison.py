@@ -100,7 +100,7 @@ class Comparison:
                 same = forms.proportional(_difference(*reference.equation), _difference(*given.equation))
                 if same:
                     return True
-            if _plain_name(reference.name) == _plain_name(given.name) or "(" in reference.name + given.name:
+            if _are_one_name(_plain_name(reference.name), _plain_name(given.name)):
                 return self._same(reference.value, given.value)
             return False
         if isinstance(reference, Relation) or isinstance(given, Relation):
@@ -293,6 +293,14 @@ def _without_brackets(shape: Shape) -> Shape:
     if isinstance(shape, Sequence) and len(shape.items) == 1 and shape.opening in ("", OPEN_SET):
         return shape.items[0]
     return shape
+
+
+def _are_one_name(one: str, other: str) -> bool:
+    """Whether the names are the same, or both are y or a function of x."""
+    functions = [re.fullmatch(r"[a-zA-Z]\(([a-z])\)", name) for name in (one, other)]
+    if functions[0] and functions[1]:
+        return functions[0][1] == functions[1][1]
+    return one == other or ("y" in (one, other) and any(functions))
 
 
 def _plain_name(name: str) -> str:

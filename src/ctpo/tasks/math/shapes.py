@@ -126,7 +126,9 @@ _MODULO = re.compile(
     r"(?P<left>.{1,100}?)\\equiv(?P<residue>.{1,100}?)\s?(?:\\mod|\\bmod|\bmod)\s?(?P<a>.{1,40})"
 )
 _ABOUT = re.compile(
-    r"(?:\\text\{\s?)?(?:approximately|about|roughly|exactly)(?:\s?\})?\s|\\approx\s?", re.IGNORECASE
+    r"(?:\\text\{\s?)?(?:approximately|about|roughly|exactly|(?:the )?(?:final )?answer(?: is|:))"
+    r"(?:\s?\}\s?|\s)|\\approx\s?",
+    re.IGNORECASE,
 )
 _MONEY = re.compile(r"([-+]?)\s?(?:\\?([" + CURRENCY_SIGNS + r"]))\s?([-+]?)(?=[\s\d.\\({])")
 
@@ -226,7 +228,7 @@ def with_unit(shape: Scalar, spaced: bool) -> Scalar | None:
     measured = unit(match[3])
     if measured is None or measured.startswith("noun:") != noun:
         return None
-    if len(match[3]) == 1 and match[3] not in "mshgLlNJWV":
+    if len(match[3]) == 1 and match[3] not in "mshgL":
         return None
     try:
         return Scalar(read_expression(match[1]), measured, shape.text)

@@ -449,6 +449,8 @@ class _Reader:
         node = self._factor(depth + 1)
         while self._starts_factor() and self._command() not in FUNCTIONS and self._peek() != "(":
             node = self._node("product", node, self._factor(depth + 1))
+        if self._peek() == "/":
+            raise Unreadable("it is not clear where the argument ends")
         return node
 
     def _node(self, kind: str, *parts: Node, value: Fraction | str = "") -> Node:

@@ -31,12 +31,17 @@ _NAMES = {
     "degF": "fahrenheit", "s": "sec secs", "L": "l", "mi/h": "mph", "km/h": "kph kmh kmph", "mi/gal": "mpg",
     "m/s": "mps", "₩": "₩ won", "₽": "₽ ruble rubles", "tbsp": "tablespoon tablespoons", "tsp": "teaspoon teaspoons",
 }  # fmt: skip
+_PART = re.compile(
+    r"(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w+teen|\w+tie|hundred|thousand|million)ths?"
+)
 _EXPONENTS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 _NO_NOUNS = frozenset(
     "and or not no nor nan none less more minus plus times over divided by root half halves hundred thousand million "
     "billion trillion dozen infinity negative positive factorial mod modulo base if where when with without but is are "
     "equals equal than at most least between from to through except undefined unknown maybe perhaps about "
-    "approximately squared cubed square cubic true false yes quarter quarters third thirds pi sqrt am pm does exist "
+    "approximately repeating recurring doubled tripled halved inverse reciprocal below under zero beyond "
+    "hundreds thousands millions billions tens dozens squared cubed square cubic "
+    "true false yes quarter quarters third thirds pi sqrt am pm does exist "
     "impossible solution solutions".split()
 )
 CURRENCY_SIGNS = "$€£¥₹₩₽¢"
@@ -86,7 +91,7 @@ def unit(text: str) -> str | None:
     words = plain.lower().split()
     if len(words) > 3 or not all(re.fullmatch(r"[a-z][a-z'-]+", word) for word in words):
         return None
-    if any(word in _NO_NOUNS for word in words):
+    if any(word in _NO_NOUNS or _PART.fullmatch(word) for word in words):
         return None
     return "noun:" + " ".join(_singular(word) for word in words)
 

@@ -9,6 +9,7 @@ _CHOICE = re.compile(
     r"(?:(?:option|choice|answer|part)\s{0,3}:?\s{0,3})?(?:\(\s?([A-J])\s?\)|([A-J])\s?[):.]|([A-J]))(?!\w)",
     re.ASCII,
 )
+_ANOTHER = re.compile(r"^(?:[,;/&]|or\b|and\b)|(?<!\w)\(?[A-J]\)|\b(?:or|and) [A-J]\b", re.ASCII)
 _ANY_CHOICE = re.compile(_CHOICE.pattern, re.ASCII | re.IGNORECASE)
 _MONTHS = "january february march april may june july august september october november december".split()
 _TIME = re.compile(r"(\d{1,2})(?::(\d\d))?(?::(\d\d))?\s?(a\.?\s?m|p\.?\s?m)\.?", re.IGNORECASE | re.ASCII)
@@ -41,7 +42,9 @@ def choice(text: str) -> tuple[str, str] | None:
     if match is None:
         return None
     letter = match[1] or match[2] or match[3]
-    rest = plain[match.end() :].strip(" .:,~-")
+    rest = plain[match.end() :].strip(" .:~-")
+    if _ANOTHER.search(rest):
+        return None
     decorated = match[1] or match[2] or match.group(0).strip() != letter
     if rest and not decorated:
         return None
