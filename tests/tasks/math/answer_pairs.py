@@ -316,6 +316,7 @@ numbers
 123 | 1, 2, 3
 12 | 1 2
 12345 | 12 345
+1,234 | 1, 234
 1000 | 1.000
 -3 | 3
 5 | 1/5
@@ -575,6 +576,7 @@ x \ne 4 | x > 4
 5 | (-\infty, \infty)
 5 | x \in \mathbb{R}
 \mathbb{R} | \mathbb{Z}
+\mathbb{R} | (-\infty, \infty]
 \mathbb{Q} | \mathbb{R}
 x > 1 | x > 1 \text{ or } x < 0
 a + b < c | a + b > c

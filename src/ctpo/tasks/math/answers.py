@@ -138,8 +138,8 @@ def _sentence(window: str) -> str | None:
             content, closed, _ = window[2:].partition(closing)
             return content if closed else ""
     end = next((found.start() for found in _END.finditer(window) if found["end"] is not None), len(window))
-    sentence = window[:end].strip(_TRAILING)
-    return sentence or None
+    sentence = window[:end].strip("* \t\r\n")
+    return sentence if sentence.strip(_TRAILING) else None
 
 
 def _is_near(shown: str, box: Box, position: int) -> bool:
@@ -147,7 +147,9 @@ def _is_near(shown: str, box: Box, position: int) -> bool:
 
 
 def _accepted(stated: str) -> str | None:
-    answer = stated.strip().rstrip(_TRAILING)
+    answer = stated.strip()
+    if not answer.endswith(".."):  # "5..." is not 5
+        answer = answer.rstrip(_TRAILING)
     return answer if answer and len(answer) <= LONGEST else None
 
 

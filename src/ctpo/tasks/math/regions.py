@@ -40,10 +40,9 @@ def interval(low: Node, high: Node, low_closed: bool, high_closed: bool) -> Regi
     a, b = _value(low), _value(high)
     if a > b or (a == b and not (low_closed and high_closed)):
         raise Undecided("ends that are not in order")
-    infinite = float("inf")
-    return Region(
-        "interval", ends=(low, high), closed=(low_closed and a != -infinite, high_closed and b != infinite)
-    )
+    if (low_closed and a == float("-inf")) or (high_closed and b == float("inf")):
+        raise Undecided("infinity as an element")
+    return Region("interval", ends=(low, high), closed=(low_closed, high_closed))
 
 
 def bounded(operator: str, bound: Node) -> Region:

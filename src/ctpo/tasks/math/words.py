@@ -126,6 +126,7 @@ def prose(text: str) -> str:
     Signs that may have a meaning stay, and so does every digit.
     """
     plain = plain_words(text)
+    plain = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "_", plain)  # 1,234 is a number, and 1, 234 is a list
     plain = re.sub(r"(?<=[^\W\d_])[.,;:!?\"']+(?=\s|$)|^[\"']+|(?<=\s)[\"']+", "", plain)
     plain = re.sub(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})", " ", plain)
     tokens = re.findall(r"\\[A-Za-z]+|[^\W\d_]+|\d+|[^\s\w]|_", plain)
