@@ -83,6 +83,7 @@ from ctpo.tasks.math.exact import canonical
         ("<think>maybe \\boxed{3}</think>\nThe answer is \\boxed{7}", "7"),
         ("<think>so \\boxed{3}", None),
         ("so \\boxed{3}</think> The answer is 4", "4"),
+        ("so \\boxed{3}</think> I do not know.", None),
         ("<think>a</think> \\boxed{4} <think>or \\boxed{5}", "4"),
         ("```python\nprint('\\\\boxed{42}')\n```\n```output\n\\boxed{42}\n```\n", None),
         ("```python\nprint(3)\n```\n```output\n3\n```\nThe answer is 3.", "3"),
