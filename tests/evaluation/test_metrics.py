@@ -51,6 +51,7 @@ def test_clustering_counts_problems_not_samples() -> None:
         (["8", "7"], [False, True], False),
         (["7", "8"], [True, False], True),
         ([None, None], [False, False], False),
+        (["1/2", "3", "3", "0.5", "0.50"], [True, False, False, True, True], True),
     ],
 )
 def test_majority(answers: list[str | None], right: list[bool], wins: bool) -> None:

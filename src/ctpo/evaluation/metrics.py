@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from ctpo.runs.means import mean
@@ -51,18 +51,32 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-def majority(answers: Sequence[str | None], right: Sequence[bool]) -> bool:
+def majority(
+    answers: Sequence[str | None], right: Sequence[bool], votes: Sequence[Hashable] | None = None
+) -> bool:
     """Whether the most frequent answer of a problem is right.
 
     Args:
         answers: the answer of each sample. None does not vote. Of equally frequent answers, the earliest wins.
         right: whether each sample is right.
+        votes: what each sample votes for, if it has an answer: equal values are votes for the same answer. By default
+            right answers are the same, because they equal the reference, and others are if their texts are.
+
+    Example:
+        majority(["1/2", "0.5", "3", "3", "\\frac12"], [True, True, False, False, True])  # True
     """
-    votes = Counter(answer for answer in answers if answer is not None)
-    if not votes:
+    if votes is None:
+        votes = [True if is_right else answer for answer, is_right in zip(answers, right, strict=True)]
+    cast = [
+        (vote, is_right)
+        for answer, vote, is_right in zip(answers, votes, right, strict=True)
+        if answer is not None
+    ]
+    if not cast:
         return False
-    winner = votes.most_common(1)[0][0]  # equal counts are in order of first appearance
-    return right[list(answers).index(winner)]
+    # Equal counts are in order of first appearance.
+    winner = Counter(vote for vote, _ in cast).most_common(1)[0][0]
+    return next(is_right for vote, is_right in cast if vote == winner)
 
 
 def reported_ks(samples: int) -> list[int]:

@@ -77,7 +77,7 @@ def rejudge(
     old = _figures(folder)
     results = {
         name: {
-            **summarise(flat(groups), identities[name].samples),
+            **summarise(tasks[name], flat(groups), identities[name].samples),
             "seconds": old.get("results", {}).get(name, {}).get("seconds"),
         }
         for name, groups in after.items()

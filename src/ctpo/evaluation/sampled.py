@@ -10,6 +10,7 @@ from typing import Any
 from ctpo.evaluation.judged import JudgedResponse, sample_problems
 from ctpo.evaluation.metrics import majority, mean_and_error, pass_at_k, reported_ks
 from ctpo.evaluation.stored import align, complete_groups, write_responses
+from ctpo.evaluation.votes import votes
 from ctpo.rollout import EndpointEngine, ToolRunner, TransformersEngine
 from ctpo.rollout.sampling import Sampling
 from ctpo.runs.atomic import append_json_lines
@@ -66,10 +67,11 @@ def sample_task(
     return [response for group in groups if group is not None for response in group]
 
 
-def summarise(responses: Sequence[JudgedResponse], samples: int) -> dict[str, Any]:
+def summarise(task: Task, responses: Sequence[JudgedResponse], samples: int) -> dict[str, Any]:
     """The figures of one task: means over problems, each with a standard error clustered by problem.
 
     Args:
+        task: the task, whose check says which answers are the same.
         responses: problem by problem, `samples` for each.
     """
     groups = [responses[i : i + samples] for i in range(0, len(responses), samples)]
@@ -87,10 +89,13 @@ def summarise(responses: Sequence[JudgedResponse], samples: int) -> dict[str, An
             [pass_at_k(samples, c, k) for c in right]
         )
     if samples > 1:
-        votes = [majority([r.extracted for r in group], [r.correct for r in group]) for group in groups]
+        winners = [
+            majority([r.extracted for r in group], [r.correct for r in group], cast)
+            for group, cast in zip(groups, votes(task, groups), strict=True)
+        ]
         identical = sum(len({r.text for r in group}) == 1 for group in groups)
         figures["identical"] = identical / len(groups)
-        figures[f"majority@{samples}"], figures["majority_stderr"] = mean_and_error(votes)
+        figures[f"majority@{samples}"], figures["majority_stderr"] = mean_and_error(winners)
     tokens, tokens_error = mean_and_error([sum(r.tokens for r in group) / samples for group in groups])
     n = len(responses)
     return {

@@ -130,7 +130,7 @@ def run_suite(
                 progress=lambda done, name=name: progress(name, done, len(problems[name])),  # type: ignore[misc]
             )
         seconds = round(time.perf_counter() - started, 1)
-        results[name] = {**summarise(responses[name], suite.samples), "seconds": seconds}
+        results[name] = {**summarise(task, responses[name], suite.samples), "seconds": seconds}
     if isinstance(engine, EndpointEngine):
         engine.endpoint.close()
     figures = {

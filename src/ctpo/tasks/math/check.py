@@ -42,6 +42,10 @@ class MathCheck(Judge):
         rest = iter(verdicts)
         return ["no answer" if text is None else next(rest) for text in given]
 
+    def equal(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether the two answers of each pair are equal. What is not known in time is not equal."""
+        return [verdict == "right" for verdict in self.compare(pairs)]
+
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
         """One verdict for each pair of a reference answer and a given answer: cheap comparisons first."""
         verdicts = [exact.compare(reference, given) for reference, given in pairs]
