@@ -45,8 +45,10 @@ _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.USub: operator.neg,
     ast.Invert: operator.invert,
 }
-_MAY_COMPILE = ("ast", "importlib._bootstrap_external", "collections", "dataclasses")
-"""Modules that compile to read, to import, or to make classes out of texts of their own."""
+_MAY_COMPILE = """
+ast importlib._bootstrap_external typing collections dataclasses sympy.polys.monomials
+""".split()
+"""Modules that compile to read, to import, or to make classes and functions out of texts of their own."""
 
 
 def score(name: str, answer: str, entry: dict[str, Any]) -> float:

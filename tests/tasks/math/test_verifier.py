@@ -47,7 +47,9 @@ def process(verifier: Verifier) -> subprocess.Popen[bytes]:
 
 def child_of(pid: int) -> int:
     """The child that answers. It may just be being forked anew."""
+    deadline = time.monotonic() + 20
     while not (children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        assert time.monotonic() < deadline, f"the worker {pid} has no child"
         time.sleep(0.01)
     return int(children[0])
 
