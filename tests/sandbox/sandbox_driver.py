@@ -133,7 +133,7 @@ def leftovers(sandbox: Sandbox) -> int:
 def _reports(engine: str, host: Host, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     secret = os.environ[SECRET_NAME]
     with Sandbox(timeout_s=10, memory_mb=MEMORY_MB, workers=1, engine=engine) as sandbox:
-        sandbox.run(["import numpy"], timeout_s=60)  # both zygotes are there from the start
+        sandbox.run(["import numpy", "import decimal"], timeout_s=60)  # all zygotes are there from the start
         for name in names:
             program, statuses = HOSTILE[name]
             before = host.state()

@@ -12,7 +12,7 @@ from ctpo.sandbox.worker import DESCRIPTORS
 _MEBIBYTE = 1 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 _UNLIMITED = 1 << 60  # without a limit, cgroup v1 shows a number near 2^63
-_ZYGOTES = 2  # each worker has one of each kind
+_ZYGOTES = 3  # each worker has one of each kind
 _OWN_DESCRIPTORS = 16  # the pool's own, and those that are open for a moment while a process starts
 
 

@@ -40,7 +40,7 @@ class Pool:
     """Runs batches of programs in `workers` slots until it is closed.
 
     Args:
-        confinements: how the zygotes of each kind ("lean", "full") are started.
+        confinements: how the zygotes of each kind ("lean", "usual", "full") are started.
         workers: how many programs run at the same time.
         output_bytes: the limit of stdout, and of stderr.
 

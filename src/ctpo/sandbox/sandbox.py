@@ -25,6 +25,11 @@ _MEBIBYTE = 1 << 20
 _WANTS_FULL = re.compile(
     rb"\b(?:numpy|sympy|mpmath|scipy|pandas|matplotlib|asyncio|concurrent|hashlib|tempfile|shutil|uuid|logging)\b"
 )
+# The same for modules of the standard library that are rarer, and that would make each fork of the lean one slower.
+_WANTS_USUAL = re.compile(
+    rb"\b(?:array|ast|cmath|copy|dataclasses|datetime|decimal|fractions|inspect|numbers|queue|statistics|textwrap"
+    rb"|typing|unicodedata)\b"
+)
 _PROBE_TIMEOUT_S = 20.0
 _UNSAFE_HINT = "To run programs WITHOUT isolation all the same: Sandbox(unsafe_no_isolation=True)"
 _LONGEST_PROGRAM = 1 << 20
@@ -236,8 +241,10 @@ class Sandbox:
                 message = f"program of {len(text)} bytes; the limit is {_LONGEST_PROGRAM}\n"
                 batch.results[index] = SandboxResult("error", "", message, 0.0)
                 continue
-            full = self._preload or _WANTS_FULL.search(text)
-            jobs.append(Job(batch, index, text, "full" if full else "lean"))
+            kind = "usual" if _WANTS_USUAL.search(text) else "lean"
+            if self._preload or _WANTS_FULL.search(text):
+                kind = "full"
+            jobs.append(Job(batch, index, text, kind))
         batch.missing = len(jobs)
         return batch, jobs
 

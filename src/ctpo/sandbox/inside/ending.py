@@ -22,6 +22,8 @@ from typing import Any
 
 from . import kernel
 
+_QUIET: set[type] = set()
+"""Types whose objects show nothing when they end: those that the zygote knows, so that a child need not look again."""
 _ORIGINALS = sys.stdout, sys.stderr
 _COLLECT = compile(
     "import gc; gc.collect()", "sys", "exec"
@@ -50,6 +52,13 @@ def finish(code: int) -> int:
         setattr(sys, name, getattr(sys, f"__{name}__", None))
     flush_originals()
     return code if flushed else _FAILED_FLUSH
+
+
+def note_quiet_types() -> None:
+    """Note the types of the objects that exist now, if their ends show nothing."""
+    for kind in set(map(type, gc.get_objects())):
+        if not (hasattr(kind, "__del__") or issubclass(kind, type | weakref.ReferenceType)):
+            _QUIET.add(kind)
 
 
 def flush_originals() -> None:
@@ -102,7 +111,9 @@ def _report(error: BaseException, place: object) -> None:
 def _end_shows() -> bool:
     """Whether the end of one of the program's objects could write something: a destructor, a file, a generator."""
     objects = gc.get_objects()
-    kinds = set(map(type, objects))
+    kinds = set(map(type, objects)) - _QUIET
+    if not kinds:
+        return False
     # An instance without attributes is unknown to gc, but its class is known. `isinstance` would ask the instance.
     metaclasses = {kind for kind in kinds if issubclass(kind, type)}
     kinds.update(thing for thing in objects if type(thing) in metaclasses)

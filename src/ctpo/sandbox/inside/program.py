@@ -12,13 +12,14 @@ from importlib.machinery import BuiltinImporter
 from types import TracebackType
 from typing import Any, NoReturn
 
-from .ending import finish, flush_originals
+from .ending import _end_shows, _flush_streams, finish, flush_originals, note_quiet_types
 from .wire import EXIT_MEMORY, EXIT_SETUP, HEADER, Configuration
 
 _TRACEBACK_CHARS = 4096
 _FIRST_READ = 4096  # holds most programs; a larger buffer would cost every program a mapping of its own
 _NEXT_READ = 1 << 20
 _SEED_BYTES = 32
+_REHEARSALS = 20  # more than it takes the interpreter to specialize a function
 _PROGRAM_NAME = "<program>"
 _source = [""]
 """The text of the program that runs, for tracebacks."""
@@ -32,11 +33,27 @@ def prepare() -> None:
     main = types.ModuleType("__main__")
     main.__dict__.update(__builtins__=builtins, __loader__=BuiltinImporter)
     if sys.version_info < (3, 14):
-        main.__dict__["__annotations__"] = {}
+        main.__dict__.update(__annotations__={})
     sys.modules["__main__"] = main
     sys.argv = ["-c"]
     sys.excepthook = sys.__excepthook__ = _show_exception
     threading.excepthook = _show_threads_exception
+
+
+def rehearse() -> None:
+    """Run what every child runs, so that the zygote's caches know it, and no child has to write to them."""
+    outside, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115
+    for _ in range(_REHEARSALS):
+        prepare()
+        exec(
+            compile("print(3 + 67)", _PROGRAM_NAME, "exec", dont_inherit=True), vars(sys.modules["__main__"])
+        )
+        _flush_streams()
+        _end_shows()
+        _reseed()
+    note_quiet_types()
+    sys.stdout.close()
+    sys.stdout = outside
 
 
 def _read_program() -> tuple[int, int, str]:

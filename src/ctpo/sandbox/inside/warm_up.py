@@ -6,21 +6,28 @@ import site
 
 # Left out are hashlib, tempfile, shutil and asyncio. They map libraries (OpenSSL, lzma) that slow down every fork.
 _LEAN = """
-abc array ast atexit bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal
-enum fractions functools heapq inspect io itertools json keyword linecache math numbers operator queue random
-re statistics string struct textwrap threading time traceback types typing unicodedata warnings weakref
+abc atexit bisect collections collections.abc contextlib enum functools heapq io itertools json keyword linecache math
+operator random re string struct threading time traceback types warnings weakref
+"""
+_USUAL = """
+array ast cmath copy dataclasses datetime decimal fractions inspect numbers queue statistics textwrap typing
+unicodedata
 """
 _FULL = (
     "asyncio base64 bz2 concurrent.futures csv hashlib logging lzma pathlib pprint shutil tempfile uuid zlib"
 )
 
 _WARM_LEAN = """
-import collections, datetime, decimal, fractions, json, math, random, re, statistics
-json.loads(json.dumps({"a": [1, 2.5, None]})); re.sub(r"(\\d+)", r"<\\1>", "a1b22")
-random.sample(range(9), 3); statistics.mean([1, 2, 3]); math.comb(9, 3)
-str(fractions.Fraction(3, 4) + 1); str(decimal.Decimal("1.1") ** 3)
-datetime.date(2020, 1, 1).isoformat(); collections.Counter("aab").most_common(1)
-print(f"{3 + 67:>5} {2 / 3:.4f}", end="")
+import collections, json, math, random, re
+json.loads(json.dumps({"a": [1, 2.5, None]}))
+re.sub(r"(\\d+)", r"<\\1>", "a1b22"); random.sample(range(9), 3); math.comb(9, 3)
+collections.Counter("aab").most_common(1); print(f"{3 + 67:>5} {2 / 3:.4f}", end="")
+"""
+
+_WARM_USUAL = """
+import datetime, decimal, fractions, statistics
+statistics.mean([1, 2, 3])
+str(fractions.Fraction(3, 4) + 1); str(decimal.Decimal("1.1") ** 3); datetime.date(2020, 1, 1).isoformat()
 """
 
 _WARM_NUMPY = """
@@ -49,12 +56,14 @@ def warm_up(preload: str, modules: list[str]) -> list[str]:
     for define in (site.setquit, site.setcopyright, site.sethelper):
         define()
     packages = []
-    for name in _LEAN.split():
+    for name in _LEAN.split() if preload == "lean" else (_LEAN + _USUAL).split():
         try:
             __import__(name)
         except ImportError:
             continue
     exercises = [("", _WARM_LEAN)]
+    if preload != "lean":
+        exercises.append(("", _WARM_USUAL))
     if preload == "full":
         for name in _FULL.split():
             __import__(name)

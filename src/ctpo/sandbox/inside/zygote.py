@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from . import kernel
 from .confinement import confinement_steps, isolate
-from .program import prepare, run
+from .program import prepare, rehearse, run
 from .warm_up import warm_up
 from .wire import CONFIGURATION_BYTES, EXIT_SETUP, EXITED, REQUEST, Configuration
 
@@ -192,7 +192,9 @@ def main(descriptor: int) -> NoReturn:
     # Changing the user has cleared the parent-death signal, which otherwise was set first of all.
     kernel.call("prctl", kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     zygote = Zygote(control, config)
+    rehearse()
     gc.collect()
+    kernel.libc.malloc_trim(0)  # children then find large free blocks, and do not search the small ones
     gc.freeze()
     prepare()
     control.send(b"R" + json.dumps({"packages": packages, "address_space": config.address_space}).encode())

@@ -25,7 +25,10 @@ _TASKS = 1024
 
 @dataclass(frozen=True)
 class Engine:
-    """A named way to run zygotes of two kinds: "lean", and "full" with numpy, sympy and similar packages."""
+    """A named way to run zygotes of three kinds: "lean", "usual" with more of the standard library, and "full".
+
+    The full one also has numpy, sympy and similar packages.
+    """
 
     name: str
     isolated: bool
@@ -143,7 +146,7 @@ def _kinds(
     inherited = () if namespace is None else (namespace,)
     return {
         kind: Confinement(command, dict(environment), settings | {"preload": kind}, inherited)
-        for kind in ("lean", "full")
+        for kind in ("lean", "usual", "full")
     }
 
 
