@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +14,7 @@ from ctpo.cli.quiet import quieten, sole_use
 from ctpo.cli.table import table
 from ctpo.errors import UserError, one_line, printable
 from ctpo.extras import require
+from ctpo.runs.checkpoints import is_disk_error
 from ctpo.runs.directory import RunDirectory
 from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_path
@@ -145,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(soft_wrap=True)
     waiting = "loading the model …" if args.endpoint is None else "asking the endpoint …"
     suite = Suite(**suite_arguments)
-    with sole_use(args.output), console.status(waiting) as status:
+    with sole_use(args.output), _written_to(args.output), console.status(waiting) as status:
         figures, responses = run_suite(
             suite,
             output=args.output,
@@ -182,7 +184,7 @@ def _rejudge(args: argparse.Namespace) -> int:
             f"--rejudge {args.rejudge} would run the code of the task file {foreign[0]}; if you trust it, add "
             f"--trust or --task {foreign[0]}"
         )
-    with sole_use(args.rejudge):
+    with sole_use(args.rejudge), _written_to(args.rejudge):
         rejudged = rejudge(args.rejudge, _tasks(names), notice=lambda sentence: print(one_line(sentence)))
     for name, changed in rejudged.changed.items():
         for old, new in changed[: max(args.show, 0)]:
@@ -199,6 +201,25 @@ def _rejudge(args: argparse.Namespace) -> int:
         print("the evaluation is not complete, so eval.json is not written; continue it with --output")
     _print_figures(str(rejudged.figures.get("model", args.rejudge)), rejudged.figures)
     return 0
+
+
+@contextmanager
+def _written_to(folder: Path | None) -> Iterator[None]:
+    """Turn what hinders the writing of files in a folder into an error of one line.
+
+    Raises:
+        UserError: for a full disk, a folder that only others may write, or something else in the place of a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename2 or error.filename or "")
+        if folder is None or not (is_disk_error(error) or Path(name).is_relative_to(folder)):
+            raise
+        raise UserError(
+            f"{name or folder} cannot be written ({error.strerror}); the responses saved so far are kept, and the same "
+            "command continues once it can be"
+        ) from None
 
 
 def _resolve(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from importlib import import_module
 from typing import Any, Final, NoReturn
 
 from ctpo.cli.quiet import is_main_process
-from ctpo.errors import UserError
+from ctpo.errors import UserError, one_line
 from ctpo.version import __version__
 
 _COMMANDS: Final = {
@@ -108,6 +109,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left (`ctpo … | head`)
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(
+            f"ctpo: {one_line(str(error.filename), 80)} is too long for a path; give another", file=sys.stderr
+        )
+        return USAGE
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -44,18 +46,24 @@ def sole_use(folder: Path | None) -> Iterator[None]:
         folder: the folder; None locks nothing.
 
     Raises:
-        UserError: if another command holds the lock.
+        UserError: if another command holds the lock, or if the file of the lock is no regular file.
     """
     with ExitStack() as stack:
         try:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context((folder / ".lock").open("a"))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock = folder / ".lock"
+                # Not through a link, which could make a file elsewhere; O_NONBLOCK does not wait at a FIFO.
+                handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                stack.callback(os.close, handle)
+                if not stat.S_ISREG(os.fstat(handle).st_mode):
+                    raise UserError(f"{lock} is not a regular file; remove it")
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"--output {folder} is in use by another command; wait for it, or choose another"
             ) from None
-        except OSError:
-            pass
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise UserError(f"{folder}/.lock is a link; remove it") from None
         yield

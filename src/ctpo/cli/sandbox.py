@@ -10,7 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Final
 
-from ctpo.errors import printable
+from ctpo.errors import UserError, printable
+from ctpo.runs.files import read_text
 from ctpo.sandbox import Sandbox, SandboxResult, SandboxUnavailable
 from ctpo.sandbox.isolation.probe import Check
 
@@ -89,10 +90,12 @@ def _verdict(check: Check) -> str:
 
 def _run_file(args: argparse.Namespace) -> int:
     try:
-        text = sys.stdin.read() if args.file == "-" else Path(args.file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        print(f"ctpo sandbox run: can't read {args.file!r}: {error}", file=sys.stderr)
-        return 2
+        text = sys.stdin.read() if args.file == "-" else read_text(Path(args.file))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{args.file!r} cannot be read ({reason}); give a Python file, or - for stdin"
+        ) from None
     try:
         with Sandbox(
             timeout_s=args.timeout_s,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from ctpo.errors import UserError
 from ctpo.evaluation.samplers import Response, endpoint_responses, local_responses
@@ -21,6 +21,8 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "calls": list,
 }
 """The types of what a record of a response holds."""
+_LARGEST: Final = 2**53
+"""A larger count in a record is damage; floats do not hold it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +76,14 @@ class JudgedResponse:
         """The response that `record` was made of.
 
         Raises:
-            KeyError, TypeError: if the object is not such a record.
+            KeyError, TypeError, ValueError: if the object is not such a record.
         """
         for name, kind in _TYPES.items():
             if not isinstance(record[name], kind):
                 raise TypeError(f"{name} is {record[name]!r}")
+        for name in ("sample", "tokens"):
+            if isinstance(record[name], bool) or not 0 <= record[name] < _LARGEST:
+                raise ValueError(f"{name} is {str(record[name])[:20]}")
         return cls(
             problem=Problem(prompt=record["prompt"], answer=record["answer"], id=record["id"]),
             sample=record["sample"],

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -28,6 +30,14 @@ compared."""
 
 SMALL = 10_000_000
 """A model with fewer parameters is small: it decodes a thousand rows as fast as thirty."""
+
+
+_BOUNDS: Final = {
+    "num_hidden_layers": (1, 10_000),
+    "num_labels": (0, 100_000),
+    "max_position_embeddings": (1, 2**40),
+}
+"""Numbers of a model's configuration, and what they can be."""
 
 
 def load_model(
@@ -52,6 +62,7 @@ def load_model(
         model, report = AutoModelForCausalLM.from_pretrained(
             location, dtype=dtype, output_loading_info=True, **options
         )
+        _check_ends(model)
     if report["missing_keys"]:
         raise UserError(
             f"model {location} lacks {len(report['missing_keys'])} of its weights, for example "
@@ -73,7 +84,9 @@ def load_tokenizer(location: str, **options: Any) -> tuple[PreTrainedTokenizerBa
     location = _resolve(location)
     options = {"trust_remote_code": False, **options}
     with _one_line_errors(location):
+        _check_config(location, options)
         tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left", **options)
+        tokenizer.decode(tokenizer("1 + 1 = 2\n")["input_ids"])  # some damage shows at the first use only
         config = AutoConfig.from_pretrained(location, **options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -95,6 +108,41 @@ def model_folder(location: str) -> Path:
         return Path(cached_file(location, "config.json")).parent
 
 
+def _check_config(location: str, options: Mapping[str, Any]) -> None:
+    """Check what transformers takes from a model's configuration without a question.
+
+    Raises:
+        ValueError: for attention from the hub, which is code, unless `trust_remote_code` is set; and for numbers with
+            which loading would not end, or sampling would fail.
+    """
+    trusted = options["trust_remote_code"]
+    known = {name: value for name, value in options.items() if name != "trust_remote_code"}
+    waiting: list[Any] = [PreTrainedConfig.get_config_dict(location, **known)[0]]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, list):
+            waiting.extend(each)
+            continue
+        for name, value in each.items() if isinstance(each, dict) else ():
+            if "attn_implementation" in name and "/" in json.dumps(value) and not trusted:
+                raise ValueError(
+                    f"{name} is {value!r}, which is code from the hub; take it out of config.json"
+                )
+            least, most = _BOUNDS.get(name, (-math.inf, math.inf))
+            if isinstance(value, int) and not least <= value <= most:
+                raise ValueError(f"{name} is {str(value)[:20]}, not {least} to {most}; correct config.json")
+            waiting.append(value)
+
+
+def _check_ends(model: PreTrainedModel) -> None:
+    """Check that the tokens that end a response are numbers of tokens."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    if any(
+        type(each) is not int for each in (ends if isinstance(ends, list) else [ends]) if each is not None
+    ):
+        raise ValueError(f"eos_token_id is {ends!r}, no token's number; correct generation_config.json")
+
+
 def _resolve(location: str) -> str:
     return str(smollm2.smollm2_path()) if location == smollm2.NAME else location
 
@@ -112,7 +160,13 @@ def _one_line_errors(location: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # damaged and foreign files make the libraries below raise whatever they meet
+    except (
+        BaseException
+    ) as error:  # damaged and foreign files make the libraries below raise whatever they meet
+        if (
+            not isinstance(error, Exception) and type(error).__name__ != "PanicException"
+        ):  # of Rust, in tokenizers
+            raise
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         where = "" if Path(location).exists() else " (no such directory here, so taken for a hub id)"
         raise UserError(f"model {location}{where} cannot be loaded: {reason}") from None

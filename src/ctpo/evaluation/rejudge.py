@@ -84,6 +84,7 @@ def rejudge(
     }
     samples = max(identity.samples for identity in identities.values())
     figures = {**old, "samples": samples, "results": results, **average(results, samples)}
+    folder.write({**identities, **{name: replace(identities[name], judged="") for name in tasks}})
     for name, groups in after.items():
         write_responses(folder.transcripts(name, len(tasks)), groups)
     folder.write({name: replace(identities[name], judged=judged_with(task)) for name, task in tasks.items()})

@@ -188,8 +188,11 @@ def update(
             sentences.append(f"{name}: {sentence}")
     if dropped:
         sentences[-1] += f"; the files as they were are in {folder.keep_replaced()}"
-    if sentences:
+    if sentences or any(group is None for groups in fitted.values() for group in groups):
         folder.figures.unlink(missing_ok=True)  # until there are new ones
+    if sentences:
+        # A kill in between leaves verdicts of two checks, which no check may then take for its own.
+        folder.write({name: replace(each, judged="") for name, each in before.items()})
         for name, groups in fitted.items():
             write_responses(folder.transcripts(name, len(tasks)), groups)
     folder.write(now)

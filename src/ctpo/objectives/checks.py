@@ -214,7 +214,10 @@ def number(argument: str, value: object, minimum: float, *, strict: bool = False
         raise ValueError(f"{argument}: {value!r} is not a number.")
     if value < minimum or (strict and value == minimum):
         raise ValueError(f"{argument}: {value!r} must be {'>' if strict else '>='} {minimum:g}.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{argument}: an integer of {len(str(value))} digits is no float.") from None
 
 
 def finite(argument: str, value: object, minimum: float = -math.inf) -> float:

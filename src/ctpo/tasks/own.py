@@ -24,6 +24,7 @@ from ctpo.tasks.task import Problem, Task
 _PLACE = re.compile(r"(.*\.py)(?::(\w+))?")
 _USUAL_NAME = "task"
 _MODULE = "ctpo_own_task_"
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 def is_own_task(place: str) -> bool:
@@ -32,7 +33,7 @@ def is_own_task(place: str) -> bool:
 
 
 def own_task(place: str) -> Task:
-    """The `Task` of that name in the file, which is run as `python FILE.py` would run it.
+    """The `Task` of that name in the file, which is run as a module; it can import others that lie beside it.
 
     Raises:
         UserError: if the file is missing or raises, or holds no such task.
@@ -120,13 +121,34 @@ def _are_problems(value: Any) -> bool:
 
 
 def files_of(task: Task) -> list[Path]:
-    """The files of users' own tasks that this task comes from: those that hold a task with the same check."""
-    return [
+    """The files of users' own tasks that this task comes from, and the files below their folders that they import.
+
+    The first are those that hold a task with the same check. What is imported only when the check runs is left out.
+    """
+    own = [
         Path(str(module.__file__))
         for name, module in sys.modules.items()
         if name.startswith(_MODULE)
         and any(isinstance(each, Task) and each.check is task.check for each in vars(module).values())
     ]
+    return own + [path for path in _imported() if any(path.is_relative_to(each.parent) for each in own)]
+
+
+def _imported() -> list[Path]:
+    """The source files of all modules but this package, installed packages, the program and users' own tasks."""
+    modules = [
+        module
+        for name, module in list(sys.modules.items())
+        if name != "__main__"
+        and name.split(".")[0] != __package__.split(".")[0]
+        and not name.startswith(_MODULE)
+    ]
+    files = [
+        Path(file).resolve()
+        for module in modules
+        if isinstance(file := getattr(module, "__file__", None), str)
+    ]
+    return [file for file in files if file.suffix == ".py" and not _INSTALLED.intersection(file.parts)]
 
 
 @cache
@@ -138,6 +160,10 @@ def _module(path: Path, changed_ns: int) -> ModuleType:
     assert spec.loader is not None
     module = module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look up a module by its name
+    if str(path.parent) not in sys.path:
+        sys.path.append(
+            str(path.parent)
+        )  # for modules beside the file; last, so that none takes a package's place
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

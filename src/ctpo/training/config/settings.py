@@ -21,6 +21,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 
 from ctpo.errors import UserError
 from ctpo.old_names import current_knobs
+from ctpo.runs.files import read_bytes
 from ctpo.training.config.checks import check_batches, check_settings
 from ctpo.training.config.recipe import RIVALS, Recipe
 from ctpo.training.config.sources import preset_knobs, trainer_fields, trl_fields
@@ -62,6 +63,10 @@ _ALWAYS_SAVED = ("seed", "learning_rate", "max_completion_length", "temperature"
 """Settings that are written into every run's recipe, so that another default in a later TRL does not change it."""
 
 
+_IN_FILES = ("accelerator_config", "fsdp_config", "deepspeed")
+"""Settings of TRL that may be the path of a JSON file."""
+
+
 def check(keys: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
     """The recipe, and the given settings of `CTPOConfig`, without importing torch or TRL.
 
@@ -100,7 +105,15 @@ def build(keys: Mapping[str, Any]) -> tuple[Recipe, CTPOConfig]:
     quiet = {"log_level_replica": "error", **given}
     try:
         config = CTPOConfig(**quiet, logging_strategy="steps", disable_tqdm=True)
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (
+        ValueError,
+        TypeError,
+        ImportError,
+        OSError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         raise UserError(" ".join(str(error).split())) from None
     config.logging_steps = config.updates_per_rollout_batch
     if recipe.rollout_batches is not None:
@@ -148,7 +161,11 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             except ValueError as error:
                 raise UserError(f"objective_kwargs: {error}") from None
         elif name in trainer_fields():
-            given[name] = _checked(name, value, trainer_fields()[name].type)
+            wanted = trainer_fields()[name].type
+            given[name] = _checked(name, value, wanted)
+            if isinstance(value, str) and "dict" in str(wanted):
+                as_file = name in _IN_FILES and not value.lstrip().startswith("{")
+                given[name] = _from_file(name, Path(value)) if as_file else _mapping(name, value)
         else:
             raise UserError(_unknown(str(name), [*_recipe_types(), *trainer_fields()]))
     return ours, given
@@ -242,11 +259,23 @@ def _mapping(name: str, value: dict[str, Any] | str) -> dict[str, Any]:
     """A mapping, which may come as a JSON string as TRL takes it."""
     try:
         parsed = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{name}={value!r} is not JSON ({error}); give key: value pairs") from None
     if not isinstance(parsed, dict):
         raise UserError(f"{name}={value!r} is not of type dict; give key: value pairs")
     return parsed
+
+
+def _from_file(name: str, path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file, which may be anything that somebody has put there."""
+    try:
+        content = json.loads(read_bytes(path))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{name}={path} cannot be read ({reason}); give a JSON file") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{name}={path} holds no JSON object; give key: value pairs")
+    return content
 
 
 def _number(value: Any) -> Any:

@@ -139,14 +139,15 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _flat(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the keys and values of a mapping and of every mapping and list in it."""
-    if isinstance(value, Mapping):
-        for key, each in value.items():
-            yield str(key), each
-            yield from _flat(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from _flat(each)
+    """Yield the keys and values of a mapping and of every mapping and list in it, however deep."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, Mapping):
+            yield from ((str(key), inner) for key, inner in each.items())
+            waiting.extend(each.values())
+        elif isinstance(each, list):
+            waiting.extend(each)
 
 
 def _words(value: Any) -> list[str]:
