@@ -9,6 +9,7 @@ import dataclasses
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
@@ -25,6 +26,7 @@ _PLACE = re.compile(r"(.*\.py)(?::(\w+))?")
 _USUAL_NAME = "task"
 _MODULE = "ctpo_own_task_"
 _INSTALLED = {"site-packages", "dist-packages"}
+_STANDARD = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 
 def is_own_task(place: str) -> bool:
@@ -136,19 +138,24 @@ def files_of(task: Task) -> list[Path]:
 
 def _imported() -> list[Path]:
     """The source files of all modules but this package, installed packages, the program and users' own tasks."""
-    modules = [
-        module
-        for name, module in list(sys.modules.items())
-        if name != "__main__"
-        and name.split(".")[0] != __package__.split(".")[0]
-        and not name.startswith(_MODULE)
-    ]
+    package = __name__.partition(".")[0]
+    named = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
     files = [
         Path(file).resolve()
-        for module in modules
-        if isinstance(file := getattr(module, "__file__", None), str)
+        for name, file in named.items()
+        if isinstance(file, str)
+        and os.path.isabs(file)  # torch has modules whose file is none
+        and name != "__main__"
+        and name.partition(".")[0] != package
+        and not name.startswith(_MODULE)
     ]
-    return [file for file in files if file.suffix == ".py" and not _INSTALLED.intersection(file.parts)]
+    return [
+        file
+        for file in files
+        if file.suffix == ".py"
+        and file.is_file()
+        and not (_INSTALLED.intersection(file.parts) or file.is_relative_to(_STANDARD))
+    ]
 
 
 @cache
