@@ -54,7 +54,9 @@ def sole_use(folder: Path | None) -> Iterator[None]:
                 folder.mkdir(parents=True, exist_ok=True)
                 lock = folder / ".lock"
                 # Not through a link, which could make a file elsewhere; O_NONBLOCK does not wait at a FIFO.
-                handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                handle = os.open(
+                    lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666
+                )
                 stack.callback(os.close, handle)
                 if not stat.S_ISREG(os.fstat(handle).st_mode):
                     raise UserError(f"{lock} is not a regular file; remove it")
