@@ -5,6 +5,15 @@ from __future__ import annotations
 
 SAME = r"""
 numbers
+7 | \color{red}{7}
+7 | \textcolor{blue}{7}
+7 | {\bf 7}
+7 | \mathbf 7
+7 | 7\\
+\approx 2.7 | 2.7
+2.7 | \approx 2.7
+\frac{2}{3} | {2 \over 3}
+\frac{2}{3} | \frac{2}{3} \approx 0.667
 7 | 7.0
 7 | ７
 7 | ৭
@@ -48,6 +57,9 @@ mixed numbers
 -3\frac{1}{4} | -3.25
 13/4 | 3\frac{1}{4}
 powers, factorials and binomials
+35 | \frac{7!}{3!4!}
+35 | {7 \choose 3}
+\frac{1}{e^2} | \frac{1}{\mathrm e^2}
 2^{5000} | 4^{2500}
 2^{1000000} | 4^{500000}
 10^{100} | (10^{50})^2
@@ -108,6 +120,9 @@ x_{1} | x_1
 \frac{m(m-1)}{2} | \frac{1}{2}m(m-1)
 4^n | 2^{2n}
 units
+9 | 9 \frac{\text{m}}{\text{s}}
+40 \text{ km/h} | 40 km per hour
+40 \text{ km/h} | 40\ \frac{\text{km}}{\text{h}}
 25\text{ km} | 25
 25\text{ km} | 25 km
 25\text{ km} | 25\,\mathrm{km}
@@ -137,6 +152,7 @@ units
 5 million | 5000000
 37^\circ\text{C} | 37
 money and percent
+35\% | 35 per cent
 \$45 | 45
 45 | \$45
 45 | $45
@@ -158,6 +174,7 @@ money and percent
 \frac{1}{4} | 25\%
 12.5\% | 12.5 percent
 choices
+D | d
 C | (C)
 C | \text{(C)}
 C | \textbf{C}
@@ -174,6 +191,9 @@ ACD | A, C and D
 A, C | C, A
 B | choice B
 texts
+4:15 | 4:15 pm
+4:15 | 4:15\text{ a.m.}
+\text{no solution} | \text{There is no solution}
 \text{Alice} | Alice
 \text{Alice} | alice
 \text{yes} | Yes
@@ -199,6 +219,12 @@ forty-two | 42
 -\infty | -∞
 \text{undefined} | undefined
 lists and sets
+2, 9 | x \in \{2, 9\}
+2, 9 | 2 \\ 9
+1, 3, \ldots, 2n-1 | 1,3,\dots,2n-1
+1, 3, 5, \ldots | \{1,3,5,...\}
+\{1+i, 1-i\} | \{1-i, 1+i\}
+x=4,y=1 | x=4,\ y=1
 3, 8 | 8, 3
 3, 8 | 3 and 8
 3, 8 | \{8, 3\}
@@ -225,6 +251,17 @@ lists and sets
 (1,4), (4,1) | (4,1) \text{ and } (1,4)
 100, 300 | 300, 100
 tuples, vectors and matrices
+(4, 1) | x=4, y=1
+(4, 1) | (x,y) = (4,1)
+(4, 1) | \langle 4, 1 \rangle
+(4, 1) | (8/2, 1)
+(4, 1) | P = (4,1)
+(4, 1) | \begin{pmatrix} 4 \\ 1 \end{pmatrix}
+(4, 1) | \begin{cases} x=4 \\ y=1 \end{cases}
+(2, \frac{\pi}{3}) | (r,\theta) = (2,\pi/3)
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \left[\begin{array}{cc}1&2\\3&4\end{array}\right]
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{bmatrix}1&2\\[2pt]3&4\end{bmatrix}
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{pmatrix}1&2\cr 3&4\end{pmatrix}
 (2, 5) | (2,5)
 (2, 5) | (2.0, \frac{10}{2})
 (2, 5) | \left( 2, 5 \right)
@@ -239,6 +276,8 @@ a=2, b=5 | a = 2 and b = 5
 \begin{pmatrix} 1 \\ 2 \end{pmatrix} | (1, 2)
 \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} | [[1,2],[3,4]]
 intervals and inequalities
+x \ne 5 | x \in \mathbb{R}, x \neq 5
+(-\infty,1] \cup [2,\infty) | (-\infty,1] \bigcup [2,\infty)
 [2, 9) | [2,9)
 (2, 9) | 2 < x < 9
 2 < x < 9 | (2, 9)
@@ -285,6 +324,9 @@ xy = 4 | 2xy = 8
 a + b < c | 2a + 2b < 2c
 10 | 10 = 10
 ratios, bases and congruences
+1011_2 | 1011_{(2)}
+1011_2 | (1011)_2
+1011_2 | 1011\text{ (base 2)}
 3:4 | 3 : 4
 3:4 | 6:8
 1:2:3 | 2:4:6
@@ -300,6 +342,12 @@ x \equiv 3 \pmod{7} | 3 \pmod{7}
 
 DIFFERENT = r"""
 numbers
+7 | \approx 7
+7 | \text{about }7
+7 | 7...
+\frac{2}{3} | \approx \frac{2}{3}
+7 | 7 \approx 8
+7 | 7\\8
 7 | 8
 7 | -7
 7 | 7.0000001
@@ -459,6 +507,7 @@ money and percent
 0.2 | 0.2\%
 1 | 1\%
 choices
+D | b
 C | D
 C | (D)
 C | CD
@@ -485,6 +534,7 @@ C | A) 5. C) 6
 C | (C) and (D)
 A, C | A, B
 texts
+4:15 | 4:16 pm
 \text{Alice} | Bob
 \text{yes} | no
 \text{odd} | even
@@ -516,6 +566,11 @@ texts
 0 | \infty
 0 | 0 \cdot \infty
 lists and sets
+0, 1, 2 | 0, 1, 2, ...
+1, 3, 5, \ldots | 1, 3, 7, \ldots
+1, 3, 5, \ldots | 3, 1, 5, \ldots
+\emptyset | \{\emptyset\}
+2, 9 | x \in \{2, 8\}
 3, 8 | 3
 3, 8 | 3, 8, 9
 3, 8 | 3, 9
@@ -537,6 +592,10 @@ lists and sets
 (1,4), (4,1) | (1,4)
 (1,4), (4,1) | (1,4), (4,2)
 tuples, vectors and matrices
+(4, 1) | (1, 4)
+(4, 1) | x=1, y=4
+(4, 1) | (y,x) = (4,1)
+(4, 1) | [4, 1)
 (2, 5) | (5, 2)
 (2, 5) | 2
 (2, 5) | 5, 2
@@ -582,6 +641,8 @@ x > 1 | x > 1 \text{ or } x < 0
 a + b < c | a + b > c
 a + b < c | -a - b < -c
 equations
+5 | 5 \in \{5\}
+\mathbb{R} | 5 \in \mathbb{R}
 6 | x = 7
 6 | x = y
 0 | x = y

@@ -32,8 +32,8 @@ _NO_STATEMENT = re.compile(
 )
 _END = re.compile(
     r"\$(?:[^$\n.]|\.(?!\s)){1,500}\$|\\\((?:[^\\\n]|\\(?!\))){0,500}\\\)|\\[.!;,:]"
-    r"|(?P<end>\n|[.!?;](?=[\s*_\"')\]]|$)|[。！？；]|</|,?\s(?:which|because|since|where|hopefully)\b"
-    r"|,\s(?:so|as|I|and\s(?:we|I|this|it))\b|\bI\shope\b)"
+    r"|(?P<end>\n|[.!?](?=[\s*_\"')\]]|$)|;(?=\s{1,3}(?!or\b|and\b)[A-Za-z]{2})|[。！？；]|</|,?\s(?:which|because|since|where|hopefully)\b"
+    r"|,\s(?:so|as|therefore|thus|hence|I|and\s(?:we|I|this|it))\b|\bI\shope\b)"
 )
 _DISPLAY = (("\\[", "\\]"), ("$$", "$$"))
 _NUMBER_FIRST = re.compile(
@@ -149,7 +149,7 @@ def _is_near(shown: str, box: Box, position: int) -> bool:
 def _accepted(stated: str) -> str | None:
     answer = stated.strip()
     if not answer.endswith(".."):  # "5..." is not 5
-        answer = answer.rstrip(_TRAILING)
+        answer = answer.strip("*`").rstrip(_TRAILING)
     return answer if answer and len(answer) <= LONGEST else None
 
 

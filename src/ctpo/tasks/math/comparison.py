@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from ctpo.tasks.math import forms, regions, words
 from ctpo.tasks.math.normal import OPEN_SET
 from ctpo.tasks.math.shapes import (
+    EMPTY,
     Congruence,
     Digits,
     Matrix,
@@ -49,9 +50,15 @@ class Comparison:
         """Whether two cleaned texts are equal answers."""
         if words.prose(reference) == words.prose(given):
             return True
+        expected_near, reference = words.without_about(reference)
+        near, given = words.without_about(given)
+        if near and not expected_near and "." not in reference:
+            return False  # "about 5" does not say that it is 5
         chosen = _choices(reference, given)
         if chosen is not None:
             return chosen == "same" or (self.texts(*chosen) if isinstance(chosen, tuple) else False)
+        if re.fullmatch(r"\d{1,2}:\d\d", reference) and words.time_of_day(given):
+            given = re.sub(r"[^\d:]", "", given)  # 6:30 may be 6:30 pm, as 5 may be 5 cm
         for kind in (words.letters, words.time_of_day, words.date):
             expected, answer = kind(reference), kind(given)
             if expected is not None and answer is not None:
@@ -217,9 +224,8 @@ class Comparison:
             opening = plain.opening if isinstance(plain, Sequence) else "set"
             if len(items) != len(values) or opening not in ("", "("):
                 return False
-            return _all(
-                self._same(values[name], item) for name, item in zip(sorted(values), items, strict=True)
-            )
+            order = sorted(values, key=lambda name: (name.startswith("\\"), name))  # r before \\theta
+            return _all(self._same(values[name], item) for name, item in zip(order, items, strict=True))
         kinds = {shape.opening if isinstance(shape, Sequence) else "" for shape in (reference, given)}
         expected, answer = _items(reference), _items(given)
         if len(expected) != len(answer):
@@ -261,6 +267,8 @@ class Comparison:
 def _choices(reference: str, given: str) -> str | tuple[str, str] | None:
     """ "same" or "different" for two choices, two texts that are to be compared instead, or None."""
     expected, answer = words.choice(reference), words.choice(given)
+    if expected is not None and answer is None and re.fullmatch("[a-j]", words.plain_words(given)):
+        answer = given.upper(), ""
     if expected is None and answer is None:
         return None
     if expected is None:
@@ -291,7 +299,7 @@ def _is_formula(text: str) -> bool:
 def _without_brackets(shape: Shape) -> Shape:
     """The only answer of a list or of a set: `{5}` is 5."""
     if isinstance(shape, Sequence) and len(shape.items) == 1 and shape.opening in ("", OPEN_SET):
-        return shape.items[0]
+        return shape if shape.items[0] == EMPTY else shape.items[0]
     return shape
 
 

@@ -41,12 +41,17 @@ _INVISIBLE = dict.fromkeys(
 _THOUSANDS_MARK = re.compile(
     r"(?<=\d)(?:\{,\}|,\s{0,3}\\!|\\,|\\!|\\;|\\:|\{\\,\}|[" + _THIN + r"])\s?(?=\d{3})"
 )
+_NEW_LINE = re.compile(r"\\\\(?:\[\d{1,3}(?:\.\d)?(?:pt|ex|em|mm)\])?|\\(?:cr|newline)(?![A-Za-z])")
+_OVER = re.compile(r"\{([^{}]{1,100})\\(over|choose)(?![A-Za-z])([^{}]{1,100})\}")
+_OVER_NAMES = {"over": "frac", "choose": "binom"}
+_BARE_FONT = re.compile(r"\\(?:mathrm|mathbf|mathit|boldsymbol|bm)\s?(?=[A-Za-z\d](?![A-Za-z]))")
 _REMOVED = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|displaystyle|textstyle"
-    r"|scriptstyle|limits|nolimits|boldmath|middle|mathstrut)(?![A-Za-z])|\\!|\\\(|\\\)|\\\[|\\\]|(?<!\\)\$"
+    r"|scriptstyle|limits|nolimits|boldmath|middle|mathstrut"
+    r"|large|Large|LARGE|huge|Huge|bf|rm|it)(?![A-Za-z])|\\(?:text)?color\{[^{}]{1,30}\}|\\!|\\\(|\\\)|\\\[|\\\]|(?<!\\)\$"
 )
 _SPACES = re.compile(
-    r"\\(?:[,;: >]|quad|qquad|thinspace|enspace|medspace|hspace\{[^{}]{0,20}\})(?![A-Za-z])|~|\s"
+    r"\\[,;: >]|\\(?:quad|qquad|thinspace|enspace|medspace)(?![A-Za-z])|\\hspace\{[^{}]{0,20}\}|~|\s"
 )
 _NAMES = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
@@ -59,6 +64,7 @@ _NAMES = {
     "pounds": "£", "textsterling": "£", "yen": "¥", "cent": "¢", "textdollar": "\\$", "percent": "%", "infin": "infty",
     "lor": "vee", "land": "wedge", "ast": "*", "star": "*", "textdegree": "^\\circ", "prime": "'", "union": "cup",
     "nicefrac": "frac", "sfrac": "frac", "flatfrac": "frac", "minus": "-", "Reals": "mathbb{R}",
+    "bigcup": "cup", "bigcap": "cap", "Bbb": "mathbb",
 }  # fmt: skip
 _NAME = re.compile(r"\\([A-Za-z]+)")
 _FONT = re.compile(
@@ -84,12 +90,14 @@ def clean(answer: str) -> str:
         text = text[2:-2]
     text = _THOUSANDS_MARK.sub(",", text)
     text = re.sub(r"\{\s*([,:;=<>])\s*\}", r"\1", text)
-    text = text.replace(r"\\", "\ue000").replace(r"\{", OPEN_SET).replace(r"\}", CLOSE_SET)
+    text = _NEW_LINE.sub("\ue000", text).replace(r"\{", OPEN_SET).replace(r"\}", CLOSE_SET)
     text = re.sub(r"(?<!\\)\$(?=\s?[-\d.])", r"\\$", text) if _is_money(text) else text
     text = _REMOVED.sub("", text)
     text = _SPACES.sub(" ", text)
+    text = _OVER.sub(lambda match: rf"\{_OVER_NAMES[match[2]]}{{{match[1]}}}{{{match[3]}}}", text)
     text = _NAME.sub(_renamed, text)
-    text = _plain_fonts(text)
+    text = _BARE_FONT.sub("", _plain_fonts(text))
+    text = re.sub(r"\^\s?\{\s?('{1,2})\s?\}", r"\1", text)
     text = text.replace("**", "^").replace("\ue000", r"\\")
     return _trimmed(text)
 
@@ -173,4 +181,4 @@ def _trimmed(text: str) -> str:
     text = re.sub(r" +", " ", text).strip()
     while text and text[-1] in ".,;:" and not text.endswith(("\\;", "\\,", "\\:", "..")):
         text = text[:-1].rstrip()
-    return text
+    return text.removesuffix("\\\\")

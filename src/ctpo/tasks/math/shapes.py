@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ctpo.tasks.math import forms, regions
+from ctpo.tasks.math import floats, forms, regions
 from ctpo.tasks.math.normal import CLOSE_SET, OPEN_SET
 from ctpo.tasks.math.regions import Region
 from ctpo.tasks.math.syntax import GREEK, Node, Unreadable, number, read_expression, read_prefix
@@ -97,11 +97,12 @@ _NAME = re.compile(
     r"(?:_(?:\{[^{}]{1,20}\}|\w))?'{0,2}(?:\^\{-1\})?\s?(?:\([^()=<>]{1,20}\))?"
 )
 _WORDS_NAME = re.compile(r"(?:\\text\{[^{}]{1,80}\}|[A-Za-z]{2,20}(?: [A-Za-z]{1,20}){0,4})")
+_TUPLE_OF_NAMES = re.compile(r"\(\s?(?:[A-Za-z]|\\[a-z]{2,8})(?:\s?,\s?(?:[A-Za-z]|\\[a-z]{2,8})){1,7}\s?\)")
 _RELATION = re.compile(r"\\(?:le|ge|ne|in|equiv|approx|sim)(?![A-Za-z])|<=|>=|!=|==|[=<>]")
 _SET_OPERATION = re.compile(r"\\(?:cup|cap|setminus)(?![A-Za-z])")
 _SEPARATOR = re.compile(
     r"(?P<word>\\text\{[\s,;]*(?P<in_text>and|or)[\s,]*\}|(?<![A-Za-z\\])(?P<plain>and|or)(?![A-Za-z])"
-    r"|\\(?P<logic>vee|wedge)(?![A-Za-z]))|[,;]"
+    r"|\\(?P<logic>vee|wedge)(?![A-Za-z]))|[,;]|\\\\"
 )
 _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d,])", re.ASCII)
 _REALS = re.compile(
@@ -110,13 +111,14 @@ _REALS = re.compile(
     re.IGNORECASE,
 )
 _EMPTY = re.compile(
-    r"\\emptyset|(?:\\text\{\s?)?(?:the )?(?:empty set|no (?:real )?solutions?(?: exists?)?)(?:\s?\})?",
+    r"\\emptyset|(?:\\text\{\s?)?(?:the |there (?:is|are) )?"
+    r"(?:empty set|no (?:real )?solutions?(?: exists?)?)(?:\s?\})?",
     re.IGNORECASE,
 )
 _MATRIX = re.compile(r"\\begin\{(?:[pbB]?matrix|smallmatrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{(\w+)\}")
 _DIGITS = re.compile(
-    r"(\d[0-9A-Za-z]*)\s?(?:_\s?(?:\{\s?(?:\\text\{)?\s?(\w+)\s?\}?\s?\}|(?:\\text\{\s?)(\w+)\s?\}|(\d))"
-    r"|\s?(?:\\text\{\s?)?(?:in )?base(?:\s?\})?[ -]?(\w+)\s?\}?|\\text\{\s?(?:in )?base[ -](\w+)\s?\})"
+    r"[({]?(\d[0-9A-Za-z]*)[)}]?\s?(?:_\s?(?:\{\s?(?:\\text\{)?\s?\(?(\w+)\)?\s?\}?\s?\}|(?:\\text\{\s?)(\w+)\s?\}|(\d))"
+    r"|\s?(?:\\text\{\s?)?(?:in )?base(?:\s?\})?[ -]?(\w+)\s?\}?|\\text\{\s?\(?(?:in )?base[ -](\w+)\)?\s?\})"
 )
 _CONGRUENCE = re.compile(
     r"(?:(?P<left>.{1,100}?)\\equiv)?(?P<residue>.{1,100}?)\s?"
@@ -125,9 +127,9 @@ _CONGRUENCE = re.compile(
 _MODULO = re.compile(
     r"(?P<left>.{1,100}?)\\equiv(?P<residue>.{1,100}?)\s?(?:\\mod|\\bmod|\bmod)\s?(?P<a>.{1,40})"
 )
-_ABOUT = re.compile(
-    r"(?:\\text\{\s?)?(?:approximately|about|roughly|exactly|(?:the )?(?:final )?answer(?: is|:))"
-    r"(?:\s?\}\s?|\s)|\\approx\s?",
+_ELLIPSES = ("\\ldots", "...")
+_STATED = re.compile(
+    r"(?:\\text\{\s?)?(?:exactly|(?:the )?(?:final )?answer(?: is|:))(?:\s?\}\s?|\s)",
     re.IGNORECASE,
 )
 _MONEY = re.compile(r"([-+]?)\s?(?:\\?([" + CURRENCY_SIGNS + r"]))\s?([-+]?)(?=[\s\d.\\({])")
@@ -140,18 +142,23 @@ def read(text: str, depth: int = 0) -> Shape:
         Unreadable: if the text is none of the shapes.
     """
     text = text.strip()
+    if text in _ELLIPSES:
+        return Scalar(Node("symbol", value="..."))
     if not text or depth > _DEEPEST or (depth == 0 and _nesting(text) > _DEEPEST_BRACKETS):
         raise Unreadable("empty or too deep")
     wrapped = re.fullmatch(r"\\text\s?\{([^{}]*)\}", text)
     if wrapped:
         return read(wrapped[1], depth + 1)
-    about = _ABOUT.match(text)
-    if about:
-        return read(text[about.end() :], depth + 1)
+    stated = _STATED.match(text)
+    if stated:
+        return read(text[stated.end() :], depth + 1)
     if _EMPTY.fullmatch(text):
         return EMPTY
     if _REALS.fullmatch(text):
         return RealSet(regions.REALS)
+    system = re.fullmatch(r"\\begin\{(?:cases|aligned)\}([^&]*)\\end\{(?:cases|aligned)\}", text)
+    if system:
+        return read(system[1].strip().removesuffix("\\\\"), depth + 1)
     for reader in (_digits, _congruence, _matrix):
         shape = reader(text, depth)
         if shape is not None:
@@ -207,6 +214,9 @@ def scalar(text: str) -> Scalar:
     if not rest:
         return Scalar(node, currency, text)
     measured = unit(rest)
+    plain = re.fullmatch(r"([-+\d., ]*\d) ?([A-Za-z].*)", text) if measured is None else None
+    if plain:  # 60 km per hour, where the letters of km were read as variables
+        node, measured = read_expression(plain[1]), unit(plain[2])
     if measured is None or (currency and measured != currency and not measured.startswith(currency + "*")):
         raise Unreadable(f"{rest[:20]!r} is no unit")
     return Scalar(node, measured, text)
@@ -267,11 +277,7 @@ def split(text: str, inside: bool) -> tuple[list[str], set[str]]:
 
 
 def region(shape: Shape) -> Region | None:
-    """The shape as a set of reals, or None if it is none.
-
-    Raises:
-        Undecided: if its ends cannot be put in order.
-    """
+    """The shape as a set of reals, or None if it is none."""
     if isinstance(shape, RealSet):
         return shape.region
     if not isinstance(shape, Sequence):
@@ -281,10 +287,13 @@ def region(shape: Shape) -> Region | None:
     nodes = [item.node for item in shape.items if isinstance(item, Scalar) and not item.unit]
     if len(nodes) < len(shape.items) or any(node.symbols() or node.has("plus_minus") for node in nodes):
         return None
-    if shape.opening == OPEN_SET:
-        return regions.union(*(regions.bounded("=", node) for node in nodes))
-    if len(nodes) == 2 and shape.opening in ("(", "[") and shape.closing in (")", "]"):
-        return regions.interval(nodes[0], nodes[1], shape.opening == "[", shape.closing == "]")
+    try:
+        if shape.opening == OPEN_SET:
+            return regions.union(*(regions.bounded("=", node) for node in nodes))
+        if len(nodes) == 2 and shape.opening in ("(", "[") and shape.closing in (")", "]"):
+            return regions.interval(nodes[0], nodes[1], shape.opening == "[", shape.closing == "]")
+    except regions.Undecided:  # the point (2, -3), or a set of complex numbers
+        return None
     return None
 
 
@@ -336,7 +345,8 @@ def _listed(parts: list[str], words: set[str], depth: int) -> Shape:
     items = [read(part, depth + 1) for part in parts]
     if all(isinstance(item, RealSet) for item in items):
         sets = [item for item in items if isinstance(item, RealSet)]
-        if len({each.variable for each in sets}) == 1 and words in ({"or"}, {"and"}):
+        one_of_all = words == {","} and any(each.region == regions.REALS for each in sets)
+        if len({each.variable for each in sets}) == 1 and (words in ({"or"}, {"and"}) or one_of_all):
             combine = regions.union if words == {"or"} else regions.intersection
             return RealSet(combine(*(each.region for each in sets)), sets[0].variable)
     first = items[0]
@@ -352,6 +362,8 @@ def _listed(parts: list[str], words: set[str], depth: int) -> Shape:
             items = [Scalar(item.node, shared.unit, item.text) for item in scalars]
     if "or" in words and _are_one(items):
         return items[0]  # 0.75, or 3/4
+    if any(part in _ELLIPSES for part in parts):
+        return Sequence(tuple(items), "...", "...")  # the order of 1, 2, ..., n means something
     return Sequence(tuple(items))
 
 
@@ -366,14 +378,21 @@ _OPERATORS = {"\\le": "<=", "\\ge": ">=", "\\ne": "!=", "==": "="}
 def _related(pieces: list[str], operators: list[str], depth: int) -> Shape:
     signs = [_OPERATORS.get(operator, operator) for operator in operators]
     if signs == ["\\in"]:
+        if not is_name(pieces[0]) and not _TUPLE_OF_NAMES.fullmatch(pieces[0]):
+            raise Unreadable("no name of a variable")
         shape = read(pieces[1], depth + 1)
         if isinstance(shape, RealSet):
             return RealSet(shape.region, pieces[0])
-        try:
-            inside = region(shape)
-        except regions.Undecided:
-            inside = None
+        if isinstance(shape, Sequence) and shape.opening == OPEN_SET:
+            return shape  # some values, and no interval
+        inside = region(shape)
         return RealSet(inside, pieces[0]) if inside is not None and isinstance(shape, Sequence) else shape
+    if signs[-1] == "\\approx" and len(signs) == 1 and pieces[0]:
+        exact, rounded = scalar(pieces[0]), scalar(pieces[1])
+        a, b = floats.real(exact.node), floats.real(rounded.node)
+        if a is None or b is None or abs(a - b) > 0.01 * abs(a):
+            raise Unreadable("a value and another number")
+        return exact  # 2/3 ≈ 0.667
     if set(signs) == {"="}:
         return _equation(pieces, depth)
     if not set(signs) <= {"<", ">", "<=", ">=", "!="}:
@@ -429,6 +448,8 @@ def _equation(pieces: list[str], depth: int) -> Shape:
         raise Unreadable("an equation without a side")
     if len(pieces) == 2:
         left, right = pieces
+        if _TUPLE_OF_NAMES.fullmatch(left):
+            return _named_items(left, read(right, depth + 1))
         both = _both(left, right)
         if is_name(left) and not (both and not both[0].symbols()):
             return Named(left, read(right, depth + 1), both)
@@ -454,6 +475,15 @@ def _equation(pieces: list[str], depth: int) -> Shape:
     return Named(pieces[0], last) if is_name(pieces[0]) else last
 
 
+def _named_items(left: str, values: Shape) -> Sequence:
+    """The items of `(x, y) = (2, -3)`, each with its name."""
+    names = left.strip("()").split(",")
+    if not isinstance(values, Sequence) or values.opening != "(" or len(values.items) != len(names):
+        raise Unreadable("names and values that do not match")
+    named = (Named(name.strip(), value) for name, value in zip(names, values.items, strict=True))
+    return Sequence(tuple(named), "(", ")")
+
+
 def is_sum_of_names(node: Node) -> bool:
     """Whether the expression is a sum of variables, such as m + n."""
     return node.kind == "symbol" or (node.kind == "sum" and all(part.kind == "symbol" for part in node.parts))
@@ -469,10 +499,7 @@ def _both(left: str, right: str) -> tuple[Node, Node] | None:
 def _combined(pieces: list[str], operators: list[str], depth: int) -> Shape:
     sets = []
     for piece in pieces:
-        try:
-            inside = region(read(piece, depth + 1))
-        except regions.Undecided as error:
-            raise Unreadable(str(error)) from None
+        inside = region(read(piece, depth + 1))
         if inside is None:
             raise Unreadable("no set of reals")
         sets.append(inside)
@@ -499,14 +526,16 @@ def _bracketed(text: str, depth: int) -> Shape | None:
             return builder
     parts, words = split(inner, inside=True)
     if len(parts) == 1:
-        if opening in ("[", OPEN_SET, "⟨"):
-            return Sequence((read(inner, depth + 1),), opening, closing)
-        return read(inner, depth + 1)
+        shape = read(inner, depth + 1)
+        if opening in ("[", OPEN_SET, "⟨") and not isinstance(shape, Matrix):
+            return Sequence((shape,), opening, closing)
+        return shape
     if words - {","} and opening not in (OPEN_SET, "{"):
         raise Unreadable("brackets around no tuple")
     items = tuple(read(part, depth + 1) for part in parts)
-    if opening == "{":
-        opening, closing = OPEN_SET, CLOSE_SET
+    if opening in ("{", OPEN_SET):
+        marks = ("...", "...") if any(part in _ELLIPSES for part in parts) else (OPEN_SET, CLOSE_SET)
+        opening, closing = marks
     return Sequence(items, opening, closing)
 
 

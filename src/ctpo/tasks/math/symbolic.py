@@ -30,7 +30,7 @@ _KNOWN = re.compile(
 )
 # Numbers that math-verify would multiply, add or drop, and words.
 _DOUBTFUL = re.compile(
-    r"[\dA-Za-z)}]\s+\d|[A-Za-z)]\d|[A-Za-z]{3}(?<!\\sum)(?<!\\int)(?<!\\lim)|(?<![_{\w]\w)=(?!\d)"
+    r"[\dA-Za-z)}]\s+\d|[A-Za-z)]\d|(?<![\\A-Za-z])[A-Za-z]{3}|(?<![_{\w]\w)=(?!\d)"
 )
 
 

@@ -147,7 +147,8 @@ class _Reader:
             mark = self.at
             operator = self._operator()
             if operator is None:
-                if not self._starts_factor():
+                after_factorial = self.text[max(0, self.at - 2) : self.at].rstrip().endswith("!")
+                if not self._starts_factor() and not (after_factorial and self._peek().isdigit()):
                     return node
                 try:
                     node = self._node("product", node, self._factor(depth))
@@ -203,7 +204,13 @@ class _Reader:
             top, bottom = int(plain[1]), int(plain[2])
             self.at += plain.end()
         elif self.text.startswith(r"\frac", self.at):
-            fraction = self._factor(depth)
+            try:
+                fraction = self._factor(depth)
+            except Unreadable:
+                if depth:
+                    raise
+                self.at = mark
+                return node  # a unit, such as the fraction of m and s
             ends = fraction.parts
             if fraction.kind != "quotient" or any(part.kind != "number" for part in ends):
                 self.at = mark

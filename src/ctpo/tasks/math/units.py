@@ -39,8 +39,8 @@ _NO_NOUNS = frozenset(
     "and or not no nor nan none less more minus plus times over divided by root half halves hundred thousand million "
     "billion trillion dozen infinity negative positive factorial mod modulo base if where when with without but is are "
     "equals equal than at most least between from to through except undefined unknown maybe perhaps about "
-    "approximately repeating recurring doubled tripled halved inverse reciprocal below under zero beyond "
-    "hundreds thousands millions billions tens dozens squared cubed square cubic "
+    "approximately per each every repeating recurring doubled tripled halved inverse reciprocal below under zero "
+    "beyond hundreds thousands millions billions tens dozens squared cubed square cubic "
     "true false yes quarter quarters third thirds pi sqrt am pm does exist "
     "impossible solution solutions".split()
 )
@@ -79,7 +79,8 @@ def unit(text: str) -> str | None:
         unit("square centimeters")  # "cm^2"
     """
     plain = re.sub(r"\\text\s?\{([^{}]*)\}", r" \1 ", text)
-    plain = re.sub(r"\\(?=[$%])|\\cdot", "", plain)
+    plain = re.sub(r"\\frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}", r" \1 / \2 ", plain)
+    plain = re.sub(r"\\(?=[$%])|\\cdot", "", plain).replace("per cent", "percent")
     plain = re.sub(r"\^\s?\{?\s?\\circ\s?\}?\s?([CF])\b", r" deg\1 ", plain)
     plain = re.sub(r"\^\s?\{?\s?\\circ\s?\}?", " deg ", plain)
     plain = re.sub(r"[.,;!]+(?=\s|$)", "", plain).strip()

@@ -13,6 +13,10 @@ _ANOTHER = re.compile(r"^(?:[,;/&]|or\b|and\b)|(?<!\w)\(?[A-J]\)|\b(?:or|and) [A
 _ANY_CHOICE = re.compile(_CHOICE.pattern, re.ASCII | re.IGNORECASE)
 _MONTHS = "january february march april may june july august september october november december".split()
 _TIME = re.compile(r"(\d{1,2})(?::(\d\d))?(?::(\d\d))?\s?(a\.?\s?m|p\.?\s?m)\.?", re.IGNORECASE | re.ASCII)
+_ABOUT = re.compile(
+    r"\\approx\s?|\\text\{\s?(?:approximately|about|roughly)\s?\}\s?|(?:approximately|about|roughly)\s",
+    re.IGNORECASE,
+)
 _ARTICLES = frozenset(("a", "an", "the"))
 _SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -33,6 +37,12 @@ def plain_words(text: str) -> str:
     """The text without the marks of LaTeX's text, in one line."""
     plain = re.sub(r"\\text\s?\{([^{}]*)\}", r"\1", text)
     return re.sub(r"\s+", " ", plain).strip()
+
+
+def without_about(text: str) -> tuple[bool, str]:
+    """Whether the text says that it is a rounded value, and the text without the word or the sign that says it."""
+    match = _ABOUT.match(text)
+    return (True, text[match.end() :]) if match else (False, text)
 
 
 def choice(text: str) -> tuple[str, str] | None:
