@@ -53,6 +53,11 @@ from ctpo.tasks.math.exact import canonical
         (r"\boxed{5}. The answer is not 5.", "not 5"),
         # "answer is" and headings
         ("The final answer is: $x+1$.", "$x+1$"),
+        ("The answer is 5, therefore we are done.", "5"),
+        ("The answer is `5`.", "5"),
+        (r"\boxed{**5**}", "5"),
+        ("The answer is 5; 6", "5; 6"),
+        ("The answer is 5; therefore we are done.", "5"),
         ("**Answer:** 5", "5"),
         ("**Answer**: 5", "5"),
         ("#### Answer: 42", "42"),
