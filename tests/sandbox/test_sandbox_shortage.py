@@ -227,3 +227,36 @@ def test_a_fork_from_another_thread(engine: str) -> None:
         forker.join()
     assert {result.stdout for result in results} == {"1\n"}
     assert set(codes) == {7 << 8}
+
+
+def test_signals_that_the_host_ignores_are_the_programs_again(engine: str) -> None:
+    """Ignored signals are inherited. Without SIGCHLD, the zygote would see no child's end."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with Sandbox(engine=engine, workers=1, memory_mb=128) as sandbox:
+            results = sandbox.run(["print(1)", "raise SystemExit(3)"])
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert [(result.status, result.stdout) for result in results] == [("ok", "1\n"), ("error", "")]
+
+
+@pytest.mark.parametrize("when", ["before the start", "before a second interpreter"])
+def test_a_host_that_has_closed_its_standard_streams(engine: str, when: str) -> None:
+    """Files of the sandbox get the numbers 0 to 2 then, which a new process uses for its own streams."""
+    program = f"""if True:
+        import os
+        from ctpo.sandbox import Sandbox
+        report = os.dup2(os.dup(1), 50)
+        def close():
+            for fd in (0, 1, 2): os.close(fd)
+            os.open("/dev/null", os.O_RDONLY)
+        if {when == "before the start"}: close()
+        with Sandbox(engine={engine!r}, workers=1, memory_mb=128, timeout_s=20) as sandbox:
+            sandbox.run(["print(0)"])
+            if {when != "before the start"}: close()
+            results = sandbox.run(["print(1)", "import datetime; print(2)"])
+        os.write(report, repr([result.stdout for result in results]).encode())
+    """
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert run.stdout == r"['1\n', '2\n']", run.stderr

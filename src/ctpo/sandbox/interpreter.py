@@ -94,5 +94,5 @@ def _shared_library() -> list[Path]:
 
 def _outermost(paths: list[Path]) -> tuple[Path, ...]:
     """The paths that exist, without those inside another of them. A link stays a link (see `bubblewrap.py`)."""
-    existing = sorted({Path(os.path.abspath(path)) for path in paths if path.exists()})
+    existing = sorted({Path(os.path.abspath(path)) for path in paths if os.path.exists(path)})
     return tuple(p for p in existing if not any(other in p.parents for other in existing))

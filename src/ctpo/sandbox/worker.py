@@ -19,6 +19,7 @@ from ctpo.sandbox.page_tables import LOOK_EVERY_S, allowance, most_held
 from ctpo.sandbox.result import Status
 
 _MESSAGE_BYTES = 1 << 16
+_LAST_STANDARD = 2
 SPARES = 4
 """How many spare children each zygote keeps while no program waits."""
 DESCRIPTORS = 3 + 3 * (SPARES + 1)
@@ -40,6 +41,25 @@ class Confinement:
     environment: dict[str, str]
     settings: dict[str, object]
     inherited: tuple[int, ...] = ()
+
+
+def above_standard(fd: int) -> int:
+    """The same open file with a number above 2. A child's own standard streams would take the place of the others.
+
+    The file gets such a number if this process has closed a standard stream of its own.
+
+    Raises:
+        OSError: if no file descriptor is free. The given one is closed in any case, unless it is returned.
+    """
+    low: list[int] = []
+    try:
+        while fd <= _LAST_STANDARD:
+            low.append(fd)
+            fd = os.dup(fd)
+    finally:
+        for taken in low:
+            os.close(taken)
+    return fd
 
 
 def encode_filter(program: bytes) -> str:
@@ -141,6 +161,7 @@ class Zygote:
         self.control.setblocking(False)
         process = None
         try:
+            theirs = socket.socket(fileno=above_standard(theirs.detach()))
             with theirs:
                 # A new interpreter and not a fork, because the supervisor may hold threads, a GPU and a policy's
                 # weights. With a session of its own, the terminal's Ctrl-C reaches the supervisor only.

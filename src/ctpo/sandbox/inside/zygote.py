@@ -171,6 +171,15 @@ def _room_to_write(config: Configuration) -> Iterator[None]:
         kernel.call("umount2", config.scratch.encode(), kernel.MNT_DETACH)
 
 
+def _reset_signals() -> None:
+    """Forget which signals the host ignores: they are inherited. Without SIGCHLD, the ends of children are lost."""
+    for number in signal.valid_signals():
+        kept = number in (signal.SIGPIPE, signal.SIGXFSZ)  # the interpreter itself ignores these
+        if not kept and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main(descriptor: int) -> NoReturn:
     """Read the configuration from the socket, warm up, confine this process, and serve."""
     kernel.call("prctl", kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
@@ -187,7 +196,7 @@ def main(descriptor: int) -> NoReturn:
         packages = warm_up(config.preload, config.modules)
     sys.stdout = outside
     os.environ.clear()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _reset_signals()
     isolate(config)
     # Changing the user has cleared the parent-death signal, which otherwise was set first of all.
     kernel.call("prctl", kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from ctpo.sandbox.interpreter import Interpreter
+from ctpo.sandbox.worker import above_standard
 
 NOBODY = 65534
 FIRST_USER, USERS = 0x70000000, 1 << 24
@@ -68,7 +69,8 @@ def namespace_of_users(executable: Path) -> tuple[int, int] | None:
             users = _map_users(holder.pid, FIRST_USER, USERS)
         except PermissionError:
             users = _map_users(holder.pid, NOBODY, 1)
-        return os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY), users
+        namespace = os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        return above_standard(namespace), users
     except OSError:
         return None
     finally:

@@ -36,6 +36,7 @@ _WARM_UP = (  # each takes another way through sympy
 
 
 def main() -> None:
+    _reset_signals()
     answers = os.dup(1)
     os.dup2(2, 1)  # text that a library prints must not be taken for an answer
     logging.disable(logging.CRITICAL)
@@ -53,6 +54,13 @@ def main() -> None:
     while (status := _child_status(lambda: _answer(compare, answers))) != 0:
         if os.WIFSIGNALED(status):
             os.write(answers, b"died %d\n" % os.WTERMSIG(status))
+
+
+def _reset_signals() -> None:
+    """Forget which signals the host ignores or blocks. They are inherited, and the time limit and `wait` need two."""
+    for number in (signal.SIGCHLD, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _child_status(run: Callable[[], NoReturn]) -> int:
