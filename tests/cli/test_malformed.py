@@ -95,6 +95,8 @@ RECIPES: list[tuple[str, Files, str, list[str]]] = [
     ("knobs of depth", {"r.yaml": f"objective_kwargs: '{'[' * 5000}'"}, "train r.yaml", ["objective_kwargs"]),
     ("knob of 400 digits", {"r.yaml": f"{RECIPE}objective_kwargs: {{log_high: {'9' * 400}}}"}, "train r.yaml",
      ["log_high: an integer of 400 digits"]),
+    ("warm-up of no number", {"r.yaml": "warmup_steps: .nan"}, "train r.yaml", ["warmup_steps=nan is out of range"]),
+    ("penalty of no number", {"r.yaml": "beta: .nan"}, "train r.yaml", ["beta=nan is out of range"]),
     ("steps without end", {"r.yaml": f"{RECIPE}save_steps: .inf"}, "train r.yaml", ["infinity"]),
     ("loading by a word", {"r.yaml": "model_init_kwargs: x"}, "train r.yaml", ["model_init_kwargs='x' is not JSON"]),
     ("loading by a list", {"r.yaml": "model_init_kwargs: '[1]'"}, "train r.yaml", ["model_init_kwargs='[1]'"]),

@@ -207,6 +207,8 @@ def _checked(name: str, value: Any, wanted: Any) -> Any:
         raise UserError(
             f"{name}={value!r} is not of type {shown} ({reason[0].lower()}{reason[1:]})"
         ) from None
+    if isinstance(checked, float) and math.isnan(checked):
+        raise UserError(f"{name}={value} is out of range; it is not a number")
     # An int stays an int where a float would do, as in TRL's own defaults.
     return value if type(value) is int and type(checked) is float else checked
 
