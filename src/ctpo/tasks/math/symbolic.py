@@ -29,7 +29,9 @@ _KNOWN = re.compile(
     r"(?![A-Za-z]))*"
 )
 # Numbers that math-verify would multiply, add or drop, and words.
-_DOUBTFUL = re.compile(r"[\dA-Za-z)}]\s+\d|[A-Za-z)]\d|(?<![\\A-Za-z])[A-Za-z]{3}|(?<![_{\w]\w)=(?!\d)")
+_DOUBTFUL = re.compile(
+    r"[\dA-Za-z)}]\s+\d|[A-Za-z)]\d|[A-Za-z]{3}(?<!\\sum)(?<!\\int)(?<!\\lim)|(?<![_{\w]\w)=(?!\d)"
+)
 
 
 def compare(reference: str, given: str) -> Literal["right", "wrong", "unparsable"]:
