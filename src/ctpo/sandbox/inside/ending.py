@@ -44,10 +44,17 @@ def finish(code: int) -> int:
         except BaseException as error:
             _report(error, threading)
     atexit._run_exitfuncs()
+    return release(code)
+
+
+def release(code: int) -> int:
+    """Write every buffer and free the program's objects. Returns what `finish` returns, and calls no exit handlers."""
     flushed = _flush_streams()
-    with contextlib.suppress(BaseException):  # whatever happens here, what has been printed is not lost
+    try:
         if _end_shows():
             _release_objects()
+    except BaseException:  # noqa: S110, SIM105  what has been printed is not lost; `suppress` would copy pages
+        pass
     for name in ("stdin", "stdout", "stderr"):
         setattr(sys, name, getattr(sys, f"__{name}__", None))
     flush_originals()
@@ -64,8 +71,10 @@ def note_quiet_types() -> None:
 def flush_originals() -> None:
     """Write what is left in the streams that the program has got at its start, and in those of the C library."""
     for stream in (sys.stdout, sys.stderr, *_ORIGINALS):
-        with contextlib.suppress(BaseException):  # an interpreter is silent here, too
+        try:
             stream.flush()
+        except BaseException:  # noqa: S110, SIM105  an interpreter is silent here, too
+            pass
     _flush_c_streams(None)
 
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import os
 import resource
 import sys
 import threading
 import types
+from collections.abc import Callable
 from importlib.machinery import BuiltinImporter
 from types import TracebackType
 from typing import Any, NoReturn
 
-from .ending import _end_shows, _flush_streams, finish, flush_originals, note_quiet_types
+from .ending import finish, flush_originals, note_quiet_types, release
 from .wire import EXIT_MEMORY, EXIT_SETUP, HEADER, Configuration
 
 _TRACEBACK_CHARS = 4096
 _FIRST_READ = 4096  # holds most programs; a larger buffer would cost every program a mapping of its own
 _NEXT_READ = 1 << 20
-_SEED_BYTES = 32
 _REHEARSALS = 20  # more than it takes the interpreter to specialize a function
 _PROGRAM_NAME = "<program>"
+_PROGRAM_PIPE = 3
+_seeds: list[Callable[[], None]] = []
+"""The methods that seed the shared generators from the system's entropy."""
 _source = [""]
 """The text of the program that runs, for tracebacks."""
 
@@ -42,47 +46,59 @@ def prepare() -> None:
 
 def rehearse() -> None:
     """Run what every child runs, so that the zygote's caches know it, and no child has to write to them."""
-    outside, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115
-    for _ in range(_REHEARSALS):
-        prepare()
-        exec(
-            compile("print(3 + 67)", _PROGRAM_NAME, "exec", dont_inherit=True), vars(sys.modules["__main__"])
-        )
-        _flush_streams()
-        _end_shows()
-        _reseed()
+    _find_generators()
+    program = b"print(3 + 67)"
     note_quiet_types()
-    sys.stdout.close()
-    sys.stdout = outside
+    with open(os.devnull, "w") as quiet:
+        gc.freeze()  # what is not frozen is taken for the program's own, and freed
+        for _ in range(_REHEARSALS):
+            prepare()
+            sys.stdout = quiet
+            reader, writer = os.pipe()
+            os.write(writer, HEADER.pack(0, 0, len(program)) + program)
+            os.close(writer)
+            _, _, text = _read_program(reader)
+            _reseed()
+            _execute(text, release)
+        gc.unfreeze()
 
 
-def _read_program() -> tuple[int, int, str]:
-    """The memory limit, the CPU limit and the text of the program, read from descriptor 3.
+def _read_program(descriptor: int) -> tuple[int, int, str]:
+    """The memory limit, the CPU limit and the text of the program, read from the pipe, which is then closed.
 
     If nothing comes, this child is not needed and ends.
     """
-    data = os.read(3, _FIRST_READ)
+    data = os.read(descriptor, _FIRST_READ)
     if len(data) < HEADER.size:
         os._exit(0)
     memory, cpu, length = HEADER.unpack_from(data)
     chunks = [data[HEADER.size :]]
     missing = length - len(chunks[0])
     while missing > 0:
-        chunk = os.read(3, min(missing, _NEXT_READ))
+        chunk = os.read(descriptor, min(missing, _NEXT_READ))
         if not chunk:
             os._exit(0)
         chunks.append(chunk)
         missing -= len(chunk)
-    os.close(3)
+    os.close(descriptor)
     return memory, cpu, b"".join(chunks).decode("utf-8", "surrogatepass")
 
 
-def _reseed() -> None:
-    """Give this child its own random numbers. The fork has copied the states of `random` and of numpy."""
+def _find_generators() -> None:
+    """Note how the generators of `random` and of numpy are seeded, if the zygote knows these modules."""
     if "random" in sys.modules:
-        sys.modules["random"].seed(int.from_bytes(os.urandom(_SEED_BYTES), "little"))
+        import random
+
+        random.seed()  # also forgets the second number of a pair of normal ones, which the method below does not
+        _seeds.append(super(random.Random, random._inst).seed)  # type: ignore[attr-defined]
     if "numpy.random" in sys.modules:
-        sys.modules["numpy.random"].seed()
+        _seeds.append(sys.modules["numpy.random"].seed)
+
+
+def _reseed() -> None:
+    """Give this child its own random numbers. The fork has copied the generators' states."""
+    for seed in _seeds:
+        seed()
 
 
 def _own_frames(report: Any) -> None:
@@ -156,8 +172,8 @@ def _report(error: BaseException) -> int:
     return 1
 
 
-def _execute(text: str) -> int:
-    """Run the program as `__main__` and return the exit code."""
+def _execute(text: str, end: Callable[[int], int] = finish) -> int:
+    """Run the program as `__main__`, end it, and return the exit code."""
     _source[0] = text
     code = 0
     try:
@@ -167,7 +183,7 @@ def _execute(text: str) -> int:
             raise
         except BaseException as error:
             code = _report(error)
-        return finish(code)
+        return end(code)
     except MemoryError:
         os.write(2, b"MemoryError\n")
     # By now the exception has been freed, and so have the variables of its frames.
@@ -183,7 +199,7 @@ def run(config: Configuration) -> NoReturn:
     """Wait for the program and run it. The child ends here in every case."""
     code = 1
     try:
-        memory, cpu, text = _read_program()
+        memory, cpu, text = _read_program(_PROGRAM_PIPE)
         if config.confine:
             resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
             if memory < config.memory:

@@ -7,7 +7,6 @@ before its program reaches it, so it can wait as a spare.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import os
@@ -16,14 +15,12 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from . import kernel
 from .confinement import confinement_steps, isolate
 from .program import prepare, rehearse, run
-from .warm_up import warm_up
-from .wire import CONFIGURATION_BYTES, EXIT_SETUP, EXITED, REQUEST, Configuration
+from .wire import EXIT_SETUP, EXITED, REQUEST, Configuration
 
 Step = tuple[Any, tuple[Any, ...]]
 _LAST_DESCRIPTOR = 0xFFFFFFFF
@@ -50,6 +47,8 @@ class Zygote:
         kernel.call("sigprocmask", _SIG_BLOCK, ended, None)
         self.ends = kernel.libc.signalfd(-1, ended, os.O_CLOEXEC)
         self.steps.insert(0, (kernel.libc.sigprocmask, (_SIG_SETMASK, bytes(_SIGNAL_SET_BYTES), None)))
+        self.received = bytes(_THREE.size)
+        self.taking = _take(*_THREE.unpack(self.received))
         self.room = socket.CMSG_SPACE(_THREE.size)
         self.poller = select.poll()
         self.poller.register(control.fileno(), select.POLLIN)
@@ -84,14 +83,15 @@ class Zygote:
 
     def fork(self, identity: int, received: bytes) -> None:
         descriptors = _THREE.unpack(received)
-        taking = _take(*descriptors)
+        if received != self.received:  # they are nearly always the lowest free numbers, and so the same
+            self.received, self.taking = received, _take(*descriptors)
         if self.config.namespaces:
             kernel.call("unshare", kernel.CLONE_NEWPID)
         # Not os.fork: its hooks renew the state of every module that knows threads or random numbers, which cost more
         # than the fork. There is one thread, so all that a child needs renewed is done in `_child` and `run`.
         pid = kernel.libc.fork()
         if pid == 0:
-            _child(self, taking)
+            _child(self)
         if self.config.namespaces:
             # The next unshare is refused unless new children belong to this process's own namespace again.
             kernel.call("setns", self.self_fd, kernel.CLONE_NEWPID)
@@ -137,13 +137,13 @@ def _take(code: int, out: int, err: int) -> list[Step]:
     ]
 
 
-def _child(zygote: Zygote, taking: list[Step]) -> NoReturn:
+def _child(zygote: Zygote) -> NoReturn:
     """Take the pipe ends, confine this child, and run the program."""
     config = zygote.config
     try:
         if not config.namespaces:
             zygote.fill_in_pid(os.getpid())
-        for steps in (taking, zygote.steps):
+        for steps in (zygote.taking, zygote.steps):
             for function, arguments in steps:
                 if function(*arguments) < 0:
                     raise kernel.failure(function.__name__)
@@ -155,48 +155,8 @@ def _child(zygote: Zygote, taking: list[Step]) -> NoReturn:
     run(config)
 
 
-@contextlib.contextmanager
-def _room_to_write(config: Configuration) -> Iterator[None]:
-    """A scratch folder while the modules that the caller named are imported: some of them write a cache."""
-    if not (config.modules and config.namespaces and config.scratch):
-        yield
-        return
-    options = f"size={config.scratch_bytes},mode=700".encode()
-    kernel.call("mount", b"tmpfs", config.scratch.encode(), b"tmpfs", 0, options)
-    os.chdir(config.scratch)
-    try:
-        yield
-    finally:
-        os.chdir("/")
-        kernel.call("umount2", config.scratch.encode(), kernel.MNT_DETACH)
-
-
-def _reset_signals() -> None:
-    """Forget which signals the host ignores: they are inherited. Without SIGCHLD, the ends of children are lost."""
-    for number in signal.valid_signals():
-        kept = number in (signal.SIGPIPE, signal.SIGXFSZ)  # the interpreter itself ignores these
-        if not kept and signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def main(descriptor: int) -> NoReturn:
-    """Read the configuration from the socket, warm up, confine this process, and serve."""
-    kernel.call("prctl", kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    control = socket.socket(fileno=descriptor)
-    config = Configuration(control.recv(CONFIGURATION_BYTES))
-    if not config.namespaces and os.getppid() != config.supervisor:
-        os._exit(EXIT_SETUP)  # it died before that; bubblewrap has a signal of its own
-    sys.path += config.paths
-    sys.argv = [""]
-    sys.dont_write_bytecode = True
-    # What the warm-up prints must not appear in the first program's output.
-    outside, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: SIM115
-    with _room_to_write(config):
-        packages = warm_up(config.preload, config.modules)
-    sys.stdout = outside
-    os.environ.clear()
-    _reset_signals()
+def serve(control: socket.socket, config: Configuration, packages: list[str]) -> NoReturn:
+    """Confine this process and fork children. The interpreter is warm and knows these packages."""
     isolate(config)
     # Changing the user has cleared the parent-death signal, which otherwise was set first of all.
     kernel.call("prctl", kernel.PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

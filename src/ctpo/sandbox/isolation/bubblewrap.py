@@ -157,7 +157,7 @@ def command(
 def start(folder: Path) -> list[str]:
     """Python's arguments to start the zygote from the package `inside`, which lies in `folder`."""
     program = "import sys; sys.path.insert(0, sys.argv.pop(1)); sys.dont_write_bytecode = True\n"
-    program += "from inside.zygote import main; del sys.path[0]; main(int(sys.argv[1]))"
+    program += "from inside.start import main; del sys.path[0]; main(int(sys.argv[1]))"
     return ["-c", program, str(folder)]
 
 
