@@ -50,10 +50,11 @@ def finish(code: int) -> int:
 def release(code: int) -> int:
     """Write every buffer and free the program's objects. Returns what `finish` returns, and calls no exit handlers."""
     flushed = _flush_streams()
-    try:
+    # Not `suppress`, here and below: a child that enters one copies more pages.
+    try:  # noqa: SIM105
         if _end_shows():
             _release_objects()
-    except BaseException:  # noqa: S110, SIM105  what has been printed is not lost; `suppress` would copy pages
+    except BaseException:  # whatever happens here, what has been printed is not lost
         pass
     for name in ("stdin", "stdout", "stderr"):
         setattr(sys, name, getattr(sys, f"__{name}__", None))
@@ -71,9 +72,9 @@ def note_quiet_types() -> None:
 def flush_originals() -> None:
     """Write what is left in the streams that the program has got at its start, and in those of the C library."""
     for stream in (sys.stdout, sys.stderr, *_ORIGINALS):
-        try:
+        try:  # noqa: SIM105
             stream.flush()
-        except BaseException:  # noqa: S110, SIM105  an interpreter is silent here, too
+        except BaseException:  # an interpreter is silent here, too
             pass
     _flush_c_streams(None)
 

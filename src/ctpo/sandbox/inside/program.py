@@ -90,7 +90,7 @@ def _find_generators() -> None:
         import random
 
         random.seed()  # also forgets the second number of a pair of normal ones, which the method below does not
-        _seeds.append(super(random.Random, random._inst).seed)  # type: ignore[attr-defined]
+        _seeds.append(super(random.Random, random._inst).seed)
     if "numpy.random" in sys.modules:
         _seeds.append(sys.modules["numpy.random"].seed)
 

@@ -55,18 +55,16 @@ def _fill_pools() -> None:
     gc.collect()
     empty = sys.getsizeof(b"")
     for size in range(-(-empty // 16) * 16, _LARGEST_BLOCK + 1, 16):
-        row, last = 0, 0
+        row, previous = 0, 0
         for _ in range(_MOST_BYTES_FILLED // size):
             block = bytes(size - empty)
             _filling.append(block)
             # A fresh pool hands out its blocks from the first one on, in a row.
-            if id(block) % _POOL_BYTES == _POOL_HEADER:
-                row = 1
-            else:
-                row = row + 1 if row and id(block) == last + size else 0
+            first, next_one = id(block) % _POOL_BYTES == _POOL_HEADER, id(block) == previous + size
+            row = 1 if first else row + 1 if row and next_one else 0
             if row == 3:
                 break
-            last = id(block)
+            previous = id(block)
 
 
 def main(descriptor: int) -> NoReturn:
