@@ -51,7 +51,7 @@ def release(code: int) -> int:
     """Write every buffer and free the program's objects. Returns what `finish` returns, and calls no exit handlers."""
     flushed = _flush_streams()
     # Not `suppress`, here and below: a child that enters one copies more pages.
-    try:  # noqa: SIM105
+    try:
         if _end_shows():
             _release_objects()
     except BaseException:  # whatever happens here, what has been printed is not lost
