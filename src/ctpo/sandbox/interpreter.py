@@ -73,7 +73,22 @@ def _installed(names: Sequence[str], roots: Sequence[Path]) -> tuple[Path, ...]:
             # NAME, NAME.py, NAME.cpython-311.so, NAME-1.0.dist-info
             if re.split("[-.]", path.name, maxsplit=1)[0].lower() in wanted:
                 found.add(path)
-    return tuple(sorted(found))
+    # A link leads elsewhere, and so does an editable installation, whose source may lie in the interpreter's folders.
+    elsewhere = {path.resolve() for path in (*found, *(path for name in names for path in _sources(name)))}
+    found |= {path for path in elsewhere if any(root in path.parents for root in roots)}
+    return tuple(sorted(path for path in found if not path.is_symlink()))  # a link holds nothing itself
+
+
+def _sources(name: str) -> list[Path]:
+    """The folders, or the file, from which this process would import a package."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    folders = list(spec.submodule_search_locations or ())
+    return [Path(path) for path in (folders or [spec.origin or ""]) if os.path.exists(path)]
 
 
 def _package_folders() -> tuple[Path, ...]:
