@@ -216,6 +216,22 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str], parts: list[st
 
 
 @pytest.mark.parametrize(
+    ("setting", "part"),
+    [("optim_args=a", "optim_args='a'"), ("optim=adamw_bnb_8bit", "bitsandbytes")],
+)
+def test_an_optimizer_that_cannot_be_made_leaves_no_run(
+    folder: Path, capsys: pytest.CaptureFixture[str], setting: str, part: str
+) -> None:
+    few = "generation_batch_size=32 per_device_train_batch_size=8 rollout_batches=1 train_problems=8 output_dir=run"
+    code = main(["train", *few.split(), setting])
+    *progress, line = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert part in line
+    assert all(each.endswith("…") for each in progress), progress
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("files", "command", "parts"), [pytest.param(*case[1:], id=case[0]) for case in RECIPES]
 )
 def test_file(capsys: pytest.CaptureFixture[str], files: Files, command: str, parts: list[str]) -> None:

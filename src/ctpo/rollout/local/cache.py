@@ -132,7 +132,9 @@ def _longer_buffer(held: Tensor, new: Tensor, slots: Slots) -> Tensor:
     # Zeros instead of uninitialised memory: unwritten columns are masked, but NaN times 0 is NaN.
     buffer = new.new_zeros(rows, new.shape[1], max(_FIRST_POSITIONS, 2 * slots.width), new.shape[-1])
     if length:
-        length = min(length, buffer.shape[-2])  # long rows may have left, and with them the need of their columns
+        length = min(
+            length, buffer.shape[-2]
+        )  # long rows may have left, and with them the need of their columns
         buffer[..., :length, :] = held[..., :length, :]
     return buffer
 

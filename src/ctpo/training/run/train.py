@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback
+from transformers.utils import is_liger_kernel_available
 
 from ctpo.errors import UserError
 from ctpo.evaluation.model import load_model, load_tokenizer
@@ -220,6 +221,10 @@ def _trainer(
         trainer.rollout_account.verdicts = dict(verdicts)
 
     try:
+        if config.use_liger_kernel and not is_liger_kernel_available():
+            raise ImportError(
+                "use_liger_kernel needs the package liger-kernel; install it or leave the key out"
+            )
         trainer = CTPOTrainer(
             model=model,
             reward_funcs=reward_functions(task, recipe, config, account_for),
@@ -233,11 +238,32 @@ def _trainer(
                 void_turns=recipe.mask_void_turns,
             ),
         )
+        _check_optimizer(trainer)
     except (ValueError, ImportError, OSError) as error:  # settings that TRL or transformers refuse
+        with suppress(OSError):  # TRL makes the directory; a run that cannot start leaves no empty one behind
+            Path(config.output_dir).rmdir()
         raise UserError(" ".join(str(error).split())) from None
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return trainer
+
+
+def _check_optimizer(trainer: CTPOTrainer) -> None:
+    """Let transformers refuse the optimizer now; it would otherwise do so after the first evaluation.
+
+    Raises:
+        ImportError: if the optimizer needs a package that is missing.
+        ValueError: if `optim_args` cannot be read.
+    """
+    config: CTPOConfig = trainer.args
+    if "layerwise" not in config.optim:  # those register hooks on the parameters, once is enough
+        try:
+            trainer.get_optimizer_cls_and_kwargs(config, trainer.model)
+        except ValueError as error:
+            raise ValueError(
+                f"optim={config.optim.value} with optim_args={config.optim_args!r} is refused ({error}); "
+                "write optim_args as key=value,key=value"
+            ) from None
 
 
 def _check_checkpoint(trainer: CTPOTrainer, start: Start) -> None:
