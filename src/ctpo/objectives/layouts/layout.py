@@ -11,7 +11,7 @@ from torch import Tensor
 class Layout(ABC):
     """Sums along each sequence of a call.
 
-    Tokens that do not count must hold the neutral element: 0 for sums, +inf for minima. Values must be finite
+    Tokens that do not count must hold the neutral element: 0 for sums, +inf for minima, −inf for maxima. Values must be finite
     otherwise, which `tokens.sanitise` sees to. Sums are accumulated in float64 where the device has it.
 
     A layout whose sequences are shared by several processes overrides the four methods at the end.
@@ -33,6 +33,10 @@ class Layout(ABC):
         """The sum over the whole sequence, broadcastable to its tokens."""
 
     @abstractmethod
+    def sequence_max(self, values: Tensor) -> Tensor:
+        """The maximum over the whole sequence, broadcastable to its tokens; −inf where nothing counts."""
+
+    @abstractmethod
     def prefix_min_before(self, values: Tensor) -> Tensor:
         """The minimum over the tokens strictly before each one, +inf where there are none."""
 
@@ -43,6 +47,16 @@ class Layout(ABC):
     @abstractmethod
     def expand(self, values: Tensor) -> Tensor:
         """One value per sequence as one per token; values per token pass through. Broadcastable to the tokens."""
+
+    @abstractmethod
+    def turns(self, turn_ids: Tensor, mask: Tensor) -> Layout:
+        """The layout in which every turn of a sequence is a sequence of its own.
+
+        Args:
+            turn_ids: the turn of each token, integers from 0 that do not decrease along a sequence. Those outside the
+                mask may be anything.
+            mask: true on tokens that the model sampled.
+        """
 
     def sum_shards(self, values: Tensor) -> Tensor:
         """The sum of a tensor over the processes that share the sequences."""

@@ -44,6 +44,11 @@ class Packed(Layout):
         """[N]."""
         return self._totals(values)[self.bucket]
 
+    def sequence_max(self, values: Tensor) -> Tensor:
+        """[N]."""
+        lowest = torch.full_like(values, -torch.inf)
+        return lowest.scatter_reduce(0, self.bucket, values, "amax")[self.bucket]
+
     def prefix_min_before(self, values: Tensor) -> Tensor:
         """By log2 N doublings, exact in any dtype."""
         inf = torch.full_like(values, torch.inf)
@@ -61,10 +66,27 @@ class Packed(Layout):
         """[S] becomes [N]. [N] is taken as one value per token, also if S = N."""
         return values if values.shape == self.ids.shape else values[self.ids]
 
+    def turns(self, turn_ids: Tensor, mask: Tensor) -> Layout:
+        return Packed(turn_keys(self.bucket, turn_ids, mask))
+
     def _totals(self, values: Tensor) -> Tensor:
         """[N] the sum of each segment that holds tokens, then zeros."""
         wide = values.to(prefix_dtype(values.device))
         return torch.zeros_like(wide).index_add(0, self.bucket, wide)
+
+
+def turn_keys(sequences: Tensor, turn_ids: Tensor, mask: Tensor) -> Tensor:
+    """[N] a number for each turn of each sequence, not decreasing.
+
+    A token outside the mask belongs to the turn before it, whatever its id.
+
+    Args:
+        sequences: [N] the number of each token's sequence, not decreasing.
+        turn_ids: [N] integers in 0..2^32 − 1 that do not decrease within a sequence.
+        mask: [N] true on tokens that the model sampled.
+    """
+    first = sequences.to(torch.int64) << 32
+    return torch.where(mask, first + turn_ids.to(torch.int64), first).cummax(0).values
 
 
 def packed_from(cu_seqlens: Tensor, length: int, segments: int | None) -> Packed:

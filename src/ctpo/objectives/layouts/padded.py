@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives.layouts.layout import Layout
+from ctpo.objectives.layouts.packed import Packed, turn_keys
 from ctpo.objectives.numerics import prefix_dtype
 
 
@@ -24,6 +25,10 @@ class Padded(Layout):
             return values.sum(-1, keepdim=True).to(prefix_dtype(values.device))
         return values.to(prefix_dtype(values.device)).sum(-1, keepdim=True)
 
+    def sequence_max(self, values: Tensor) -> Tensor:
+        """[B, 1]."""
+        return values.amax(-1, keepdim=True) if values.shape[-1] else values.new_full((len(values), 1), -torch.inf)
+
     def prefix_min_before(self, values: Tensor) -> Tensor:
         running = values.cummin(-1).values
         return torch.cat([torch.full_like(running[..., :1], torch.inf), running[..., :-1]], dim=-1)
@@ -34,3 +39,46 @@ class Padded(Layout):
     def expand(self, values: Tensor) -> Tensor:
         """[B] becomes [B, 1]."""
         return values.unsqueeze(-1) if values.ndim == 1 else values
+
+    def turns(self, turn_ids: Tensor, mask: Tensor) -> Layout:
+        rows = torch.arange(len(turn_ids), device=turn_ids.device).unsqueeze(-1).expand_as(turn_ids)
+        return PaddedTurns(turn_keys(rows.reshape(-1), turn_ids.reshape(-1), mask.reshape(-1)), turn_ids.shape)
+
+
+class PaddedTurns(Layout):
+    """The turns of padded rows, which lie end to end once the rows do.
+
+    Args:
+        keys: [B·T] the number of each token's turn, not decreasing.
+        shape: [B, T].
+    """
+
+    def __init__(self, keys: Tensor, shape: torch.Size) -> None:
+        self.flat, self.shape = Packed(keys), shape
+
+    def prefix_sum(self, values: Tensor) -> Tensor:
+        return self.flat.prefix_sum(values.reshape(-1)).reshape(self.shape)
+
+    def suffix_sum(self, values: Tensor) -> Tensor:
+        return self.flat.suffix_sum(values.reshape(-1)).reshape(self.shape)
+
+    def sequence_sum(self, values: Tensor) -> Tensor:
+        """[B, T]."""
+        return self.flat.sequence_sum(values.reshape(-1)).reshape(self.shape)
+
+    def sequence_max(self, values: Tensor) -> Tensor:
+        """[B, T]."""
+        return self.flat.sequence_max(values.reshape(-1)).reshape(self.shape)
+
+    def prefix_min_before(self, values: Tensor) -> Tensor:
+        return self.flat.prefix_min_before(values.reshape(-1)).reshape(self.shape)
+
+    def count_sequences(self, mask: Tensor) -> Tensor:
+        return self.flat.count_sequences(mask.reshape(-1))
+
+    def expand(self, values: Tensor) -> Tensor:
+        """[B] becomes [B, 1]."""
+        return values.unsqueeze(-1) if values.ndim == 1 else values
+
+    def turns(self, turn_ids: Tensor, mask: Tensor) -> Layout:
+        return Padded().turns(turn_ids, mask)

@@ -8,6 +8,7 @@ Shapes: B rows, t positions per rank, W ranks, K chunks per rank.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -138,6 +139,7 @@ class Sharded(Layout):
         if readable:
             _refuse_repeats(everywhere[self.order])
         self.own = self.order.argsort()[rank * length : (rank + 1) * length]
+        self.whole_rows = segment_ids is None
         self.chunks: Tensor | None = None
         self.inner: Layout = Padded()
         self.local_ids = None
@@ -185,15 +187,26 @@ class Sharded(Layout):
 
     def sequence_sum(self, values: Tensor) -> Tensor:
         wide = self._wide(values)
-        if self.local_ids is None:
+        if self.whole_rows:
             return self.sum_shards(wide.sum(-1, keepdim=True))
         return self.inner.sequence_sum(self._global(wide))[..., self.own]
+
+    def sequence_max(self, values: Tensor) -> Tensor:
+        if self.whole_rows:
+            return self.max_shards(self.inner.sequence_max(values))
+        return self.inner.sequence_max(self._global(values.detach()))[..., self.own]
 
     def prefix_min_before(self, values: Tensor) -> Tensor:
         return self.inner.prefix_min_before(self._global(values.detach()))[..., self.own]
 
     def count_sequences(self, mask: Tensor) -> Tensor:
         return self.inner.count_sequences(self._global(mask.to(torch.uint8)) > 0)
+
+    def turns(self, turn_ids: Tensor, mask: Tensor) -> Layout:
+        turns = copy.copy(self)
+        turns.whole_rows, turns.chunks = False, None
+        turns.inner = self.inner.turns(self._global(turn_ids), self._global(mask.to(torch.uint8)) > 0)
+        return turns
 
     def sum_shards(self, values: Tensor) -> Tensor:
         total = values.detach().clone()
