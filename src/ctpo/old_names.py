@@ -72,6 +72,31 @@ def current_knobs(knobs: Mapping[str, Any], known: Collection[str]) -> dict[str,
     return current
 
 
+def current_criterion(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a rollout correction under their current names, with the meaning of the previous release.
+
+    Args:
+        given: keywords of `correct_rollout` under current and old names.
+
+    Raises:
+        ValueError: a keyword under both names.
+    """
+    new_names = {"mode": "action", "threshold": "high", "floor": "low"}
+    current = {}
+    for name, value in given.items():
+        current[_current(name, new_names[name], given, 7) if name in new_names else name] = value
+    sequence = current.get("level") == "sequence"
+    if sequence:
+        _warn("level='sequence'", "level='sum'", 6)
+        current["level"] = "sum"
+    if sequence or new_names.keys() & given.keys():
+        current.setdefault("high", 5.0)
+        current.setdefault("denominator", "kept")
+        if current.get("action", "truncate") == "truncate":
+            current.pop("low", None)  # it bounded rejection alone
+    return current
+
+
 def current_backend(name: str, stacklevel: int) -> str:
     """The current name of a backend. `stacklevel` is the caller's, for the warning.
 
@@ -82,11 +107,7 @@ def current_backend(name: str, stacklevel: int) -> str:
         raise ValueError('backend: "triton" is gone; use torch.compile around the call, or backend="auto".')
     if name != "compile":
         return name
-    warnings.warn(
-        'backend="compile" has a new name, backend="native"; the old one goes in the next release.',
-        FutureWarning,
-        stacklevel=stacklevel,
-    )
+    _warn('backend="compile"', 'backend="native"', stacklevel)
     return "native"
 
 
@@ -95,9 +116,13 @@ def _current(old: str, new: str, given: Mapping[str, object], stacklevel: int) -
     if new in given:
         raise ValueError(f"{old}: this is the old name of {new}, which is given too; drop {old}.")
     opposite = " (true on tokens that are left out, the opposite)" if old == _COUNTED else ""
-    warnings.warn(
-        f"{old} has a new name, {new}{opposite}; the old one goes in the next release.",
-        FutureWarning,
-        stacklevel=stacklevel,
-    )
+    _warn(old, f"{new}{opposite}", stacklevel)
     return new
+
+
+def _warn(old: str, new: str, stacklevel: int) -> None:
+    warnings.warn(
+        f"{old} has a new name, {new}; the old one goes in the next release.",
+        FutureWarning,
+        stacklevel=stacklevel + 1,
+    )

@@ -11,9 +11,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ctpo.objectives import SequenceShard, contiguous, correct_rollout, preset, preset_names, striped, zigzag
+from ctpo.objectives import (
+    Gate,
+    RolloutCorrection,
+    SequenceShard,
+    Weight,
+    contiguous,
+    correct_rollout,
+    preset,
+    preset_names,
+    striped,
+    zigzag,
+)
+from ctpo.objectives.layouts.packed import Packed
+from ctpo.objectives.layouts.padded import Padded
 from ctpo.objectives.layouts.sharded import Sharded
 from ctpo.objectives.reductions import REDUCTIONS
+from ctpo.objectives.rollout_correction import LEVELS
 
 from .batches import Batch, make, run
 
@@ -133,24 +147,37 @@ def packed(group: Any) -> Iterator[tuple[str, Difference]]:
 
 
 def corrections(group: Any) -> Iterator[tuple[str, Difference]]:
+    """Every level as weight and gate at once, of padded rows and of packed ones."""
     whole = batch()
     rollout = whole.old - 0.3 * torch.randn(whole.old.shape, generator=torch.Generator().manual_seed(7))
+    turns = torch.arange(LENGTH).expand_as(rollout) // 3
+    segments = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1, 3, 3, 3, 3, 4, 4, 4])
+    correction = RolloutCorrection(
+        weight=Weight("segment", 1.4),
+        gates=tuple(Gate("k3", level, high=0.08) for level in LEVELS),
+        veto=0.5,
+        denominator="kept",
+    )
     for layout in LAYOUTS:
         shard, columns = place(layout, group)
-        sharded = Sharded(shard, len(columns), torch.device("cpu"))
-        for level in ("token", "sequence"):
-            expected = correct_rollout(
-                whole.old, rollout, whole.mask, level=level, mode="reject", threshold=1.3
-            )
+        device, size = torch.device("cpu"), len(columns)
+        cases = {
+            "padded": (slice(None), Padded(), Sharded(shard, size, device)),
+            "packed": (4, Packed(segments), Sharded(shard, size, device, segments[columns])),
+        }
+        for name, (rows, one, many) in cases.items():
+            tensors = [x[rows] for x in (whole.old, rollout, whole.mask)]
+            ids = turns[rows]
+            expected = correct_rollout(*tensors, correction, turn_ids=ids, layout=one)
             part = correct_rollout(
-                whole.old[:, columns], rollout[:, columns], whole.mask[:, columns],
-                level=level, mode="reject", threshold=1.3, layout=sharded,
-            )  # fmt: skip
+                *(x[..., columns] for x in tensors), correction, turn_ids=ids[..., columns], layout=many
+            )
+            assert 0 < expected.rejected.sum() < tensors[2].sum()
             yield (
-                f"correction/{layout}/{level}",
+                f"correction/{layout}/{name}",
                 {
-                    "weights": (part.weights - expected.weights[:, columns]).abs().max().item(),
-                    "mask": (part.rejection_mask != expected.rejection_mask[:, columns]).sum().item(),
+                    "weights": (part.weights - expected.weights[..., columns]).abs().max().item(),
+                    "mask": (part.rejection_mask != expected.rejection_mask[..., columns]).sum().item(),
                     "stats": max((part.stats[k] - v).abs().item() for k, v in expected.stats.items()),
                 },
             )

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from ctpo.objectives import Objective, SequenceShard, anchor_logps, correct_rollout, preset, preset_defaults
+from ctpo.objectives import (
+    Gate,
+    Objective,
+    RolloutCorrection,
+    SequenceShard,
+    anchor_logps,
+    correct_rollout,
+    named_correction,
+    preset,
+    preset_defaults,
+)
 from ctpo.objectives.advantages import gae, group_normalised, rloo
 from ctpo.objectives.details import position_profile
 from ctpo.objectives.layouts.packed import packed_from
@@ -146,11 +156,29 @@ def test_defaults_list_every_knob() -> None:
         (lambda: gae(A, X, M, trace=1.5), "trace: 1.5"),
         (lambda: gae(A, X, M, discount=-0.5), "discount: -0.5"),
         (lambda: kl_penalty(X, X, "k9"), "kl_estimator: 'k9'"),
-        (lambda: correct_rollout(X, X, M, level="turn"), "level: 'turn'"),
-        (lambda: correct_rollout(X, X, M, mode="drop"), "mode: 'drop'"),
-        (lambda: correct_rollout(X, X, M, threshold=0.0), "threshold: 0.0 must be > 0"),
-        (lambda: correct_rollout(X, X, M, floor=7.0), "floor: 7.0 must be below"),
+        (lambda: correct_rollout(X, X, M, level="turn"), "level: 'turn' is not known"),
+        (lambda: correct_rollout(X, X, M, level="max"), "level: 'max' is not known"),
+        (lambda: correct_rollout(X, X, M, action="drop"), "action: 'drop'"),
+        (lambda: correct_rollout(X, X, M, action="truncate", statistic="k3"), "action: 'truncate' needs"),
+        (lambda: correct_rollout(X, X, M, action="reject"), "gate.low, gate.high: both are None"),
+        (lambda: correct_rollout(X, X, M, high=0.0), "weight.cap: 0.0 must be > 0"),
+        (lambda: correct_rollout(X, X, M, low=7.0), "weight.floor: 7.0 must not exceed"),
+        (lambda: correct_rollout(X, X, M, hihg=7.0), "'hihg' is not known; did you mean 'high'"),
+        (lambda: correct_rollout(X, X, M, RolloutCorrection(), high=7.0), "high: a correction is given too"),
+        (lambda: correct_rollout(X, X, M, level="segment"), "turn_ids: level 'segment' needs"),
+        (lambda: correct_rollout(X, X, M, turn_ids=M), "turn_ids: dtype torch.bool"),
         (lambda: correct_rollout(X, X[:1], M), "rollout_logps: shape"),
+        (lambda: Gate("ratio", "token", 2.0, 1.0), "gate.low: 2.0 must not exceed gate.high 1.0"),
+        (lambda: Gate("ratio", "token", -1.0), "gate.low: -1.0 must be >= 0"),
+        (lambda: Gate("k4", "token", high=1.0), "gate.statistic: 'k4'"),
+        (lambda: RolloutCorrection(veto=0.0), "veto: 0.0 must be > 0"),
+        (lambda: RolloutCorrection(denominator="half"), "denominator: 'half'"),
+        (lambda: RolloutCorrection(gates=(Gate(high=2.0), Gate(low=0.5))), "gates: two of them are on ratio_token"),
+        (lambda: named_correction("ice-pop"), "rollout_correction: 'ice-pop'.*did you mean 'icepop'"),
+        (lambda: named_correction("tis", low=1.0), "rollout_correction 'tis': 'low'"),
+        (lambda: named_correction("custom", weight={"levle": "token"}), "weight: 'levle'"),
+        (lambda: named_correction("custom", weight=[1]), "weight: .1. is not a mapping"),
+        (lambda: named_correction("custom", gates={"high": 1}), "gates: .* is not a list"),
         (lambda: anchor_logps("new", X, X), "anchor: 'new'"),
         (lambda: anchor_logps("rollout", X, None), "anchor: 'rollout' needs rollout_logps"),
         (lambda: Reduction("token-mean", norm_length=-1), "norm_length: -1"),

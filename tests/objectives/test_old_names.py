@@ -63,7 +63,9 @@ def test_masks() -> None:
         same(objective(*values, mask=batch.mask), objective(*values, batch.mask), 0.0)  # type: ignore[call-arg]
     with pytest.warns(FutureWarning, match="response_mask"):
         old = correct_rollout(batch.old, batch.logps, mask=batch.mask, mode="reject")  # type: ignore[call-arg]
-    new = correct_rollout(batch.old, batch.logps, batch.mask, mode="reject")
+    new = correct_rollout(
+        batch.old, batch.logps, batch.mask, action="reject", high=5.0, low=0.0, denominator="kept"
+    )
     assert torch.equal(old.rejection_mask, new.rejection_mask)
     with pytest.warns(FutureWarning, match="rejection_mask"):
         assert torch.equal(new.loss_mask, ~new.rejection_mask)
@@ -72,6 +74,29 @@ def test_masks() -> None:
         assert torch.equal(rloo(rewards, 7, mask=batch.mask), rloo(rewards, 7, response_mask=batch.mask))  # type: ignore[call-arg]
     with pytest.warns(FutureWarning, match="response_mask"):
         gae(rewards, rewards, mask=batch.mask)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"level": "sequence"}, {"level": "sum"}),
+        ({"threshold": 1.2, "floor": 0.9, "level": "token"}, {"high": 1.2, "level": "token"}),
+        (
+            {"threshold": 1.2, "floor": 0.9, "mode": "reject", "level": "token"},
+            {"high": 1.2, "low": 0.9, "action": "reject", "level": "token", "denominator": "kept"},
+        ),
+    ],
+)
+def test_rollout_correction(old: dict[str, Any], new: dict[str, Any]) -> None:
+    batch = make(drift=0.3)
+    with pytest.warns(FutureWarning, match="has a new name") as caught:
+        was = correct_rollout(batch.old, batch.logps, batch.mask, **old)
+    assert all(each.filename == __file__ for each in caught)
+    now = correct_rollout(batch.old, batch.logps, batch.mask, **new)
+    assert torch.equal(was.weights, now.weights)
+    assert torch.equal(was.rejection_mask, now.rejection_mask)
+    with pytest.raises(ValueError, match="threshold: this is the old name of high"):
+        correct_rollout(batch.old, batch.logps, batch.mask, threshold=1.0, high=1.0)
 
 
 @pytest.mark.parametrize(
