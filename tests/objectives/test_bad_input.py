@@ -173,7 +173,10 @@ def test_defaults_list_every_knob() -> None:
         (lambda: Gate("k4", "token", high=1.0), "gate.statistic: 'k4'"),
         (lambda: RolloutCorrection(veto=0.0), "veto: 0.0 must be > 0"),
         (lambda: RolloutCorrection(denominator="half"), "denominator: 'half'"),
-        (lambda: RolloutCorrection(gates=(Gate(high=2.0), Gate(low=0.5))), "gates: two of them are on ratio_token"),
+        (
+            lambda: RolloutCorrection(gates=(Gate(high=2.0), Gate(low=0.5))),
+            "gates: two of them are on ratio_token",
+        ),
         (lambda: named_correction("ice-pop"), "rollout_correction: 'ice-pop'.*did you mean 'icepop'"),
         (lambda: named_correction("tis", low=1.0), "rollout_correction 'tis': 'low'"),
         (lambda: named_correction("custom", weight={"levle": "token"}), "weight: 'levle'"),

@@ -32,7 +32,9 @@ def mismatch(scale: float = 0.4) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 def turns(mask: torch.Tensor) -> torch.Tensor:
     """Turns of uneven length; ids outside the mask are noise."""
     ids = (torch.arange(mask.shape[1]) // 5).expand_as(mask) * 3
-    return torch.where(mask, ids, torch.randint(-9, 99, mask.shape, generator=torch.Generator().manual_seed(1)))
+    return torch.where(
+        mask, ids, torch.randint(-9, 99, mask.shape, generator=torch.Generator().manual_seed(1))
+    )
 
 
 def divergence(statistic: str, old: float, rollout: float) -> float:
@@ -42,9 +44,7 @@ def divergence(statistic: str, old: float, rollout: float) -> float:
         return abs(p - q)
     if statistic == "binary_kl":
         p, q = (min(max(x, 1e-6), 1 - 1e-6) for x in (p, q))
-        return max(
-            a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b)) for a, b in ((p, q), (q, p))
-        )
+        return max(a * math.log(a / b) + (1 - a) * math.log((1 - a) / (1 - b)) for a, b in ((p, q), (q, p)))
     return {
         "ratio": delta,
         "k1": -delta,
@@ -66,7 +66,12 @@ def levels(values: dict[int, float], ids: list[int], level: str) -> dict[int, fl
 
 
 def oracle(
-    old: torch.Tensor, rollout: torch.Tensor, mask: torch.Tensor, ids: torch.Tensor, statistic: str, level: str
+    old: torch.Tensor,
+    rollout: torch.Tensor,
+    mask: torch.Tensor,
+    ids: torch.Tensor,
+    statistic: str,
+    level: str,
 ) -> dict[tuple[int, int], float]:
     """The statistic of every sampled token (row, position), in plain Python."""
     answer: dict[tuple[int, int], float] = {}
@@ -173,7 +178,9 @@ BY_TOKEN = {
 def test_named_corrections_by_their_formulas(name: str) -> None:
     if name == "custom":
         weight, gates = {"level": "token", "cap": 2.0}, [{"statistic": "k3", "level": "max", "high": 0.1}]
-        expected = RolloutCorrection(weight=Weight("token", 2.0), gates=(Gate("k3", "max", high=0.1),), veto=0.1)
+        expected = RolloutCorrection(
+            weight=Weight("token", 2.0), gates=(Gate("k3", "max", high=0.1),), veto=0.1
+        )
         assert named_correction("custom", weight=weight, gates=gates, veto=0.1) == expected
         return
     scale = {"geo-mask": 0.03, "seq-mask-tis": 0.004, "trm-avg": 0.04, "trm-max": 0.15}.get(name, 0.9)

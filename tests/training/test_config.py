@@ -63,13 +63,33 @@ def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
         ),
         (
             {"objective_kwargs": {"entropy_coef": 0.01}},
-            "objective_kwargs.entropy_coef is not supported.*drop it",
+            "objective_kwargs.entropy_coef is not supported.*use entropy_coef instead",
         ),
         (
             {"steps_per_generation": 6, "gradient_accumulation_steps": 4},
             "gradient_accumulation_steps=4 and steps_per_generation=6.*use gradient_accumulation_steps=3",
         ),
-        ({"entropy_coef": 0.1}, "entropy_coef=0.1 is not supported"),
+        ({"top_entropy_quantile": 1.5}, "top_entropy_quantile=1.5 is out of range; use 0 to 1"),
+        ({"rollout_correction": "ice-pop"}, "rollout_correction='ice-pop' is not one of auto, recipe"),
+        (
+            {"rollout_correction": "tis", "rollout_correction_kwargs": {"low": 1}},
+            "rollout_correction_kwargs.low is unknown for 'tis'; known: cap, veto, denominator",
+        ),
+        ({"rollout_correction": "tis", "rollout_correction_kwargs": {"cap": 0}}, "weight.cap: 0 must be > 0"),
+        ({"rollout_correction": "none", "rollout_correction_kwargs": {"veto": 0.1}}, "has no effect with"),
+        ({"rollout_correction": "tis", "anchor": "rollout"}, "'tis' with anchor='rollout' would count .* twice"),
+        (
+            {"rollout_correction": "tis", "use_vllm": True, "vllm_importance_sampling_clip_max": 2.0},
+            "vllm_importance_sampling_clip_max=2.0 has no effect beside rollout_correction='tis'",
+        ),
+        ({"use_vllm": True, "top_p": 0.9}, "top_p=0.9: vLLM reports log-probs of the tokens that are left"),
+        ({"use_vllm": True, "anchor": "rollout", "min_p": 0.1}, "min_p=0.1: vLLM reports"),
+        ({"use_vllm": True, "generation_kwargs": {"top_k": 20}}, "top_k=20: vLLM reports"),
+        ({"advantages": "gae"}, "advantages='gae' is not one of trl, rloo, maxrl"),
+        (
+            {"advantages": "maxrl", "scale_rewards": "batch"},
+            "scale_rewards='batch' has no effect with advantages='maxrl'",
+        ),
     ],
 )
 def test_the_error_for_a_bad_setting_says_how_to_correct_it(

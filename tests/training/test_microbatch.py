@@ -103,7 +103,7 @@ def test_trls_dictionary_becomes_named_tensors(trained: Any) -> None:
 
 
 def test_some_responses_of_a_micro_batch(trained: Any) -> None:
-    inputs = micro_batch(trained, importance_sampling_ratio=torch.linspace(0.5, 2, 8)[:, None])
+    inputs = micro_batch(trained, rollout_weights=torch.linspace(0.5, 2, 8)[:, None])
     batch = MicroBatch.of(inputs)
     some = batch.take(torch.tensor([5, 0]))
     assert len(some) == 2
@@ -112,7 +112,7 @@ def test_some_responses_of_a_micro_batch(trained: Any) -> None:
     assert torch.equal(some.rollout_logps, inputs["sampling_per_token_logps"][[5, 0]])
     assert some.num_tokens is batch.num_tokens
     assert batch.has_advantage.tolist() == [True, True, False, True, False, True, False, True]
-    expected = inputs["advantages"] * inputs["importance_sampling_ratio"][:, 0]
+    expected = inputs["advantages"] * inputs["rollout_weights"][:, 0]
     assert torch.equal(batch.weighted_advantages[:, 0], expected)
     assert torch.equal(some.weighted_advantages[:, 0], expected[[5, 0]])
 

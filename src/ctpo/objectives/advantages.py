@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ctpo.objectives.numerics import compute_dtype
+from ctpo.objectives import checks
+from ctpo.objectives.numerics import compute_dtype, reads_are_free
 from ctpo.old_names import old_keywords
 
 
@@ -91,10 +92,7 @@ def group_normalised(
         variance = groups.sum(centred.square()) / (count - 1)
         # NaN in a group of one, and 0 where squares of tiny differences underflow.
         centred = centred / torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
-    # Equal rewards need not have exactly that mean in floating point.
-    return _spread(
-        torch.where(groups.equal(returns), torch.zeros_like(centred), centred), response_mask, rewards
-    )
+    return _spread(_zero_where_equal(centred, returns, groups), response_mask, rewards)
 
 
 @old_keywords(mask="response_mask")
@@ -118,9 +116,206 @@ def rloo(rewards: Tensor, group: Tensor | int, *, response_mask: Tensor | None =
     groups = _Groups(group, returns.shape[0], returns.device)
     count = groups.sum(torch.ones_like(returns))
     centred = (returns - groups.sum(returns) / count) * count / (count - 1)
-    return _spread(
-        torch.where(groups.equal(returns), torch.zeros_like(centred), centred), response_mask, rewards
-    )
+    return _spread(_zero_where_equal(centred, returns, groups), response_mask, rewards)
+
+
+def max_rl(rewards: Tensor, group: Tensor | int, *, response_mask: Tensor | None = None) -> Tensor:
+    """A_i = (R_i − mean R) / mean R, over the group of responses to one prompt; 0 where mean R is 0.
+
+    Rewards must not be negative. With rewards of 0 and 1 a prompt weighs the more, the more rarely it is solved: in
+    expectation the gradient is that of log p, with p the share of right responses, instead of that of p.
+
+    Arguments and shapes as in `group_normalised`.
+
+    Raises:
+        ValueError: shapes that do not fit, or a negative return. Looked at where reading is free.
+
+    Source: "Maximum Likelihood Reinforcement Learning" (MaxRL), arXiv 2602.02710.
+    """
+    returns = _returns(rewards, response_mask)
+    if reads_are_free(returns) and bool((returns < 0).any()):
+        lowest = returns.min().item()
+        raise ValueError(
+            f"rewards: {lowest:g} is negative; MaxRL divides by the mean, so use rewards from 0 up."
+        )
+    groups = _Groups(group, returns.shape[0], returns.device)
+    mean = groups.sum(returns) / groups.sum(torch.ones_like(returns))
+    centred = (returns - mean) / torch.where(mean > 0, mean, torch.ones_like(mean))
+    return _spread(_zero_where_equal(centred, returns, groups), response_mask, rewards)
+
+
+def opo(
+    rewards: Tensor,
+    group: Tensor | int,
+    lengths: Tensor | None = None,
+    *,
+    response_mask: Tensor | None = None,
+) -> Tensor:
+    """A_i = R_i − Σ_j T_j R_j / Σ_j T_j, over the group of responses to one prompt; T_j is the length of response j.
+
+    The baseline of least variance, if the squared norm of a response's gradient grows with its length.
+
+    Args:
+        rewards, group, response_mask: as in `group_normalised`.
+        lengths: [B] T_j in sampled tokens; None counts the response mask. Empty responses have no weight.
+
+    Raises:
+        ValueError: shapes that do not fit, or neither lengths nor a mask.
+
+    Source: "On-Policy RL with Optimal Reward Baseline" (OPO), arXiv 2505.23585.
+    """
+    returns = _returns(rewards, response_mask)
+    groups = _Groups(group, returns.shape[0], returns.device)
+    weights = _lengths(lengths, response_mask, returns)
+    total = groups.sum(weights)
+    baseline = groups.sum(weights * returns) / torch.where(total > 0, total, torch.ones_like(total))
+    return _spread(_zero_where_equal(returns - baseline, returns, groups), response_mask, rewards)
+
+
+def batch_normalised(
+    rewards: Tensor, lengths: Tensor | None = None, *, response_mask: Tensor | None = None
+) -> Tensor:
+    """A_i = (R_i − mean R) / std R, over all responses of the batch. std is the sample standard deviation.
+
+    With lengths, mean and variance are those of the tokens: response i counts T_i times. Equal rewards give exact
+    zeros.
+
+    Args:
+        rewards: [B], or [B, T] with `response_mask`.
+        lengths: [B] T_i in sampled tokens; None lets every response count once.
+        response_mask: [B, T] true on sampled tokens, for rewards per token.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    returns = _returns(rewards, response_mask)
+    weights = torch.ones_like(returns) if lengths is None else _lengths(lengths, None, returns)
+    return _spread(_whitened(returns, weights), response_mask, rewards)
+
+
+def reinforce_plus_plus(
+    rewards: Tensor, lengths: Tensor | None = None, *, response_mask: Tensor | None = None
+) -> Tensor:
+    """A_i = (R_i − mean R) / std R, where mean and std are those of all tokens of the batch.
+
+    The reward of a response is the return of each of its tokens, as with a discount of 1. `batch_normalised` with
+    lengths. Arguments as in `opo`, without groups.
+
+    Source: "REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage Normalization", arXiv
+    2501.03262.
+    """
+    returns = _returns(rewards, response_mask)
+    weights = _lengths(lengths, response_mask, returns)
+    return _spread(_whitened(returns, weights), response_mask, rewards)
+
+
+def reinforce_plus_plus_baseline(
+    rewards: Tensor,
+    group: Tensor | int,
+    lengths: Tensor | None = None,
+    *,
+    response_mask: Tensor | None = None,
+) -> Tensor:
+    """`reinforce_plus_plus` of R_i − mean R, the mean over the group of responses to one prompt.
+
+    Arguments as in `opo`. Source: as `reinforce_plus_plus`.
+    """
+    returns = _returns(rewards, response_mask)
+    groups = _Groups(group, returns.shape[0], returns.device)
+    centred = returns - groups.sum(returns) / groups.sum(torch.ones_like(returns))
+    centred = _zero_where_equal(centred, returns, groups)
+    return _spread(_whitened(centred, _lengths(lengths, response_mask, returns)), response_mask, rewards)
+
+
+def several_rewards(
+    rewards: Tensor,
+    group: Tensor | int,
+    weights: Tensor | None = None,
+    *,
+    aggregation: str = "sum_then_normalize",
+    scale: str = "group",
+    epsilon: float = 1e-4,
+) -> Tensor:
+    """[B] advantages of several rewards per response, as TRL aggregates them.
+
+    "sum_then_normalize": R_i = Σ_k w_k r_ik, A_i = (R_i − mean R) / (std R + ε). The mean is the group's. std is the
+    group's ("group"), the batch's ("batch"), or left out ("none").
+
+    "normalize_then_sum" (GDPO): each reward is normalised in its group first, R_i = Σ_k w_k (r_ik − mean r_k) /
+    (std r_k + ε), and R over the batch then, whatever the scale. So a reward with a small spread is not drowned.
+
+    Args:
+        rewards: [B, K]; NaN where a reward function has not judged a response. Such a reward adds nothing and counts in
+            no mean. A response without any reward has the advantage 0.
+        group: as in `group_normalised`.
+        weights: [K]; None for 1.
+        aggregation: "sum_then_normalize" or "normalize_then_sum".
+        scale: "group", "batch" or "none".
+        epsilon: TRL's, so that equal rewards give 0.
+
+    Raises:
+        ValueError: unknown names, or shapes that do not fit.
+
+    Source: "GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL Optimization", arXiv
+    2601.05242; TRL's `multi_objective_aggregation`.
+    """
+    checks.choice("aggregation", aggregation, ("sum_then_normalize", "normalize_then_sum"))
+    checks.choice("scale", scale, ("group", "batch", "none"))
+    if rewards.ndim != 2 or (weights is not None and weights.shape != rewards.shape[1:]):
+        shape = None if weights is None else tuple(weights.shape)
+        raise ValueError(f"rewards, weights: {tuple(rewards.shape)} and {shape}; expected [B, K] and [K].")
+    rewards = rewards.detach().to(compute_dtype(rewards))
+    groups = _Groups(group, rewards.shape[0], rewards.device)
+    factors = torch.ones_like(rewards[0]) if weights is None else weights.to(rewards)
+    unjudged = rewards.isnan().all(dim=1)
+    if aggregation == "normalize_then_sum":
+        columns = [_standardised(column, groups, groups, epsilon) for column in rewards.unbind(1)]
+        rewards = torch.stack(columns, dim=1)
+    total = (rewards * factors).nansum(dim=1).masked_fill(unjudged, torch.nan)
+    everyone = _Groups(len(total), len(total), total.device) if len(total) else groups
+    if aggregation == "normalize_then_sum":
+        advantages = _standardised(total, everyone, everyone, epsilon)
+    else:
+        spread = {"group": groups, "batch": everyone, "none": None}[scale]
+        advantages = _standardised(total, groups, spread, epsilon)
+    return advantages.nan_to_num(nan=0.0)
+
+
+def _standardised(values: Tensor, centre: _Groups, spread: _Groups | None, epsilon: float) -> Tensor:
+    """(x − mean) / (std + ε) over the values that are not NaN; groups of mean and std, and None for no division."""
+
+    def moments(groups: _Groups) -> tuple[Tensor, Tensor]:
+        known = ~values.isnan()
+        count = groups.sum(known.to(values.dtype))
+        mean = groups.sum(torch.where(known, values, torch.zeros_like(values))) / count
+        squares = torch.where(known, (values - mean).square(), torch.zeros_like(values))
+        return mean, (groups.sum(squares) / (count - 1).clamp(min=1)).sqrt()
+
+    centred = values - moments(centre)[0]
+    return centred if spread is None else centred / (moments(spread)[1] + epsilon)
+
+
+def _whitened(returns: Tensor, weights: Tensor) -> Tensor:
+    """(R − mean) / std, both weighted; the variance is divided by Σ w − 1. Exact zeros where returns are equal."""
+    total = weights.sum()
+    centred = returns - (weights * returns).sum() / total.clamp(min=1)
+    variance = (weights * centred.square()).sum() / (total - 1).clamp(min=1)
+    scaled = centred / torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+    return torch.where((returns == returns[:1]).all(), torch.zeros_like(scaled), scaled)
+
+
+def _lengths(lengths: Tensor | None, mask: Tensor | None, returns: Tensor) -> Tensor:
+    if lengths is None and mask is not None:
+        lengths = (mask != 0).sum(-1)
+    if lengths is None or lengths.shape != returns.shape:
+        shape = None if lengths is None else tuple(lengths.shape)
+        raise ValueError(f"lengths: {shape}; expected {tuple(returns.shape)}, or a response_mask to count.")
+    return lengths.to(returns.dtype)
+
+
+def _zero_where_equal(advantages: Tensor, returns: Tensor, groups: _Groups) -> Tensor:
+    """The advantages, exactly 0 in groups of equal returns, whose mean need not be exact in floating point."""
+    return torch.where(groups.equal(returns), torch.zeros_like(advantages), advantages)
 
 
 @old_keywords(mask="response_mask")

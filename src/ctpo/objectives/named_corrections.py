@@ -1,7 +1,8 @@
 """Rollout corrections by the names that trainers use, each with the settings of its source.
 
-δ_t = log π_old − log π_rollout is the difference of one token, in nats; T is the length of a response in sampled tokens.
-All of them take two more knobs: `veto`, and `denominator`, which is "all" or "kept". `RolloutCorrection` explains both.
+δ_t = log π_old − log π_rollout is the difference of one token, in nats. T is the length of a response in sampled
+tokens. All of them take two more knobs: `veto`, and `denominator`, which is "all" or "kept". `RolloutCorrection`
+explains both.
 
 `ctpo.training` reads this file without importing it, so defaults are spelled out in the signatures.
 """
@@ -94,6 +95,27 @@ def custom(
     )
 
 
+def as_in_trl(mode: str, low: float | None, high: float | None) -> RolloutCorrection:
+    """The correction of TRL's `vllm_importance_sampling_mode`, `…_clip_min` and `…_clip_max`.
+
+    Args:
+        mode: "token" or "sequence", then "_truncate" or "_mask".
+        low, high: bounds of the ratio; None for none.
+
+    Raises:
+        ValueError: unknown mode, or bounds out of range.
+    """
+    checks.choice("vllm_importance_sampling_mode", mode, _TRL_MODES)
+    level, action = mode.split("_")
+    level = "sum" if level == "sequence" else level
+    if action == "truncate":
+        return RolloutCorrection(weight=Weight(level, math.inf if high is None else high, low or 0.0))
+    bounded = low is not None or high is not None
+    gates = (Gate("ratio", level, low, high),) if bounded else ()
+    return RolloutCorrection(weight=Weight(level), gates=gates)
+
+
+_TRL_MODES: Final = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 _CORRECTIONS: Final[dict[str, Callable[..., RolloutCorrection]]] = {
     "recipe": recipe,
     "tis": tis,

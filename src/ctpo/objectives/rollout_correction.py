@@ -5,8 +5,8 @@ ratio is taken against the old policy as the trainer recomputes it, a separate w
 taken against the engine's log-probs, nothing is left to correct, and a product accumulates the difference.
 
 A correction has three parts that know nothing of each other: a weight for each token, any number of gates that reject
-tokens, and a veto. δ_t = log π_old − log π_rollout is the difference of one token, in nats. `named_corrections` has those
-of the field by name.
+tokens, and a veto. δ_t = log π_old − log π_rollout is the difference of one token, in nats. `named_corrections` has
+those of the field by name.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ class Gate:
             if bound is not None:
                 checks.number(f"gate.{name}", bound, least)
         if self.low is None and self.high is None:
-            raise ValueError("gate.low, gate.high: both are None, so the gate would reject nothing; give one.")
+            raise ValueError(
+                "gate.low, gate.high: both are None, so the gate would reject nothing; give one."
+            )
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"gate.low: {self.low!r} must not exceed gate.high {self.high!r}.")
 
@@ -319,8 +321,8 @@ def correct_rollout(
             weights=correction.weights, rejection_mask=correction.rejection_mask,
         )
 
-    Sources: E. L. Ionides, "Truncated Importance Sampling", Journal of Computational and Graphical Statistics 17 (2008).
-    Recipe: arXiv 2605.07331.
+    Sources: E. L. Ionides, "Truncated Importance Sampling", Journal of Computational and Graphical Statistics 17
+    (2008). Recipe: arXiv 2605.07331.
     """
     if correction is not None and criterion:
         raise ValueError(f"{next(iter(criterion))}: a correction is given too; drop one of them.")
@@ -338,7 +340,9 @@ def correct_rollout(
         low, high = gate.limits()
         rejections[gate.name] = mask & ((value < low) | (value > high))
     if correction.veto is not None:
-        rejections["veto"] = mask & _vetoed(old_logps.to(wide), rollout_logps.to(wide), mask, correction.veto, layout)
+        rejections["veto"] = mask & _vetoed(
+            old_logps.to(wide), rollout_logps.to(wide), mask, correction.veto, layout
+        )
     rejected = torch.zeros_like(mask)
     for each in rejections.values():
         rejected = rejected | each
@@ -348,7 +352,9 @@ def correct_rollout(
     if correction.weight is not None:
         log_weight = _at_level(tokens.log_ratio, correction.weight.level, tokens, turns)
         weights = log_weight.clamp(-SATURATION, SATURATION).exp().expand_as(one)
-        truncated = mask & ~rejected & ((weights > correction.weight.cap) | (weights < correction.weight.floor))
+        truncated = (
+            mask & ~rejected & ((weights > correction.weight.cap) | (weights < correction.weight.floor))
+        )
         weights = torch.where(mask, weights.clamp(correction.weight.floor, correction.weight.cap), one)
     stats = _summary(tokens, weights, truncated, rejected, rejections, layout)
     leave = rejected if correction.denominator == "kept" else torch.zeros_like(rejected)

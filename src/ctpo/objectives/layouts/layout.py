@@ -11,8 +11,8 @@ from torch import Tensor
 class Layout(ABC):
     """Sums along each sequence of a call.
 
-    Tokens that do not count must hold the neutral element: 0 for sums, +inf for minima, −inf for maxima. Values must be finite
-    otherwise, which `tokens.sanitise` sees to. Sums are accumulated in float64 where the device has it.
+    Tokens that do not count must hold the neutral element: 0 for sums, +inf for minima, −inf for maxima. Values must be
+    finite otherwise, which `tokens.sanitise` sees to. Sums are accumulated in float64 where the device has it.
 
     A layout whose sequences are shared by several processes overrides the four methods at the end.
     """

@@ -27,7 +27,11 @@ class Padded(Layout):
 
     def sequence_max(self, values: Tensor) -> Tensor:
         """[B, 1]."""
-        return values.amax(-1, keepdim=True) if values.shape[-1] else values.new_full((len(values), 1), -torch.inf)
+        return (
+            values.amax(-1, keepdim=True)
+            if values.shape[-1]
+            else values.new_full((len(values), 1), -torch.inf)
+        )
 
     def prefix_min_before(self, values: Tensor) -> Tensor:
         running = values.cummin(-1).values
@@ -42,7 +46,9 @@ class Padded(Layout):
 
     def turns(self, turn_ids: Tensor, mask: Tensor) -> Layout:
         rows = torch.arange(len(turn_ids), device=turn_ids.device).unsqueeze(-1).expand_as(turn_ids)
-        return PaddedTurns(turn_keys(rows.reshape(-1), turn_ids.reshape(-1), mask.reshape(-1)), turn_ids.shape)
+        return PaddedTurns(
+            turn_keys(rows.reshape(-1), turn_ids.reshape(-1), mask.reshape(-1)), turn_ids.shape
+        )
 
 
 class PaddedTurns(Layout):

@@ -11,28 +11,28 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
-from ctpo.training.config.sources import preset_knobs
+from ctpo.training.config.sources import correction_knobs, preset_knobs
 
+ADVANTAGES: Final = ("trl", "rloo", "maxrl", "opo", "batch", "reinforce++", "reinforce++-baseline")
 ANCHORS: Final = ("old", "rollout")
 COMPUTE_DTYPES: Final = ("auto", "float32", "bfloat16")
 
 _REPLACED: Final = {
     "loss_type": "objective and objective_kwargs.reduction",
     "importance_sampling_level": "objective",
-    "off_policy_mask_threshold": "objective",
 }
 """Settings of TRL's own loss, each with the setting to use instead. The objective takes the place of that loss, so
 these would have no effect."""
 _BOUNDS: Final = {"epsilon": ("low", "high"), "epsilon_high": ("high",), "delta": ("dual",)}
 """Bounds of TRL's own loss, each with the bounds of a preset that it stands for."""
-_PENALTIES: Final = {"kl_coef": "beta", "kl_estimator": "beta", "entropy_coef": None}
-"""Knobs that objectives had in the previous release, each with the setting to use instead, if there is one."""
-_UNSUPPORTED: Final = {
-    "top_entropy_quantile": 1.0,
-    "entropy_coef": 0.0,
-    "use_adaptive_entropy": False,
-}
-"""Settings of TRL that `CTPOTrainer` does not support, each with TRL's default."""
+_PENALTIES: Final = {"kl_coef": "beta", "kl_estimator": "beta", "entropy_coef": "entropy_coef"}
+"""Knobs that objectives had in the previous release, each with the setting to use instead."""
+_VLLM_CORRECTION: Final = tuple(
+    f"vllm_importance_sampling_{name}" for name in ("mode", "clip_min", "clip_max")
+)
+"""Settings of TRL's correction of vLLM's log-probs. `rollout_correction` replaces it, and `auto` obeys them."""
+_TRUNCATIONS: Final = {"top_p": (1.0, None), "top_k": (0, -1, None), "min_p": (None, 0.0)}
+"""Settings that cut the distribution that is sampled from, with the values that cut nothing."""
 
 
 class BatchSettings(Protocol):
@@ -60,6 +60,12 @@ class Settings(BatchSettings, Protocol):
     diagnostics: bool
     max_nonfinite_updates: int
     max_tokens_per_micro_batch: int | None
+    advantages: str
+    generation_kwargs: dict[str, Any] | None
+    rollout_correction: str
+    rollout_correction_kwargs: dict[str, Any] | str | None
+    top_entropy_quantile: float
+    vllm_importance_sampling_correction: bool
     objective: str
     objective_kwargs: dict[str, Any] | str | None
     use_vllm: bool
@@ -90,6 +96,10 @@ def check_settings(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
         raise ValueError(f"max_tokens_per_micro_batch={limit} is negative; use 0 for no limit")
     check_lag(settings)
     _check_online(settings)
+    _check_correction(settings, trl_defaults)
+    _check_advantages(settings, trl_defaults)
+    if not 0 <= settings.top_entropy_quantile <= 1:
+        raise ValueError(f"top_entropy_quantile={settings.top_entropy_quantile} is out of range; use 0 to 1")
     _refuse_replaced(settings, trl_defaults)
     _check_penalties(settings)
     _check_windows(settings)
@@ -152,6 +162,79 @@ def check_lag(settings: Settings) -> None:
         )
 
 
+def changed_vllm_correction(settings: Any, trl_defaults: Mapping[str, Any]) -> str | None:
+    """The first of TRL's settings of its own correction of vLLM that is not at its default; None if all are."""
+    changed = (name for name in _VLLM_CORRECTION if getattr(settings, name) != trl_defaults[name])
+    return next(changed, None)
+
+
+def truncation(settings: Any) -> str | None:
+    """The setting that cuts the distribution that is sampled from, as `name=value`; None if nothing does."""
+    for source in (vars(settings), settings.generation_kwargs or {}):
+        for name, nothing in _TRUNCATIONS.items():
+            if source.get(name) not in nothing:
+                return f"{name}={source[name]}"
+    return None
+
+
+def check_truncation(settings: Any, engine: str) -> None:
+    """Refuse a cut distribution where log-probs of another engine are used, which are of what is left of it.
+
+    Raises:
+        ValueError: naming the setting and what to do.
+    """
+    cut = truncation(settings)
+    if cut is not None:
+        raise ValueError(
+            f"{cut}: {engine} reports log-probs of the tokens that are left, renormalised, so every ratio to it is off "
+            "by the probability that was cut, and products accumulate that; drop it, or set rollout_correction=none "
+            "and anchor=old"
+        )
+
+
+def _check_correction(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
+    name, knobs = settings.rollout_correction, settings.rollout_correction_kwargs or {}
+    known = correction_knobs()
+    if name not in (*known, "auto"):
+        raise ValueError(f"rollout_correction={name!r} is not one of auto, {', '.join(known)}")
+    for knob in knobs:
+        if knob not in known["recipe" if name == "auto" else name]:
+            others = ", ".join(known["recipe" if name == "auto" else name])
+            raise ValueError(f"rollout_correction_kwargs.{knob} is unknown for {name!r}; known: {others}")
+    changed = changed_vllm_correction(settings, trl_defaults) if settings.use_vllm else None
+    if changed and (name != "auto" or knobs):
+        raise ValueError(
+            f"{changed}={getattr(settings, changed)!r} has no effect beside rollout_correction={name!r}; drop one"
+        )
+    if knobs and name == "none":
+        raise ValueError("rollout_correction_kwargs has no effect with rollout_correction='none'; drop it")
+    weighs = name not in ("auto", "none", "geo-mask", "trm-max", "trm-avg", "custom") or (
+        name == "custom" and isinstance(knobs, dict) and knobs.get("weight") is not None
+    )
+    if settings.anchor == "rollout" and weighs:
+        raise ValueError(
+            f"rollout_correction={name!r} with anchor='rollout' would count the engine's difference twice, since the "
+            "ratio is taken against the engine's log-probs already; use anchor='old', or a correction that only "
+            "rejects (geo-mask, trm-max, trm-avg)"
+        )
+    corrects = name != "none" and (name != "auto" or settings.vllm_importance_sampling_correction)
+    if settings.use_vllm and (corrects or settings.anchor == "rollout"):
+        check_truncation(settings, "vLLM")
+
+
+def _check_advantages(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
+    if settings.advantages not in ADVANTAGES:
+        raise ValueError(f"advantages={settings.advantages!r} is not one of {', '.join(ADVANTAGES)}")
+    if settings.advantages == "trl":
+        return
+    for name in ("scale_rewards", "multi_objective_aggregation"):
+        value = getattr(settings, name)
+        if value != trl_defaults[name]:
+            raise ValueError(
+                f"{name}={value!r} has no effect with advantages={settings.advantages!r}; drop one"
+            )
+
+
 def _check_windows(settings: Settings) -> None:
     """Check that an optimizer step lies within one rollout batch, or covers whole rollout batches.
 
@@ -200,10 +283,6 @@ def _refuse_replaced(settings: Settings, trl_defaults: Mapping[str, Any]) -> Non
             else:
                 advice = f"set {_REPLACED[name]} instead"
             raise ValueError(f"{name}={value!r} has no effect under CTPO; {advice}")
-    for name, default in _UNSUPPORTED.items():
-        value = getattr(settings, name)
-        if value != default:
-            raise ValueError(f"{name}={value!r} is not supported by CTPOTrainer; leave it unset")
 
 
 def _bound_advice(objective: str, name: str, value: Any) -> str:
@@ -221,10 +300,8 @@ def _bound_advice(objective: str, name: str, value: Any) -> str:
 
 def _check_penalties(settings: Settings) -> None:
     for name in _PENALTIES.keys() & (settings.objective_kwargs or {}):
-        other = _PENALTIES[name]
-        instead = f"use {other} instead" if other else "drop it"
         raise ValueError(
-            f"objective_kwargs.{name} is not supported: an objective holds no penalty; {instead}"
+            f"objective_kwargs.{name} is not supported: an objective holds no penalty; use {_PENALTIES[name]} instead"
         )
 
 

@@ -9,9 +9,17 @@ from typing import Any, ClassVar
 import torch
 from trl import GRPOConfig
 
-from ctpo.objectives import Objective, preset, preset_defaults, preset_names
+from ctpo.objectives import (
+    Objective,
+    RolloutCorrection,
+    named_correction,
+    preset,
+    preset_defaults,
+    preset_names,
+)
+from ctpo.objectives.named_corrections import as_in_trl
 from ctpo.old_names import current_knobs
-from ctpo.training.config.checks import check_batches, check_settings
+from ctpo.training.config.checks import changed_vllm_correction, check_batches, check_settings
 
 
 @dataclass
@@ -44,6 +52,26 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
             "help": "Where the log-probs in the denominator of the importance ratio come from. `old`: the trainer "
             "computes them before the first update on a rollout batch. `rollout`: the rollout engine reports them. "
             "That saves one forward pass. It is exact if the engine runs the same weights in the same precision."
+        },
+    )
+    rollout_correction: str = field(
+        default="auto",
+        metadata={
+            "help": "How the difference between the rollout engine's log-probs and the trainer's is corrected: the "
+            "name of a correction of `ctpo.objectives` (docs/rollout_correction.md), `none`, or `auto`. `auto` is "
+            "`recipe` where another engine samples and anchor='old', and `none` elsewhere. With vLLM it is what TRL's "
+            "`vllm_importance_sampling_*` say, if they are set."
+        },
+    )
+    rollout_correction_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": 'Knobs of the correction to change, for example \'{"cap": 2.0, "veto": 1e-4}\'.'},
+    )
+    advantages: str = field(
+        default="trl",
+        metadata={
+            "help": "How rewards become advantages: `trl` (as `scale_rewards` and `multi_objective_aggregation` say), "
+            "`rloo`, `maxrl`, `opo`, `batch`, `reinforce++` or `reinforce++-baseline` (docs/training.md)."
         },
     )
     behaviour_lag: int = field(
@@ -153,7 +181,10 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         },
     )
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "objective_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *GRPOConfig._VALID_DICT_FIELDS,
+        *("objective_kwargs", "rollout_correction_kwargs"),
+    ]
 
     def __post_init__(self) -> None:
         if _will_run_on_cpu(self):
@@ -166,8 +197,9 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         self.gradient_checkpointing = bool(self.gradient_checkpointing)
         if isinstance(self.objective_kwargs, dict) and self.objective in preset_names():
             self.objective_kwargs = current_knobs(self.objective_kwargs, preset_defaults(self.objective))
-        check_settings(self, {each.name: each.default for each in dataclasses.fields(GRPOConfig)})
+        check_settings(self, _trl_defaults())
         self.build_objective()
+        self.build_correction()
 
     def objective_settings(self) -> dict[str, Any]:
         """All knobs of the objective by name, with defaults for those that are not set."""
@@ -188,11 +220,44 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         assert isinstance(overrides, dict)  # TRL parses a JSON string in its own __post_init__
         return preset(self.objective, **{**overrides, **knobs})
 
+    def build_correction(self, *, other_engine: bool | None = None) -> RolloutCorrection | None:
+        """The rollout correction that these settings describe; None if there is none.
+
+        Args:
+            other_engine: whether something else than the model in training samples; None if only vLLM does.
+
+        Raises:
+            ValueError: if the correction or a knob is unknown, or a value is out of range.
+        """
+        knobs = self.rollout_correction_kwargs or {}
+        assert isinstance(knobs, dict)
+        if self.rollout_correction == "none":
+            return None
+        if self.rollout_correction != "auto":
+            return named_correction(self.rollout_correction, **knobs)
+        if self.anchor != "old":
+            return None
+        if not self.use_vllm:
+            return named_correction("recipe", **knobs) if other_engine else None
+        if not self.vllm_importance_sampling_correction:
+            return None
+        if not changed_vllm_correction(self, _trl_defaults()):
+            return named_correction("recipe", **knobs)
+        return as_in_trl(
+            self.vllm_importance_sampling_mode,
+            self.vllm_importance_sampling_clip_min,
+            self.vllm_importance_sampling_clip_max,
+        )
+
     @property
     def updates_per_rollout_batch(self) -> int:
         """The number of optimizer steps taken on one rollout batch."""
         updates: int = self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps
         return max(1, updates)
+
+
+def _trl_defaults() -> dict[str, Any]:
+    return {each.name: each.default for each in dataclasses.fields(GRPOConfig)}
 
 
 def _will_run_on_cpu(config: CTPOConfig) -> bool:

@@ -185,16 +185,17 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
 def merge(keys: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a recipe with the overrides applied. Mappings are merged; every other value is replaced.
 
-    A new objective removes the `objective_kwargs` of the one before, because it may not have such knobs. A key
-    removes the keys that set the same thing in another way (`RIVALS`).
+    A new objective removes the `objective_kwargs` of the one before, because it may not have such knobs, and so does a
+    new rollout correction. A key removes the keys that set the same thing in another way (`RIVALS`).
     """
     merged = dict(keys)
     for name, value in overrides.items():
         for rival in RIVALS.get(name, ()):
             if value is not None and rival not in overrides:
                 merged.pop(rival, None)
-    if overrides.get("objective", merged.get("objective")) != merged.get("objective"):
-        merged.pop("objective_kwargs", None)
+    for name in ("objective", "rollout_correction"):
+        if overrides.get(name, merged.get(name)) != merged.get(name):
+            merged.pop(f"{name}_kwargs", None)
     for name, value in overrides.items():
         held = merged.get(name)
         merged[name] = {**held, **value} if isinstance(held, dict) and isinstance(value, dict) else value

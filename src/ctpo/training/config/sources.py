@@ -27,7 +27,7 @@ _CLASSES: Final = (
 )
 """GRPOConfig and the classes it inherits from, base first: package, file in it, name."""
 _CONFIG: Final = Path(__file__).with_name("config.py")
-_PRESETS: Final = Path(__file__).parents[2] / "objectives" / "presets.py"
+_OBJECTIVES: Final = Path(__file__).parents[2] / "objectives"
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,36 @@ def trainer_fields() -> Mapping[str, Field]:
 def preset_knobs() -> Mapping[str, Mapping[str, Any]]:
     """The knobs of every preset with their defaults, as `ctpo.objectives.preset_defaults` gives them."""
     try:
-        tree = _parse(_PRESETS)
-        table, shared = _assigned(tree, "_PRESETS"), ast.literal_eval(_assigned(tree, "_SHARED"))
-        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-        if not isinstance(table, ast.Dict):
-            raise LookupError("_PRESETS")
-        builders = zip(table.keys, table.values, strict=True)
-        return {
-            ast.literal_eval(key): {**_defaults(functions[ast.unparse(value)]), **shared}
-            for key, value in builders
-            if key is not None
-        }
+        return _builders(_OBJECTIVES / "presets.py", "_PRESETS")
     except (OSError, SyntaxError, LookupError, ValueError):
         from ctpo.objectives import preset_defaults, preset_names
 
         return {name: preset_defaults(name) for name in preset_names()}
+
+
+@cache
+def correction_knobs() -> Mapping[str, Mapping[str, Any]]:
+    """The knobs of every rollout correction, as `ctpo.objectives.correction_defaults` gives them."""
+    try:
+        return _builders(_OBJECTIVES / "named_corrections.py", "_CORRECTIONS")
+    except (OSError, SyntaxError, LookupError, ValueError):
+        from ctpo.objectives import correction_defaults, correction_names
+
+        return {name: correction_defaults(name) for name in correction_names()}
+
+
+def _builders(path: Path, table_name: str) -> Mapping[str, Mapping[str, Any]]:
+    """The parameters of the functions in a table of a module, with the knobs `_SHARED` that all of them have."""
+    tree = _parse(path)
+    table, shared = _assigned(tree, table_name), ast.literal_eval(_assigned(tree, "_SHARED"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if not isinstance(table, ast.Dict):
+        raise LookupError(table_name)
+    return {
+        ast.literal_eval(key): {**_defaults(functions[ast.unparse(value)]), **shared}
+        for key, value in zip(table.keys, table.values, strict=True)
+        if key is not None
+    }
 
 
 def _folder(package: str) -> Path:

@@ -56,9 +56,7 @@ class Diagnostics:
         self._open, self.last = True, done
         for part in done:
             batch = part.batch
-            self._profile.add(
-                part.logps, part.anchor_logps, batch.weighted_advantages, batch.response_mask, part.details
-            )
+            self._profile.add(part.logps, part.anchor_logps, part.signal, batch.response_mask, part.details)
             if batch.rollout_logps is not None and batch.old_logps is None and self._same_weights():
                 self._drift.add(part.logps, batch.rollout_logps, batch.response_mask)
 

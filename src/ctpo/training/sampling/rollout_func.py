@@ -16,6 +16,7 @@ from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Task
 from ctpo.training.processes import whole_model
 from ctpo.training.sampling.account import RolloutAccount
+from ctpo.training.sampling.correction import mark_in_process
 from ctpo.training.sampling.masking import VoidTurns, is_truncated, is_void
 from ctpo.training.sampling.vllm import vllm_engine
 from ctpo.training.scoring.precision import computes_in_bfloat16
@@ -74,6 +75,7 @@ def make_rollout_func(
         account.masked_truncated, account.masked_void = sum(truncated), sum(void)
         return [one or other for one, other in zip(truncated, void, strict=True)]
 
+    mark_in_process(rollout_func)
     return rollout_func
 
 

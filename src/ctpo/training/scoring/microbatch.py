@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ctpo.objectives import Details
@@ -42,7 +43,7 @@ class MicroBatch:
     advantages: Tensor
     """[B], or [B, T] for one value per token."""
     num_tokens: Tensor
-    """Scalar: tokens in the response masks of the whole minibatch, over all micro-batches and processes."""
+    """Scalar: tokens that the loss counts (`counted`) in the whole minibatch, over all micro-batches and processes."""
     num_sequences: Tensor
     """Scalar: responses of the whole minibatch with at least one such token."""
     old_logps: Tensor | None = None
@@ -51,8 +52,10 @@ class MicroBatch:
     """[B, T] reported by the rollout engine, if it reports any."""
     reference_logps: Tensor | None = None
     """[B, T] of the reference model, if `beta` is not 0."""
-    importance_sampling_ratio: Tensor | None = None
-    """[B, 1] or [B, T] TRL's correction for the difference between vLLM's log-probs and the trainer's."""
+    rollout_weights: Tensor | None = None
+    """[B, T] the weights of the rollout correction; 0 where it rejected a token that stays in the denominators."""
+    rejection_mask: Tensor | None = None
+    """[B, T] boolean: tokens that the rollout correction removed from the denominators too."""
     rewards: Tensor | None = None
     """[B] the weighted sum over the reward functions, if diagnostics asked for it."""
     multimodal: Mapping[str, Any] = field(default_factory=dict)
@@ -62,12 +65,14 @@ class MicroBatch:
     def of(cls, inputs: Mapping[str, Any]) -> MicroBatch:
         """The micro-batch in TRL's dictionary.
 
-        `minibatch_num_tokens`, `minibatch_num_sequences` and `rewards` are entries that `CTPOTrainer` adds. Without the
-        first two, the micro-batch counts as the whole minibatch.
+        `minibatch_num_tokens`, `minibatch_num_sequences`, `rewards`, `rollout_weights` and `rejection_mask` are entries
+        that `CTPOTrainer` adds. Without the first two, the micro-batch counts as the whole minibatch.
         """
         response_mask: Tensor = inputs["completion_mask"].bool()
         if "tool_mask" in inputs:
             response_mask = response_mask & inputs["tool_mask"].bool()
+        rejection_mask = inputs.get("rejection_mask")
+        counted = response_mask if rejection_mask is None else response_mask & ~rejection_mask
         num_tokens = inputs.get("minibatch_num_tokens")
         num_sequences = inputs.get("minibatch_num_sequences")
         return cls(
@@ -77,12 +82,13 @@ class MicroBatch:
             completion_mask=inputs["completion_mask"],
             response_mask=response_mask,
             advantages=inputs["advantages"],
-            num_tokens=response_mask.sum() if num_tokens is None else num_tokens,
-            num_sequences=response_mask.any(dim=1).sum() if num_sequences is None else num_sequences,
+            num_tokens=counted.sum() if num_tokens is None else num_tokens,
+            num_sequences=counted.any(dim=1).sum() if num_sequences is None else num_sequences,
             old_logps=inputs.get("old_per_token_logps"),
             rollout_logps=inputs.get("sampling_per_token_logps"),
             reference_logps=inputs.get("ref_per_token_logps"),
-            importance_sampling_ratio=inputs.get("importance_sampling_ratio"),
+            rollout_weights=inputs.get("rollout_weights"),
+            rejection_mask=rejection_mask,
             rewards=inputs.get("rewards"),
             multimodal={name: inputs[name] for name in MULTIMODAL if inputs.get(name) is not None},
         )
@@ -98,20 +104,35 @@ class MicroBatch:
         )
 
     @property
+    def counted(self) -> Tensor:
+        """[B, T] boolean: the tokens of the response mask that loss and denominators count."""
+        return (
+            self.response_mask if self.rejection_mask is None else self.response_mask & ~self.rejection_mask
+        )
+
+    @property
     def weighted_advantages(self) -> Tensor:
-        """[B] or [B, T] the advantages, times TRL's importance sampling ratio if there is one.
+        """[B] or [B, T] the advantages, times the weights of the rollout correction if there are any.
 
         The loss of a token is proportional to the size of its advantage, so weighting the advantage weights the loss.
         """
-        if self.importance_sampling_ratio is None:
+        if self.rollout_weights is None:
             return self.advantages
         advantages = self.advantages[:, None] if self.advantages.dim() == 1 else self.advantages
-        return advantages * self.importance_sampling_ratio
+        weighted = advantages * self.rollout_weights
+        return weighted if self.rejection_mask is None else weighted.masked_fill(self.rejection_mask, 0.0)
+
+    @property
+    def turn_ids(self) -> Tensor:
+        """[B, T] the turn of each token, from 0: how often a tool has answered before it."""
+        return turn_ids(self.response_mask)
 
     @property
     def has_advantage(self) -> Tensor:
-        """[B] boolean: responses with an advantage other than 0 somewhere."""
-        return (self.advantages.reshape(len(self), -1) != 0).any(dim=1)
+        """[B] boolean: responses with a weighted advantage other than 0 at a token that the model sampled."""
+        advantages = self.weighted_advantages
+        advantages = advantages[:, None] if advantages.dim() == 1 else advantages
+        return ((advantages != 0) & self.response_mask).any(dim=1)
 
     def take(self, index: Tensor) -> MicroBatch:
         """The same micro-batch with only these responses; the totals of the minibatch stay.
@@ -135,6 +156,8 @@ class Scored:
     """Scalar, to be differentiated."""
     policy_loss: Tensor
     """Scalar: the loss without a router's auxiliary loss."""
+    signal: Tensor
+    """[B] or [B, T] the advantages as the objective got them: weighted, and 0 where a mask left a token out."""
     logps: Tensor
     """[B, T] under the model being trained."""
     anchor_logps: Tensor
@@ -149,3 +172,15 @@ class Scored:
         """The same without the autograd graph."""
         names = ("loss", "policy_loss", "logps", "anchor_logps", "entropies")
         return replace(self, **{name: getattr(self, name).detach() for name in names})
+
+
+def turn_ids(response_mask: Tensor) -> Tensor:
+    """[B, T] the turn of each token, from 0: how many gaps in the response mask lie between it and the first token.
+
+    A tool's output is such a gap. Ids outside the mask mean nothing.
+
+    Args:
+        response_mask: [B, T] boolean, true on tokens that the model sampled.
+    """
+    before = torch.nn.functional.pad(response_mask[:, :-1], (1, 0))
+    return (response_mask & ~before).cumsum(dim=1) - 1

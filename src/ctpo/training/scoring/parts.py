@@ -57,7 +57,7 @@ class PartScorer:
             At least one part, because every process must take part in the backward pass.
         """
         trainer = self._trainer
-        if trainer.aux_loss_enabled or batch.multimodal:
+        if trainer.aux_loss_enabled or batch.multimodal or learns_from_entropy(trainer):
             return [Part(batch, "plain")]
         pass_name = self._choice.best(model, self._unwrapped(model))
         chosen = self._live_rows(batch).nonzero()[:, 0]
@@ -123,7 +123,7 @@ class PartScorer:
     def _limit(self) -> int | None:
         """The most tokens in one forward pass; None for no limit."""
         trainer = self._trainer
-        if not row_wise(trainer.objective) or trainer.accelerator.distributed_type in _LOCKSTEP:
+        if not self._row_wise() or trainer.accelerator.distributed_type in _LOCKSTEP:
             return None
         limit: int | None = trainer.args.max_tokens_per_micro_batch
         if limit is not None:
@@ -141,9 +141,13 @@ class PartScorer:
         gradient."""
         trainer = self._trainer
         rows = batch.response_mask.any(dim=1)
-        if trainer.args.skip_zero_advantage and trainer.beta == 0.0 and row_wise(trainer.objective):
+        if trainer.args.skip_zero_advantage and trainer.beta == 0.0 and self._row_wise():
             return rows & batch.has_advantage
         return rows
+
+    def _row_wise(self) -> bool:
+        """Whether a row's loss depends on no other row. The tokens of highest entropy are those of a micro-batch."""
+        return row_wise(self._trainer.objective) and self._trainer.args.top_entropy_quantile == 1.0
 
     def _unwrapped(self, model: Any) -> Any:
         """The transformers model inside of what distribution, compilation and adapters wrap around it."""
@@ -157,6 +161,11 @@ class PartScorer:
         if computes_in_bfloat16(args, model):
             return torch.autocast(model.device.type, torch.bfloat16)
         return nullcontext()
+
+
+def learns_from_entropy(trainer: TrainerView) -> bool:
+    """Whether the loss holds an entropy bonus. Only TRL's own pass gives entropies with a gradient."""
+    return bool(trainer.args.entropy_coef != 0.0 or trainer.args.use_adaptive_entropy)
 
 
 def row_wise(objective: Objective) -> bool:

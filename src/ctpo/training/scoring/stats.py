@@ -14,11 +14,18 @@ from ctpo.objectives.numerics import prefix_dtype
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.training.scoring.microbatch import MicroBatch, Scored
 
-_COUNTS: Final = ("tokens", "sequences", "nonfinite", "saturated", "neutralised", "positive_logps")
+_COUNTS: Final = (
+    *("tokens", "sequences", "nonfinite", "saturated", "neutralised", "positive_logps"),
+    "correction_neutralised",
+)
 _UNWEIGHTED: Final = ("minibatch_loss", "aux_loss", "scored_rows")
 """Figures of a micro-batch as a whole, so that all micro-batches count alike."""
 _WEIGHT: Final = "scored_tokens"
 """The number of tokens that a micro-batch's averages are of. It weights the averages and is no figure itself."""
+CORRECTION: Final = "correction_"
+"""What the names of the rollout correction's statistics begin with. They are of whole rollout batches."""
+_WEIGHTS: Final = {False: _WEIGHT, True: f"{CORRECTION}tokens"}
+"""The name of the number of tokens that weights a figure, by whether it is one of the rollout correction."""
 _NEARLY_NOTHING: Final = 1e-6
 
 LOGGER_NAMES: Final = {
@@ -55,7 +62,7 @@ def stats_of_parts(
         )
         with torch.no_grad():
             mask = torch.cat([part.batch.response_mask for part in parts])
-            advantages = torch.cat([part.batch.weighted_advantages for part in parts])
+            advantages = torch.cat([part.signal for part in parts])
             stats = dict(objective(logps, anchor_logps, advantages, mask).stats)
             stats["entropy"] = masked_mean(entropies, mask)
             if with_kl:
@@ -114,7 +121,7 @@ class StatsAccumulator:
         """
         if not self._values:
             return {}
-        names = sorted(set(self._values) - {_WEIGHT})
+        names = sorted(set(self._values) - set(_WEIGHTS.values()))
         own = torch.stack([self._share(name) for name in names])
         everyone = accelerator.gather(own[None])
         self._values.clear()
@@ -123,7 +130,7 @@ class StatsAccumulator:
     def _share(self, name: str) -> Tensor:
         """[figure, weight] of this process."""
         values = torch.stack([value.to(prefix_dtype(value.device)) for value in self._values[name]])
-        tokens = self._values.get(_WEIGHT)
+        tokens = self._values.get(_WEIGHTS[name.startswith(CORRECTION)])
         if tokens is None or name in _UNWEIGHTED or len(tokens) != len(values):
             weights = torch.ones_like(values)
         else:

@@ -32,11 +32,15 @@ from ctpo.training.config.config import CTPOConfig
 from ctpo.training.diagnostics.samples import response_rewards
 from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.sampling.account import RolloutAccount, tool_figures
+from ctpo.training.sampling.advantages import estimated
+from ctpo.training.sampling.correction import corrected, correction_for
 from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch, Scored
-from ctpo.training.scoring.parts import Part, PartScorer
+from ctpo.training.scoring.parts import Part, PartScorer, learns_from_entropy
 from ctpo.training.scoring.stats import LOGGER_NAMES, StatsAccumulator, masked_mean, stats_of_parts
 from ctpo.training.step.behaviour import Behaviour
+from ctpo.training.step.entropy import entropy_penalty_of
 from ctpo.training.step.guards import UpdateGuard, refuse_nonfinite_weights
+from ctpo.training.step.masks import masked_signal
 from ctpo.training.step.minibatches import deal
 from ctpo.training.step.saving import staged
 from ctpo.training.step.state import (
@@ -56,6 +60,8 @@ if TYPE_CHECKING:  # an optional dependency, like TRL's own import of it
 SEAMS: Final[dict[str, tuple[str, ...]]] = {
     "_compute_loss": ("self", "model", "inputs"),
     "_prepare_inputs": ("self", "generation_batch"),
+    "_generate_and_score_completions": ("self", "inputs"),
+    "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
     "_get_per_token_logps_and_entropies": (
         *("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
         *("compute_aux_loss", *MULTIMODAL),
@@ -153,6 +159,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if args.anchor == "rollout" and not args.use_vllm and rollout_func is None:
             raise ValueError(_NO_ROLLOUT_LOGPS)
         self.objective = args.build_objective()
+        self.rollout_correction = correction_for(args, rollout_func)
         self.objective_stats = {"train": StatsAccumulator(), "eval": StatsAccumulator()}
         self.rollout_account = RolloutAccount()
         self.guard = UpdateGuard(args.max_nonfinite_updates)
@@ -182,6 +189,9 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             rollout_func=rollout_func,
             environment_factory=environment_factory,
         )
+        # TRL's own correction is replaced. Where vLLM's is on, TRL scores the rollout batch for it.
+        self.vllm_importance_sampling_correction = self.use_vllm and self.rollout_correction is not None
+        self._rewards_per_func = torch.zeros(0, 0)
         self.part_scorer = PartScorer(self)
         self.diagnostics = Diagnostics(self)
         self._model_facts = describe_model(self.model)
@@ -215,13 +225,18 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         logps_BT, entropies_BT, aux_loss = self._score(model, part)
         anchor_BT = self._anchor(batch, logps_BT)
         num_tokens, num_sequences = batch.num_tokens, batch.num_sequences
+        top_BT = None
+        if self.top_entropy_quantile < 1.0:
+            top_BT = self.get_high_entropy_mask(entropies_BT.detach(), mask_BT, 1 - self.top_entropy_quantile)
+        signal = masked_signal(self, batch, logps_BT, anchor_BT, top_BT)
         output = self.objective(
             logps_BT,
             anchor_BT,
-            batch.weighted_advantages,
+            signal,
             mask_BT,
             num_tokens=num_tokens,
             num_sequences=num_sequences,
+            rejection_mask=batch.rejection_mask,
             details=self.diagnostics.wants_details and self.model.training,
         )
         stats = {**output.stats, "entropy": masked_mean(entropies_BT, mask_BT)}
@@ -232,7 +247,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             corrected = self.args.use_bias_correction_kl
             penalty = self.objective.reduce(
                 kl_penalty(logps_BT, batch.reference_logps, old_logps=anchor_BT) if corrected else kl_BT,
-                mask_BT,
+                batch.counted,
                 num_tokens=num_tokens,
                 num_sequences=num_sequences,
             )
@@ -242,6 +257,10 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             # The totals count all processes, so the averaging of gradients over processes must be undone.
             loss = loss * self.accelerator.num_processes
         policy_loss = loss
+        if learns_from_entropy(self):
+            learning_BT = mask_BT if top_BT is None else mask_BT & top_BT
+            loss = loss + entropy_penalty_of(self, entropies_BT, learning_BT)
+            stats["entropy_coef"] = torch.as_tensor(self.entropy_coef).to(loss)
         if aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * aux_loss / self._accumulation()
             stats["aux_loss"] = aux_loss
@@ -251,6 +270,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             batch=batch,
             loss=loss,
             policy_loss=policy_loss,
+            signal=signal,
             logps=logps_BT,
             anchor_logps=anchor_BT,
             entropies=entropies_BT,
@@ -327,7 +347,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             and self.model.training
             and not torch.is_grad_enabled()
             and self.beta == 0.0
-            and not (self.use_vllm and self.vllm_importance_sampling_correction)
+            and self.rollout_correction is None
         )
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
@@ -348,6 +368,54 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 rollouts, parts, max(1, parts // self.args.gradient_accumulation_steps), group
             )
         return {**self._buffered_inputs[self._step % parts], **self._minibatch_totals()}
+
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
+        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._rewards_per_func = rewards
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        rollouts, stats = corrected(
+            super()._generate_and_score_completions(inputs),
+            self.rollout_correction,
+            self._score_rollouts,
+            required=self.args.rollout_correction != "auto",
+        )
+        mode = "train" if self.model.training else "eval"
+        self.objective_stats[mode].add(stats)
+        if self.args.advantages != "trl":
+            rollouts["advantages"] = self._estimate_advantages(rollouts, mode)
+        return rollouts
+
+    def _score_rollouts(self, rollouts: dict[str, Any]) -> Tensor:
+        """The log-probs [B, T] of a rollout batch under the model in training, for the rollout correction."""
+        batch = MicroBatch.of(rollouts)
+        with torch.no_grad():
+            logps: Tensor = self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([batch.prompt_ids, batch.completion_ids], dim=1),
+                torch.cat([batch.prompt_mask, batch.completion_mask], dim=1),
+                batch.completion_ids.size(1),
+                batch_size=self.args.per_device_train_batch_size,
+                **batch.multimodal,
+            )[0]
+        return logps
+
+    def _estimate_advantages(self, rollouts: dict[str, Any], mode: str) -> Tensor:
+        """The advantages [B] of this process's responses, by the estimator that `advantages` names."""
+        lengths = self.accelerator.gather(MicroBatch.of(rollouts).response_mask.sum(dim=1))
+        group = self.num_generations if mode == "train" else self.num_generations_eval
+        name, rewards = self.args.advantages, self._rewards_per_func
+        everyone = estimated(name, rewards, self.reward_weights.to(rewards.device), group, lengths)
+        logged = self._logs["advantages"]
+        for _ in range(min(len(logged), len(everyone))):
+            logged.pop()
+        logged.extend(everyone.tolist())
+        rows = len(rollouts["advantages"])
+        first = self.accelerator.process_index * rows
+        return everyone[first : first + rows]
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._train_sampler = super()._get_train_sampler(dataset)
