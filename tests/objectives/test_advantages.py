@@ -7,7 +7,18 @@ import statistics
 import pytest
 import torch
 
-from ctpo.objectives.advantages import dr_grpo, gae, group_normalised, rloo
+from ctpo.objectives.advantages import (
+    batch_normalised,
+    dr_grpo,
+    gae,
+    group_normalised,
+    max_rl,
+    opo,
+    reinforce_plus_plus,
+    reinforce_plus_plus_baseline,
+    rloo,
+    several_rewards,
+)
 
 REWARDS = [1.0, 0.0, 0.5, 0.1, 0.1, 0.1, 2.0, -1.0, 7.0]
 GROUPS = [5, -2, 5, 9, 9, 9, -2, 5, 1]  # any ids, any order; one group of one
@@ -50,6 +61,101 @@ def test_consecutive_groups_and_per_token_rewards(function: object) -> None:
     spread = torch.tensor([[0.5, 0.5, 9], [0.0, 9, 9], [1.0, 1, 1], [9, 9, 3.5]])
     per_token = function(spread, 2, response_mask=mask)
     torch.testing.assert_close(per_token, torch.where(mask != 0, by_size[:, None], 0.0))
+
+
+LENGTHS = [3, 8, 1, 2, 2, 5, 6, 4, 7]
+
+
+def by_tokens(values: list[float]) -> list[float]:
+    """(v − mean) / std over a list that holds the value of each response once per token."""
+    tokens = [v for v, n in zip(values, LENGTHS, strict=True) for _ in range(n)]
+    return [(v - statistics.fmean(tokens)) / statistics.stdev(tokens) for v in values]
+
+
+def test_estimators_against_loops() -> None:
+    rewards, groups = torch.tensor(REWARDS, dtype=torch.float64), torch.tensor(GROUPS)
+    lengths = torch.tensor(LENGTHS)
+    of_group = [[j for j in range(9) if GROUPS[j] == GROUPS[i]] for i in range(9)]
+    equal = [len({REWARDS[j] for j in group}) == 1 for group in of_group]
+    baseline = [
+        sum(LENGTHS[j] * REWARDS[j] for j in group) / sum(LENGTHS[j] for j in group) for group in of_group
+    ]
+    expected = [0.0 if same else r - b for r, b, same in zip(REWARDS, baseline, equal, strict=True)]
+    assert opo(rewards, groups, lengths).tolist() == pytest.approx(expected)
+    assert opo(rewards, groups, lengths)[3:6].tolist() == [0.0, 0.0, 0.0]
+
+    mean, spread = statistics.fmean(REWARDS), statistics.stdev(REWARDS)
+    assert batch_normalised(rewards).tolist() == pytest.approx([(r - mean) / spread for r in REWARDS])
+    assert batch_normalised(rewards, lengths).tolist() == pytest.approx(by_tokens(REWARDS))
+    assert reinforce_plus_plus(rewards, lengths).tolist() == pytest.approx(by_tokens(REWARDS))
+    centred = [REWARDS[i] - statistics.fmean(members(i)) for i in range(9)]
+    got = reinforce_plus_plus_baseline(rewards, groups, lengths)
+    assert got.tolist() == pytest.approx(by_tokens(centred))
+
+
+def test_maxrl_is_the_gradient_of_the_log_of_the_share_solved() -> None:
+    """Σ_i A_i of the right responses over n is 1 − p, whatever p: n/k · (1 − k/n) · k/n."""
+    for solved in range(1, 9):
+        rewards = torch.tensor([1.0] * solved + [0.0] * (8 - solved), dtype=torch.float64)
+        got = max_rl(rewards, 8)
+        p = solved / 8
+        assert got.tolist() == pytest.approx([(1 - p) / p] * solved + [-1.0] * (8 - solved))
+    assert max_rl(torch.zeros(4), 4).tolist() == [0.0] * 4
+    with pytest.raises(ValueError, match=r"rewards: -1 is negative; MaxRL"):
+        max_rl(torch.tensor([1.0, -1.0]), 2)
+
+
+def test_masks_give_lengths_and_places() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 1]])
+    rewards, lengths = torch.tensor([1.0, 0.0, 3.0, 3.5], dtype=torch.float64), mask.sum(-1)
+    spread = torch.where(mask != 0, (rewards / lengths)[:, None], 9.0)
+    cases = {
+        opo: ((2, lengths), (2,)),
+        max_rl: ((2,), (2,)),
+        reinforce_plus_plus: ((lengths,), ()),
+        reinforce_plus_plus_baseline: ((2, lengths), (2,)),
+        batch_normalised: ((), ()),
+    }
+    for function, (with_lengths, without) in cases.items():
+        per_token = function(spread, *without, response_mask=mask)
+        per_row = function(rewards, *with_lengths)
+        torch.testing.assert_close(per_token, torch.where(mask != 0, per_row[:, None], 0.0))
+    with pytest.raises(ValueError, match=r"lengths: None; expected \(4,\), or a response_mask"):
+        opo(rewards, 2)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_several_rewards_against_loops(scale: str) -> None:
+    nan = float("nan")
+    rewards = [[1.0, 0.0], [0.0, nan], [nan, 0.5], [nan, nan], [1.0, 1.0], [0.0, 3.0], [0.5, 0.5], [0.0, 1.0]]
+    weights, groups = [1.0, 0.5], [0, 0, 0, 0, 1, 1, 1, 1]
+    judged = [i for i in range(8) if i != 3]
+    total = {i: sum(w * r for r, w in zip(rewards[i], weights, strict=True) if r == r) for i in judged}
+
+    def of_group(i: int) -> list[float]:
+        return [total[j] for j in judged if groups[j] == groups[i]]
+
+    spread = {
+        "group": lambda i: statistics.stdev(of_group(i)) + 1e-4,
+        "batch": lambda i: statistics.stdev(total.values()) + 1e-4,
+        "none": lambda i: 1.0,
+    }[scale]
+    want = [(total[i] - statistics.fmean(of_group(i))) / spread(i) if i in total else 0.0 for i in range(8)]
+    tensors = (torch.tensor(rewards, dtype=torch.float64), 4, torch.tensor(weights))
+    assert several_rewards(*tensors, scale=scale).tolist() == pytest.approx(want)
+
+    normal = {}
+    for i in judged:
+        normal[i] = 0.0
+        for k, weight in enumerate(weights):
+            column = [rewards[j][k] for j in range(8) if groups[j] == groups[i] and rewards[j][k] == rewards[j][k]]
+            if rewards[i][k] == rewards[i][k]:
+                std = statistics.stdev(column) + 1e-4
+                normal[i] += weight * (rewards[i][k] - statistics.fmean(column)) / std
+    mean, std = statistics.fmean(normal.values()), statistics.stdev(normal.values()) + 1e-4
+    want = [(normal[i] - mean) / std if i in normal else 0.0 for i in range(8)]
+    got = several_rewards(*tensors, aggregation="normalize_then_sum", scale=scale)
+    assert got.tolist() == pytest.approx(want)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 33])

@@ -260,7 +260,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if learns_from_entropy(self):
             learning_BT = mask_BT if top_BT is None else mask_BT & top_BT
             loss = loss + entropy_penalty_of(self, entropies_BT, learning_BT)
-            stats["entropy_coef"] = torch.as_tensor(self.entropy_coef).to(loss)
+            if self.model.training and self.accelerator.sync_gradients:
+                self._metrics["train"]["entropy_coef"].append(self.entropy_coef)
         if aux_loss is not None:
             loss = loss + self.router_aux_loss_coef * aux_loss / self._accumulation()
             stats["aux_loss"] = aux_loss
