@@ -42,8 +42,24 @@ def make(
     return Batch(logps, old, advantages, mask)
 
 
+def turns(mask: Tensor, segment_ids: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+    """The turn of each token, where a turn is four sampled tokens. It is −7 outside of the mask."""
+    if cu_seqlens is not None:
+        segment_ids = torch.arange(len(cu_seqlens) - 1).repeat_interleave(cu_seqlens.diff())
+    ids = torch.full(mask.shape, -7)
+    counts: dict[int, int] = {}
+    for place in mask.nonzero().tolist():
+        sequence = place[0] if segment_ids is None else int(segment_ids[place[0]])
+        ids[tuple(place)] = counts.get(sequence, 0) // 4
+        counts[sequence] = counts.get(sequence, 0) + 1
+    return ids
+
+
 def run(objective: Objective, batch: Batch, **kwargs: object) -> tuple[Output, Tensor]:
-    """Output and gradient of the loss."""
+    """Output and gradient of the loss. An objective that needs the turns gets those of `turns`."""
+    if getattr(objective, "needs_turns", False) and "turn_ids" not in kwargs:
+        packing = {name: kwargs.get(name) for name in ("segment_ids", "cu_seqlens")}
+        kwargs["turn_ids"] = turns(batch.mask, **packing)  # type: ignore[arg-type]
     logps = batch.logps.clone().requires_grad_()
     out = objective(logps, batch.old, batch.advantages, batch.mask, **kwargs)  # type: ignore[arg-type]
     (grad,) = torch.autograd.grad(out.loss, logps)

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from ctpo.objectives import Objective, preset, preset_names
+from ctpo.objectives import Objective, preset
 from ctpo.objectives.ratios import CumulativeRatio, PrefixMeanRatio, SequenceRatio, TokenRatio
 from ctpo.objectives.surrogates import Linear, MinClip, StopGradientWeight
 from ctpo.objectives.trust_regions import LogBand, RatioBand, Unbounded
 
-PRESETS = [name for name in preset_names() if not name.endswith("quantile")]
+PRESETS = [
+    *("ctpo", "ctpo-fixed", "ctpo-fixed-matched", "ctpo-calibrated", "ctpo-geomean", "ctpo-prefix-gradient"),
+    *(
+        "sequence",
+        "ppo",
+        "grpo",
+        "dapo",
+        "dr-grpo",
+        "gspo",
+        "gspo-token",
+        "cispo",
+        "minpro",
+        "reinforce",
+        "lusp",
+    ),
+]
 
 COMPOSED: dict[str, tuple[Any, Any, Any]] = {
     "linear": (CumulativeRatio(), Unbounded(), Linear()),

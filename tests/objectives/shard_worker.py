@@ -29,7 +29,7 @@ from ctpo.objectives.layouts.sharded import Sharded
 from ctpo.objectives.reductions import REDUCTIONS
 from ctpo.objectives.rollout_correction import LEVELS
 
-from .batches import Batch, make, run
+from .batches import Batch, make, run, turns
 
 LENGTH = 16
 LAYOUTS = ("contiguous", "zigzag", "striped", "shuffled")
@@ -71,7 +71,8 @@ def compare(
     """Largest differences between the sharded and the whole call."""
     expected, expected_grad = run(objective, whole, segment_ids=whole_ids)
     logps = part.logps.clone().requires_grad_()
-    out = objective(logps, part.old, part.advantages, part.mask, **packing)
+    turn_ids = turns(whole.mask, whole_ids)[..., columns]
+    out = objective(logps, part.old, part.advantages, part.mask, turn_ids=turn_ids, **packing)
     with no_collectives():
         (grad,) = torch.autograd.grad(out.loss, logps)
     total = out.loss.detach().clone()
@@ -197,7 +198,7 @@ def pooled(group: Any) -> Iterator[tuple[str, Difference]]:
     cut = LENGTH if rank == 0 else LENGTH - 2  # other ranks pad less
     part = whole.rows(mine)
     part = Batch(part.logps[:, :cut], part.old[:, :cut], part.advantages, part.mask[:, :cut])
-    for name in ("sequence-quantile", "prefix-quantile"):
+    for name in ("sequence-quantile", "prefix-quantile", "m2po"):
         _, expected = run(preset(name), whole)
         objective = preset(name, across_ranks=True)
         objective = dataclasses.replace(

@@ -12,6 +12,7 @@ from ctpo.objectives import preset, preset_names
 
 from .batches import make
 from .oracle import evaluate
+from .published_oracle import PUBLISHED
 
 LN2, LN5 = math.log(2), math.log(5)
 CTPO = {"family": "cumulative", "convention": "log", "low": 0.025, "high": 0.05, "dual": 0.05, "power": 0.5}
@@ -39,6 +40,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "cispo": {"family": "token", "low": 1.0, "high": 4.0, "surrogate": "weight"},
     "minpro": {"family": "min-prefix", "low": 1.0, "high": 4.0, "surrogate": "weight"},
     "reinforce": {"family": "unit", "surrogate": "weight"},
+    "lusp": {"family": "sequence-mean", "low": 2e-3, "high": 2.5e-3, "gradient": "through"},
 }
 QUANTILE = {"sequence-quantile", "prefix-quantile"}
 REDUCTIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm", "sum")
@@ -46,7 +48,7 @@ DRIFTS = (0.01, 0.1, 0.6)
 
 
 def test_every_preset_has_an_oracle() -> None:
-    assert set(SPECS) | QUANTILE == set(preset_names())
+    assert set(SPECS) | QUANTILE | set(PUBLISHED) == set(preset_names())
 
 
 @pytest.mark.parametrize("backend", ["auto", "compose"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ctpo.objectives import Objective, Output, preset, preset_names
 
-from .batches import Batch, make, run, same
+from .batches import Batch, make, run, same, turns
 
 ALL = pytest.mark.parametrize("name", preset_names())
 SMOOTH = {"grpo": {"ratio_low": 0.9, "ratio_high": 9.0, "ratio_dual": None}, "reinforce": {}}
@@ -43,6 +43,9 @@ EXTRAS = {"rejection_mask": PADDED.mask & (PADDED.logps < -2), "weights": -PADDE
 
 
 def compare(objective: Objective, in_one_graph: Any, batch: Batch, **kwargs: Any) -> None:
+    if objective.needs_turns:
+        packing = {name: kwargs[name] for name in ("segment_ids", "cu_seqlens") if name in kwargs}
+        kwargs["turn_ids"] = turns(batch.mask, **packing)
     out, grad = run(in_one_graph, batch, **kwargs)
     expected, expected_grad = run(objective, batch, **kwargs)
     same(out, expected, 1e-12, 1e-14)
@@ -57,7 +60,7 @@ def test_compiled_in_one_graph_it_equals_eager(name: str) -> None:
 
 
 @pytest.mark.parametrize("packing", ["segment_ids", "cu_seqlens"])
-@pytest.mark.parametrize("name", ["ctpo", "gspo", "minpro", "prefix-quantile"])
+@pytest.mark.parametrize("name", ["ctpo", "gspo", "minpro", "prefix-quantile", "cppo", "gmpo", "ctpo-turn"])
 def test_a_packed_call_is_one_graph(name: str, packing: str) -> None:
     objective = preset(name, reduction="seq-mean-token-mean")
     in_one_graph = compiled(objective, "eager")
@@ -112,8 +115,10 @@ def test_second_derivatives(name: str, backend: str) -> None:
 def test_torch_func_equals_autograd(name: str) -> None:
     objective, batch = preset(name), make(drift=0.05)
 
+    turn_ids = turns(batch.mask)
+
     def loss(logps: Tensor) -> Tensor:
-        return objective(logps, batch.old, batch.advantages, batch.mask).loss
+        return objective(logps, batch.old, batch.advantages, batch.mask, turn_ids=turn_ids).loss
 
     _, expected = run(preset(name, backend="compose"), batch)
     torch.testing.assert_close(torch.func.grad(loss)(batch.logps), expected, rtol=1e-11, atol=1e-15)
@@ -128,10 +133,9 @@ def test_torch_func_equals_autograd(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in preset_names() if "quantile" not in name])
 def test_vmap_over_batches_equals_a_loop(name: str) -> None:
     objective, batches = preset(name), [make(seed=seed) for seed in range(3)]
-    stacked = [
-        torch.stack(x) for x in zip(*((b.logps, b.old, b.advantages, b.mask) for b in batches), strict=True)
-    ]
-    losses = torch.func.vmap(lambda *x: objective(*x).loss)(*stacked)
+    each = ((b.logps, b.old, b.advantages, b.mask, turns(b.mask)) for b in batches)
+    stacked = [torch.stack(x) for x in zip(*each, strict=True)]
+    losses = torch.func.vmap(lambda *x: objective(*x[:4], turn_ids=x[4]).loss)(*stacked)
     torch.testing.assert_close(losses, torch.stack([run(objective, b)[0].loss.detach() for b in batches]))
 
 

@@ -15,6 +15,7 @@ from ctpo.objectives.rollout_correction import (
     anchor_logps,
     correct_rollout,
 )
+from ctpo.objectives.tokens import turns_of
 
 __all__ = [
     "Calibration",
@@ -38,5 +39,6 @@ __all__ = [
     "preset_defaults",
     "preset_names",
     "striped",
+    "turns_of",
     "zigzag",
 ]

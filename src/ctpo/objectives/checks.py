@@ -120,6 +120,21 @@ def segment_ids(ids: Tensor, length: int, segments: int | None, whole: bool) -> 
         )
 
 
+def turns(turn_ids: Tensor, shape: tuple[int, ...]) -> None:
+    """Check that there is one integer per token.
+
+    Raises:
+        ValueError: the wrong shape or dtype.
+    """
+    if not isinstance(turn_ids, Tensor):
+        raise ValueError(f"turn_ids: {type(turn_ids).__name__}; expected a tensor of {shape} integers.")
+    wrong_kind = turn_ids.is_floating_point() or turn_ids.dtype == torch.bool
+    if wrong_kind or tuple(turn_ids.shape) != shape:
+        raise ValueError(
+            f"turn_ids: {turn_ids.dtype} {tuple(turn_ids.shape)}; expected {shape} integers, the turn of each token."
+        )
+
+
 def segment_numbers(low: int, high: int, segments: int | None) -> None:
     """Refuse numbers of segments outside of 0..segments − 1.
 

@@ -26,6 +26,7 @@ class Inputs:
         num_sequences: the number of sequences that the loss is divided by; None counts those of this call.
         segment_ids: [N] the number of each token's segment.
         cu_seqlens: [S + 1] cumulative segment lengths, instead of segment_ids.
+        turn_ids: the shape of logps, the number of each token's turn.
     """
 
     logps: Tensor
@@ -38,6 +39,7 @@ class Inputs:
     num_sequences: Count | None = None
     segment_ids: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    turn_ids: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
         """All the tensors of the call."""

@@ -5,7 +5,7 @@ Shapes: B rows of T positions are [B, T]. N tokens of a packed batch are [N], an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Final
 
 import torch
@@ -24,7 +24,7 @@ from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.reductions import Count, Reduction
 from ctpo.objectives.reference import Output, compose, examine
 from ctpo.objectives.surrogates import Surrogate
-from ctpo.objectives.tokens import as_bool, sanitise
+from ctpo.objectives.tokens import MISSING_TURNS, Tokens, as_bool, sanitise
 from ctpo.objectives.trust_regions import TrustRegion
 from ctpo.old_names import current_backend, old_keywords
 
@@ -51,6 +51,9 @@ class Objective:
             batch, which reads a value from the device.
         backend: "auto" runs the C pass on calls that it can take (plain tensors on the CPU), and the definition on
             others. "native" refuses calls that the C pass cannot take. "compose" always runs the definition.
+        row_wise: whether a sequence's loss depends on no other sequence, except through the denominators.
+        needs_turns: whether a call needs `turn_ids`.
+        idle_without_advantage: whether tokens with A = 0 have no gradient. A pull to the anchor gives them one.
 
     Raises:
         ValueError: unknown value of `on_bad` or `backend`.
@@ -62,8 +65,19 @@ class Objective:
     reduction: Reduction = field(default_factory=Reduction)
     on_bad: str = "neutralise"
     backend: str = "auto"
+    row_wise: bool = field(init=False, repr=False, compare=False)
+    needs_turns: bool = field(init=False, repr=False, compare=False)
+    idle_without_advantage: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        parts = (self.ratio, self.trust_region, self.surrogate)
+        for name, marker, value in (
+            ("row_wise", "batch_wide", False),
+            ("needs_turns", "by_turn", True),
+            ("idle_without_advantage", "pulls", False),
+        ):
+            found = any(_marked(part, marker) for part in parts)
+            object.__setattr__(self, name, found is value)
         checks.choice("on_bad", self.on_bad, ("neutralise", "raise"))
         object.__setattr__(self, "backend", current_backend(self.backend, 4))
         checks.choice("backend", self.backend, BACKENDS)
@@ -83,6 +97,7 @@ class Objective:
         shard: SequenceShard | None = None,
         weights: Tensor | None = None,
         rejection_mask: Tensor | None = None,
+        turn_ids: Tensor | None = None,
         details: bool = False,
     ) -> Output:
         """The loss of one micro-batch, its token losses and its statistics.
@@ -103,6 +118,9 @@ class Objective:
             weights: [B] or the shape of logps, factors of the token losses, at least 0 (rollout correction).
             rejection_mask: the shape of logps, true on tokens that loss and denominators leave out (rollout
                 correction). Products, means and positions still see them.
+            turn_ids: the shape of logps, integers: the number of each token's turn. A turn ends where the number of a
+                sampled token differs from that of the sampled token before it. Objectives that treat turns on their own
+                need it (`needs_turns`), and others ignore it. See `turns_of`.
             details: also say what happened to each token, which runs the definition.
 
         Returns:
@@ -110,14 +128,15 @@ class Objective:
             micro-batches add up to the loss of the whole minibatch.
 
         Raises:
-            ValueError: shapes, dtypes or mask values that do not fit, swapped log-probs, or unusable tokens if
-                `on_bad` is "raise".
+            ValueError: shapes, dtypes or mask values that do not fit, swapped log-probs, turns that are needed and not
+                given, or unusable tokens if `on_bad` is "raise".
         """
         checks.packing(logps, segment_ids, cu_seqlens)
         per_sequence = logps.shape[:1] if logps.ndim == 2 else advantages.shape[:1]
         checks.batch(
             logps, old_logps, advantages, response_mask, tuple(per_sequence), weights, rejection_mask
         )
+        self._check_turns(turn_ids, logps)
         inputs = Inputs(
             logps=logps,
             old_logps=old_logps,
@@ -129,6 +148,7 @@ class Objective:
             num_sequences=num_sequences,
             segment_ids=segment_ids,
             cu_seqlens=cu_seqlens,
+            turn_ids=turn_ids,
         )
         out = None
         parts = (self.ratio, self.trust_region, self.surrogate)
@@ -152,29 +172,43 @@ class Objective:
         counted = mask if inputs.rejection_mask is None else mask & ~as_bool(inputs.rejection_mask)
         dtype = compute_dtype(inputs.logps, inputs.old_logps)
         factor = self.reduction.factors(counted, layout, inputs.num_tokens, inputs.num_sequences, dtype)
-        signal = layout.expand(inputs.advantages.detach()).to(dtype)
-        if inputs.weights is not None:
-            signal = signal * layout.expand(inputs.weights.detach()).to(dtype)
-        tokens = sanitise(inputs.logps, inputs.old_logps, mask, layout)
-        # A masked or neutralised token may carry a NaN advantage, which would reach the gradient as 0·NaN.
-        signal = torch.where(tokens.kept & counted, signal, torch.zeros_like(signal))
+        tokens, signal = _tokens(inputs, layout, counted, self.needs_turns)
         return compose(self.ratio, self.trust_region, self.surrogate, tokens, signal, factor, details)
+
+    def _check_turns(self, turn_ids: Tensor | None, logps: Tensor) -> None:
+        if turn_ids is not None:
+            checks.turns(turn_ids, tuple(logps.shape))
+        elif self.needs_turns:
+            raise ValueError(MISSING_TURNS)
 
     @old_keywords(mask="response_mask")
     @torch.no_grad()
-    def examine(self, logps: Tensor, old_logps: Tensor, advantages: Tensor, response_mask: Tensor) -> Details:
+    def examine(
+        self,
+        logps: Tensor,
+        old_logps: Tensor,
+        advantages: Tensor,
+        response_mask: Tensor,
+        turn_ids: Tensor | None = None,
+    ) -> Details:
         """What a call would do to each token of padded rows. Cheaper than a call, as it has no loss and no statistics.
 
         Args:
-            logps, old_logps, advantages, response_mask: as in the call, [B, T].
+            logps, old_logps, advantages, response_mask, turn_ids: as in the call, [B, T].
 
         Raises:
             ValueError: shapes, dtypes or mask values that do not fit.
         """
         checks.batch(logps, old_logps, advantages, response_mask, tuple(logps.shape[:1]))
-        tokens = sanitise(logps, old_logps, response_mask, Padded())
-        signal = Padded().expand(advantages).to(tokens.logps.dtype)
-        signal = torch.where(tokens.kept, signal, torch.zeros_like(signal))
+        self._check_turns(turn_ids, logps)
+        inputs = Inputs(
+            logps=logps,
+            old_logps=old_logps,
+            advantages=advantages,
+            response_mask=response_mask,
+            turn_ids=turn_ids,
+        )
+        tokens, signal = _tokens(inputs, Padded(), as_bool(response_mask), self.needs_turns)
         return examine(self.ratio, self.trust_region, self.surrogate, tokens, signal)
 
     @old_keywords(mask="response_mask")
@@ -203,6 +237,41 @@ class Objective:
             response_mask, layout, num_tokens, num_sequences, compute_dtype(values)
         )
         return (torch.where(as_bool(response_mask), values, torch.zeros_like(values)) * factor).sum()
+
+
+def _tokens(inputs: Inputs, layout: Layout, counted: Tensor, by_turn: bool) -> tuple[Tokens, Tensor]:
+    """The tokens of a call, and the advantage times the weight of each token, 0 where the loss does not count it.
+
+    Args:
+        inputs: the call's arguments.
+        layout: how the tokens form sequences.
+        counted: tokens under the mask that were not rejected.
+        by_turn: whether the turns are needed.
+    """
+    mask = as_bool(inputs.response_mask)
+    tokens = sanitise(inputs.logps, inputs.old_logps, mask, layout)
+    dtype, counted = tokens.logps.dtype, tokens.kept & counted
+    zero, one = tokens.logps.new_zeros(()), tokens.logps.new_ones(())
+    advantages = layout.expand(inputs.advantages.detach()).to(dtype)
+    weights = one if inputs.weights is None else layout.expand(inputs.weights.detach()).to(dtype)
+    # A masked or neutralised token may carry a NaN advantage, which would reach the gradient as 0·NaN.
+    signal = torch.where(counted, advantages if inputs.weights is None else advantages * weights, zero)
+    tokens = replace(
+        tokens,
+        advantages=torch.where(tokens.kept, advantages, zero),
+        weights=torch.where(counted, weights, zero),
+        turns=layout.turns(inputs.turn_ids, mask) if by_turn and inputs.turn_ids is not None else None,
+    )
+    return tokens, signal
+
+
+def _marked(part: object, marker: str) -> bool:
+    """Whether a part of an objective, or a part inside of it, has a class attribute of that name that is true."""
+    if not is_dataclass(part):
+        return False
+    return getattr(type(part), marker, False) is True or any(
+        _marked(getattr(part, each.name), marker) for each in fields(part)
+    )
 
 
 def _layout(inputs: Inputs, shard: SequenceShard | None) -> Layout:

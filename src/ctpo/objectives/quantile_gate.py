@@ -7,6 +7,7 @@ hand, however far it has moved as a whole.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -14,9 +15,8 @@ from torch import Tensor
 
 from ctpo.objectives import checks
 from ctpo.objectives.numerics import prefix_dtype
-from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.tokens import Tokens
-from ctpo.objectives.trust_regions import Limits
+from ctpo.objectives.trust_regions import Limits, Statistic
 
 _ROUNDING = 1e-9  # (1 − q)·n of a round share may land just above the integer it stands for
 
@@ -72,8 +72,10 @@ class QuantileGate:
         smoothing: an average of τ over calls, for minibatches that are too small or split too finely to estimate it.
     """
 
+    batch_wide: ClassVar[bool] = True
+
     q: float = 0.2
-    statistic: Ratio | None = None
+    statistic: Statistic | None = None
     by_position: bool = False
     across_ranks: bool = False
     group: dist.ProcessGroup | None = None

@@ -178,3 +178,53 @@ class UnitRatio:
 
     def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
         return slopes
+
+
+@dataclass(frozen=True)
+class FlippedRatio:
+    """d_t where A < 0, and −d_t elsewhere: the inverse ratio for tokens that are to become likelier.
+
+    The gradient is that of the current token in both cases. "ASPO: Asymmetric Importance Sampling Policy Optimization",
+    arXiv 2510.06062.
+    """
+
+    gradient: ClassVar[GradientPath] = "token"
+    log_cap: ClassVar[float] = SATURATION
+
+    def statistic(self, tokens: Tokens) -> Tensor:
+        """d_t or −d_t."""
+        return torch.where(tokens.advantages < 0, tokens.log_ratio, -tokens.log_ratio)
+
+    def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
+        return slopes
+
+
+@dataclass(frozen=True)
+class PerTurnRatio:
+    """A ratio that treats every turn as a sequence of its own: its sums and means begin anew at each turn.
+
+    With `CumulativeRatio` it is the ratio of the turn through token t, and with `SequenceMeanRatio` the mean over the
+    turn. The call then needs `turn_ids`.
+
+    Attributes:
+        ratio: the ratio within a turn.
+    """
+
+    by_turn: ClassVar[bool] = True
+
+    ratio: Ratio
+
+    @property
+    def gradient(self) -> GradientPath:
+        return self.ratio.gradient
+
+    @property
+    def log_cap(self) -> float:
+        return self.ratio.log_cap
+
+    def statistic(self, tokens: Tokens) -> Tensor:
+        """The ratio's value within the turn."""
+        return self.ratio.statistic(tokens.by_turn())
+
+    def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
+        return self.ratio.pullback(tokens.by_turn(), slopes)

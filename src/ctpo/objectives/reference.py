@@ -5,6 +5,7 @@ Every other path must give the same loss, token losses, statistics and gradients
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from ctpo.objectives.details import Details, describe
 from ctpo.objectives.ratios import Ratio, log_weight
 from ctpo.objectives.stats import summarise
-from ctpo.objectives.surrogates import Surrogate, TokenTerms, ceiling_of, truncate
+from ctpo.objectives.surrogates import Surrogate, TokenTerms, ceiling_of, drop, truncate
 from ctpo.objectives.tokens import Tokens
 from ctpo.objectives.trust_regions import Limits, TrustRegion
 
@@ -70,7 +71,9 @@ def compose(
     truncated = truncate(weight.detach(), ceiling_of(limits, ratio.log_cap))
     stats = summarise(tokens, truncated, terms)
     described = (
-        describe(tokens, truncated, surrogate.left(truncated, terms, limits), terms) if details else None
+        describe(tokens, truncated, _left(surrogate, truncated, advantages, terms, limits), terms)
+        if details
+        else None
     )
     return Output(loss, token_loss, stats, described)
 
@@ -83,9 +86,19 @@ def examine(
     weight = ratio.statistic(tokens).to(tokens.logps.dtype).expand_as(tokens.logps)
     limits = trust_region.limits(tokens, advantages, weight)
     ceiling = ceiling_of(limits, ratio.log_cap)
-    terms = surrogate.terms(weight, ceiling, advantages, limits, tokens)
+    terms = drop(surrogate.terms(weight, ceiling, advantages, limits, tokens), limits)
     truncated = truncate(weight, ceiling)
-    return describe(tokens, truncated, surrogate.left(truncated, terms, limits), terms)
+    return describe(tokens, truncated, _left(surrogate, truncated, advantages, terms, limits), terms)
+
+
+def _left(
+    surrogate: Surrogate, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits
+) -> Tensor:
+    """The log of the weight that multiplies the token's gradient after clipping; −inf if it gets no gradient."""
+    left = surrogate.left(log_weight, advantages, terms, limits)
+    if limits.dropped is None:
+        return left
+    return left.masked_fill(limits.dropped[0] | limits.dropped[1], -math.inf)
 
 
 def _detached_leaf(ratio: Ratio, tokens: Tokens) -> Tensor:
@@ -103,6 +116,7 @@ def _apply(
     tokens: Tokens,
     factor: Tensor,
 ) -> tuple[TokenTerms, Tensor, Tensor]:
-    terms = surrogate.terms(weight, ceiling_of(limits, ratio.log_cap), advantages, limits, tokens)
+    ceiling = ceiling_of(limits, ratio.log_cap)
+    terms = drop(surrogate.terms(weight, ceiling, advantages, limits, tokens), limits)
     token_loss = torch.where(tokens.kept, terms.loss, torch.zeros_like(terms.loss))
     return terms, token_loss, (token_loss * factor).sum()

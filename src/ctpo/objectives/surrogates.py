@@ -53,11 +53,12 @@ class Surrogate(Protocol):
         """
         ...
 
-    def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
+    def left(self, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
         """The log of the weight that multiplies the token's gradient after clipping; −inf if it gets no gradient.
 
         Args:
             log_weight: log ρ after the ceiling, detached.
+            advantages: as in `terms`.
             terms: which tokens are clipped.
             limits: the bounds.
         """
@@ -67,12 +68,13 @@ class Surrogate(Protocol):
 def ceiling_of(limits: Limits, log_cap: float) -> Bound:
     """The ceiling of the log weight: max(cap, u, d), at most EXP_CAP.
 
-    It rises with the region, so it never cuts inside of it.
+    It rises with the region, so it never cuts inside of it. An absent (infinite) bound does not raise it, and neither
+    do bounds on another statistic, which say nothing of the weight.
     """
     ceiling: Bound = log_cap
-    for bound in (limits.upper, limits.dual):
+    for bound in () if limits.statistic is not None else (limits.upper, limits.dual):
         if isinstance(bound, Tensor):
-            ceiling = bound.clamp(min=ceiling)
+            ceiling = torch.where(bound.isinf(), torch.zeros_like(bound), bound).clamp(min=ceiling)
         elif bound is not None and bound != math.inf:
             ceiling = ceiling.clamp(min=bound) if isinstance(ceiling, Tensor) else max(ceiling, bound)
     return ceiling.clamp(max=EXP_CAP) if isinstance(ceiling, Tensor) else min(ceiling, EXP_CAP)
@@ -82,6 +84,37 @@ def truncate(log_weight: Tensor, ceiling: Bound) -> Tensor:
     """The value min(log ρ, ceiling) with the gradient of log ρ."""
     value = log_weight.detach()
     return log_weight + (value.clamp(max=ceiling) - value)
+
+
+def drop(terms: TokenTerms, limits: Limits) -> TokenTerms:
+    """The same terms without the loss of the tokens that a gate dropped; such a token counts at the gate's bound."""
+    if limits.dropped is None:
+        return terms
+    above, below = limits.dropped
+    gone = above | below
+    loss = torch.where(gone, torch.zeros_like(terms.loss), terms.loss)
+    return TokenTerms(
+        loss, (terms.high & ~gone) | above, (terms.low & ~gone) | (below & ~above), terms.dual & ~gone
+    )
+
+
+def beyond(limits: Limits, value: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks of the tokens that have passed the bound they are pushed to: above with A > 0, and below with A < 0.
+
+    Args:
+        limits: the bounds.
+        value: what they apply to if they have no statistic of their own, detached.
+        advantages: broadcastable to the tokens.
+    """
+    decider = value if limits.statistic is None else limits.statistic
+    return (advantages > 0) & (decider > limits.upper), (advantages < 0) & (decider < limits.lower)
+
+
+def at_bound(limits: Limits, value: Tensor, high: Tensor, low: Tensor) -> Tensor:
+    """The values, with those of the marked tokens at their bounds. Bounds on another statistic change no value."""
+    if limits.statistic is not None:
+        return value
+    return torch.where(high, limits.upper, torch.where(low, limits.lower, value)).to(value.dtype)
 
 
 def _none(like: Tensor) -> Tensor:
@@ -104,21 +137,16 @@ class MinClip:
     ) -> TokenTerms:
         value = log_weight.detach()
         decider = value if limits.statistic is None else limits.statistic
-        gain, harm = advantages > 0, advantages < 0
-        high = gain & (decider > limits.upper)
-        low = harm & (decider < limits.lower)
-        dual = _none(high) if limits.dual is None else harm & (decider > limits.dual)
-        if limits.statistic is None:
-            frozen = torch.where(high, limits.upper, torch.where(low, limits.lower, value))
-            if limits.dual is not None:
-                frozen = torch.where(dual, limits.dual, frozen)
-            frozen = frozen.to(value.dtype)
-        else:
-            frozen = value
+        high, low = beyond(limits, value, advantages)
+        frozen, dual = at_bound(limits, value, high, low), _none(high)
+        if limits.dual is not None:
+            dual = (advantages < 0) & (decider > limits.dual)
+            if limits.statistic is None:
+                frozen = torch.where(dual, limits.dual, frozen).to(value.dtype)
         exponent = truncate(torch.where(high | low | dual, frozen, log_weight), ceiling)
         return TokenTerms(-advantages * exponent.exp(), high, low, dual)
 
-    def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
+    def left(self, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
         return log_weight.masked_fill(terms.high | terms.low | terms.dual, -math.inf)
 
 
@@ -140,7 +168,7 @@ class StopGradientWeight:
         weight = weight.clamp(max=ceiling).exp()
         return TokenTerms(-advantages * weight * tokens.logps, high, low, _none(high))
 
-    def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
+    def left(self, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
         bound = torch.where(terms.high, limits.upper, torch.where(terms.low, limits.lower, log_weight))
         return bound.to(log_weight.dtype)
 
@@ -152,14 +180,13 @@ class Gated:
     def terms(
         self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
     ) -> TokenTerms:
-        decider = log_weight.detach() if limits.statistic is None else limits.statistic
-        high, low = decider > limits.upper, decider < limits.lower
+        high, low = limits.outside(log_weight.detach())
         zero = torch.zeros_like(log_weight)
         inside = torch.where(high | low, zero, truncate(log_weight, ceiling))
         loss = torch.where(high | low, zero, -advantages * inside.exp())
         return TokenTerms(loss, high, low, _none(high))
 
-    def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
+    def left(self, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
         return log_weight.masked_fill(terms.high | terms.low | terms.dual, -math.inf)
 
 
@@ -173,5 +200,23 @@ class Linear:
         loss = -advantages * truncate(log_weight, ceiling).exp()
         return TokenTerms(loss, _none(loss), _none(loss), _none(loss))
 
-    def left(self, log_weight: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
+    def left(self, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
         return log_weight
+
+
+@dataclass(frozen=True)
+class ClippedInside:
+    """−ρA, where ρ is a `ClippedMeanRatio` with this region: the bounds apply to the ratio of one token.
+
+    `high` and `low` mark the tokens that were clipped inside of the mean, and so do not move it.
+    """
+
+    def terms(
+        self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
+    ) -> TokenTerms:
+        high, low = beyond(limits, tokens.log_ratio.detach(), tokens.advantages)
+        loss = -advantages * truncate(log_weight, ceiling).exp()
+        return TokenTerms(loss, high, low, _none(high))
+
+    def left(self, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
+        return log_weight.masked_fill(terms.high | terms.low, -math.inf)

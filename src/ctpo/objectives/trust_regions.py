@@ -8,30 +8,49 @@ its own weight and loses its gradient.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from ctpo.objectives import checks
-from ctpo.objectives.ratios import Ratio
 from ctpo.objectives.tokens import Tokens
 from ctpo.old_names import old_fields
 
 Bound = Tensor | float
 
 
+class Statistic(Protocol):
+    """A number per token that bounds may apply to. Every ratio is one, and so are the divergences."""
+
+    def statistic(self, tokens: Tokens) -> Tensor:
+        """The value at every token. Its unit is that of the bounds."""
+        ...
+
+
 @dataclass(frozen=True)
 class Limits:
-    """The bounds of a call in log space, in nats, each one number or one per token.
+    """The bounds of a call, each one number or one per token.
 
-    `statistic` is detached and what the bounds apply to; None means the log weight itself.
+    Without a statistic of their own, bounds apply to the log weight, in nats.
     """
 
     lower: Bound
     upper: Bound
     dual: Bound | None = None
     statistic: Tensor | None = None
+    """What the bounds apply to, detached; None means the log weight itself."""
+    dropped: tuple[Tensor, Tensor] | None = None
+    """Masks of the tokens above and below a gate. They leave the loss, whatever the surrogate does with the bounds."""
+
+    def outside(self, log_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks of the tokens above and below the bounds, or outside of a gate."""
+        decider = log_weight if self.statistic is None else self.statistic
+        above, below = decider > self.upper, decider < self.lower
+        if self.dropped is not None:
+            above, below = above | self.dropped[0], below | self.dropped[1]
+        return above, below
 
 
 class TrustRegion(Protocol):
@@ -57,12 +76,18 @@ class Bases:
     dual: float | None
     power: float
 
-    def at(self, tokens: Tokens, statistic: Ratio | None) -> Limits:
-        """The bounds at every token, on a statistic of their own unless that is None."""
+    def at(self, tokens: Tokens, statistic: Statistic | None, length: Tensor | None = None) -> Limits:
+        """The bounds at every token, on a statistic of their own unless that is None.
+
+        Args:
+            tokens: the call's tokens.
+            statistic: what the bounds apply to.
+            length: what takes the place of the position t, broadcastable to the tokens.
+        """
         own = None if statistic is None else statistic.statistic(tokens).detach().to(tokens.logps.dtype)
         if self.power == 0.0:
             return Limits(self.lower, self.upper, self.dual, own)
-        scale = tokens.positions().to(tokens.logps.dtype).pow(self.power)
+        scale = (tokens.positions() if length is None else length).to(tokens.logps.dtype).pow(self.power)
 
         def scaled(base: float) -> Bound:
             return base if math.isinf(base) else scale * base
@@ -94,7 +119,7 @@ class LogBand:
     log_high: float
     log_dual: float | None = None
     power: float = 0.0
-    statistic: Ratio | None = None
+    statistic: Statistic | None = None
 
     def __post_init__(self) -> None:
         checks.number("log_low", self.log_low, 0.0)
@@ -132,7 +157,7 @@ class RatioBand:
     ratio_low: float
     ratio_high: float
     ratio_dual: float | None = None
-    statistic: Ratio | None = None
+    statistic: Statistic | None = None
 
     def __post_init__(self) -> None:
         checks.number("ratio_low", self.ratio_low, 0.0)
@@ -164,3 +189,153 @@ class Unbounded:
 
     def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
         return Limits(-math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class LengthBand:
+    """[−log_low·T^power, log_high·T^power] on a log ratio: the band of `LogBand` at the end of the sequence.
+
+    T is the number of sampled tokens of the sequence, so all of its tokens have the same bounds. power 0.5 follows the
+    spread of a sum over a whole sequence. "Clip Your Sequences Fairly: Enforcing Length Fairness for Sequence-Level RL"
+    (FSPO), arXiv 2509.09177.
+
+    Attributes:
+        log_low, log_high: distances of the bounds from 0 at T = 1, nats, at least 0.
+        power: exponent of T.
+
+    Raises:
+        ValueError: a bound below 0, or a power that is not finite.
+    """
+
+    log_low: float
+    log_high: float
+    power: float = 0.5
+
+    def __post_init__(self) -> None:
+        checks.number("log_low", self.log_low, 0.0)
+        checks.number("log_high", self.log_high, 0.0)
+        checks.finite("power", self.power)
+
+    def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
+        length = tokens.layout.sequence_sum(tokens.mask).clamp(min=1)
+        return Bases(-self.log_low, self.log_high, None, self.power).at(tokens, None, length)
+
+
+@dataclass(frozen=True)
+class StatisticBand:
+    """[−delta_low, delta_high] on a statistic that is no log ratio, in the statistic's own unit.
+
+    Attributes:
+        delta_low, delta_high: distances of the bounds from 0, at least 0.
+        statistic: what the bounds apply to.
+
+    Raises:
+        ValueError: a bound below 0.
+    """
+
+    delta_low: float
+    delta_high: float
+    statistic: Statistic
+
+    def __post_init__(self) -> None:
+        checks.number("delta_low", self.delta_low, 0.0)
+        checks.number("delta_high", self.delta_high, 0.0)
+
+    def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
+        return Bases(-self.delta_low, self.delta_high, None, 0.0).at(tokens, self.statistic)
+
+
+@dataclass(frozen=True)
+class OneSided:
+    """A region that bounds only the way a token is pushed: above where A > 0, and below where A < 0.
+
+    The way back stays open. `MinClip` decides so by itself; `Gated` and `StopGradientWeight` do not.
+    """
+
+    region: TrustRegion
+
+    def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
+        both = self.region.limits(tokens, advantages, log_weight)
+        lower = torch.where(advantages < 0, *_pair(both.lower, -math.inf, log_weight))
+        upper = torch.where(advantages > 0, *_pair(both.upper, math.inf, log_weight))
+        return replace(both, lower=lower, upper=upper)
+
+
+@dataclass(frozen=True)
+class BySign:
+    """Two regions, one for each sign of the advantage: four bounds.
+
+    Attributes:
+        gain: the region where A ≥ 0.
+        harm: the region where A < 0.
+    """
+
+    gain: TrustRegion
+    harm: TrustRegion
+
+    def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
+        gain, harm = (region.limits(tokens, advantages, log_weight) for region in (self.gain, self.harm))
+
+        def chosen(a: Bound, b: Bound) -> Tensor:
+            return torch.where(advantages < 0, *_pair(b, a, log_weight))
+
+        own = gain.statistic is not None or harm.statistic is not None
+        dual = gain.dual is not None or harm.dual is not None
+        dropped = None
+        if gain.dropped is not None or harm.dropped is not None:
+            none = torch.zeros_like(log_weight, dtype=torch.bool)
+            (above, below), (above_harm, below_harm) = (x.dropped or (none, none) for x in (gain, harm))
+            negative = advantages < 0
+            dropped = torch.where(negative, above_harm, above), torch.where(negative, below_harm, below)
+        return Limits(
+            lower=chosen(gain.lower, harm.lower),
+            upper=chosen(gain.upper, harm.upper),
+            dual=chosen(*(math.inf if x.dual is None else x.dual for x in (gain, harm))) if dual else None,
+            statistic=chosen(*(log_weight if x.statistic is None else x.statistic for x in (gain, harm)))
+            if own
+            else None,
+            dropped=dropped,
+        )
+
+
+@dataclass(frozen=True)
+class Both:
+    """Two regions at once: a token outside of the gate leaves the loss, and any other obeys the region.
+
+    What left stays in the denominators.
+
+    Attributes:
+        region: its bounds go to the surrogate.
+        gate: tokens outside of its bounds have neither loss nor gradient.
+    """
+
+    region: TrustRegion
+    gate: TrustRegion
+
+    def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
+        bounds = self.region.limits(tokens, advantages, log_weight)
+        above, below = self.gate.limits(tokens, advantages, log_weight).outside(log_weight)
+        if bounds.dropped is not None:
+            above, below = above | bounds.dropped[0], below | bounds.dropped[1]
+        return replace(bounds, dropped=(above, below))
+
+
+@dataclass(frozen=True)
+class PerTurnRegion:
+    """A region that treats every turn as a sequence: its positions and lengths begin anew at each turn."""
+
+    by_turn: ClassVar[bool] = True
+
+    region: TrustRegion
+
+    def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
+        return self.region.limits(tokens.by_turn(), advantages, log_weight)
+
+
+def _pair(first: Bound, second: Bound, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Two bounds as tensors of the dtype of a third. `torch.where` would round two numbers to float32."""
+    a, b = (
+        x if isinstance(x, Tensor) else torch.full((), x, dtype=like.dtype, device=like.device)
+        for x in (first, second)
+    )
+    return a, b

@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
+
+from ctpo.objectives.numerics import prefix_dtype
 
 
 class Layout(ABC):
@@ -41,6 +44,13 @@ class Layout(ABC):
         """The minimum over the tokens strictly before each one, +inf where there are none."""
 
     @abstractmethod
+    def sequence_quantile(self, values: Tensor, mask: Tensor, q: float) -> Tensor:
+        """The q quantile of each sequence's values under the mask; broadcastable to the tokens, 0 where there are none.
+
+        It lies between two values where q does not meet one (linear interpolation).
+        """
+
+    @abstractmethod
     def count_sequences(self, mask: Tensor) -> Tensor:
         """The number of sequences with at least one token under the mask; 0-d, over all processes."""
 
@@ -52,9 +62,10 @@ class Layout(ABC):
     def turns(self, turn_ids: Tensor, mask: Tensor) -> Layout:
         """The layout in which every turn of a sequence is a sequence of its own.
 
+        A turn ends where the number of a token under the mask differs from that of the token under the mask before it.
+
         Args:
-            turn_ids: the turn of each token, integers from 0 that do not decrease along a sequence. Those outside the
-                mask may be anything.
+            turn_ids: the turn of each token, integers. Those outside the mask may be anything.
             mask: true on tokens that the model sampled.
         """
 
@@ -73,3 +84,25 @@ class Layout(ABC):
     def position_bound(self, length: int) -> int:
         """A number that no position t exceeds, given the local size of the last dimension."""
         return length
+
+
+def interpolated(ordered: Tensor, start: Tensor, count: Tensor, q: float) -> Tensor:
+    """The q quantile of the `count` values that begin at `start` in a row of ordered values; 0 if there are none.
+
+    Args:
+        ordered: [..., n] values. What follows the `count` values may be anything.
+        start, count: integers that index the last dimension.
+        q: in [0, 1].
+    """
+    # A zero at the end stands for the values of a sequence without any.
+    ordered = torch.cat([ordered, torch.zeros_like(ordered[..., :1].sum(-1, keepdim=True))], dim=-1)
+    last = ordered.shape[-1] - 1
+    rank = q * (count - 1).clamp(min=0).to(prefix_dtype(ordered.device))
+    low = rank.floor().long()
+    high = torch.minimum(low + 1, (count - 1).clamp(min=0))
+    none = count < 1
+
+    def value(index: Tensor) -> Tensor:
+        return ordered.gather(-1, torch.where(none, last, start + index))
+
+    return value(low) + (value(high) - value(low)) * (rank - low)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives import checks
-from ctpo.objectives.layouts.layout import Layout
+from ctpo.objectives.layouts.layout import Layout, interpolated
 from ctpo.objectives.numerics import prefix_dtype, reads_are_free
 
 
@@ -59,6 +59,14 @@ class Packed(Layout):
             step *= 2
         return best
 
+    def sequence_quantile(self, values: Tensor, mask: Tensor, q: float) -> Tensor:
+        """[N]."""
+        wide = torch.where(mask, values, torch.inf).to(prefix_dtype(values.device))
+        # Sorted by value, and then by segment without changing the order inside of one.
+        by_value = wide.argsort()
+        order = by_value[self.bucket[by_value].argsort(stable=True)]
+        return interpolated(wide[order], self.start, self.sequence_sum(mask).long(), q)
+
     def count_sequences(self, mask: Tensor) -> Tensor:
         return self._totals(mask).count_nonzero()
 
@@ -76,17 +84,20 @@ class Packed(Layout):
 
 
 def turn_keys(sequences: Tensor, turn_ids: Tensor, mask: Tensor) -> Tensor:
-    """[N] a number for each turn of each sequence, not decreasing.
+    """[N] the number of each token's turn, counted over all sequences.
 
     A token outside the mask belongs to the turn before it, whatever its id.
 
     Args:
-        sequences: [N] the number of each token's sequence, not decreasing.
-        turn_ids: [N] integers in 0..2^32 − 1 that do not decrease within a sequence.
+        sequences: [N] the number of each token's sequence; it changes where a sequence ends.
+        turn_ids: [N] integers.
         mask: [N] true on tokens that the model sampled.
     """
-    first = sequences.to(torch.int64) << 32
-    return torch.where(mask, first + turn_ids.to(torch.int64), first).cummax(0).values
+    index = torch.arange(mask.shape[0], device=mask.device)
+    last = torch.where(mask, index, torch.zeros_like(index)).cummax(0).values
+    carried = turn_ids.to(torch.int64)[last]
+    ends = (carried[1:] != carried[:-1]) | (sequences[1:] != sequences[:-1])
+    return torch.cat([torch.zeros_like(index[:1]), ends.cumsum(0)])
 
 
 def packed_from(cu_seqlens: Tensor, length: int, segments: int | None) -> Packed:

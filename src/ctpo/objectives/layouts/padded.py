@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ctpo.objectives.layouts.layout import Layout
+from ctpo.objectives.layouts.layout import Layout, interpolated
 from ctpo.objectives.layouts.packed import Packed, turn_keys
 from ctpo.objectives.numerics import prefix_dtype
 
@@ -36,6 +36,12 @@ class Padded(Layout):
     def prefix_min_before(self, values: Tensor) -> Tensor:
         running = values.cummin(-1).values
         return torch.cat([torch.full_like(running[..., :1], torch.inf), running[..., :-1]], dim=-1)
+
+    def sequence_quantile(self, values: Tensor, mask: Tensor, q: float) -> Tensor:
+        """[B, 1]."""
+        count = mask.sum(-1, keepdim=True)
+        ordered = torch.where(mask, values, torch.inf).to(prefix_dtype(values.device)).sort(-1).values
+        return interpolated(ordered, torch.zeros_like(count), count, q)
 
     def count_sequences(self, mask: Tensor) -> Tensor:
         return mask.sum(-1).count_nonzero()  # on the CPU this takes a fifth of the time of any()
@@ -78,6 +84,11 @@ class PaddedTurns(Layout):
 
     def prefix_min_before(self, values: Tensor) -> Tensor:
         return self.flat.prefix_min_before(values.reshape(-1)).reshape(self.shape)
+
+    def sequence_quantile(self, values: Tensor, mask: Tensor, q: float) -> Tensor:
+        """[B, T]."""
+        found = self.flat.sequence_quantile(values.reshape(-1), mask.reshape(-1), q)
+        return found.reshape(self.shape)
 
     def count_sequences(self, mask: Tensor) -> Tensor:
         return self.flat.count_sequences(mask.reshape(-1))

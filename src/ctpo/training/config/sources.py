@@ -91,10 +91,14 @@ def correction_knobs() -> Mapping[str, Mapping[str, Any]]:
 
 
 def _builders(path: Path, table_name: str) -> Mapping[str, Mapping[str, Any]]:
-    """The parameters of the functions in a table of a module, with the knobs `_SHARED` that all of them have."""
+    """The parameters of the functions in a table of a module, with the knobs `_SHARED` that all of them have.
+
+    The functions are those of the module, and of the modules beside it whose names begin with its name.
+    """
     tree = _parse(path)
     table, shared = _assigned(tree, table_name), ast.literal_eval(_assigned(tree, "_SHARED"))
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    parts = [tree, *map(_parse, sorted(path.parent.glob(f"{path.stem}_*.py")))]
+    functions = {node.name: node for part in parts for node in part.body if isinstance(node, ast.FunctionDef)}
     if not isinstance(table, ast.Dict):
         raise LookupError(table_name)
     return {
