@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ctpo.objectives import checks
 from ctpo.objectives.cpu.autograd import native_output, refuse
+from ctpo.objectives.cpu.supported import objective_refusal
 from ctpo.objectives.details import Details
 from ctpo.objectives.inputs import Inputs
 from ctpo.objectives.layouts.layout import Layout
@@ -56,7 +57,7 @@ class Objective:
         idle_without_advantage: whether tokens with A = 0 have no gradient. A pull to the anchor gives them one.
 
     Raises:
-        ValueError: unknown value of `on_bad` or `backend`.
+        ValueError: unknown value of `on_bad` or `backend`, or "native" for parts that the C pass does not know.
     """
 
     ratio: Ratio
@@ -81,6 +82,9 @@ class Objective:
         checks.choice("on_bad", self.on_bad, ("neutralise", "raise"))
         object.__setattr__(self, "backend", current_backend(self.backend, 4))
         checks.choice("backend", self.backend, BACKENDS)
+        reason = objective_refusal(self.ratio, self.trust_region, self.surrogate)
+        if self.backend == "native" and reason is not None:
+            raise ValueError(f'backend: "native" cannot run this objective: {reason}; use backend="auto".')
 
     @old_keywords(mask="response_mask", loss_mask="rejection_mask")
     def __call__(

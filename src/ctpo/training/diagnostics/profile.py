@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ctpo.objectives import Details, Objective
+from ctpo.objectives import Details, Objective, turns_of
 from ctpo.objectives.layouts.padded import Padded
 from ctpo.objectives.numerics import prefix_dtype
 
@@ -144,7 +144,8 @@ class PositionProfile:
         self._waiting = []
         mask, advantages = rows.pop("mask"), rows.pop("advantages")
         if "logps" in rows:
-            details = self._objective().examine(rows["logps"], rows["anchor"], advantages, mask)
+            pair = rows["logps"], rows["anchor"]
+            details = self._objective().examine(*pair, advantages, mask, turns_of(mask))
         else:
             details = Details(**rows)
         sums = sums_of(details, advantages, self.edges).flat()

@@ -34,7 +34,8 @@ def _rows(part: Scored, chosen: Tensor, objective: Objective, tokenizer: Any) ->
     batch = part.batch.take(chosen)
     if part.details is None:
         logps, anchor_logps = part.logps[chosen], part.anchor_logps[chosen]
-        details = objective.examine(logps, anchor_logps, part.signal[chosen], batch.response_mask)
+        signal, mask = part.signal[chosen], batch.response_mask
+        details = objective.examine(logps, anchor_logps, signal, mask, batch.turn_ids)
     else:
         details = Details(**{name: value[chosen] for name, value in vars(part.details).items()})
     return [_row(batch, details, row, tokenizer) for row in range(len(chosen))]

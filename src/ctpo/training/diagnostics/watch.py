@@ -10,7 +10,6 @@ from ctpo.training.diagnostics.profile import PositionProfile, ProfileSums
 from ctpo.training.diagnostics.record import by_position, profile_figures, profile_line
 from ctpo.training.diagnostics.samples import sample_rows
 from ctpo.training.scoring.microbatch import MicroBatch, Scored
-from ctpo.training.scoring.parts import row_wise
 from ctpo.training.view import TrainerView
 
 
@@ -42,7 +41,7 @@ class Diagnostics:
     @property
     def wants_details(self) -> bool:
         """Whether the objective must return its details, because a second call would not give the same."""
-        return self._on and not row_wise(self._trainer.objective)
+        return self._on and not self._trainer.objective.row_wise
 
     def generated(self, rollouts: MicroBatch) -> None:
         """Add the drift of a rollout batch that was just generated, if the trainer has scored it too."""

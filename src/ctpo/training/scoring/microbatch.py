@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ctpo.objectives import Details
+from ctpo.objectives import Details, turns_of
 from ctpo.training.scoring.rows import Rows
 
 MULTIMODAL = (
@@ -125,7 +124,7 @@ class MicroBatch:
     @property
     def turn_ids(self) -> Tensor:
         """[B, T] the turn of each token, from 0: how often a tool has answered before it."""
-        return turn_ids(self.response_mask)
+        return turns_of(self.response_mask)
 
     @property
     def has_advantage(self) -> Tensor:
@@ -172,15 +171,3 @@ class Scored:
         """The same without the autograd graph."""
         names = ("loss", "policy_loss", "logps", "anchor_logps", "entropies")
         return replace(self, **{name: getattr(self, name).detach() for name in names})
-
-
-def turn_ids(response_mask: Tensor) -> Tensor:
-    """[B, T] the turn of each token, from 0: how many gaps in the response mask lie between it and the first token.
-
-    A tool's output is such a gap. Ids outside the mask mean nothing.
-
-    Args:
-        response_mask: [B, T] boolean, true on tokens that the model sampled.
-    """
-    before = torch.nn.functional.pad(response_mask[:, :-1], (1, 0))
-    return (response_mask & ~before).cumsum(dim=1) - 1

@@ -10,8 +10,6 @@ import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from ctpo.objectives import Objective
-from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.training.scoring.choose import PassChoice
 from ctpo.training.scoring.microbatch import MicroBatch
 from ctpo.training.scoring.precision import computes_in_bfloat16
@@ -141,13 +139,14 @@ class PartScorer:
         gradient."""
         trainer = self._trainer
         rows = batch.response_mask.any(dim=1)
-        if trainer.args.skip_zero_advantage and trainer.beta == 0.0 and self._row_wise():
+        idle = trainer.beta == 0.0 and trainer.objective.idle_without_advantage
+        if trainer.args.skip_zero_advantage and idle and self._row_wise():
             return rows & batch.has_advantage
         return rows
 
     def _row_wise(self) -> bool:
         """Whether a row's loss depends on no other row. The tokens of highest entropy are those of a micro-batch."""
-        return row_wise(self._trainer.objective) and self._trainer.args.top_entropy_quantile == 1.0
+        return self._trainer.objective.row_wise and self._trainer.args.top_entropy_quantile == 1.0
 
     def _unwrapped(self, model: Any) -> Any:
         """The transformers model inside of what distribution, compilation and adapters wrap around it."""
@@ -166,8 +165,3 @@ class PartScorer:
 def learns_from_entropy(trainer: TrainerView) -> bool:
     """Whether the loss holds an entropy bonus. Only TRL's own pass gives entropies with a gradient."""
     return bool(trainer.args.entropy_coef != 0.0 or trainer.args.use_adaptive_entropy)
-
-
-def row_wise(objective: Objective) -> bool:
-    """Whether a row's loss depends on no other row, except through the denominators."""
-    return not isinstance(objective.trust_region, QuantileGate)

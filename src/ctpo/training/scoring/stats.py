@@ -63,7 +63,8 @@ def stats_of_parts(
         with torch.no_grad():
             mask = torch.cat([part.batch.response_mask for part in parts])
             advantages = torch.cat([part.signal for part in parts])
-            stats = dict(objective(logps, anchor_logps, advantages, mask).stats)
+            turn_ids = torch.cat([part.batch.turn_ids for part in parts]) if objective.needs_turns else None
+            stats = dict(objective(logps, anchor_logps, advantages, mask, turn_ids=turn_ids).stats)
             stats["entropy"] = masked_mean(entropies, mask)
             if with_kl:
                 references = [part.batch.reference_logps for part in parts]

@@ -237,6 +237,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             num_tokens=num_tokens,
             num_sequences=num_sequences,
             rejection_mask=batch.rejection_mask,
+            turn_ids=batch.turn_ids if self.objective.needs_turns else None,
             details=self.diagnostics.wants_details and self.model.training,
         )
         stats = {**output.stats, "entropy": masked_mean(entropies_BT, mask_BT)}
