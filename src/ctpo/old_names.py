@@ -97,6 +97,12 @@ def current_criterion(given: Mapping[str, Any]) -> dict[str, Any]:
     return current
 
 
+def current_value(old: str, new: str, value: R) -> R:
+    """The value of an argument under its old name, after a warning that points at the caller's caller."""
+    _warn(old, new, 3)
+    return value
+
+
 def current_backend(name: str, stacklevel: int) -> str:
     """The current name of a backend. `stacklevel` is the caller's, for the warning.
 

@@ -148,7 +148,9 @@ def test_several_rewards_against_loops(scale: str) -> None:
     for i in judged:
         normal[i] = 0.0
         for k, weight in enumerate(weights):
-            column = [rewards[j][k] for j in range(8) if groups[j] == groups[i] and rewards[j][k] == rewards[j][k]]
+            column = [
+                rewards[j][k] for j in range(8) if groups[j] == groups[i] and rewards[j][k] == rewards[j][k]
+            ]
             if rewards[i][k] == rewards[i][k]:
                 std = statistics.stdev(column) + 1e-4
                 normal[i] += weight * (rewards[i][k] - statistics.fmean(column)) / std

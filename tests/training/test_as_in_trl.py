@@ -30,8 +30,12 @@ GRPO_AS_IN_TRL = {"ratio_low": 0.2, "ratio_high": 0.2, "ratio_dual": None, "redu
 SETTINGS: dict[str, dict[str, Any]] = {
     "entropy bonus": {"entropy_coef": 0.05},
     "adaptive entropy of top-entropy tokens": {
-        **{"use_adaptive_entropy": True, "entropy_coef": 0.05, "entropy_coef_delta": 0.02},
-        **{"entropy_target": 0.9, "entropy_coef_max": 0.08, "top_entropy_quantile": 0.5},
+        "use_adaptive_entropy": True,
+        "entropy_coef": 0.05,
+        "entropy_coef_delta": 0.02,
+        "entropy_target": 0.9,
+        "entropy_coef_max": 0.08,
+        "top_entropy_quantile": 0.5,
     },
     "top-entropy tokens": {"top_entropy_quantile": 0.3},
     "off-policy mask and penalty": {"off_policy_mask_threshold": 0.002, "beta": 0.1},
@@ -73,7 +77,9 @@ def test_it_trains_as_trl_does(fit: Callable[..., Any], unchanged: torch.Tensor,
     assert (parameters(theirs) - unchanged).abs().max() > 1e-5  # the setting changes something
     if "entropy_coef" in settings:
         assert ours.entropy_coef == pytest.approx(theirs.entropy_coef, abs=1e-12)
-        logged, trls = ([line["entropy_coef"] for line in each.state.log_history[:2]] for each in (ours, theirs))
+        logged, trls = (
+            [line["entropy_coef"] for line in each.state.log_history[:2]] for each in (ours, theirs)
+        )
         assert logged == pytest.approx(trls)
         assert "adaptive" not in name or len({0.05, *logged}) > 1
 
@@ -111,7 +117,12 @@ class OursOnEngine(Noisy, CTPOTrainer):
 @pytest.mark.parametrize(
     ("mode", "low", "high", "ours"),
     [
-        ("token_truncate", None, 1.04, {"rollout_correction": "tis", "rollout_correction_kwargs": {"cap": 1.04}}),
+        (
+            "token_truncate",
+            None,
+            1.04,
+            {"rollout_correction": "tis", "rollout_correction_kwargs": {"cap": 1.04}},
+        ),
         (
             *("sequence_mask", 0.9, 1.1),
             {
@@ -178,10 +189,14 @@ def test_which_engines_are_corrected(tmp_path: Path) -> None:
     vllm = {"use_vllm": True, "function": make_rollout_func(None)}
     assert made(**vllm) == recipe
     assert made(**vllm, anchor="rollout") is made(**vllm, vllm_importance_sampling_correction=False) is None
-    in_trls_words = made(**vllm, vllm_importance_sampling_mode="token_mask", vllm_importance_sampling_clip_min=0.5)
+    in_trls_words = made(
+        **vllm, vllm_importance_sampling_mode="token_mask", vllm_importance_sampling_clip_min=0.5
+    )
     assert in_trls_words == RolloutCorrection(weight=Weight("token"), gates=(Gate(low=0.5, high=3.0),))
     for settings in ({}, {"anchor": "rollout"}, {"rollout_correction": "tis"}):
-        with pytest.raises(ValueError, match=r"top_p=0.9: the rollout engine reports log-probs of the tokens"):
+        with pytest.raises(
+            ValueError, match=r"top_p=0.9: the rollout engine reports log-probs of the tokens"
+        ):
             made(top_p=0.9, **settings)
     # In-process sampling reports log-probs of the whole distribution, so nothing accumulates.
     assert made(make_rollout_func(None), top_p=0.9) is made(top_p=0.9, rollout_correction="none") is None

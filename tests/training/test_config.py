@@ -77,7 +77,10 @@ def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
         ),
         ({"rollout_correction": "tis", "rollout_correction_kwargs": {"cap": 0}}, "weight.cap: 0 must be > 0"),
         ({"rollout_correction": "none", "rollout_correction_kwargs": {"veto": 0.1}}, "has no effect with"),
-        ({"rollout_correction": "tis", "anchor": "rollout"}, "'tis' with anchor='rollout' would count .* twice"),
+        (
+            {"rollout_correction": "tis", "anchor": "rollout"},
+            "'tis' with anchor='rollout' would count .* twice",
+        ),
         (
             {"rollout_correction": "tis", "use_vllm": True, "vllm_importance_sampling_clip_max": 2.0},
             "vllm_importance_sampling_clip_max=2.0 has no effect beside rollout_correction='tis'",

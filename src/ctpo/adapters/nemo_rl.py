@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ctpo.adapters.guards import guards
 from ctpo.adapters.shared import floats, framework, objective_for
-from ctpo.objectives import anchor_logps, correct_rollout
+from ctpo.errors import UserError
+from ctpo.objectives import RolloutCorrection, anchor_logps, correct_rollout, named_correction, turns_of
+from ctpo.old_names import current_value
 
 
 class CTPOLoss:
@@ -21,16 +23,32 @@ class CTPOLoss:
     Args:
         preset: its name.
         anchor: "old" for `prev_logprobs`, or "rollout" for `generation_logprobs`.
-        truncate: the largest sequence weight π_prev / π_generation; None for no correction.
+        correction: the rollout correction of π_prev / π_generation (`ctpo.objectives.named_correction`). It takes the
+            place of NeMo-RL's own, which is part of the loss that this one replaces. None for no correction.
+        truncate: the old name of `correction=named_correction("recipe", cap=…)`.
         knobs: the preset's own settings, with its reduction (`ctpo.objectives.preset`).
+
+    Raises:
+        UserError: for a correction that weighs beside the anchor "rollout", whose ratio already holds the difference,
+            or one whose denominators do not count rejected tokens, which NeMo-RL has counted before.
     """
 
     def __init__(
-        self, preset: str = "ctpo", *, anchor: str = "old", truncate: float | None = None, **knobs: Any
+        self,
+        preset: str = "ctpo",
+        *,
+        anchor: str = "old",
+        correction: RolloutCorrection | None = None,
+        truncate: float | None = None,
+        **knobs: Any,
     ) -> None:
         nemo = framework("nemo_rl.algorithms.loss.interfaces", "NeMo-RL from its repository")
         self.objective = objective_for(preset, knobs, trainer_reduces=False)
-        self.anchor, self.truncate = anchor, truncate
+        if truncate is not None:
+            correction = named_correction("recipe", cap=current_value("truncate", "correction", truncate))
+        self.anchor, self.correction = anchor, correction
+        if correction is not None:
+            _check(correction, anchor)
         by_token = self.objective.reduction.name == "token-mean"
         self.input_type = nemo.LossInputType.LOGPROB
         self.loss_type = nemo.LossType.TOKEN_LEVEL if by_token else nemo.LossType.SEQUENCE_LEVEL
@@ -51,9 +69,11 @@ class CTPOLoss:
         anchor = anchor_logps(self.anchor, old, rollout)
         extra = {}
         weights = None
-        if self.truncate is not None and self.anchor == "old":
-            correction = correct_rollout(old, rollout, mask, threshold=self.truncate)
-            weights, extra = correction.weights, correction.stats
+        if self.correction is not None:
+            turns = turns_of(mask) if self.correction.needs_turns else None
+            corrected = correct_rollout(old, rollout, mask, self.correction, turn_ids=turns)
+            weights = corrected.weights
+            extra = {f"correction_{name}": value for name, value in corrected.stats.items()}
         out = self.objective(
             next_token_logprobs, anchor, advantages, mask,
             num_tokens=global_valid_toks, num_sequences=global_valid_seqs, weights=weights,
@@ -61,3 +81,16 @@ class CTPOLoss:
         guards.look(out, next_token_logprobs, anchor, mask)
         counted = {"loss": out.loss.item(), "num_valid_samples": data["sample_mask"].sum().item()}
         return out.loss, {**floats({**out.stats, **extra}), **counted}
+
+
+def _check(correction: RolloutCorrection, anchor: str) -> None:
+    if anchor == "rollout" and correction.weight is not None:
+        raise UserError(
+            "correction: its weights beside anchor='rollout' would count the engine's difference twice; use "
+            "anchor='old', or a correction that only rejects"
+        )
+    if correction.denominator == "kept":
+        raise UserError(
+            "correction: denominator='kept' needs totals without the rejected tokens, and NeMo-RL's count them; use "
+            "denominator='all'"
+        )
