@@ -129,7 +129,7 @@ def tinker(name: str, batch: Batch, **knobs: Any) -> tuple[Tensor, Tensor]:
     return loss.detach(), grad
 
 
-def nemo_rl(name: str, batch: Batch, **knobs: Any) -> tuple[Tensor, Tensor]:
+def nemo_rl(name: str, batch: Batch, rollout: Tensor | None = None, **knobs: Any) -> tuple[Tensor, Tensor]:
     adapter = importlib.import_module("ctpo.adapters.nemo_rl")
     loss_fn = adapter.CTPOLoss(name, **knobs)
     first = torch.zeros(len(LENGTHS), 1)
@@ -138,7 +138,7 @@ def nemo_rl(name: str, batch: Batch, **knobs: Any) -> tuple[Tensor, Tensor]:
         "token_mask": torch.cat([first, batch.mask.float()], 1),
         "sample_mask": torch.ones(len(LENGTHS)),
         "prev_logprobs": torch.cat([first, batch.old], 1),
-        "generation_logprobs": torch.cat([first, batch.old], 1),
+        "generation_logprobs": torch.cat([first, batch.old if rollout is None else rollout], 1),
         "advantages": torch.cat([first, batch.advantages], 1),
     }
     logps = batch.logps.clone().requires_grad_()
