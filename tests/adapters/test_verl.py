@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from ctpo.objectives import Gate, RolloutCorrection, Weight, correct_rollout
 
 from . import handover
 
@@ -182,3 +185,55 @@ def test_bypass_mode_does_not_replace_the_loss() -> None:
     apply_bypass_mode(batch=batch, rollout_corr_config=None, policy_loss_config=theirs)
     assert theirs.loss_mode == "bypass_mode"
     assert not batch.batch["old_log_probs"].any()
+
+
+GATES = {  # verl's criterion, its threshold, and ours
+    "token_k1": ("0.8_1.2", Gate("k1", "token", math.log(0.8), math.log(1.2))),
+    "token_k2": ("0.02", Gate("k2", "token", high=0.02)),
+    "token_k3": ("0.02", Gate("k3", "token", high=0.02)),
+    "seq_sum_k1": ("0.7_1.5", Gate("k1", "sum", math.log(0.7), math.log(1.5))),
+    "seq_sum_k2": ("0.2", Gate("k2", "sum", high=0.2)),
+    "seq_sum_k3": ("0.2", Gate("k3", "sum", high=0.2)),
+    "seq_mean_k1": ("0.99_1.03", Gate("k1", "mean", math.log(0.99), math.log(1.03))),
+    "seq_mean_k2": ("0.02", Gate("k2", "mean", high=0.02)),
+    "seq_mean_k3": ("0.02", Gate("k3", "mean", high=0.02)),
+    "seq_max_k2": ("0.09", Gate("k2", "max", high=0.09)),
+    "seq_max_k3": ("0.09", Gate("k3", "max", high=0.09)),
+    "binary_kl": ("0.004", Gate("binary_kl", "token", high=0.004)),
+}
+WEIGHTS = {  # verl's level and threshold, and ours
+    ("token", "1.2"): RolloutCorrection(weight=Weight("token", 1.2)),
+    ("sequence", "1.3"): RolloutCorrection(weight=Weight("sum", 1.3)),
+    ("token", "0.9_1.1"): RolloutCorrection(weight=Weight("token"), gates=(Gate(low=0.9, high=1.1),)),
+    ("sequence", "0.7_1.3"): RolloutCorrection(weight=Weight("sum"), gates=(Gate("ratio", "sum", 0.7, 1.3),)),
+}
+
+
+def mismatch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(5)
+    old = -2 * torch.rand(40, 30, generator=draw, dtype=torch.float64)
+    rollout = (old + 0.15 * torch.randn(40, 30, generator=draw, dtype=torch.float64)).clamp(max=-1e-3)
+    return old, rollout, torch.rand(40, 30, generator=draw) < 0.8
+
+
+@pytest.mark.parametrize("option", GATES)
+def test_gates_are_verls(option: str) -> None:
+    helper = importlib.import_module("verl.trainer.ppo.rollout_corr_helper")
+    old, rollout, mask = mismatch()
+    threshold, gate = GATES[option]
+    kept, _ = helper.compute_rollout_rejection_mask(
+        old - rollout, mask.double(), option, threshold, old_log_prob=old, rollout_log_prob=rollout
+    )
+    got = correct_rollout(old, rollout, mask, RolloutCorrection(gates=(gate,)))
+    assert 0 < got.rejected.sum() < mask.sum()
+    assert torch.equal(got.rejected, mask & (kept == 0))
+
+
+@pytest.mark.parametrize("setting", WEIGHTS, ids="-".join)
+def test_weights_are_verls(setting: tuple[str, str]) -> None:
+    helper = importlib.import_module("verl.trainer.ppo.rollout_corr_helper")
+    old, rollout, mask = mismatch()
+    weights, metrics = helper.compute_rollout_correction_weights(old - rollout, mask.double(), *setting)
+    got = correct_rollout(old, rollout, mask, WEIGHTS[setting])
+    torch.testing.assert_close(got.weights[mask], weights[mask], rtol=1e-12, atol=0)
+    assert got.stats["ess"].item() == pytest.approx(metrics["rollout_is_eff_sample_size"], rel=1e-6)

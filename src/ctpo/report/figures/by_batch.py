@@ -99,6 +99,18 @@ _METRICS = (
         y=Axis(label="nats per token", low=0),
     ),
     _Metric(
+        key="correction_rejected_fraction", title="Rejected by the rollout correction",
+        text="Share of the tokens whose probability the rollout engine and the trainer disagree on too much. They add "
+        "nothing to the gradient. If the share grows, engine and trainer drift apart.",
+        y=_share("share of tokens"),
+    ),
+    _Metric(
+        key="correction_ess", title="Effective sample size of the rollout correction",
+        text="The number of equally weighted tokens that would give as precise an estimate, as a share of all tokens. "
+        "It counts the weights of the correction alone, and rejected tokens as 0.",
+        y=_share("share of tokens", 1.0),
+    ),
+    _Metric(
         key="entropy", title="Entropy",
         text="Entropy of the policy per token. A fast fall to zero means that it no longer explores.",
         y=Axis(label="nats per token", low=0),
