@@ -19,7 +19,6 @@ from ctpo.lab.theory.moments import expectation, moments
 from ctpo.lab.theory.presets import family_of
 from ctpo.objectives import Objective, preset, preset_names
 from ctpo.objectives import ratios as r
-from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.reductions import Reduction
 from ctpo.objectives.surrogates import Linear, StopGradientWeight
 from ctpo.objectives.trust_regions import Unbounded
@@ -73,8 +72,14 @@ def test_families_are_the_unclipped_compositions(family: str, advantage: str, sh
     torch.testing.assert_close(mean, library_gradient(unclipped(family), problem), rtol=0, atol=1e-10)
 
 
-CAPPED = ("cispo", "minpro")  # they cap weights at 5, which no weight here reaches
-PER_TRAJECTORY = [name for name in preset_names() if not isinstance(preset(name).trust_region, QuantileGate)]
+CAPPED = {
+    "cispo": "ratio_high=0.2",
+    "minpro": "ratio_high=0.2",
+    "dispo": "ratio_high_pos=0.2",
+    "dppo-tv": "delta_high=0.02",
+}
+"""Knobs that make a region have an effect here: weights of 5, for example, do not occur."""
+PER_TRAJECTORY = [name for name in preset_names() if preset(name).row_wise and not preset(name).needs_turns]
 
 
 @pytest.mark.parametrize("name", PER_TRAJECTORY)
@@ -88,7 +93,7 @@ def test_presets_keep_their_trust_region(name: str) -> None:
     family = FAMILIES[family_of(preset(name).ratio)]
     assert estimator.own_target is family.own_target
     if name != "reinforce":  # it has no trust region
-        reached = f"{name}?ratio_high=0.2" if name in CAPPED else name
+        reached = f"{name}?{CAPPED[name]}" if name in CAPPED else name
         bounded = expectation(problem, objective_estimator(reached, problem).coefficients)
         assert (bounded - expectation(problem, family.coefficients)).norm().item() > 1e-3
 
@@ -102,6 +107,21 @@ def test_knobs_reach_the_preset() -> None:
         rtol=0,
         atol=1e-12,
     )
+
+
+@pytest.mark.parametrize("spec", ["m2po", "m2po?moment=0.02&ratio_low=0&ratio_high=0"])
+def test_a_second_moment_is_the_limit_of_large_batches(spec: str) -> None:
+    """b is uniform, so a batch with every trajectory once is such a batch."""
+    problem = Setup(vocab=3, horizon=4, spread=0.0, distance=0.6).problem()
+    knobs = {"moment": 0.02, "ratio_low": 0.0, "ratio_high": 0.0} if "?" in spec else {}
+    o = problem.trajectories(problem.tree.whole())
+    logps = o.logps.T.clone().requires_grad_()
+    ones = torch.ones_like(logps).bool()
+    out = preset("m2po", reduction="sum", **knobs)(logps, o.old_logps.T, o.advantages.T, ones)
+    (gradient,) = torch.autograd.grad(out.loss, logps)
+    got = objective_estimator(spec, problem).coefficients(o)
+    torch.testing.assert_close(got, -gradient.T, rtol=0, atol=1e-12)
+    assert out.stats["clip_fraction"].item() > 0
 
 
 @pytest.mark.parametrize("name", ["sequence-quantile", "prefix-quantile"])
@@ -167,6 +187,7 @@ def test_clipping_changes_bias_and_variance_as_loops_say() -> None:
         ("ctpo?log_low", ["'log_low' is no knob"]),
         ("ctpo?log_low=wide", ["'wide' is not a number"]),
         ("ctpo?kl_coef=0.1", ["kl_coef"]),
+        ("ctpo-turn", ["one turn each", "'ctpo'"]),
     ],
 )
 def test_bad_specs(spec: str, parts: list[str]) -> None:

@@ -18,9 +18,11 @@ from ctpo.errors import UserError
 from ctpo.lab.theory.families import FAMILIES, Coefficients, Estimator
 from ctpo.lab.theory.problems import Problem, Trajectories
 from ctpo.objectives import Objective, preset
+from ctpo.objectives.clipped_mean import ClippedMeanRatio
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.ratios import (
     CumulativeRatio,
+    FlippedRatio,
     MinPrefixRatio,
     PrefixMeanRatio,
     Ratio,
@@ -30,8 +32,9 @@ from ctpo.objectives.ratios import (
     UnitRatio,
 )
 from ctpo.objectives.reductions import Reduction
+from ctpo.objectives.second_moment import SecondMomentBand
 from ctpo.objectives.tokens import Tokens
-from ctpo.objectives.trust_regions import Limits
+from ctpo.objectives.trust_regions import Limits, RatioBand
 
 _FAMILY_OF: Final[dict[type, str]] = {
     TokenRatio: "token",
@@ -41,22 +44,25 @@ _FAMILY_OF: Final[dict[type, str]] = {
     SequenceMeanRatio: "sequence-mean",
     MinPrefixRatio: "min-prefix",
     UnitRatio: "unit",
+    ClippedMeanRatio: "sequence-mean",
+    FlippedRatio: "token",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class PositionBand:
-    """The limits −bound_t and bound_t on the log of the weight: what a quantile gate does in an infinite batch.
+    """Limits on the log of the weight: what a region that adapts to the minibatch does in an infinite one.
 
     Attributes:
-        bound: nats, of every position, [T].
+        lower, upper: nats, of every position, [T].
     """
 
-    bound: Tensor
+    lower: Tensor
+    upper: Tensor
 
     def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
         """Return the limits at every token (`ctpo.objectives.trust_regions.TrustRegion`)."""
-        return Limits(-self.bound.expand_as(log_weight), self.bound.expand_as(log_weight))
+        return Limits(self.lower.expand_as(log_weight), self.upper.expand_as(log_weight))
 
 
 def coefficients_of(objective: Objective) -> Coefficients:
@@ -80,19 +86,24 @@ def objective_estimator(spec: str, problem: Problem) -> Estimator:
 
     Args:
         spec: the name of a preset, with knobs after a question mark: "ctpo?log_high=0.1&log_dual=none".
-        problem: gives quantile gates their thresholds, as an infinitely large minibatch would.
+        problem: gives regions that adapt to the minibatch their limits, as an infinitely large one would.
 
     Raises:
-        UserError: if the preset or a knob is unknown, or a value is out of range.
+        UserError: if the preset or a knob is unknown, a value is out of range, or the preset needs turns.
     """
     name, _, query = spec.partition("?")
     try:
         objective = preset(name, **_knobs(query))
     except (ValueError, TypeError) as error:
         raise UserError(f"objective {spec!r}: {error}") from None
-    if isinstance(objective.trust_region, QuantileGate):
-        band = PositionBand(_gate_bounds(objective.ratio, objective.trust_region, problem))
-        objective = dataclasses.replace(objective, trust_region=band)
+    if objective.needs_turns:
+        raise UserError(f"objective {spec!r}: the responses enumerated here have one turn each; use 'ctpo'")
+    region = objective.trust_region
+    if isinstance(region, QuantileGate):
+        bound = _gate_bounds(objective.ratio, region, problem)
+        objective = dataclasses.replace(objective, trust_region=PositionBand(-bound, bound))
+    elif isinstance(region, SecondMomentBand):
+        objective = dataclasses.replace(objective, trust_region=_moment_band(region, problem))
     family = FAMILIES[family_of(objective.ratio)]
     return dataclasses.replace(family, name=spec, coefficients=coefficients_of(objective))
 
@@ -147,3 +158,24 @@ def _gate_bounds(ratio: Ratio, gate: QuantileGate, problem: Problem) -> Tensor:
     # A little above the threshold, because the value at the threshold itself must stay inside.
     tau = order.values[min(first, len(order.values) - 1)] * (1 + 1e-12)
     return tau * scale.squeeze(-1) if math.isfinite(tau) else torch.full((len(scale),), math.inf).double()
+
+
+def _moment_band(region: SecondMomentBand, problem: Problem) -> PositionBand:
+    """Return the band of a second moment, the same at every position, from the distribution of d under b."""
+    o = problem.trajectories(problem.tree.whole())
+    d, a = o.log_ratios, o.advantages.expand_as(o.log_ratios)
+    moving = ((a > 0) & (d > 0)) | ((a < 0) & (d < 0))
+    mass = torch.where(moving, o.probability.expand_as(d), 0.0).reshape(-1)
+    square, order = d.square().reshape(-1).sort()
+    mass = mass[order]
+    # The mean if everything from here on is cut to the value here, times the mass of all.
+    before, above = (mass * square).cumsum(0) - mass * square, mass.flip(0).cumsum(0).flip(0)
+    budget = region.moment * mass.sum()
+    inside = before + square * above <= budget
+    tau = torch.full((), math.inf, dtype=torch.float64)
+    if not inside.all():
+        first = int(inside.sum())
+        tau = ((budget - before[first]) / above[first]).sqrt()
+    narrowest = RatioBand(region.ratio_low, region.ratio_high).bases
+    ones = torch.ones(len(d), dtype=torch.float64)
+    return PositionBand(-tau.clamp(min=-narrowest.lower) * ones, tau.clamp(min=narrowest.upper) * ones)
