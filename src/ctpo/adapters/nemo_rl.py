@@ -76,7 +76,7 @@ class CTPOLoss:
             extra = {f"correction_{name}": value for name, value in corrected.stats.items()}
         out = self.objective(
             next_token_logprobs, anchor, advantages, mask,
-            num_tokens=global_valid_toks, num_sequences=global_valid_seqs, weights=weights,
+            num_tokens=global_valid_toks, num_sequences=global_valid_seqs, weights=weights, turn_ids=turns_of(mask),
         )  # fmt: skip
         guards.look(out, next_token_logprobs, anchor, mask)
         counted = {"loss": out.loss.item(), "num_valid_samples": data["sample_mask"].sum().item()}

@@ -11,6 +11,7 @@ from typing import Any
 
 from ctpo.adapters.guards import guards
 from ctpo.adapters.shared import framework, objective_for
+from ctpo.objectives import turns_of
 
 
 def loss(inputs: Any, preset: str = "ctpo", **knobs: Any) -> Any:
@@ -33,7 +34,7 @@ def loss(inputs: Any, preset: str = "ctpo", **knobs: Any) -> Any:
         inputs.loss_mask[None],
     )
     row = None if weights is None else weights[None]
-    out = objective(logps, anchor, inputs.advantages[None], mask, weights=row)
+    out = objective(logps, anchor, inputs.advantages[None], mask, weights=row, turn_ids=turns_of(mask))
     guards.look(out, logps, anchor, mask)
     metrics = {f"ctpo/{name}": value for name, value in out.stats.items()}
     return outputs.LossOutputs(loss=out.loss, metrics=metrics | {"mismatch_k3": out.stats["kl_k3"]})

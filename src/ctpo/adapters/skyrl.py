@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ctpo.adapters.guards import guards
 from ctpo.adapters.shared import floats, framework, objective_for, token_losses
-from ctpo.objectives import anchor_logps, preset_names
+from ctpo.errors import UserError
+from ctpo.objectives import anchor_logps, preset_names, turns_of
 
 _INSTALL = "skyrl>=0.4 (Python 3.12 or later)"
 _LOSSES = "skyrl.backends.skyrl_train.utils.ppo_utils"
@@ -57,8 +58,13 @@ def policy_loss(
     settings = getattr(config, "ctpo", Settings())
     mask = torch.ones_like(log_probs, dtype=torch.bool) if loss_mask is None else loss_mask
     objective = objective_for(preset or settings.preset, settings.knobs)
+    if not objective.idle_without_advantage:
+        raise UserError(
+            f"preset {preset or settings.preset!r} pulls tokens to the anchor whatever their advantage, and SkyRL divides "
+            "by the tokens of a batch only in the advantages; use a preset without a pull"
+        )
     anchor = anchor_logps(settings.anchor, old_log_probs, rollout_logprobs)
-    out = objective(log_probs, anchor, advantages, mask)
+    out = objective(log_probs, anchor, advantages, mask, turn_ids=turns_of(mask))
     guards.look(out, log_probs, anchor, mask)
     losses, corrected, metrics = token_losses(objective, out, mask), mask, {}
     if settings.anchor == "old":

@@ -16,6 +16,7 @@ from torch import Tensor
 from ctpo.adapters.guards import guards
 from ctpo.adapters.shared import floats, objective_for
 from ctpo.errors import UserError
+from ctpo.objectives import turns_of
 
 Loss = Callable[[Sequence[Any], Sequence[Tensor]], tuple[Tensor, dict[str, float]]]
 _FIELDS = ("logprobs", "advantages", "mask")
@@ -40,6 +41,7 @@ def ctpo_loss(
         logps = torch.cat(list(logprobs))
         lengths = torch.tensor([0, *(len(row) for row in logprobs)])
         totals: dict[str, Any] = {"num_tokens": num_tokens, "num_sequences": num_sequences}
+        totals["turn_ids"] = turns_of(mask)
         out = objective(logps, old, advantages, mask, cu_seqlens=lengths.cumsum(0), **totals)
         guards.look(out, logps, old, mask)
         return out.loss, floats(out.stats)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ctpo.adapters.guards import guards
 from ctpo.adapters.shared import floats, framework, objective_for, token_losses
 from ctpo.errors import UserError
-from ctpo.objectives import preset_names
+from ctpo.objectives import preset_names, turns_of
 
 _INSTALL = "verl>=0.9.1 (pip install --no-deps verl where torch is already there)"
 core_algos = framework("verl.trainer.ppo.core_algos", _INSTALL)
@@ -59,7 +59,11 @@ def policy_loss(
     """
     settings = config.policy_loss
     objective = objective_for(preset or settings.get("preset", "ctpo"), settings.get("knobs", {}))
-    out = objective(log_prob, old_log_prob, advantages, response_mask, weights=rollout_is_weights)
+    out = objective(
+        *(log_prob, old_log_prob, advantages, response_mask),
+        weights=rollout_is_weights,
+        turn_ids=turns_of(response_mask),
+    )
     guards.look(out, log_prob, old_log_prob, response_mask)
     losses = token_losses(objective, out, response_mask)
     loss = core_algos.agg_loss(losses, response_mask, loss_agg_mode, **config.global_batch_info)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ctpo.adapters.guards import guards
 from ctpo.adapters.shared import objective_for, refuse
-from ctpo.objectives import SequenceShard
+from ctpo.errors import UserError
+from ctpo.objectives import SequenceShard, turns_of
 
 Reducer = Callable[[Tensor], Tensor]
 _OTHERS = {"use_kl_loss": False, "entropy_coef": 0.0, "use_tis": False, "use_opsm": False}
@@ -109,9 +110,15 @@ def shard_loss(
     ones = torch.ones_like(logps, requires_grad=True)
     (factors,) = torch.autograd.grad(reducer(ones), ones)
     shard = SequenceShard(host.group(), positions=at.positions) if host.size > 1 else None
+    sampled = at.fill(mask)
+    if objective.needs_turns and shard is not None:
+        raise UserError(
+            f"context parallel size {host.size} does not show where turns end, which this preset needs; use size 1"
+        )
     out = objective(
-        at.fill(logps), at.fill(old), at.fill(torch.cat(batch["advantages"])), at.fill(mask),
+        at.fill(logps), at.fill(old), at.fill(torch.cat(batch["advantages"])), sampled,
         weights=at.fill(factors), segment_ids=at.segment_ids, shard=shard,
+        turn_ids=turns_of(sampled) if shard is None else None,
     )  # fmt: skip
     guards.look(out, logps.detach(), old, mask)
     # A rank without a response token must still run the backward pass, for the collectives of the model.
