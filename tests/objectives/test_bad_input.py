@@ -64,6 +64,13 @@ V, VM = torch.zeros(4), torch.ones(4, dtype=torch.bool)
         ((V, V, A, VM), {"cu_seqlens": torch.tensor([0, 2, 5])}, "cu_seqlens: runs from 0 to 5"),
         ((V, V, A, VM), {"cu_seqlens": torch.tensor([0, 5, 4])}, "expected to rise"),
         ((V, V, A, VM), {"cu_seqlens": torch.zeros(2, 2)}, r"cu_seqlens: shape \(2, 2\)"),
+        ((X, X, A, M), {"turn_ids": M}, r"turn_ids: torch.bool \(2, 3\); expected \(2, 3\) integers"),
+        (
+            (X, X, A, M),
+            {"turn_ids": torch.zeros(2).long()},
+            r"turn_ids: torch.int64 \(2,\); expected \(2, 3\)",
+        ),
+        ((X, X, A, M), {"turn_ids": [[0, 0, 1]]}, "turn_ids: list"),
     ],
 )
 def test_calls(args: tuple[Any, ...], kwargs: dict[str, Any], message: str) -> None:
@@ -108,6 +115,31 @@ def test_calls(args: tuple[Any, ...], kwargs: dict[str, Any], message: str) -> N
         ("ctpo", {"entropy_coef": 0.0}, r"entropy_coef: .*entropy_penalty\(entropies\)"),
         ("ctpo-fixed-matched", {"length": 0}, "length: 0"),
         ("sequence-quantile", {"q": 1.0}, "q: 1.0 must be < 1"),
+        ("dppo-tv", {"delta_high": -0.1}, "delta_high: -0.1 must be >= 0"),
+        ("dppo-kl", {"delta_low": None}, "delta_low: None is not a number"),
+        ("ipo", {"tau": -1.0}, "tau: -1.0 must be >= 0"),
+        ("kimi", {"tau": float("inf")}, "tau: inf must be finite"),
+        ("sapo", {"tau_pos": 0.0}, "tau_pos: 0.0 must be > 0"),
+        ("sapo", {"tau_neg": float("inf")}, "tau_neg: inf must be finite"),
+        ("vespo", {"k_pos": -1}, "k_pos: -1 must be >= 0"),
+        ("ctpo-vespo", {"lambda_neg": float("inf")}, "lambda_neg: inf must be finite"),
+        ("cppo", {"w_min": 1.1}, "w_min: 1.1 must be <= 1"),
+        ("cppo", {"budget": -0.1}, "budget: -0.1 must be >= 0"),
+        ("cppo", {"delta": -0.1}, "delta: -0.1 must be >= 0"),
+        (
+            "topr",
+            {"level": "tokn"},
+            "level: 'tokn' is not known; did you mean 'token'\\? Known: sequence, token",
+        ),
+        ("dispo", {"ratio_low_pos": -0.1}, "ratio_low_pos: -0.1 must be >= 0"),
+        ("aspo", {"ratio_high": -0.1}, "ratio_high: -0.1 must be >= 0"),
+        ("aspo", {"ratio_dual": None}, "ratio_dual: None is not a number"),
+        ("ce-gppo", {"beta_low": -0.5}, "beta_low: -0.5 must be >= 0"),
+        ("m2po", {"moment": -1.0}, "moment: -1.0 must be >= 0"),
+        ("m2po", {"ema": 1.0}, "ema: 1.0"),
+        ("fspo", {"power": "half"}, "power: 'half' is not a number"),
+        ("gmpo", {"log_low": -0.4}, "log_low: -0.4 must be >= 0"),
+        ("opsm", {"delta": -0.5}, "delta: -0.5 must be >= 0"),
         ("sequence-quantile", {"q": -0.1}, "q: -0.1"),
         ("sequence-quantile", {"ema": 1.0}, "ema: 1.0"),
     ],
@@ -116,6 +148,12 @@ def test_presets(name: Any, overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         preset(name, **overrides)
     assert "\n" not in str(error.value)
+
+
+def test_turns_that_are_needed_are_asked_for() -> None:
+    for call in (preset("ctpo-turn"), preset("ctpo-turn").examine):
+        with pytest.raises(ValueError, match=r"turn_ids: None, .* pass the turn of each token, .*turns_of"):
+            call(X, X, A, M)
 
 
 def test_defaults_list_every_knob() -> None:

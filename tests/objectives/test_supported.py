@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ctpo.objectives import preset
+from ctpo.objectives import preset, preset_names
 from ctpo.objectives.cpu.supported import call_refusal, objective_refusal
 from ctpo.objectives.inputs import Inputs
 from ctpo.objectives.quantile_gate import QuantileGate
@@ -21,6 +21,7 @@ from ctpo.objectives.surrogates import Gated, MinClip
 from ctpo.objectives.trust_regions import RatioBand
 
 from .batches import make
+from .compositions import PRESETS
 
 BAND = RatioBand(0.2, 0.2)
 
@@ -35,6 +36,17 @@ def test_objectives() -> None:
     assert objective_refusal(TokenRatio(), QuantileGate(), MinClip()) == "it does not know QuantileGate"
     own = RatioBand(0.2, 0.2, statistic=CumulativeRatio())
     assert "statistic of their own" in str(objective_refusal(TokenRatio(), own, MinClip()))
+
+
+def test_which_presets_it_runs() -> None:
+    def known(name: str) -> bool:
+        objective = preset(name)
+        return objective_refusal(objective.ratio, objective.trust_region, objective.surrogate) is None
+
+    assert {name for name in preset_names() if known(name)} == set(PRESETS)
+    for name in set(preset_names()) - set(PRESETS):
+        with pytest.raises(ValueError, match='"native" cannot run this objective: it does not know'):
+            preset(name, backend="native")
 
 
 class Subclass(Tensor):

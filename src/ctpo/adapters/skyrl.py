@@ -60,8 +60,8 @@ def policy_loss(
     objective = objective_for(preset or settings.preset, settings.knobs)
     if not objective.idle_without_advantage:
         raise UserError(
-            f"preset {preset or settings.preset!r} pulls tokens to the anchor whatever their advantage, and SkyRL divides "
-            "by the tokens of a batch only in the advantages; use a preset without a pull"
+            f"preset {preset or settings.preset!r} pulls tokens to the anchor whatever their advantage, and SkyRL "
+            "divides by the tokens of a batch only in the advantages; use a preset without a pull"
         )
     anchor = anchor_logps(settings.anchor, old_log_probs, rollout_logprobs)
     out = objective(log_probs, anchor, advantages, mask, turn_ids=turns_of(mask))

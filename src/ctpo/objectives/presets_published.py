@@ -221,6 +221,7 @@ def ipo(delta: float = 0.1, tau: float = 2e-3, reduction: str = "token-mean") ->
     prime-rl's loss of that name (`trainer/rl/loss.py`), whose `kl_tau` of 1e-3 multiplies d² and not d²/2. Its anchor
     is the rollout's log-probs. It has no paper, and is not "Identity Preference Optimisation".
     """
+    checks.number("delta", delta, 0.0)
     band = StatisticBand(delta, delta, ProbabilityShift())
     return compose_parts(TokenRatio(), band, Pulled(Gated(), tau), reduction)
 
@@ -250,6 +251,7 @@ def opsm(
     They stay in the denominators. "DeepSeek-V3.2: Pushing the Frontier of Open Large Language Models", arXiv
     2512.02556, equation 9 (off-policy sequence mask). The paper gives no delta: TRL suggests 0.5, and slime takes 1e-4.
     """
+    checks.number("delta", delta, 0.0)
     gate = OneSided(LogBand(delta, math.inf, statistic=SequenceMeanRatio()))
     base = grpo(ratio_low, ratio_high, ratio_dual, reduction)
     return dataclasses.replace(base, trust_region=Both(base.trust_region, gate))
@@ -304,6 +306,10 @@ def dispo(
     "DISPO: Enhancing Training Efficiency and Stability in Reinforcement Learning for Large Language Model Mathematical
     Reasoning", arXiv 2602.00983. We had not its numbers: these are `cispo`'s on both sides, to be tuned.
     """
+    bounds = {"ratio_low_pos": ratio_low_pos, "ratio_high_pos": ratio_high_pos}
+    bounds |= {"ratio_low_neg": ratio_low_neg, "ratio_high_neg": ratio_high_neg}
+    for name, value in bounds.items():
+        checks.number(name, value, 0.0)
     region = BySign(RatioBand(ratio_low_pos, ratio_high_pos), RatioBand(ratio_low_neg, ratio_high_neg))
     return compose_parts(TokenRatio(), region, StopGradientWeight(), reduction)
 

@@ -46,10 +46,18 @@ def gather_values(values: Tensor, group: dist.ProcessGroup | None, fill: float) 
 
 @dataclass
 class Smoothing:
-    """An exponential moving average of a threshold, kept between calls. The first finite threshold starts it."""
+    """An exponential moving average of a threshold, kept between calls. The first finite threshold starts it.
+
+    Raises:
+        ValueError: a decay outside of [0, 1).
+    """
 
     decay: float
     value: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if checks.number("ema", self.decay, 0.0) >= 1:
+            raise ValueError(f"ema: {self.decay!r} must be < 1.")
 
     def update(self, new: Tensor) -> Tensor:
         """decay · old + (1 − decay) · new. A threshold without data (+inf) leaves the average alone."""
@@ -85,8 +93,6 @@ class QuantileGate:
         checks.number("q", self.q, 0.0)
         if self.q >= 1:
             raise ValueError(f"q: {self.q!r} must be < 1; at 1 nothing would be left.")
-        if self.smoothing is not None and not 0 <= self.smoothing.decay < 1:
-            raise ValueError(f"ema: {self.smoothing.decay!r} must lie in [0, 1).")
 
     @torch.no_grad()
     def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
