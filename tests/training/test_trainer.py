@@ -48,7 +48,7 @@ def stock_trainer(fit: Callable[..., Any], **settings: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trl.trainer.grpo_trainer.shuffle_sequence_dict", dealt)
         plain = {"loss_type": "grpo", "epsilon": 0.2, "bf16": False, "gradient_checkpointing": False}
-        return fit(GRPOTrainer, GRPOConfig, **plain, **settings)
+        return fit(GRPOTrainer, GRPOConfig, **{**plain, **settings})
 
 
 PLAIN = {"completion_head": False, "skip_zero_advantage": False, "max_tokens_per_micro_batch": 0}
