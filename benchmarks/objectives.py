@@ -5,6 +5,7 @@
     python benchmarks/objectives.py --inductor  # also the definition through torch.compile (half a minute per shape)
     python benchmarks/objectives.py --published core_algos.py torch_functional.py  # also the published CTPO loss
     python benchmarks/objectives.py --growth    # cost per token from 16k to 1M tokens per row
+    python benchmarks/objectives.py --presets   # every preset beside grpo, on the definition and on the C pass
     python benchmarks/objectives.py --drift 0.2 # log ratios that spread by more than 0.02 per token: more is clipped
 
 Each row is forward and backward on the same tensors, contenders interleaved, medians over the rounds (CPU time
@@ -46,9 +47,11 @@ from objective_peers import eager_ctpo, liger_loss, published_loss, trl_loss
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from ctpo.objectives import Objective, preset
+from ctpo.objectives import Objective, preset, preset_names, turns_of
+from ctpo.objectives.cpu.supported import objective_refusal
 
 SHAPES = ((8, 128), (8, 512), (16, 1024), (64, 1024), (64, 8192), (8, 65536), (1, 524288))
+PRESET_SHAPES = ((8, 512), (64, 1024))
 SMALL_TOKENS = 1 << 16  # below it a round is repeated until it has as many tokens
 DRIFT = 0.02
 ROWS = tuple((1, 1 << k) for k in range(14, 21))
@@ -121,6 +124,52 @@ def floor(logps: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> None:
     """Read and write as many bytes as any pass over the tokens has to."""
     for target, source in zip(space(logps.shape), (logps.detach(), old, mask), strict=True):
         target.copy_(source)
+
+
+def each_preset(
+    shapes: tuple[tuple[int, int], ...], rounds: int, device: str, drift: float
+) -> list[dict[str, Any]]:
+    """Nanoseconds per token of every preset, by its definition and by the C pass where that runs it."""
+    table = []
+    for rows, length in shapes:
+        inputs = batch(rows, length, device, drift)
+        ids = turns_of(inputs[3])
+        runs: dict[tuple[str, str], Loss] = {}
+        for name in preset_names():
+            definition = preset(name, backend="compose")
+            parts = (definition.ratio, definition.trust_region, definition.surrogate)
+            known = device == "cpu" and objective_refusal(*parts) is None
+            for backend in ("compose", "native") if known else ("compose",):
+                objective = preset(name, backend=backend)
+                runs[name, backend] = functools.partial(loss_with_turns, objective, ids)
+        steps = {f"{name}/{backend}": step(loss, inputs) for (name, backend), loss in runs.items()}
+        times = interleaved(steps, rounds, max(1, SMALL_TOKENS // (rows * length)))
+        for name, backend in runs:
+            seconds = times[f"{name}/{backend}"]
+            row: dict[str, Any] = {"shape": [rows, length], "preset": name, "backend": backend}
+            row["ns_per_token"] = statistics.median(seconds) * 1e9 / (rows * length)
+            table.append(row | {"over_grpo": ratio(times, f"{name}/{backend}", f"grpo/{backend}")})
+    return table
+
+
+def loss_with_turns(objective: Objective, turn_ids: Tensor, *inputs: Tensor) -> Tensor:
+    """The loss alone, for an objective that may need the turns."""
+    return objective(*inputs, turn_ids=turn_ids).loss
+
+
+def show_presets(table: list[dict[str, Any]]) -> None:
+    """Print one line per preset and shape."""
+    print(
+        f"{'shape':>12} {'preset':>22} {'definition':>11} {'over grpo':>10} {'C pass':>8} {'over grpo':>10}"
+    )
+    found = {(*row["shape"], row["preset"], row["backend"]): row for row in table}
+    for row in table:
+        if row["backend"] != "compose":
+            continue
+        shape = "×".join(map(str, row["shape"]))
+        native = found.get((*row["shape"], row["preset"], "native"))
+        fast = f"{native['ns_per_token']:8.1f} {native['over_grpo']:9.2f}×" if native else f"{'–':>8}"
+        print(f"{shape:>12} {row['preset']:>22} {row['ns_per_token']:11.1f} {row['over_grpo']:9.2f}× {fast}")
 
 
 def contenders(inductor: bool, published: list[Path] | None) -> tuple[dict[str, Loss], dict[str, str]]:
@@ -328,12 +377,21 @@ def main() -> None:
     parser.add_argument("--published", type=Path, nargs="+", help="also the published loss, from these files")
     parser.add_argument("--growth", action="store_true", help="other shapes: one row of 16k to 1M tokens")
     parser.add_argument("--drift", type=float, default=DRIFT, help="spread of a log ratio (default 0.02)")
+    parser.add_argument("--presets", action="store_true", help="every preset beside grpo, and no peers")
     parser.add_argument("--small", action="store_true", help="only the first shape, three rounds")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     shapes, rounds = (SHAPES[:1], 3) if options.small else (SHAPES, options.rounds)
     shapes = ROWS if options.growth else shapes
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.presets:
+        shapes = shapes if options.small or options.growth else PRESET_SHAPES
+        table = each_preset(shapes, rounds, device, options.drift)
+        if options.json:
+            json.dump(table, sys.stdout, indent=1)
+        else:
+            show_presets(table)
+        return
     results = measure(shapes, rounds, device, options.inductor, options.published, options.drift)
     if options.json:
         json.dump(results, sys.stdout, indent=1)

@@ -236,7 +236,8 @@ def test_the_band_is_where_tokens_are_clipped() -> None:
         assert line[key][:6] == counted
     assert profile_line(sums, preset("grpo"))["band"]["low"][:2] == pytest.approx([math.log(0.8)] * 2)
     assert profile_line(sums, preset("cispo"))["band"]["low"] is None
-    for name in ("reinforce", "sequence-quantile", "prefix-quantile"):
+    assert profile_line(sums, preset("opsm"))["band"]["low"][:2] == pytest.approx([math.log(0.8)] * 2)
+    for name in ("reinforce", "sequence-quantile", "prefix-quantile", "dppo-tv", "topr", "gmpo", "ctpo-turn"):
         assert profile_line(sums, preset(name))["band"] is None
 
 

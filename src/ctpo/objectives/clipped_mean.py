@@ -20,7 +20,8 @@ class ClippedMeanRatio:
     """(1/T) Σ_{s≤T} d̃_s, where d̃ is d, clipped at the bound that the advantage pushes the token to, and 0 where A = 0.
 
     A clipped token has no gradient. A region with a statistic of its own leaves d̃ = d, and only takes the gradient.
-    Use it with `ClippedInside`, which reports the clipped tokens. "Geometric-Mean Policy Optimization" (GMPO), arXiv
+    Use it with `ClippedInside` and the same bounds on the statistic `TokenRatio()`, which report the clipped tokens.
+    "Geometric-Mean Policy Optimization" (GMPO), arXiv
     2507.20673.
 
     Attributes:

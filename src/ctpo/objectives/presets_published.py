@@ -190,8 +190,9 @@ def gmpo(log_low: float = 0.4, log_high: float = 0.4, reduction: str = "seq-mean
     d̃ = sign(A)·min(sign(A)·d, sign(A)·clip(d)). The gradient runs through every token that is not clipped.
     "Geometric-Mean Policy Optimization", arXiv 2507.20673.
     """
-    band = LogBand(log_low, log_high)
-    return compose_parts(ClippedMeanRatio(band), band, ClippedInside(), reduction)
+    ratio = ClippedMeanRatio(LogBand(log_low, log_high))
+    band = LogBand(log_low, log_high, statistic=TokenRatio())
+    return compose_parts(ratio, band, ClippedInside(), reduction)
 
 
 def dppo_tv(delta_low: float = 0.2, delta_high: float = 0.2, reduction: str = "token-mean") -> Objective:

@@ -206,9 +206,9 @@ class Linear:
 
 @dataclass(frozen=True)
 class ClippedInside:
-    """−ρA, where ρ is a `ClippedMeanRatio` with this region: the bounds apply to the ratio of one token.
+    """−ρA, where ρ is a `ClippedMeanRatio`. The bounds are those inside of the mean, on the ratio of one token.
 
-    `high` and `low` mark the tokens that were clipped inside of the mean, and so do not move it.
+    `high` and `low` mark the tokens that were clipped there, and so do not move the mean.
     """
 
     def terms(

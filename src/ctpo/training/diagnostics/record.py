@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ctpo.objectives import Objective, calibrate
-from ctpo.objectives.trust_regions import Bases
+from ctpo.objectives.trust_regions import Bases, Both
 from ctpo.training.diagnostics.profile import CELL_EDGES, GAIN, HARM, ProfileSums
 
 _HIGH, _DUAL, _LOW = 1, 2, 3  # rows of ProfileSums.clipped
@@ -93,6 +93,8 @@ def _spread(sums: ProfileSums) -> dict[str, float | None]:
 def _band(objective: Objective, positions: list[float | None]) -> dict[str, Any] | None:
     """The trust region's limits on the log ratio at these positions, in nats; None if it has no fixed limits."""
     region = objective.trust_region
+    while isinstance(region, Both):  # the gate beside it has no limits on the log ratio that weighs
+        region = region.region
     bases = getattr(region, "bases", None)
     if not isinstance(bases, Bases) or getattr(region, "statistic", None) is not None:
         return None
