@@ -69,6 +69,10 @@ def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
             {"steps_per_generation": 6, "gradient_accumulation_steps": 4},
             "gradient_accumulation_steps=4 and steps_per_generation=6.*use gradient_accumulation_steps=3",
         ),
+        (
+            {"objective": "prefix-quantile", "objective_kwargs": {"across_ranks": True}},
+            "objective_kwargs.across_ranks=True pools values over the processes of a run, and this run has one",
+        ),
         ({"top_entropy_quantile": 1.5}, "top_entropy_quantile=1.5 is out of range; use 0 to 1"),
         ({"rollout_correction": "ice-pop"}, "rollout_correction='ice-pop' is not one of auto, recipe"),
         (

@@ -14,10 +14,18 @@ from trl import GRPOConfig
 
 from ctpo import CTPOConfig
 from ctpo.errors import UserError
-from ctpo.objectives import preset_defaults, preset_names
+from ctpo.objectives import (
+    Gate,
+    RolloutCorrection,
+    Weight,
+    correction_defaults,
+    correction_names,
+    preset_defaults,
+    preset_names,
+)
 from ctpo.training.config.recipe import embedded_recipe, merge
 from ctpo.training.config.settings import build, resolved
-from ctpo.training.config.sources import Field, preset_knobs, trainer_fields, trl_fields
+from ctpo.training.config.sources import Field, correction_knobs, preset_knobs, trainer_fields, trl_fields
 
 HEAVY = {"torch", "transformers", "trl", "accelerate", "datasets"}
 
@@ -40,6 +48,7 @@ def test_fields_read_from_the_sources_are_those_of_the_class(owner: Any, read: A
 
 def test_knobs_read_from_the_sources_are_those_of_the_presets() -> None:
     assert dict(preset_knobs()) == {name: preset_defaults(name) for name in preset_names()}
+    assert dict(correction_knobs()) == {name: correction_defaults(name) for name in correction_names()}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +89,9 @@ def test_what_is_shown_is_what_a_run_uses(overrides: dict[str, Any]) -> None:
         (["generation_batch_size=500"], 2, "use generation_batch_size="),
         (["epsilon=0.1"], 2, "epsilon=0.1 has no effect under CTPO"),
         (["behaviour_lag=-1"], 2, "behaviour_lag=-1 is negative"),
+        (["rollout_correction=ice"], 2, "rollout_correction='ice' is not one of auto, recipe, tis, icepop"),
+        (["rollout_correction=tis", "rollout_correction_kwargs.low=1"], 2, "kwargs.low is unknown for 'tis'"),
+        (["advantages=gae"], 2, "advantages='gae' is not one of trl, rloo"),
     ],
 )
 def test_an_answer_that_needs_no_model_imports_nothing_heavy(
@@ -110,3 +122,21 @@ def test_knobs_under_their_old_names_in_python(tmp_path: Path) -> None:
         config = CTPOConfig(str(tmp_path), use_cpu=True, objective_kwargs={"high": 0.2})
     assert config.objective_kwargs == {"log_high": 0.2}
     assert "high" not in config.objective_settings()
+
+
+def test_a_correction_composed_in_a_recipe() -> None:
+    correction = {
+        "weight": {"level": "token", "cap": "2e0"},
+        "gates": [{"statistic": "k3", "level": "max", "high": 0.1}],
+        "veto": "1e-4",
+        "denominator": "kept",
+    }
+    keys = {"anchor": "old", "rollout_correction": "custom", "rollout_correction_kwargs": correction}
+    _, config = build(merge(embedded_recipe(), {**keys, "output_dir": "unused", "use_cpu": True}))
+    assert config.build_correction() == RolloutCorrection(
+        weight=Weight("token", 2.0), gates=(Gate("k3", "max", high=0.1),), veto=1e-4, denominator="kept"
+    )
+    with pytest.raises(UserError, match="gates: 'hihg' is not known; did you mean 'high'"):
+        build(merge(embedded_recipe(), {**keys, "rollout_correction_kwargs": {"gates": [{"hihg": 1.0}]}}))
+    # Another correction does not keep the knobs of the one before.
+    assert "rollout_correction_kwargs" not in merge(keys, {"rollout_correction": "tis"})

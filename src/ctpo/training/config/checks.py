@@ -102,6 +102,7 @@ def check_settings(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
         raise ValueError(f"top_entropy_quantile={settings.top_entropy_quantile} is out of range; use 0 to 1")
     _refuse_replaced(settings, trl_defaults)
     _check_penalties(settings)
+    _check_ranks(settings)
     _check_windows(settings)
 
 
@@ -302,6 +303,14 @@ def _check_penalties(settings: Settings) -> None:
     for name in _PENALTIES.keys() & (settings.objective_kwargs or {}):
         raise ValueError(
             f"objective_kwargs.{name} is not supported: an objective holds no penalty; use {_PENALTIES[name]} instead"
+        )
+
+
+def _check_ranks(settings: Settings) -> None:
+    knobs = settings.objective_kwargs
+    if isinstance(knobs, dict) and knobs.get("across_ranks") and _processes() == 1:
+        raise ValueError(
+            "objective_kwargs.across_ranks=True pools values over the processes of a run, and this run has one; drop it"
         )
 
 

@@ -283,7 +283,14 @@ def _from_file(name: str, path: Path) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """The value, as a float if it is a string that holds a number: YAML 1.1 reads 1e-4 as a string."""
+    """The value, as a float if it is a string that holds a number: YAML 1.1 reads 1e-4 as a string.
+
+    So are the values inside of mappings and lists.
+    """
+    if isinstance(value, dict):
+        return {name: _number(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_number(each) for each in value]
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

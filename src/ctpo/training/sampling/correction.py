@@ -79,7 +79,10 @@ def corrected(
     if correction.denominator == "kept":
         rollouts["rejection_mask"] = made.rejection_mask
     stats = {f"{CORRECTION}{name}": value for name, value in made.stats.items()}
-    weights = torch.where(made.rejected, 0.0, made.weights)[batch.response_mask]
-    if weights.numel():
-        stats |= {f"{CORRECTION}weight_min": weights.amin(), f"{CORRECTION}weight_max": weights.amax()}
-    return rollouts, {**stats, f"{CORRECTION}tokens": batch.response_mask.sum()}
+    weights, mask = torch.where(made.rejected, 0.0, made.weights), batch.response_mask
+    stats |= {
+        f"{CORRECTION}weight_min": torch.where(mask, weights, torch.inf).amin(),
+        f"{CORRECTION}weight_max": torch.where(mask, weights, 0.0).amax(),
+        f"{CORRECTION}tokens": mask.sum(),
+    }
+    return rollouts, stats

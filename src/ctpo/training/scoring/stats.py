@@ -33,6 +33,10 @@ LOGGER_NAMES: Final = {
     "clip_fraction_high": "clip_ratio/high_mean",
     "clip_fraction_low": "clip_ratio/low_mean",
     "clip_fraction_dual": "clip_ratio/dual_mean",
+    **{
+        f"{CORRECTION}weight_{name}": f"sampling/importance_sampling_ratio/{name}"
+        for name in ("min", "mean", "max")
+    },
     "engine_gap_mean": "sampling/sampling_logp_difference/mean",
     "engine_gap_max": "sampling/sampling_logp_difference/max",
 }
