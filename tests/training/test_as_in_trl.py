@@ -114,6 +114,11 @@ class OursOnEngine(Noisy, CTPOTrainer):
     pass
 
 
+@pytest.fixture(scope="module")
+def uncorrected(fit: Callable[..., Any]) -> torch.Tensor:
+    return parameters(grpo(fit, OursOnEngine, rollout_correction="none"))
+
+
 @pytest.mark.parametrize(
     ("mode", "low", "high", "ours"),
     [
@@ -136,14 +141,18 @@ class OursOnEngine(Noisy, CTPOTrainer):
     ],
 )
 def test_an_engine_is_corrected_as_trl_corrects_vllm(
-    fit: Callable[..., Any], mode: str, low: float | None, high: float, ours: dict[str, Any]
+    fit: Callable[..., Any],
+    uncorrected: torch.Tensor,
+    mode: str,
+    low: float | None,
+    high: float,
+    ours: dict[str, Any],
 ) -> None:
     settings = {"mode": mode, "clip_min": low, "clip_max": high}
     theirs = stock(fit, StockVLLM, **{f"vllm_importance_sampling_{name}": v for name, v in settings.items()})
     mine = grpo(fit, OursOnEngine, **ours)
     torch.testing.assert_close(parameters(mine), parameters(theirs), atol=5e-6, rtol=0)
-    uncorrected = grpo(fit, OursOnEngine, rollout_correction="none")
-    assert (parameters(uncorrected) - parameters(theirs)).abs().max() > 1e-4
+    assert (uncorrected - parameters(theirs)).abs().max() > 1e-4
     # TRL's own settings say the same.
     named = named_correction(ours["rollout_correction"], **ours["rollout_correction_kwargs"])
     assert as_in_trl(mode, low, high) == named
@@ -223,3 +232,20 @@ def test_rejected_tokens_leave_the_denominators_exactly(fit: Callable[..., Any])
     share = batch.counted.sum() / batch.response_mask.sum()
     reduced = stay.state.log_history[0]["grad_norm"]
     assert reduced == pytest.approx(norm * share.item(), rel=1e-4)
+
+
+def test_a_resumed_run_has_the_same_weights_and_coefficient(fit: Callable[..., Any]) -> None:
+    """In the middle of a rollout batch, whose weights and rejected tokens are in the checkpoint."""
+    settings = {
+        **SETTINGS["adaptive entropy of top-entropy tokens"],
+        "rollout_correction": "icepop",
+        "rollout_correction_kwargs": {"low": 0.9, "high": 1.1, "denominator": "kept"},
+        **SHORT,
+    }
+    whole = fit(OursOnEngine, CTPOConfig, save_strategy="steps", save_steps=2, **settings)
+    checkpoint = Path(whole.args.output_dir) / "checkpoint-2"
+    assert "entropy_coef" in (checkpoint / "entropy_ctrl_state.json").read_text()
+    resumed = fit(OursOnEngine, CTPOConfig, resume=str(checkpoint), **settings)
+    assert torch.equal(parameters(resumed), parameters(whole))
+    assert resumed.entropy_coef == whole.entropy_coef
+    assert resumed._last_world_entropy == whole._last_world_entropy
