@@ -68,15 +68,14 @@ class CTPOLoss:
         )
         anchor = anchor_logps(self.anchor, old, rollout)
         extra = {}
-        weights = None
+        weights, turns = None, turns_of(mask)
         if self.correction is not None:
-            turns = turns_of(mask) if self.correction.needs_turns else None
             corrected = correct_rollout(old, rollout, mask, self.correction, turn_ids=turns)
             weights = corrected.weights
             extra = {f"correction_{name}": value for name, value in corrected.stats.items()}
         out = self.objective(
             next_token_logprobs, anchor, advantages, mask,
-            num_tokens=global_valid_toks, num_sequences=global_valid_seqs, weights=weights, turn_ids=turns_of(mask),
+            num_tokens=global_valid_toks, num_sequences=global_valid_seqs, weights=weights, turn_ids=turns,
         )  # fmt: skip
         guards.look(out, next_token_logprobs, anchor, mask)
         counted = {"loss": out.loss.item(), "num_valid_samples": data["sample_mask"].sum().item()}
