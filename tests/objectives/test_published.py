@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ctpo.objectives import preset, preset_defaults
+from ctpo.objectives import Objective, preset, preset_defaults, turns_of
+from ctpo.objectives.divergences import ProbabilityShift
+from ctpo.objectives.prefix_budget import PrefixBudget
+from ctpo.objectives.ratios import (
+    MinPrefixRatio,
+    PerTurnRatio,
+    PrefixMeanRatio,
+    SequenceMeanRatio,
+    SequenceRatio,
+    TokenRatio,
+)
+from ctpo.objectives.reductions import Reduction
+from ctpo.objectives.surrogates import Gated, MinClip, StopGradientWeight
+from ctpo.objectives.trust_regions import (
+    Both,
+    BySign,
+    LengthBand,
+    LogBand,
+    OneSided,
+    PerTurnRegion,
+    RatioBand,
+    StatisticBand,
+)
 
 from .batches import Batch, make, run, turns
 from .published_oracle import PUBLISHED, published_loss
@@ -221,3 +244,105 @@ def test_turns(name: str) -> None:
     torch.testing.assert_close(several_grad, rows_grad.reshape(7, 32))
     details = preset(name).examine(*vars(batch).values(), turn_ids=ids)
     assert torch.equal(details.clip.reshape(28, 8), preset("ctpo").examine(*vars(split).values()).clip)
+
+
+PER_TURN: dict[str, tuple[Any, Any, Any]] = {
+    "segment mean": (SequenceMeanRatio("through"), RatioBand(0.02, 0.02), MinClip()),
+    "segment product": (SequenceRatio(), LengthBand(0.05, 0.05), MinClip()),
+    "prefix minimum": (MinPrefixRatio(), RatioBand(0.2, 0.2), StopGradientWeight()),
+    "prefix mean": (PrefixMeanRatio("through"), LogBand(0.05, 0.05, None, -0.5), MinClip()),
+    "prefix budget": (TokenRatio(), OneSided(PrefixBudget(0.02, 0.5, 0.001)), Gated()),
+    "gate": (TokenRatio(), LogBand(0.01, 0.01, statistic=SequenceMeanRatio()), Gated()),
+}
+
+
+@pytest.mark.parametrize("name", PER_TURN)
+def test_any_part_per_turn(name: str) -> None:
+    """Turns of a row are what rows of those tokens are, in value, gradient and clipping."""
+    ratio, region, surrogate = PER_TURN[name]
+    batch = batch_of(0.1, 9, length=32)
+    split = Batch(
+        *(x.reshape(28, 8) for x in (batch.logps, batch.old)),
+        batch.advantages.repeat_interleave(4),
+        batch.mask.reshape(28, 8),
+    )
+    whole = Objective(ratio=ratio, trust_region=region, surrogate=surrogate, reduction=Reduction("sum"))
+    per_turn = replace(whole, ratio=PerTurnRatio(ratio), trust_region=PerTurnRegion(region))
+    expected, expected_grad = run(whole, split)
+    ids = (torch.arange(32) // 8 + 5).expand(7, 32)
+    out, grad = run(per_turn, batch, turn_ids=ids)
+    torch.testing.assert_close(out.token_loss.reshape(28, 8), expected.token_loss)
+    torch.testing.assert_close(grad.reshape(28, 8), expected_grad)
+    assert out.stats["clip_fraction"] == expected.stats["clip_fraction"] > 0
+    flat = Batch(*(x.reshape(-1) for x in (batch.logps, batch.old)), batch.advantages, batch.mask.reshape(-1))
+    rows = torch.arange(7).repeat_interleave(32)
+    packed, packed_grad = run(per_turn, flat, turn_ids=ids.reshape(-1), segment_ids=rows)
+    torch.testing.assert_close(packed.loss, out.loss)
+    torch.testing.assert_close(packed_grad, grad.reshape(-1))
+
+
+def test_turns_of_a_mask() -> None:
+    mask = torch.tensor([[0, 1, 1, 0, 1, 0, 0, 1], [1, 0, 0, 0, 0, 0, 1, 1]])
+    expected = torch.tensor([[-1, 0, 0, 0, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0, 1, 1]])
+    assert torch.equal(turns_of(mask), expected)
+    assert torch.equal(turns_of(mask.bool())[:, :0], expected[:, :0])
+
+
+def test_turns_end_where_numbers_change() -> None:
+    """They need not rise, begin at 0 or be dense, and what lies outside of the mask may be anything."""
+    batch = batch_of(0.1, 9, length=32)
+    ids = turns(batch.mask)
+    odd = torch.where(batch.mask, torch.tensor([3, -8, 40, 7, 2, 11, -1, 5])[ids.clamp(min=0)], 99)
+    expected, got = (run(preset("ctpo-turn"), batch, turn_ids=x) for x in (ids, odd.to(torch.int32)))
+    assert torch.equal(got[1], expected[1])
+
+
+def test_gates_within_gates() -> None:
+    """A token must be inside of every gate, on either side of a pair by sign, and obeys the innermost region."""
+    batch = batch_of(0.3, 3, rows=20)
+    token, mean = (LogBand(0.3, 0.3, statistic=statistic) for statistic in (TokenRatio(), PrefixMeanRatio()))
+    shift = StatisticBand(0.05, 0.05, ProbabilityShift())
+    band = RatioBand(0.1, 0.1, 1.2)
+    d = torch.where(batch.mask, batch.logps - batch.old, 0.0)
+    count = batch.mask.cumsum(-1).clamp(min=1)
+    inside = {
+        "token": d.abs() <= 0.3,
+        "mean": (d.cumsum(-1) / count).abs() <= 0.3,
+        "shift": (batch.logps.exp() - batch.old.exp()).abs() <= 0.05,
+    }
+    harm = batch.advantages[:, None] < 0
+    cases = {
+        "nested": (
+            Both(Both(band, token), Both(shift, mean)),
+            inside["token"] & inside["mean"] & inside["shift"],
+        ),
+        "by sign": (
+            BySign(Both(band, token), Both(band, mean)),
+            torch.where(harm, inside["mean"], inside["token"]),
+        ),
+        "one side": (BySign(band, Both(band, token)), ~harm | inside["token"]),
+        "below one": (OneSided(Both(band, token)), inside["token"]),
+    }
+    plain = Objective(ratio=TokenRatio(), trust_region=band, surrogate=MinClip(), reduction=Reduction("sum"))
+    free, free_grad = run(plain, batch)
+    for name, (region, kept) in cases.items():
+        out, grad = run(replace(plain, trust_region=region), batch)
+        torch.testing.assert_close(out.token_loss, torch.where(kept, free.token_loss, 0.0), msg=name)
+        torch.testing.assert_close(grad, torch.where(kept, free_grad, 0.0), msg=name)
+        gone = (batch.mask & ~kept).sum()
+        assert gone > 10, name
+        assert (out.stats["clip_fraction"] * out.stats["tokens"]).item() >= gone.item() - 1e-9, name
+
+
+def test_regions_by_sign_on_statistics() -> None:
+    """Each sign may look at another statistic, and only one may have a dual bound."""
+    batch = batch_of(0.3, 3)
+    gain, harm = StatisticBand(0.02, 0.02, ProbabilityShift()), RatioBand(0.1, 0.1, 1.2)
+    objective = Objective(
+        ratio=TokenRatio(), trust_region=BySign(gain, harm), surrogate=MinClip(), reduction=Reduction("sum")
+    )
+    _, grad = run(objective, batch)
+    negative = batch.advantages < 0
+    for part, rows in ((gain, ~negative), (harm, negative)):
+        _, expected = run(replace(objective, trust_region=part), batch)
+        torch.testing.assert_close(grad[rows], expected[rows])

@@ -45,12 +45,9 @@ class Limits:
     """Masks of the tokens above and below a gate. They leave the loss, whatever the surrogate does with the bounds."""
 
     def outside(self, log_weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks of the tokens above and below the bounds, or outside of a gate."""
+        """Masks of the tokens above and below the bounds, whatever a gate does."""
         decider = log_weight if self.statistic is None else self.statistic
-        above, below = decider > self.upper, decider < self.lower
-        if self.dropped is not None:
-            above, below = above | self.dropped[0], below | self.dropped[1]
-        return above, below
+        return decider > self.upper, decider < self.lower
 
 
 class TrustRegion(Protocol):
@@ -265,6 +262,8 @@ class OneSided:
 class BySign:
     """Two regions, one for each sign of the advantage: four bounds.
 
+    If one of them looks at a statistic of its own, clipped tokens of both keep their own weight.
+
     Attributes:
         gain: the region where A ≥ 0.
         harm: the region where A < 0.
@@ -313,10 +312,11 @@ class Both:
     gate: TrustRegion
 
     def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
-        bounds = self.region.limits(tokens, advantages, log_weight)
-        above, below = self.gate.limits(tokens, advantages, log_weight).outside(log_weight)
-        if bounds.dropped is not None:
-            above, below = above | bounds.dropped[0], below | bounds.dropped[1]
+        bounds, gate = (part.limits(tokens, advantages, log_weight) for part in (self.region, self.gate))
+        above, below = gate.outside(log_weight)
+        for inner in (bounds.dropped, gate.dropped):
+            if inner is not None:
+                above, below = above | inner[0], below | inner[1]
         return replace(bounds, dropped=(above, below))
 
 
