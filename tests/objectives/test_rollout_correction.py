@@ -139,6 +139,8 @@ def test_parts_combine() -> None:
     old, rollout, mask = mismatch()
     rollout[0, int(mask[0].nonzero()[0])] += 12  # e^-12: below the veto, not yet unusable
     rollout[1, int(mask[1].nonzero()[0])] += 30  # unusable, and no token that an engine could have sampled
+    old[5, int(mask[5].nonzero()[0])] = -math.inf
+    rollout[6, int(mask[6].nonzero()[0])] = -math.inf  # unusable, and the other way round
     correction = RolloutCorrection(
         weight=Weight("token", 1.5),
         gates=(Gate("ratio", "mean", 0.9, 1.2), Gate("k2", "token", high=0.4)),
@@ -151,12 +153,12 @@ def test_parts_combine() -> None:
     ]
     assert all(each.any() for each in alone)
     vetoed = torch.zeros_like(mask)
-    vetoed[:2] = mask[:2]
+    vetoed[[0, 1, 5]] = mask[[0, 1, 5]]
     assert torch.equal(got.rejected, alone[0] | alone[1] | vetoed)
     assert got.stats["rejected_by_veto"].item() == pytest.approx((vetoed.sum() / mask.sum()).item())
     plain = correct_rollout(old, rollout, mask, RolloutCorrection(weight=Weight("token", 1.5)))
     assert torch.equal(got.weights, torch.where(got.rejected, 0.0, plain.weights))
-    assert plain.stats["neutralised"] == 1
+    assert plain.stats["neutralised"] == 3
 
 
 NAMED = {

@@ -178,7 +178,7 @@ class RolloutCorrection:
         weight: factors of the token losses; None for 1.
         gates: a token must pass all of them.
         veto: a response is rejected as a whole if one of its tokens has e^δ below this ratio; None for no veto. It also
-            sees tokens with finite log-probs and |δ| > 20, which everything else takes as equal.
+            sees tokens that everything else takes as equal: δ below −20, down to an old log-prob of −∞.
         denominator: "all": rejected tokens stay in the denominators of the loss, with a weight of 0. Most trainers do
             this, and the denominators do not depend on the engine. "kept": they leave the denominators.
 
@@ -396,7 +396,7 @@ def _at_level(values: Tensor, level: str, tokens: Tokens, turns: Layout | None) 
 
 def _vetoed(old: Tensor, rollout: Tensor, mask: Tensor, veto: float, layout: Layout) -> Tensor:
     delta = old - rollout
-    hopeless = mask & old.isfinite() & rollout.isfinite() & (delta < math.log(veto))
+    hopeless = mask & rollout.isfinite() & (delta < math.log(veto))
     return layout.sequence_sum(hopeless) > 0
 
 
