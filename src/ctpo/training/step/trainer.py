@@ -42,6 +42,7 @@ from ctpo.training.step.entropy import entropy_penalty_of
 from ctpo.training.step.guards import UpdateGuard, refuse_nonfinite_weights
 from ctpo.training.step.masks import masked_signal
 from ctpo.training.step.minibatches import deal
+from ctpo.training.step.reference import kl_weights
 from ctpo.training.step.saving import staged
 from ctpo.training.step.state import (
     RolloutState,
@@ -245,9 +246,11 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.beta != 0.0:
             assert batch.reference_logps is not None  # TRL scores the reference model where beta is not 0
             kl_BT = kl_penalty(logps_BT, batch.reference_logps)
-            corrected = self.args.use_bias_correction_kl
+            penalty_BT = kl_BT
+            if self.args.use_bias_correction_kl:
+                penalty_BT = kl_BT * kl_weights(self.objective, logps_BT, anchor_BT, mask_BT)
             penalty = self.objective.reduce(
-                kl_penalty(logps_BT, batch.reference_logps, old_logps=anchor_BT) if corrected else kl_BT,
+                penalty_BT,
                 batch.counted,
                 num_tokens=num_tokens,
                 num_sequences=num_sequences,
