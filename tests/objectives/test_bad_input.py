@@ -215,6 +215,7 @@ def test_defaults_list_every_knob() -> None:
             lambda: RolloutCorrection(gates=(Gate(high=2.0), Gate(low=0.5))),
             "gates: two of them are on ratio_token",
         ),
+        (lambda: correct_rollout(X, X, M, "tis"), "correction: 'tis' is a name; pass named_correction"),  # type: ignore[arg-type]
         (lambda: named_correction("ice-pop"), "rollout_correction: 'ice-pop'.*did you mean 'icepop'"),
         (lambda: named_correction("tis", low=1.0), "rollout_correction 'tis': 'low'"),
         (lambda: named_correction("custom", weight={"levle": "token"}), "weight: 'levle'"),

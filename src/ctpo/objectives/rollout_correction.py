@@ -305,8 +305,8 @@ def correct_rollout(
         response_mask: the same shape, true on tokens that the model sampled.
         correction: what to do; see `named_correction` for those of the field. None is the CTPO recipe, sequence weights
             truncated at 5, or the single criterion that the keywords describe.
-        turn_ids: the same shape, for level "segment": the turn of each token, integers from 0 that do not decrease
-            along a response.
+        turn_ids: the same shape, for level "segment": the number of each token's turn, integers. A turn ends where the
+            number changes; numbers outside the mask do not count. `turns_of` finds them in a response mask.
         layout: how the tokens form responses; None is padded rows.
         criterion: keywords of `RolloutCorrection.single`, instead of a correction.
 
@@ -324,6 +324,8 @@ def correct_rollout(
     Sources: E. L. Ionides, "Truncated Importance Sampling", Journal of Computational and Graphical Statistics 17
     (2008). Recipe: arXiv 2605.07331.
     """
+    if isinstance(correction, str):
+        raise ValueError(f"correction: {correction!r} is a name; pass named_correction({correction!r}).")
     if correction is not None and criterion:
         raise ValueError(f"{next(iter(criterion))}: a correction is given too; drop one of them.")
     if correction is None:
