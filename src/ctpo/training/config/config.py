@@ -130,7 +130,7 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         metadata={
             "help": "Skip responses whose advantage is 0 in the forward and backward pass. They still count in the "
             "denominators of the loss; the objective's statistics leave them out. No effect with beta, or with an "
-            "objective whose limits depend on all responses."
+            "objective whose limits depend on all responses or that pulls to the anchor."
         },
     )
     max_tokens_per_micro_batch: int | None = field(
