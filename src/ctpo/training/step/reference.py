@@ -13,8 +13,8 @@ from ctpo.objectives.tokens import sanitise
 def kl_weights(objective: Objective, logps: Tensor, anchor_logps: Tensor, mask: Tensor) -> Tensor:
     """[B, T] or [B, 1] π_θ/π_old, with gradient, by which the estimates of the divergence are multiplied.
 
-    It is the ratio of the token. If the objective's own ratio is the mean of the response (GSPO), it is that one, as TRL
-    has it with `importance_sampling_level="sequence"`. A token with unusable log-probs has a ratio of 1.
+    It is the ratio of the token. If the objective's own ratio is the mean of the response (GSPO), it is that one, as
+    TRL has it with `importance_sampling_level="sequence"`. A token with unusable log-probs has a ratio of 1.
 
     Args:
         objective: in training.
