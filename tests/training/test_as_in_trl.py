@@ -202,6 +202,8 @@ def test_which_engines_are_corrected(tmp_path: Path) -> None:
     assert made(rollout_correction_kwargs={"cap": 2.0}) == named_correction("recipe", cap=2.0)
     assert made(None) is made(make_rollout_func(None)) is made(anchor="rollout") is None
     assert made(None, rollout_correction="tis") == named_correction("tis")
+    with pytest.raises(ValueError, match="rollout_correction_kwargs has no effect"):
+        made(make_rollout_func(None), rollout_correction_kwargs={"cap": 2.0})
     assert made(anchor="rollout", rollout_correction="trm-max") == named_correction("trm-max")
     vllm = {"use_vllm": True, "function": make_rollout_func(None)}
     assert made(**vllm) == recipe

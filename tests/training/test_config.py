@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,25 @@ def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
             {"rollout_correction": "tis", "use_vllm": True, "vllm_importance_sampling_clip_max": 2.0},
             "vllm_importance_sampling_clip_max=2.0 has no effect beside rollout_correction='tis'",
         ),
+        ({"rollout_correction": "custom"}, "'custom' needs rollout_correction_kwargs: weight, gates or veto"),
+        (
+            {"rollout_correction_kwargs": {"cap": 2.0}, "anchor": "rollout"},
+            "rollout_correction_kwargs has no effect.*with anchor='rollout'",
+        ),
+        (
+            {
+                "rollout_correction_kwargs": {"cap": 2.0},
+                "use_vllm": True,
+                "vllm_importance_sampling_correction": False,
+            },
+            "rollout_correction_kwargs has no effect.*with vllm_importance_sampling_correction=False",
+        ),
+        (
+            {"rollout_correction": "trm-max", "anchor": "rollout", "behaviour_lag": 2},
+            "rollout_correction='trm-max' would compare the old weights .* behaviour_lag=2",
+        ),
+        ({"entropy_coef": math.nan}, "entropy_coef=nan is not finite"),
+        ({"off_policy_mask_threshold": math.inf}, "off_policy_mask_threshold=inf is not finite"),
         ({"use_vllm": True, "top_p": 0.9}, "top_p=0.9: vLLM reports log-probs of the tokens that are left"),
         ({"use_vllm": True, "anchor": "rollout", "min_p": 0.1}, "min_p=0.1: vLLM reports"),
         ({"use_vllm": True, "generation_kwargs": {"top_k": 20}}, "top_k=20: vLLM reports"),

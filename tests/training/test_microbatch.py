@@ -113,8 +113,8 @@ def test_some_responses_of_a_micro_batch(trained: Any) -> None:
     assert some.num_tokens is batch.num_tokens
     assert batch.has_advantage.tolist() == [True, True, False, True, False, True, False, True]
     expected = inputs["advantages"] * inputs["rollout_weights"][:, 0]
-    assert torch.equal(batch.weighted_advantages[:, 0], expected)
-    assert torch.equal(some.weighted_advantages[:, 0], expected[[5, 0]])
+    assert torch.equal(batch.weighted(batch.advantages)[:, 0], expected)
+    assert torch.equal(some.weighted(some.advantages)[:, 0], expected[[5, 0]])
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -147,6 +147,44 @@ def test_rows_without_advantage_are_left_out_only_where_nothing_else_needs_them(
     monkeypatch.setattr(trainer, "objective", preset("prefix-quantile"))  # its limits rank all rows
     assert scored() == 8
     assert len(parts_of(trainer, inputs)) == 1
+
+
+@pytest.mark.parametrize("name", ["kimi", "ipo", "gmpo", "ctpo"])
+@pytest.mark.parametrize("settings", [{}, {"max_tokens_per_micro_batch": 100}])
+def test_a_correction_weighs_the_whole_loss_of_a_token(
+    use: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str, settings: dict[str, Any]
+) -> None:
+    """A pull to the anchor too, and a token of weight 0 keeps the sign of its advantage in a mean of clipped ratios."""
+    trainer = use(**settings)
+    monkeypatch.setattr(trainer, "objective", preset(name))
+    batch = MicroBatch.of(micro_batch(trainer))
+    random = torch.Generator().manual_seed(0)
+    weights = torch.rand(batch.completion_ids.shape, generator=random) * 2
+    weights[torch.rand(weights.shape, generator=random) < 0.3] = 0.0
+    rejected = torch.rand(weights.shape, generator=random) < 0.2
+    anchor = batch.rollout_logps
+    assert anchor is not None
+    anchor = anchor - 0.3 * torch.rand(weights.shape, generator=random)
+    inputs = micro_batch(
+        trainer, rollout_weights=weights, rejection_mask=rejected, sampling_per_token_logps=anchor
+    )
+    actual, _ = step(trainer, inputs)
+    logps = trainer._get_per_token_logps_and_entropies(
+        trainer.model,
+        torch.cat([batch.prompt_ids, batch.completion_ids], dim=1),
+        torch.cat([batch.prompt_mask, batch.completion_mask], dim=1),
+        batch.completion_ids.size(1),
+    )[0]
+    expected = trainer.objective(
+        *(logps, anchor, batch.advantages, batch.response_mask),
+        num_tokens=batch.num_tokens,
+        num_sequences=batch.num_sequences,
+        weights=weights,
+        rejection_mask=rejected,
+    )
+    assert actual == pytest.approx(float(expected.loss.detach()), rel=1e-4)
+    _, nothing = step(trainer, {**inputs, "rollout_weights": torch.zeros_like(weights)})
+    assert nothing.abs().max() == 0
 
 
 @pytest.mark.parametrize("name", ["bounded", "bounded plain"])

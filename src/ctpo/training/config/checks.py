@@ -35,6 +35,13 @@ _TRUNCATIONS: Final = {"top_p": (1.0, None), "top_k": (0, -1, None), "min_p": (N
 """Settings that cut the distribution that is sampled from, with the values that cut nothing."""
 
 
+_FINITE: Final = (
+    *("entropy_coef", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"),
+    "off_policy_mask_threshold",
+)
+"""Settings of TRL for which NaN or infinity would pass, and then stop all learning or do nothing."""
+
+
 class BatchSettings(Protocol):
     """The sizes of batches. A value of None is derived from the others, as TRL does."""
 
@@ -98,8 +105,7 @@ def check_settings(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
     _check_online(settings)
     _check_correction(settings, trl_defaults)
     _check_advantages(settings, trl_defaults)
-    if not 0 <= settings.top_entropy_quantile <= 1:
-        raise ValueError(f"top_entropy_quantile={settings.top_entropy_quantile} is out of range; use 0 to 1")
+    _check_entropy(settings)
     _refuse_replaced(settings, trl_defaults)
     _check_penalties(settings)
     _check_ranks(settings)
@@ -156,6 +162,11 @@ def check_lag(settings: Settings) -> None:
             f"behaviour_lag={lag} needs anchor='rollout': anchor={settings.anchor!r} takes log-probs of the weights "
             "that learn, not of those that sampled"
         )
+    if lag and settings.rollout_correction not in ("auto", "none"):
+        raise ValueError(
+            f"rollout_correction={settings.rollout_correction!r} would compare the old weights that sample with "
+            f"themselves under behaviour_lag={lag}; drop it, or use off_policy_mask_threshold"
+        )
     if lag and settings.use_vllm:
         raise ValueError(
             f"behaviour_lag={lag} is not possible with use_vllm=True, because vLLM samples with its own copy of the "
@@ -209,6 +220,15 @@ def _check_correction(settings: Settings, trl_defaults: Mapping[str, Any]) -> No
         )
     if knobs and name == "none":
         raise ValueError("rollout_correction_kwargs has no effect with rollout_correction='none'; drop it")
+    if name == "custom" and not {"weight", "gates", "veto"} & set(knobs):
+        raise ValueError("rollout_correction='custom' needs rollout_correction_kwargs: weight, gates or veto")
+    trusted = settings.use_vllm and not settings.vllm_importance_sampling_correction
+    if knobs and name == "auto" and (settings.anchor == "rollout" or trusted):
+        reason = "vllm_importance_sampling_correction=False" if trusted else "anchor='rollout'"
+        raise ValueError(
+            f"rollout_correction_kwargs has no effect, since 'auto' corrects nothing with {reason}; drop it, or name a "
+            "rollout_correction"
+        )
     weighs = name not in ("auto", "none", "geo-mask", "trm-max", "trm-avg", "custom") or (
         name == "custom" and isinstance(knobs, dict) and knobs.get("weight") is not None
     )
@@ -234,6 +254,15 @@ def _check_advantages(settings: Settings, trl_defaults: Mapping[str, Any]) -> No
             raise ValueError(
                 f"{name}={value!r} has no effect with advantages={settings.advantages!r}; drop one"
             )
+
+
+def _check_entropy(settings: Settings) -> None:
+    for name in _FINITE:
+        value = getattr(settings, name)
+        if value is not None and not math.isfinite(value):
+            raise ValueError(f"{name}={value!r} is not finite; use a number of nats, or drop it")
+    if not 0 <= settings.top_entropy_quantile <= 1:
+        raise ValueError(f"top_entropy_quantile={settings.top_entropy_quantile} is out of range; use 0 to 1")
 
 
 def _check_windows(settings: Settings) -> None:

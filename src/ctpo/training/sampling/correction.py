@@ -33,10 +33,16 @@ def correction_for(args: CTPOConfig, rollout_func: Callable[..., Any] | None) ->
         rollout_func: what samples; None if TRL does.
 
     Raises:
-        ValueError: if the engine's log-probs are used and are of a distribution that was cut (top-p, top-k, min-p).
+        ValueError: if the engine's log-probs are used and are of a distribution that was cut (top-p, top-k, min-p), or
+            if knobs are given and nothing is corrected.
     """
     foreign = not args.use_vllm and rollout_func is not None and not getattr(rollout_func, _IN_PROCESS, False)
     correction = args.build_correction(other_engine=foreign)
+    if correction is None and args.rollout_correction_kwargs:
+        raise ValueError(
+            "rollout_correction_kwargs has no effect, since 'auto' corrects nothing where the model in training "
+            "samples; drop it, or name a rollout_correction"
+        )
     if foreign and (correction is not None or args.anchor == "rollout"):
         check_truncation(args, "the rollout engine")
     return correction

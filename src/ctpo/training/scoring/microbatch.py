@@ -109,15 +109,11 @@ class MicroBatch:
             self.response_mask if self.rejection_mask is None else self.response_mask & ~self.rejection_mask
         )
 
-    @property
-    def weighted_advantages(self) -> Tensor:
-        """[B] or [B, T] the advantages, times the weights of the rollout correction if there are any.
-
-        The loss of a token is proportional to the size of its advantage, so weighting the advantage weights the loss.
-        """
+    def weighted(self, advantages: Tensor) -> Tensor:
+        """[B] or [B, T] these advantages, times the weights of the rollout correction if there are any."""
         if self.rollout_weights is None:
-            return self.advantages
-        advantages = self.advantages[:, None] if self.advantages.dim() == 1 else self.advantages
+            return advantages
+        advantages = advantages[:, None] if advantages.dim() == 1 else advantages
         weighted = advantages * self.rollout_weights
         return weighted if self.rejection_mask is None else weighted.masked_fill(self.rejection_mask, 0.0)
 
@@ -129,7 +125,7 @@ class MicroBatch:
     @property
     def has_advantage(self) -> Tensor:
         """[B] boolean: responses with a weighted advantage other than 0 at a token that the model sampled."""
-        advantages = self.weighted_advantages
+        advantages = self.weighted(self.advantages)
         advantages = advantages[:, None] if advantages.dim() == 1 else advantages
         return ((advantages != 0) & self.response_mask).any(dim=1)
 
@@ -155,8 +151,8 @@ class Scored:
     """Scalar, to be differentiated."""
     policy_loss: Tensor
     """Scalar: the loss without a router's auxiliary loss."""
-    signal: Tensor
-    """[B] or [B, T] the advantages as the objective got them: weighted, and 0 where a mask left a token out."""
+    advantages: Tensor
+    """[B] or [B, T] the advantages as the objective got them: 0 where a mask left a token out."""
     logps: Tensor
     """[B, T] under the model being trained."""
     anchor_logps: Tensor
@@ -166,6 +162,11 @@ class Scored:
     stats: dict[str, Tensor]
     details: Details | None = None
     """What the objective did to each token, if diagnostics cannot ask for it afterwards."""
+
+    @property
+    def signal(self) -> Tensor:
+        """[B] or [B, T] the advantages times the weights of the rollout correction."""
+        return self.batch.weighted(self.advantages)
 
     def detached(self) -> Scored:
         """The same without the autograd graph."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import torch
@@ -66,13 +66,21 @@ def stats_of_parts(
         )
         with torch.no_grad():
             mask = torch.cat([part.batch.response_mask for part in parts])
-            advantages = torch.cat([part.signal for part in parts])
-            turn_ids = torch.cat([part.batch.turn_ids for part in parts]) if objective.needs_turns else None
-            stats = dict(objective(logps, anchor_logps, advantages, mask, turn_ids=turn_ids).stats)
+            advantages = torch.cat([part.advantages for part in parts])
+            output = objective(
+                logps,
+                anchor_logps,
+                advantages,
+                mask,
+                weights=_joined(part.batch.rollout_weights for part in parts),
+                rejection_mask=_joined(part.batch.rejection_mask for part in parts),
+                turn_ids=_joined(part.batch.turn_ids for part in parts) if objective.needs_turns else None,
+            )
+            stats = dict(output.stats)
             stats["entropy"] = masked_mean(entropies, mask)
             if with_kl:
-                references = [part.batch.reference_logps for part in parts]
-                reference_logps = torch.cat([each for each in references if each is not None])
+                reference_logps = _joined(part.batch.reference_logps for part in parts)
+                assert reference_logps is not None
                 stats["kl"] = masked_mean(kl_penalty(logps, reference_logps), mask)
     scored = sum(len(part.batch) for part in parts)
     stats["tokens"] = batch.response_mask.sum().to(stats["tokens"])
@@ -80,6 +88,12 @@ def stats_of_parts(
     stats["scored_rows"] = torch.full_like(stats["tokens"], scored / len(batch))
     stats[_WEIGHT] = _weight(parts, some_left_out=scored < len(batch)).to(stats["tokens"])
     return stats
+
+
+def _joined(tensors: Iterable[Tensor | None]) -> Tensor | None:
+    """The rows of all tensors; None if there are none."""
+    rows = [each for each in tensors if each is not None]
+    return torch.cat(rows) if rows else None
 
 
 def _weight(parts: Sequence[Scored], *, some_left_out: bool) -> Tensor:

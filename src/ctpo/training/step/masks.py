@@ -15,10 +15,10 @@ from ctpo.training.scoring.microbatch import MicroBatch
 from ctpo.training.view import TrainerView
 
 
-def masked_signal(
+def masked_advantages(
     trainer: TrainerView, batch: MicroBatch, logps: Tensor, anchor_logps: Tensor, entropy_mask: Tensor | None
 ) -> Tensor:
-    """[B] or [B, T] the weighted advantages, 0 where one of the masks leaves a token out.
+    """[B] or [B, T] the advantages, 0 where one of the masks leaves a token out.
 
     Args:
         trainer: whose settings say which masks there are.
@@ -26,15 +26,14 @@ def masked_signal(
         logps, anchor_logps: [B, T] under the model in training, and of the anchor, nats.
         entropy_mask: [B, T] true on the tokens that may learn; None for all.
     """
-    signal, threshold = batch.weighted_advantages, trainer.args.off_policy_mask_threshold
+    advantages, threshold = batch.advantages, trainer.args.off_policy_mask_threshold
     if threshold is None and entropy_mask is None:
-        return signal
-    signal = (signal[:, None] if signal.dim() == 1 else signal).expand_as(logps)
+        return advantages
+    advantages = (advantages[:, None] if advantages.dim() == 1 else advantages).expand_as(logps)
     if threshold is not None:
         sampler = anchor_logps if batch.rollout_logps is None else batch.rollout_logps
-        advantages = batch.advantages[:, None] if batch.advantages.dim() == 1 else batch.advantages
-        signal = signal * off_policy_mask(logps, sampler, advantages, batch.response_mask, threshold)
-    return signal if entropy_mask is None else signal * entropy_mask
+        advantages = advantages * off_policy_mask(logps, sampler, advantages, batch.response_mask, threshold)
+    return advantages if entropy_mask is None else advantages * entropy_mask
 
 
 @torch.no_grad()

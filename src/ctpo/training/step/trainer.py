@@ -40,7 +40,7 @@ from ctpo.training.scoring.stats import LOGGER_NAMES, StatsAccumulator, masked_m
 from ctpo.training.step.behaviour import Behaviour
 from ctpo.training.step.entropy import entropy_penalty_of
 from ctpo.training.step.guards import UpdateGuard, refuse_nonfinite_weights
-from ctpo.training.step.masks import masked_signal
+from ctpo.training.step.masks import masked_advantages
 from ctpo.training.step.minibatches import deal
 from ctpo.training.step.reference import kl_weights
 from ctpo.training.step.saving import staged
@@ -229,14 +229,15 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         top_BT = None
         if self.top_entropy_quantile < 1.0:
             top_BT = self.get_high_entropy_mask(entropies_BT.detach(), mask_BT, 1 - self.top_entropy_quantile)
-        signal = masked_signal(self, batch, logps_BT, anchor_BT, top_BT)
+        advantages = masked_advantages(self, batch, logps_BT, anchor_BT, top_BT)
         output = self.objective(
             logps_BT,
             anchor_BT,
-            signal,
+            advantages,
             mask_BT,
             num_tokens=num_tokens,
             num_sequences=num_sequences,
+            weights=batch.rollout_weights,
             rejection_mask=batch.rejection_mask,
             turn_ids=batch.turn_ids if self.objective.needs_turns else None,
             details=self.diagnostics.wants_details and self.model.training,
@@ -275,7 +276,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             batch=batch,
             loss=loss,
             policy_loss=policy_loss,
-            signal=signal,
+            advantages=advantages,
             logps=logps_BT,
             anchor_logps=anchor_BT,
             entropies=entropies_BT,
