@@ -202,11 +202,6 @@ class RolloutCorrection:
                 raise ValueError(f"gates: two of them are on {name}; give one with both bounds.")
 
     @property
-    def rejects(self) -> bool:
-        """Whether it can reject a token."""
-        return bool(self.gates) or self.veto is not None
-
-    @property
     def needs_turns(self) -> bool:
         """Whether it needs `turn_ids`."""
         return any(part is not None and part.level == "segment" for part in (self.weight, *self.gates))

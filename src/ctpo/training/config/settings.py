@@ -257,6 +257,11 @@ def _check_together(recipe: Recipe, settings: Any) -> None:
             f"overlong_buffer={recipe.overlong_buffer} exceeds max_completion_length="
             f"{settings.max_completion_length}; use a smaller number of tokens"
         )
+    if recipe.overlong_buffer is not None and settings.advantages == "maxrl":
+        raise UserError(
+            f"overlong_buffer={recipe.overlong_buffer} makes rewards negative, which advantages='maxrl' cannot take; "
+            "drop one"
+        )
 
 
 def _mapping(name: str, value: dict[str, Any] | str) -> dict[str, Any]:

@@ -33,10 +33,12 @@ def estimated(name: str, rewards: Tensor, weights: Tensor, group: int, lengths: 
         group: responses per prompt.
         lengths: [B] tokens that the model sampled.
     """
+    # On the CPU there is float64, and looking at rewards costs nothing: MaxRL refuses negative ones.
+    own, rewards, lengths = rewards, rewards.cpu().double(), lengths.cpu()
     unjudged = rewards.isnan().all(dim=1)
-    total = (rewards * weights.to(rewards)).nansum(dim=1).double()
+    total = (rewards * weights.to(rewards)).nansum(dim=1)
     # A response without a reward must not count in any mean, so it takes no part at all.
     judged = (~unjudged).nonzero()[:, 0]
-    prompts = torch.arange(len(total), device=total.device) // group
+    prompts = torch.arange(len(total)) // group
     some = _ESTIMATORS[name](total[judged], prompts[judged], lengths[judged])
-    return torch.zeros_like(total).index_put((judged,), some).to(rewards.dtype)
+    return torch.zeros_like(total).index_put((judged,), some).to(own)

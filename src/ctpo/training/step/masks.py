@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives.layouts.padded import Padded
+from ctpo.objectives.ratios import SequenceMeanRatio
 from ctpo.objectives.tokens import sanitise
 from ctpo.training.scoring.microbatch import MicroBatch
 from ctpo.training.view import TrainerView
@@ -53,7 +54,5 @@ def off_policy_mask(
     Source: "DeepSeek-V3.2: Pushing the Frontier of Open Large Language Models", arXiv 2512.02556, equation 9; as TRL's
     `off_policy_mask_threshold`.
     """
-    layout = Padded()
-    tokens = sanitise(logps, sampler_logps, mask, layout)
-    drift = -layout.sequence_sum(tokens.log_ratio) / layout.sequence_sum(tokens.mask).clamp(min=1)
+    drift = -SequenceMeanRatio().statistic(sanitise(logps, sampler_logps, mask, Padded()))
     return (advantages >= 0) | (drift <= threshold)
