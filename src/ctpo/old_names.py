@@ -11,7 +11,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _BOUNDS: Final = ("low", "high", "dual")
-"""Knobs whose new names begin with their unit: `log_low`, `ratio_low`, and so on."""
+_UNITS: Final = ("log", "ratio")
+"""Knobs whose new names begin with one of these units: `log_low`, `ratio_low`, and so on."""
 _COUNTED: Final = "loss_mask"
 """The one keyword whose meaning is turned around: it was true on tokens that count."""
 
@@ -63,9 +64,8 @@ def current_knobs(knobs: Mapping[str, Any], known: Collection[str]) -> dict[str,
     Raises:
         ValueError: a knob under both names.
     """
-    new_names = {
-        old: name for old in _BOUNDS if old not in known for name in known if name.endswith(f"_{old}")
-    }
+    new_names = {old: f"{unit}_{old}" for old in _BOUNDS for unit in _UNITS if f"{unit}_{old}" in known}
+    new_names = {old: name for old, name in new_names.items() if old not in known}
     current = {}
     for name, value in knobs.items():
         current[_current(name, new_names[name], knobs, 4) if name in new_names else name] = value

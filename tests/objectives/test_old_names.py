@@ -24,6 +24,7 @@ from .batches import make, run, same
         ("ctpo-geomean", {"dual": None}, {"log_dual": None}),
         ("gspo", {"low": 1e-3, "high": 2e-3}, {"ratio_low": 1e-3, "ratio_high": 2e-3}),
         ("grpo", {"dual": 5.0}, {"ratio_dual": 5.0}),
+        ("ce-gppo", {"low": 0.1}, {"ratio_low": 0.1}),
         ("ctpo", {"backend": "compile"}, {"backend": "native"}),
     ],
 )

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ctpo.objectives import Objective, preset, preset_defaults, turns_of
+from ctpo.objectives import (
+    Objective,
+    preset,
+    preset_defaults,
+    presets_ctpo,
+    presets_published,
+    turns_of,
+)
 from ctpo.objectives.divergences import ProbabilityShift
 from ctpo.objectives.prefix_budget import PrefixBudget
 from ctpo.objectives.ratios import (
@@ -348,3 +359,17 @@ def test_regions_by_sign_on_statistics() -> None:
     for part, rows in ((gain, ~negative), (harm, negative)):
         _, expected = run(replace(objective, trust_region=part), batch)
         torch.testing.assert_close(grad[rows], expected[rows])
+
+
+def test_lines_in_the_docs() -> None:
+    """The table counts the lines of a function without its signature and its docstring."""
+    table = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text()
+    counted = dict(re.findall(r"^\| `([a-z0-9-]+)` \|.*\| (\d+) \|$", table, re.MULTILINE))
+    assert counted.keys() == PUBLISHED.keys() | {"lusp"}
+    for module in (presets_ctpo, presets_published):
+        for function in ast.parse(inspect.getsource(module)).body:
+            if isinstance(function, ast.FunctionDef) and (name := function.name.replace("_", "-")) in counted:
+                first, last = function.body[1].lineno, function.body[-1].end_lineno
+                assert last is not None
+                assert last - first + 1 == int(counted.pop(name)), name
+    assert not counted

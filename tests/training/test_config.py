@@ -46,7 +46,7 @@ def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
         ({"loss_type": "grpo"}, "loss_type='grpo' has no effect under CTPO; set objective"),
         (
             {"epsilon": 3e-4},
-            r"epsilon=0.0003 has no effect under CTPO; ctpo bounds the log ratio of a whole prefix .*log_low, in nats.*"
+            r"epsilon=0.0003 has no effect under CTPO; ctpo bounds a log ratio .*log_low, in nats.*"
             r"objective=grpo with objective_kwargs.ratio_low=0.0003",
         ),
         (

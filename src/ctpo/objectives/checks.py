@@ -6,11 +6,14 @@ import math
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from ctpo.objectives.numerics import POSITIVE_LOGP, reads_are_free
+
+_LARGEST: Final = torch.finfo(torch.float32).max
 
 _WARNED: set[str] = set()
 """What this process has been warned of."""
@@ -25,9 +28,10 @@ def choice(argument: str, value: object, known: Iterable[str]) -> str:
     known = sorted(known)
     if isinstance(value, str) and value in known:
         return value
-    # A knob is also recognised without its unit: "hihg" is near "log_high".
-    spellings = {name.rpartition("_")[2]: name for name in known} | {name: name for name in known}
-    near = get_close_matches(str(value), spellings, n=1)
+    # A knob is also recognised without its unit ("hihg" is near "log_high"), and a preset by its family ("dppo").
+    spellings = {name.partition("-")[0]: name for name in known}
+    spellings |= {name.rpartition("_")[2]: name for name in known} | {name: name for name in known}
+    near = get_close_matches(str(value).lower(), spellings, n=1)
     hint = f"; did you mean {spellings[near[0]]!r}?" if near else "."
     raise ValueError(f"{argument}: {value!r} is not known{hint} Known: {', '.join(known)}.")
 
@@ -222,6 +226,8 @@ def unusable_tokens(count: Tensor) -> None:
 def number(argument: str, value: object, minimum: float, *, strict: bool = False) -> float:
     """A knob as a float: a number, infinity included, that is at least `minimum`, or above it if `strict`.
 
+    A finite number must be one in float32 too, in which most calls compute.
+
     Raises:
         ValueError: naming the knob and the value.
     """
@@ -229,10 +235,23 @@ def number(argument: str, value: object, minimum: float, *, strict: bool = False
         raise ValueError(f"{argument}: {value!r} is not a number.")
     if value < minimum or (strict and value == minimum):
         raise ValueError(f"{argument}: {value!r} must be {'>' if strict else '>='} {minimum:g}.")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{argument}: an integer of {len(str(value))} digits is no float.") from None
+    if _LARGEST < abs(value) < math.inf:
+        shown = repr(value) if isinstance(value, float) else f"an integer of {len(str(abs(value)))} digits"
+        raise ValueError(
+            f"{argument}: {shown} is beyond float32, which ends at {_LARGEST:.1e}; use a smaller number."
+        )
+    return float(value)
+
+
+def flag(argument: str, value: object) -> bool:
+    """A knob that is true or false, and nothing that only counts as such.
+
+    Raises:
+        ValueError: naming the knob and the value.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{argument}: {value!r} is neither True nor False.")
+    return value
 
 
 def finite(argument: str, value: object, minimum: float = -math.inf) -> float:

@@ -21,8 +21,7 @@ class ClippedMeanRatio:
 
     A clipped token has no gradient. A region with a statistic of its own leaves d̃ = d, and only takes the gradient.
     Use it with `ClippedInside` and the same bounds on the statistic `TokenRatio()`, which report the clipped tokens.
-    "Geometric-Mean Policy Optimization" (GMPO), arXiv
-    2507.20673.
+    "Geometric-Mean Policy Optimization" (GMPO), arXiv 2507.20673.
 
     Attributes:
         region: the bounds on the ratio of one token.

@@ -77,8 +77,8 @@ class Objective:
             ("needs_turns", "by_turn", True),
             ("idle_without_advantage", "pulls", False),
         ):
-            found = any(_marked(part, marker) for part in parts)
-            object.__setattr__(self, name, found is value)
+            present = any(_marked(part, marker) for part in parts)
+            object.__setattr__(self, name, present is value)
         checks.choice("on_bad", self.on_bad, ("neutralise", "raise"))
         object.__setattr__(self, "backend", current_backend(self.backend, 4))
         checks.choice("backend", self.backend, BACKENDS)

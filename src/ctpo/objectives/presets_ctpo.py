@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from ctpo.objectives import checks
 from ctpo.objectives.calibration import band_bases
 from ctpo.objectives.objective import Objective
 from ctpo.objectives.presets_shared import compose_parts, smoothing
@@ -67,10 +68,11 @@ def ctpo_fixed_matched(
     """
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise ValueError(f"length: {length!r} must be a whole number of tokens, at least 1.")
+    checks.finite("length", length)
+    plain = LogBand(log_low, log_high, log_dual)
     scale = 2 / 3 * math.sqrt(length)
-    return ctpo(
-        log_low * scale, log_high * scale, None if log_dual is None else log_dual * scale, 0.0, reduction
-    )
+    dual = None if plain.log_dual is None else plain.log_dual * scale
+    return ctpo(plain.log_low * scale, plain.log_high * scale, dual, 0.0, reduction)
 
 
 def ctpo_calibrated(
@@ -88,7 +90,7 @@ def ctpo_calibrated(
     prototype, where log ρ_t had a standard deviation of about 2 after 50 tokens. Ours.
     """
     low, high = band_bases(scale, share, centre)
-    return ctpo(low, high, high if dual else None, power, reduction)
+    return ctpo(low, high, high if checks.flag("dual", dual) else None, power, reduction)
 
 
 def ctpo_geomean(

@@ -178,7 +178,7 @@ def fspo(
 
     The gradient runs through the whole sequence. "Clip Your Sequences Fairly: Enforcing Length Fairness for
     Sequence-Level RL" (FSPO), arXiv 2509.09177, whose third version has a band that scales as √T. Its first version
-    also moves the band with the drift, which this does not. We had not its numbers: these are `ctpo`'s.
+    also moves the band with the drift, which this does not. We did not have its numbers: these are `ctpo`'s.
     """
     ratio = SequenceRatio(gradient="through")
     return compose_parts(ratio, LengthBand(log_low, log_high, power), MinClip(), reduction)
@@ -305,7 +305,7 @@ def dispo(
     """−sg(clip(r_t, 1 − ratio_low, 1 + ratio_high)) A log π_t, with the `_pos` bounds where A ≥ 0, else the `_neg`.
 
     "DISPO: Enhancing Training Efficiency and Stability in Reinforcement Learning for Large Language Model Mathematical
-    Reasoning", arXiv 2602.00983. We had not its numbers: these are `cispo`'s on both sides, to be tuned.
+    Reasoning", arXiv 2602.00983. We did not have its numbers: these are `cispo`'s on both sides, to be tuned.
     """
     bounds = {"ratio_low_pos": ratio_low_pos, "ratio_high_pos": ratio_high_pos}
     bounds |= {"ratio_low_neg": ratio_low_neg, "ratio_high_neg": ratio_high_neg}

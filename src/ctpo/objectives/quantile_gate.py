@@ -91,6 +91,7 @@ class QuantileGate:
 
     def __post_init__(self) -> None:
         checks.number("q", self.q, 0.0)
+        checks.flag("across_ranks", self.across_ranks)
         if self.q >= 1:
             raise ValueError(f"q: {self.q!r} must be < 1; at 1 nothing would be left.")
 

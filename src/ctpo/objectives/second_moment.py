@@ -71,6 +71,7 @@ class SecondMomentBand:
 
     def __post_init__(self) -> None:
         checks.finite("moment", self.moment, 0.0)
+        checks.flag("across_ranks", self.across_ranks)
         RatioBand(self.ratio_low, self.ratio_high)
 
     @torch.no_grad()

@@ -15,16 +15,12 @@ from torch.nn.functional import logsigmoid
 
 from ctpo.objectives import checks
 from ctpo.objectives.numerics import EXP_CAP
-from ctpo.objectives.surrogates import Surrogate, TokenTerms, at_bound, beyond, truncate
+from ctpo.objectives.surrogates import Surrogate, TokenTerms, at_bound, beyond, no_token, truncate
 from ctpo.objectives.tokens import Tokens
 from ctpo.objectives.trust_regions import Bound, Limits
 
 _GAMMA_RANGE: Final = (math.log(1e-8), 20.0)
 """Where `GammaWeight` clamps the log weight, in nats."""
-
-
-def _neither(like: Tensor) -> Tensor:
-    return torch.zeros_like(like, dtype=torch.bool)
 
 
 def _by_sign(advantages: Tensor, gain: Tensor, pos: float, neg: float) -> Tensor:
@@ -63,7 +59,7 @@ class SoftGate:
         tau = self._tau(advantages)
         gate = (tau * truncate(log_weight, ceiling).expm1()).sigmoid() * (4 / tau)
         loss = -advantages * gate
-        return TokenTerms(loss, _neither(loss), _neither(loss), _neither(loss))
+        return TokenTerms(loss, no_token(loss), no_token(loss), no_token(loss))
 
     def left(self, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
         z = self._tau(advantages) * log_weight.expm1()
@@ -106,7 +102,7 @@ class GammaWeight:
     ) -> TokenTerms:
         phi = self._log_phi(log_weight.detach(), advantages).exp()
         loss = -advantages * phi * tokens.logps
-        return TokenTerms(loss, _neither(loss), _neither(loss), _neither(loss))
+        return TokenTerms(loss, no_token(loss), no_token(loss), no_token(loss))
 
     def left(self, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
         return self._log_phi(log_weight, advantages)
@@ -141,7 +137,7 @@ class SoftClip:
         high, low = beyond(limits, value, advantages)
         exponent = log_weight + (at_bound(limits, value, high, low) - value)
         share = torch.where(high, self.beta_high, torch.where(low, self.beta_low, torch.ones_like(value)))
-        return TokenTerms(-advantages * share * truncate(exponent, ceiling).exp(), high, low, _neither(high))
+        return TokenTerms(-advantages * share * truncate(exponent, ceiling).exp(), high, low, no_token(high))
 
     def left(self, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
         bound = at_bound(limits, log_weight, terms.high, terms.low)
@@ -163,7 +159,7 @@ class SoftDualClip:
     ) -> TokenTerms:
         value = log_weight.detach()
         high, low = limits.outside(value)
-        dual = _neither(high)
+        dual = no_token(high)
         if limits.dual is not None:
             dual = ~(high | low) & ((value if limits.statistic is None else limits.statistic) > limits.dual)
         frozen = at_bound(limits, value, high, low)

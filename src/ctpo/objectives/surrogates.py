@@ -117,7 +117,8 @@ def at_bound(limits: Limits, value: Tensor, high: Tensor, low: Tensor) -> Tensor
     return torch.where(high, limits.upper, torch.where(low, limits.lower, value)).to(value.dtype)
 
 
-def _none(like: Tensor) -> Tensor:
+def no_token(like: Tensor) -> Tensor:
+    """A mask of the shape of a tensor that is false everywhere."""
     return torch.zeros_like(like, dtype=torch.bool)
 
 
@@ -138,7 +139,7 @@ class MinClip:
         value = log_weight.detach()
         decider = value if limits.statistic is None else limits.statistic
         high, low = beyond(limits, value, advantages)
-        frozen, dual = at_bound(limits, value, high, low), _none(high)
+        frozen, dual = at_bound(limits, value, high, low), no_token(high)
         if limits.dual is not None:
             dual = (advantages < 0) & (decider > limits.dual)
             if limits.statistic is None:
@@ -154,19 +155,19 @@ class MinClip:
 class StopGradientWeight:
     """−sg(clip(ρ, e^l, e^u)) A log π_t: the region truncates the weight, and every token keeps its gradient.
 
-    `high` and `low` mark truncated weights. "MiniMax-M1: Scaling Test-Time Compute Efficiently with Lightning
-    Attention" (CISPO), arXiv 2506.13585, equations 4 and 5. With a unit ratio this is REINFORCE.
+    `high` and `low` mark truncated weights. A weight takes the value of its bound also if the bounds are on another
+    log ratio, so do not use it with bounds in another unit. With a unit ratio this is REINFORCE. "MiniMax-M1: Scaling
+    Test-Time Compute Efficiently with Lightning Attention" (CISPO), arXiv 2506.13585, equations 4 and 5.
     """
 
     def terms(
         self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
     ) -> TokenTerms:
         value = log_weight.detach()
-        decider = value if limits.statistic is None else limits.statistic
-        high, low = decider > limits.upper, decider < limits.lower
+        high, low = limits.outside(value)
         weight = torch.where(high, limits.upper, torch.where(low, limits.lower, value)).to(value.dtype)
         weight = weight.clamp(max=ceiling).exp()
-        return TokenTerms(-advantages * weight * tokens.logps, high, low, _none(high))
+        return TokenTerms(-advantages * weight * tokens.logps, high, low, no_token(high))
 
     def left(self, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
         bound = torch.where(terms.high, limits.upper, torch.where(terms.low, limits.lower, log_weight))
@@ -184,7 +185,7 @@ class Gated:
         zero = torch.zeros_like(log_weight)
         inside = torch.where(high | low, zero, truncate(log_weight, ceiling))
         loss = torch.where(high | low, zero, -advantages * inside.exp())
-        return TokenTerms(loss, high, low, _none(high))
+        return TokenTerms(loss, high, low, no_token(high))
 
     def left(self, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
         return log_weight.masked_fill(terms.high | terms.low | terms.dual, -math.inf)
@@ -198,7 +199,7 @@ class Linear:
         self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
     ) -> TokenTerms:
         loss = -advantages * truncate(log_weight, ceiling).exp()
-        return TokenTerms(loss, _none(loss), _none(loss), _none(loss))
+        return TokenTerms(loss, no_token(loss), no_token(loss), no_token(loss))
 
     def left(self, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
         return log_weight
@@ -216,7 +217,7 @@ class ClippedInside:
     ) -> TokenTerms:
         high, low = beyond(limits, tokens.log_ratio.detach(), tokens.advantages)
         loss = -advantages * truncate(log_weight, ceiling).exp()
-        return TokenTerms(loss, high, low, _none(high))
+        return TokenTerms(loss, high, low, no_token(high))
 
     def left(self, log_weight: Tensor, advantages: Tensor, terms: TokenTerms, limits: Limits) -> Tensor:
         return log_weight.masked_fill(terms.high | terms.low, -math.inf)

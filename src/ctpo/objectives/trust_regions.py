@@ -2,7 +2,7 @@
 
 A region may look at a statistic of its own. If `statistic` is None, it looks at the ratio that weighs, and a clipped
 token takes the value of the bound. A separate statistic only decides which tokens are clipped; a clipped token keeps
-its own weight and loses its gradient.
+its own weight and loses its gradient. (`StopGradientWeight` differs: its weights take the value of the bound.)
 """
 
 from __future__ import annotations

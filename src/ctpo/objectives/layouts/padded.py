@@ -87,8 +87,8 @@ class PaddedTurns(Layout):
 
     def sequence_quantile(self, values: Tensor, mask: Tensor, q: float) -> Tensor:
         """[B, T]."""
-        found = self.flat.sequence_quantile(values.reshape(-1), mask.reshape(-1), q)
-        return found.reshape(self.shape)
+        quantile = self.flat.sequence_quantile(values.reshape(-1), mask.reshape(-1), q)
+        return quantile.reshape(self.shape)
 
     def count_sequences(self, mask: Tensor) -> Tensor:
         return self.flat.count_sequences(mask.reshape(-1))

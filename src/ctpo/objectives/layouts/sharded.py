@@ -201,8 +201,8 @@ class Sharded(Layout):
 
     def sequence_quantile(self, values: Tensor, mask: Tensor, q: float) -> Tensor:
         everywhere = self._global(mask.to(torch.uint8)) > 0
-        found = self.inner.sequence_quantile(self._global(values.detach()), everywhere, q)
-        return found if self.whole_rows else found[..., self.own]
+        quantile = self.inner.sequence_quantile(self._global(values.detach()), everywhere, q)
+        return quantile if self.whole_rows else quantile[..., self.own]
 
     def count_sequences(self, mask: Tensor) -> Tensor:
         return self.inner.count_sequences(self._global(mask.to(torch.uint8)) > 0)

@@ -323,7 +323,7 @@ def _bound_advice(objective: str, name: str, value: Any) -> str:
     if f"log_{bounds[0]}" not in knobs:
         return f"{objective} has no such bound; drop it"
     return (
-        f"{objective} bounds the log ratio of a whole prefix (objective_kwargs.log_{bounds[0]}, in nats), not the "
+        f"{objective} bounds a log ratio (objective_kwargs.log_{bounds[0]}, in nats), not the "
         f"ratio of one token; keep its default, or use objective=grpo with objective_kwargs.ratio_{bounds[0]}={value}"
     )
 
