@@ -68,6 +68,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["max_completion_length=null"], ["max_completion_length=None is out of range"]),
         (["use_vllm=true", "rollout_batch_size=4"], ["rollout_batch_size=4 has no effect with use_vllm"]),
         (["overlong_buffer=97"], ["overlong_buffer=97 exceeds max_completion_length=96"]),
+        (["anchor=old", "rollout_correction_kwargs.cap=2"], ["rollout_correction_kwargs has no effect"]),
         (["overlong_buffer=20", "advantages=maxrl"], ["overlong_buffer=20 makes rewards negative"]),
         (["max_prompt_length=0"], ["max_prompt_length=0 is too small"]),
         (["max_prompt_length=5"], ["all 2048 training prompts have more tokens than max_prompt_length=5"]),

@@ -31,6 +31,10 @@ _VLLM_CORRECTION: Final = tuple(
     f"vllm_importance_sampling_{name}" for name in ("mode", "clip_min", "clip_max")
 )
 """Settings of TRL's correction of vLLM's log-probs. `rollout_correction` replaces it, and `auto` obeys them."""
+NOTHING_CORRECTED: Final = (
+    "rollout_correction_kwargs has no effect, since 'auto' corrects nothing where the model in training samples; drop "
+    "it, or name a rollout_correction"
+)
 _TRUNCATIONS: Final = {"top_p": (1.0, None), "top_k": (0, -1, None), "min_p": (None, 0.0)}
 """Settings that cut the distribution that is sampled from, with the values that cut nothing."""
 

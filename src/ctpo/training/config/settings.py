@@ -22,7 +22,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 from ctpo.errors import UserError
 from ctpo.old_names import current_knobs
 from ctpo.runs.files import read_bytes
-from ctpo.training.config.checks import check_batches, check_settings
+from ctpo.training.config.checks import NOTHING_CORRECTED, check_batches, check_settings
 from ctpo.training.config.recipe import RIVALS, Recipe
 from ctpo.training.config.sources import preset_knobs, trainer_fields, trl_fields
 
@@ -251,6 +251,9 @@ def _check_together(recipe: Recipe, settings: Any) -> None:
             f"rollout_batch_size={recipe.rollout_batch_size} has no effect with use_vllm=True, because vLLM sizes its "
             "own batches; drop it"
         )
+    unused = settings.rollout_correction == "auto" and settings.rollout_correction_kwargs
+    if unused and not settings.use_vllm:
+        raise UserError(NOTHING_CORRECTED)
     if settings.use_vllm and find_spec("vllm") is None:
         raise UserError("use_vllm=True needs vLLM, which is not installed; pip install 'trl[vllm]'")
     if recipe.overlong_buffer is not None and recipe.overlong_buffer > settings.max_completion_length:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives import RolloutCorrection, correct_rollout
-from ctpo.training.config.checks import check_truncation
+from ctpo.training.config.checks import NOTHING_CORRECTED, check_truncation
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.scoring.microbatch import MicroBatch
 from ctpo.training.scoring.stats import CORRECTION
@@ -39,10 +39,7 @@ def correction_for(args: CTPOConfig, rollout_func: Callable[..., Any] | None) ->
     foreign = not args.use_vllm and rollout_func is not None and not getattr(rollout_func, _IN_PROCESS, False)
     correction = args.build_correction(other_engine=foreign)
     if correction is None and args.rollout_correction_kwargs:
-        raise ValueError(
-            "rollout_correction_kwargs has no effect, since 'auto' corrects nothing where the model in training "
-            "samples; drop it, or name a rollout_correction"
-        )
+        raise ValueError(NOTHING_CORRECTED)
     if foreign and (correction is not None or args.anchor == "rollout"):
         check_truncation(args, "the rollout engine")
     return correction
