@@ -90,6 +90,14 @@ def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
             {"rollout_correction": "tis", "use_vllm": True, "vllm_importance_sampling_clip_max": 2.0},
             "vllm_importance_sampling_clip_max=2.0 has no effect beside rollout_correction='tis'",
         ),
+        (
+            {
+                "rollout_correction_kwargs": {"cap": 2.0},
+                "use_vllm": True,
+                "vllm_importance_sampling_clip_max": 2.0,
+            },
+            "vllm_importance_sampling_clip_max=2.0 has no effect beside rollout_correction_kwargs",
+        ),
         ({"rollout_correction": "custom"}, "'custom' needs rollout_correction_kwargs: weight, gates or veto"),
         (
             {"rollout_correction_kwargs": {"cap": 2.0}, "anchor": "rollout"},

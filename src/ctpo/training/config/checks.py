@@ -219,9 +219,8 @@ def _check_correction(settings: Settings, trl_defaults: Mapping[str, Any]) -> No
             raise ValueError(f"rollout_correction_kwargs.{knob} is unknown for {name!r}; known: {others}")
     changed = changed_vllm_correction(settings, trl_defaults) if settings.use_vllm else None
     if changed and (name != "auto" or knobs):
-        raise ValueError(
-            f"{changed}={getattr(settings, changed)!r} has no effect beside rollout_correction={name!r}; drop one"
-        )
+        beside = "rollout_correction_kwargs" if name == "auto" else f"rollout_correction={name!r}"
+        raise ValueError(f"{changed}={getattr(settings, changed)!r} has no effect beside {beside}; drop one")
     if knobs and name == "none":
         raise ValueError("rollout_correction_kwargs has no effect with rollout_correction='none'; drop it")
     if name == "custom" and not {"weight", "gates", "veto"} & set(knobs):
