@@ -77,6 +77,7 @@ def test_what_is_shown_is_what_a_run_uses(overrides: dict[str, Any]) -> None:
         (["--show"], 0, "objective: ctpo"),
         (["lerning_rate=1"], 2, "did you mean 'learning_rate'?"),
         (["objective=ctpoo"], 2, "did you mean 'ctpo'?"),
+        (["objective=DPPO"], 2, "did you mean 'dppo-tv'?"),
         (["objective_kwargs.log_hihg=1"], 2, "did you mean 'log_high'?"),
         (
             ["objective=gspo", "objective_kwargs.power=1"],

@@ -226,7 +226,7 @@ def _check_objective(name: str, knobs: Mapping[str, Any]) -> None:
     """Check the names of the objective and of its knobs."""
     known = preset_knobs()
     if name not in known:
-        families = {each.partition("-")[0]: each for each in known} | {each: each for each in known}
+        families = {each.partition("-")[0]: each for each in sorted(known)} | {each: each for each in known}
         raise UserError(f"objective={name!r} is unknown; {_nearest(name.lower(), families)}")
     # A knob is also recognised without its unit: "hihg" is near "log_high".
     spellings = {each.rpartition("_")[2]: each for each in known[name]} | {each: each for each in known[name]}
