@@ -230,6 +230,10 @@ def test_defaults_list_every_knob() -> None:
             "gates: two of them are on ratio_token",
         ),
         (lambda: correct_rollout(X, X, M, "tis"), "correction: 'tis' is a name; pass named_correction"),  # type: ignore[arg-type]
+        (lambda: correct_rollout(X, X, M, {"veto": 1}), "correction: .* is not a RolloutCorrection"),  # type: ignore[arg-type]
+        (lambda: RolloutCorrection(weight="token"), "weight: 'token' is not a Weight"),  # type: ignore[arg-type]
+        (lambda: RolloutCorrection(gates=Gate(high=1)), "gates: Gate.* is not a tuple of Gates"),  # type: ignore[arg-type]
+        (lambda: RolloutCorrection(gates=({"high": 1},)), "gates: .* is not a tuple of Gates"),  # type: ignore[arg-type]
         (lambda: named_correction("ice-pop"), "rollout_correction: 'ice-pop'.*did you mean 'icepop'"),
         (lambda: named_correction("tis", low=1.0), "rollout_correction 'tis': 'low'"),
         (lambda: named_correction("custom", weight={"levle": "token"}), "weight: 'levle'"),

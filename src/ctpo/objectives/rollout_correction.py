@@ -183,7 +183,8 @@ class RolloutCorrection:
             this, and the denominators do not depend on the engine. "kept": they leave the denominators.
 
     Raises:
-        ValueError: an unknown denominator, a veto out of range, or two gates on the same statistic and level.
+        ValueError: an unknown denominator, a veto out of range, two gates on the same statistic and level, or parts of
+            another type.
     """
 
     weight: Weight | None = None
@@ -192,6 +193,10 @@ class RolloutCorrection:
     denominator: str = "all"
 
     def __post_init__(self) -> None:
+        if self.weight is not None and not isinstance(self.weight, Weight):
+            raise ValueError(f"weight: {self.weight!r} is not a Weight; for example weight=Weight('token').")
+        if isinstance(self.gates, Gate) or not all(isinstance(gate, Gate) for gate in self.gates):
+            raise ValueError(f"gates: {self.gates!r} is not a tuple of Gates; for example (Gate(high=2.0),).")
         object.__setattr__(self, "gates", tuple(self.gates))
         checks.choice("denominator", self.denominator, DENOMINATORS)
         if self.veto is not None:
@@ -321,6 +326,10 @@ def correct_rollout(
     """
     if isinstance(correction, str):
         raise ValueError(f"correction: {correction!r} is a name; pass named_correction({correction!r}).")
+    if correction is not None and not isinstance(correction, RolloutCorrection):
+        raise ValueError(
+            f"correction: {correction!r} is not a RolloutCorrection; pass named_correction('custom', …)."
+        )
     if correction is not None and criterion:
         raise ValueError(f"{next(iter(criterion))}: a correction is given too; drop one of them.")
     if correction is None:
