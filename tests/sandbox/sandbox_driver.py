@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,16 @@ def sessions() -> dict[int, int]:
                 if fields[0] != "Z":
                     found[int(entry)] = int(fields[3])
     return found
+
+
+def gone(started: Sequence[int], within_s: float = 3.0) -> bool:
+    """Whether no process of these sessions is left. The kernel ends the children of a killed process a little later."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not any(session in started for session in sessions().values()):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def leftovers(sandbox: Sandbox) -> int:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sandbox_driver import leftovers, sessions
+from sandbox_driver import gone, leftovers, sessions
 from sandbox_helpers import SOURCE, unavailable
 
 from ctpo.sandbox import Sandbox, SandboxUnavailable
@@ -48,15 +48,6 @@ def _busiest(started: list[int], within_s: float = 5.0) -> int:
     raise AssertionError("no program became busy")
 
 
-def _gone(started: list[int], within_s: float = 3.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if not any(session in started for session in sessions().values()):
-            return True
-        time.sleep(0.02)
-    return False
-
-
 def test_closing_leaves_nothing(engine: str) -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     sandbox = Sandbox(engine=engine, workers=2)
@@ -64,7 +55,7 @@ def test_closing_leaves_nothing(engine: str) -> None:
     started = _started(sandbox)
     sandbox.close()
     sandbox.close()
-    assert _gone(started)
+    assert gone(started)
     assert len(os.listdir("/proc/self/fd")) == descriptors
     with pytest.raises(SandboxUnavailable, match="closed"):
         sandbox.run(["print(1)"])
@@ -90,7 +81,7 @@ def test_killed_supervisor_leaves_nothing(engine: str) -> None:
     supervisor.kill()
     supervisor.wait()
     supervisor.stdout.close()
-    assert _gone(started)
+    assert gone(started)
 
 
 def test_killed_program_is_retried_once_then_lost(engine: str) -> None:
