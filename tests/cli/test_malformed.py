@@ -482,11 +482,8 @@ def test_a_task_whose_check_raises_names_its_line(capsys: pytest.CaptureFixture[
     )
 
 
-@pytest.mark.parametrize(
-    ("value", "rewards"),
-    [("1", [1.0]), ("None", [None]), ("True", [1.0]), ("float('nan')", [None]), ("float('-inf')", [None])],
-)
-def test_rewards_that_count(value: str, rewards: list[float | None]) -> None:
+def own_reward(value: str) -> Any:
+    """The reward function of a task file whose `reward` returns this expression for every response."""
     from ctpo.tasks import get_task, reward_function
 
     problems = f"def p(split, count, seed): return []\nreward = lambda c, a: {value}\n"
@@ -498,7 +495,15 @@ def test_rewards_that_count(value: str, rewards: list[float | None]) -> None:
             + "task = Task(name='x', problems=p, check=lambda c, a: True, reward=reward)"
         },
     )
-    judge = reward_function(get_task(str(Path("t.py").resolve())))
+    return reward_function(get_task(str(Path("t.py").resolve())))
+
+
+@pytest.mark.parametrize(
+    ("value", "rewards"),
+    [("1", [1.0]), ("None", [None]), ("True", [1.0]), ("float('nan')", [None]), ("float('-inf')", [None])],
+)
+def test_rewards_that_count(value: str, rewards: list[float | None]) -> None:
+    judge = own_reward(value)
     if "float" in value:
         with pytest.warns(UserWarning, match=r"task 'x': the reward of problem p7 is (nan|-inf)"):
             assert judge(["q"], ["c"], ["2"], id=["p7"]) == rewards
@@ -508,17 +513,7 @@ def test_rewards_that_count(value: str, rewards: list[float | None]) -> None:
 @pytest.mark.parametrize("value", ["'good'", "(1, 'why')", "[]", "{}", "b'1'"])
 def test_rewards_that_are_no_numbers(value: str) -> None:
     from ctpo.errors import UserError
-    from ctpo.tasks import get_task, reward_function
 
-    problems = f"def p(split, count, seed): return []\nreward = lambda c, a: {value}\n"
-    write(
-        Path(),
-        {
-            "t.py": TASK
-            + problems
-            + "task = Task(name='x', problems=p, check=lambda c, a: True, reward=reward)"
-        },
-    )
-    judge = reward_function(get_task(str(Path("t.py").resolve())))
+    judge = own_reward(value)
     with pytest.raises(UserError, match=r"the reward of problem p7 is .*, not a number"):
         judge(["q"], ["c"], ["2"], id=["p7"])
