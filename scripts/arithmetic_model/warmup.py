@@ -144,7 +144,7 @@ def _batches(config: WarmupConfig, tokenizer: PreTrainedTokenizerFast) -> Iterat
     draw = random.Random(f"demonstrations/{config.seed}")
     chains = problems("train", config.steps * config.batch, config.seed)
     for start in range(0, len(chains), config.batch):
-        prompts = [problem.prompt for problem in chains[start : start + config.batch]]
+        prompts = [str(problem.prompt) for problem in chains[start : start + config.batch]]
         yield collate([(p, config.demonstrator.solve(p, draw)) for p in prompts], tokenizer)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,8 +40,9 @@ def rows(tasks: Iterable[str], split: str, *, limit: int = _EVERY) -> list[dict[
     """The problems of some tasks, one row per problem, with the columns that verl's dataset reads."""
     problems = []
     for name in tasks:
-        for problem in get_task(name).problems(split, limit, 0):
-            messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": problem.prompt}]
+        task = replace(get_task(name), system=SYSTEM, examples=())
+        for problem in task.problems(split, limit, 0):
+            messages = task.messages(problem.prompt)
             problems.append(
                 {
                     "data_source": name,

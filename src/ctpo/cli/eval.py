@@ -18,6 +18,7 @@ from ctpo.runs.checkpoints import is_disk_error
 from ctpo.runs.directory import RunDirectory
 from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_path
+from ctpo.tasks.prompts import prompt_text
 from ctpo.tasks.registry import runs_code
 from ctpo.training.config.recipe import EMBEDDED_MODEL, SMOLLM2, Recipe
 from ctpo.training.config.trust import check_recipe
@@ -338,7 +339,8 @@ def _print_response(response: JudgedResponse) -> None:
     problem = response.problem
     answer = problem.answer if len(problem.answer) < 80 else problem.answer[:77] + "..."
     mark = "right" if response.correct else f"wrong, the answer is {answer}"
-    print(printable(f"{problem.prompt}{response.text}   [{mark}]\n"))
+    text = problem.prompt if isinstance(problem.prompt, str) else prompt_text(problem.prompt) + "\n\n"
+    print(printable(f"{text}{response.text}   [{mark}]\n"))
 
 
 def _print_figures(model: str, figures: dict[str, Any]) -> None:

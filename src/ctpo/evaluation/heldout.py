@@ -11,6 +11,7 @@ from ctpo.evaluation.metrics import mean_and_error
 from ctpo.rollout import ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
+from ctpo.tasks.prompts import prompt_text
 
 _TRANSCRIPT_KEYS = ("id", "prompt", "answer", "completion", "correct", "finished", "calls")
 
@@ -32,8 +33,14 @@ class Evaluation:
         return mean_and_error([response.correct for response in self.responses])[1]
 
     def transcripts(self, count: int) -> list[dict[str, Any]]:
-        """The first `count` responses as JSON objects, each with its problem, verdict and tool calls."""
-        records = [response.record() for response in self.responses[:count]]
+        """The first `count` responses as JSON objects, each with its problem, verdict and tool calls.
+
+        A prompt of messages is written as text, for people to read.
+        """
+        records = [
+            {**response.record(), "prompt": prompt_text(response.problem.prompt)}
+            for response in self.responses[:count]
+        ]
         return [{key: record[key] for key in _TRANSCRIPT_KEYS} for record in records]
 
     def summary(self) -> dict[str, float]:

@@ -14,7 +14,8 @@ from ctpo.tasks import Problem, Task
 from ctpo.tasks.task import verdicts
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("id", "prompt", "answer", "completion"), str),
+    **dict.fromkeys(("id", "answer", "completion"), str),
+    "prompt": (str, list),
     **dict.fromkeys(("found", "verdict", "error"), (str, type(None))),
     **dict.fromkeys(("finished", "too_long"), bool),
     **dict.fromkeys(("sample", "tokens"), int),

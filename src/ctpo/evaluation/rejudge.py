@@ -13,7 +13,7 @@ from ctpo.evaluation.identity import judged_with
 from ctpo.evaluation.judged import JudgedResponse, judge
 from ctpo.evaluation.metrics import average
 from ctpo.evaluation.sampled import summarise
-from ctpo.evaluation.stored import Folder, Group, complete_groups, flat, moved, write_responses
+from ctpo.evaluation.stored import Folder, Group, complete_groups, flat, key, moved, write_responses
 from ctpo.runs.atomic import write_json
 from ctpo.runs.files import read_bytes
 from ctpo.tasks import Task
@@ -107,15 +107,12 @@ def _with_present_answers(
     except UserError as error:
         notice(f"{name}: judged by the stored answers, because its problems cannot be loaded: {error}")
         return groups
-    present = {(problem.id, problem.prompt): problem for problem in problems}
-    gone = sum((group[0].problem.id, group[0].problem.prompt) not in present for group in groups)
+    present = {key(problem): problem for problem in problems}
+    gone = sum(key(group[0].problem) not in present for group in groups)
     if gone:
         notice(f"{name}: {gone} problems have changed or are gone; they are judged by their stored answers")
     return [
-        [
-            replace(row, problem=present.get((row.problem.id, row.problem.prompt), row.problem))
-            for row in group
-        ]
+        [replace(row, problem=present.get(key(row.problem), row.problem)) for row in group]
         for group in groups
     ]
 

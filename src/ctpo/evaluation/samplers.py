@@ -6,11 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ctpo.errors import UserError
 from ctpo.rollout import EndpointEngine, Rollout, ToolCall, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
+from ctpo.rollout.lengths import LengthLimit
 from ctpo.rollout.noise import row_uniforms
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
+from ctpo.tasks.prompts import prompt_text
 
 _BEYOND_CONTEXT = re.compile(r"HTTP 4\d\d: .*\bcontext\b", re.IGNORECASE)
 """The answers of vLLM, llama.cpp and OpenAI to a request that is longer than the model's context."""
@@ -47,11 +50,9 @@ def local_responses(
     Args:
         places: the position of each problem in the whole set; random numbers depend on it.
     """
-    prompts = [encode_prompt(engine.tokenizer, task, problem.prompt) for problem in problems]
-    fitting = [engine.fits(prompt, sampling) for prompt in prompts]
-    if not any(fitting):
-        fitting = [True] * len(prompts)  # the engine then raises an error that says what is wrong
-    repeated = [prompt for prompt, fits in zip(prompts, fitting, strict=True) if fits for _ in range(samples)]
+    prompts = _encoded(engine, task, problems, sampling)
+    fitting = [prompt is not None for prompt in prompts]
+    repeated = [prompt for prompt in prompts if prompt is not None for _ in range(samples)]
     numbers = [
         place * samples + j
         for place, fits in zip(places, fitting, strict=True)
@@ -65,6 +66,29 @@ def local_responses(
         for fits in fitting
         for _ in range(samples)
     ]
+
+
+def _encoded(
+    engine: TransformersEngine | VLLMEngine, task: Task, problems: Sequence[Problem], sampling: Sampling
+) -> list[list[int] | None]:
+    """The token ids of each prompt; None for one that leaves no room in the model's context.
+
+    Raises:
+        UserError: if none leaves room.
+    """
+    room = engine.room(sampling)
+    if room is None:
+        return [encode_prompt(engine.tokenizer, task, problem.prompt) for problem in problems]
+    within = LengthLimit(engine.tokenizer, task, room)
+    prompts = [within.ids(problem.prompt) for problem in problems]
+    if problems and all(prompt is None for prompt in prompts):
+        shortest = min(problems, key=lambda problem: len(prompt_text(problem.prompt)))
+        raise UserError(
+            f"no prompt of task {task.name!r} leaves room in the model's context: problem {shortest.id}, the shortest, "
+            f"has {len(prompt_text(shortest.prompt)):,} characters, and {room} tokens are left beside "
+            f"{sampling.max_new_tokens} of the response; shorten the prompts or lower the longest response"
+        )
+    return prompts
 
 
 def endpoint_responses(

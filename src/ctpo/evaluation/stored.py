@@ -23,6 +23,7 @@ from ctpo.runs.atomic import write_json, write_json_lines
 from ctpo.runs.files import read_bytes
 from ctpo.runs.json_lines import read_json_lines
 from ctpo.tasks import Problem, Task
+from ctpo.tasks.prompts import prompt_key
 
 Group = list[JudgedResponse]
 """All responses to one problem, in order."""
@@ -215,11 +216,11 @@ def align(stored: Sequence[Group], problems: Sequence[Problem]) -> Fit:
     """Set stored responses against problems. A problem is the same if its id and its prompt are."""
     waiting: dict[tuple[str, str], list[Group]] = {}
     for group in stored:
-        waiting.setdefault(_key(group[0].problem), []).append(group)
+        waiting.setdefault(key(group[0].problem), []).append(group)
     groups: list[Group | None] = []
     new_answers: set[int] = set()
     for place, problem in enumerate(problems):
-        found = waiting.get(_key(problem))
+        found = waiting.get(key(problem))
         if not found:
             groups.append(None)
             continue
@@ -243,7 +244,7 @@ def complete_groups(path: Path, samples: int) -> list[Group]:
     groups: list[dict[int, JudgedResponse]] = []
     of_problem: dict[tuple[str, str], list[dict[int, JudgedResponse]]] = {}
     for response in _responses(path):
-        mine = of_problem.setdefault(_key(response.problem), [])
+        mine = of_problem.setdefault(key(response.problem), [])
         for group in mine:
             held = group.get(response.sample)
             if held is None or held.error:
@@ -314,8 +315,9 @@ def _responses(path: Path) -> Iterator[JudgedResponse]:
             continue
 
 
-def _key(problem: Problem) -> tuple[str, str]:
-    return problem.id, problem.prompt
+def key(problem: Problem) -> tuple[str, str]:
+    """What makes a stored problem the same as a present one: its id and its prompt."""
+    return problem.id, prompt_key(problem.prompt)
 
 
 def _listed(names: Sequence[str]) -> str:

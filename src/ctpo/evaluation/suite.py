@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ctpo.rollout.tools import open_tools
 from ctpo.runs.atomic import write_json
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.sources import DatasetSource
-from ctpo.tasks.task import check_ready
+from ctpo.tasks.task import as_conversation, check_ready
 
 DRAWN = 1024
 """How many problems are drawn without a limit, if the task generates its problems."""
@@ -106,6 +106,9 @@ def run_suite(
         folder.make()
         folder.read()  # raises now what would otherwise fail after the model has loaded
     problems = {name: suite.problems(task) for name, task in suite.tasks.items()}
+    suite = replace(
+        suite, tasks={name: as_conversation(task, problems[name]) for name, task in suite.tasks.items()}
+    )
     for task in suite.tasks.values():
         check_ready(task)
     engine, at_once = _engine(suite)

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ctpo.errors import UserError, well_formed
 from ctpo.tasks import PythonTool, Task
 from ctpo.tasks.calls import FUNCTION
+from ctpo.tasks.prompts import Message
 
 _PURPOSE = "Run a Python program and return what it prints."
 TOOL_SCHEMA = {
@@ -32,14 +33,18 @@ _NATIVE_OPEN, _NATIVE_CLOSE = "<tool_call>", "</tool_call>"  # the form of Herme
 _USER_TEXT, _ASSISTANT_TEXT, _TOOL_TEXT = "WHAT-WAS-ASKED", "WHAT-WAS-SAID", "WHAT-WAS-PRINTED"
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str) -> list[int]:
-    """The token ids that the model continues: the bare prompt, or the task's conversation in the chat template.
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str | Sequence[Message]
+) -> list[int]:
+    """The token ids that the model continues: the bare prompt, or the conversation in the chat template.
+
+    A prompt of messages is a conversation in every task.
 
     Raises:
         UserError: if the task is a conversation, and the tokenizer has no chat template or its template refuses it.
     """
     text = prompt
-    if task.conversational:
+    if task.conversational or not isinstance(text, str):
         if not tokenizer.chat_template:
             raise UserError(
                 f"task {task.name!r} is a conversation, but the model's tokenizer has no chat template; use an "
@@ -130,7 +135,7 @@ def _result_tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
     return (between, after) if between and after and between != after else None
 
 
-def _render_task(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str) -> str:
+def _render_task(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str | Sequence[Message]) -> str:
     tools = None
     messages = task.messages(prompt)
     if task.tool is not None and _calls_natively(task.tool, tokenizer):

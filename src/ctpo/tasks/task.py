@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
 
 from ctpo.errors import UserError, well_formed
+from ctpo.tasks.prompts import Message, Prompt, checked_prompt
 from ctpo.tasks.tool import PythonTool
 
 SPLITS = ("train", "test")
@@ -20,17 +21,26 @@ class Problem:
     """One question of a task. Its three fields become the columns of a training dataset.
 
     An unpaired surrogate in a field is read as U+FFFD, because tokenizers refuse it.
+
+    Raises:
+        ValueError: if the prompt is neither text nor a conversation that ends with the user's turn.
     """
 
-    prompt: str
-    """The text that the model continues; for a chat model, the content of the user's turn."""
+    prompt: Prompt
+    """The text that the model continues; for a chat model, the content of the user's turn. Or a conversation: a tuple
+    of messages with `role` and `content`, the last of them the user's."""
     answer: str
     """The reference answer, in the form the task's `check` expects."""
     id: str
     """The name of the problem, which is the same in every run."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        try:
+            object.__setattr__(self, "prompt", checked_prompt(self.prompt))
+        except ValueError as error:
+            raise ValueError(f"the prompt of problem {self.id} {error}") from None
+        for name in ("answer", "id"):
+            value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, well_formed(value))
 
@@ -74,7 +84,8 @@ class Task:
     chat: bool = False
     """Whether a prompt is the user's turn of a conversation, which the model's chat template renders."""
     system: str | None = None
-    """The system message of the conversation. It implies `chat`."""
+    """The system message of the conversation. It implies `chat`. A prompt with a system message of its own keeps that
+    one instead."""
     examples: tuple[Mapping[str, str], ...] = ()
     """Worked examples before the problem, as messages with `role` (user, assistant, tool) and `content`. They imply
     `chat`. A tool message holds the output of the program in the assistant's message before it."""
@@ -101,11 +112,25 @@ class Task:
         """Whether prompts go through the model's chat template."""
         return self.chat or self.system is not None or bool(self.examples)
 
-    def messages(self, prompt: str) -> list[dict[str, str]]:
-        """The conversation that ends with this prompt as the user's turn."""
+    def messages(self, prompt: str | Sequence[Message]) -> list[dict[str, str]]:
+        """The conversation that ends with this prompt: the user's turn, or messages of which the last is one.
+
+        The worked examples stand before it, and before them the system message: the prompt's own, or else the task's.
+        """
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*map(dict, prompt)]
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        if any(turn["role"] == "system" for turn in turns):
+            leading = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+            system, turns = turns[:leading], turns[leading:]
         examples = [{"role": each["role"], "content": each["content"]} for each in self.examples]
-        return [*system, *examples, {"role": "user", "content": prompt}]
+        return [*system, *examples, *turns]
+
+
+def as_conversation(task: Task, problems: Sequence[Problem]) -> Task:
+    """The task for these problems: if one of the prompts is a conversation, all are, and a text is the user's turn."""
+    if task.conversational or all(isinstance(problem.prompt, str) for problem in problems):
+        return task
+    return replace(task, chat=True)
 
 
 def check_ready(task: Task) -> None:
@@ -149,6 +174,10 @@ def validate_request(split: str, count: int) -> None:
 
 Completion = str | Sequence[dict[str, Any]]
 
+TEXTS: Final = "response_text"
+"""The column in which our rollouts give reward functions the whole text of each response. TRL's own text of a
+conversation may lack thoughts and tool calls, which it takes out of the content."""
+
 
 def reward_function(task: Task) -> Callable[..., list[float | None]]:
     """A reward function in TRL's calling convention: the task's `reward`, or 1.0 for right and 0.0 for wrong.
@@ -158,7 +187,8 @@ def reward_function(task: Task) -> Callable[..., list[float | None]]:
     Returns:
         `reward(prompts, completions, answer, **kwargs) -> list`, with one reward for each completion. `answer` is the
         dataset column of that name, and errors name the problem in the column `id`; other columns and TRL's own
-        keywords are ignored. In a conversation, the text of the last assistant message is judged. None is TRL's word
+        keywords are ignored. In a conversation, the text of the last assistant message is judged, or the whole
+        response if the column `response_text` has it. None is TRL's word
         for a completion that is not scored, and stands for a reward that is not finite too, which is warned of once.
 
     Raises:
@@ -174,7 +204,7 @@ def reward_function(task: Task) -> Callable[..., list[float | None]]:
                 f"answer has {len(answer)} rows for {len(prompts)} prompts and "
                 f"{len(completions)} completions; pass one of each per row"
             )
-        texts = [_text(completion) for completion in completions]
+        texts = kwargs.get(TEXTS) or [_text(completion) for completion in completions]
         if task.reward is not None:
             names = kwargs.get("id") or [f"with the answer {a!r}" for a in answer]
             values = [task.reward(text, a) for text, a in zip(texts, answer, strict=True)]

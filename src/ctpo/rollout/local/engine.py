@@ -116,9 +116,10 @@ class TransformersEngine:
         finally:
             self.model.train(was_training)
 
-    def fits(self, prompt: Sequence[int], sampling: Sampling) -> bool:
-        """Whether the model's context has room for the prompt and the longest response."""
-        return sampling.fits(prompt, self._context())
+    def room(self, sampling: Sampling) -> int | None:
+        """The longest prompt, in tokens, that leaves room for the longest response; None if there is no limit."""
+        context = self._context()
+        return None if context is None else context - sampling.max_new_tokens
 
     def _context(self) -> int | None:
         limit: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)

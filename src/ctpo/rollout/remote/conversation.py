@@ -13,6 +13,7 @@ from ctpo.rollout.remote.endpoint import Endpoint, RequestFailed
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import PythonTool, Task
 from ctpo.tasks.calls import FUNCTION, Unusable, code_of, failing_program
+from ctpo.tasks.prompts import Prompt
 from ctpo.tasks.tool import SUCCESS
 
 _FENCE = "```"
@@ -64,7 +65,7 @@ class Conversation:
         server: Server,
         task: Task,
         tool: PythonTool | None,
-        prompt: str,
+        prompt: Prompt,
         sampling: Sampling,
         seed: int | None,
     ) -> None:
@@ -97,7 +98,7 @@ class Conversation:
         """Add what the programs printed to the conversation."""
         raise NotImplementedError
 
-    def _begin(self, task: Task, prompt: str) -> None:
+    def _begin(self, task: Task, prompt: Prompt) -> None:
         raise NotImplementedError
 
     def _turn(self) -> None:
@@ -133,7 +134,8 @@ class Conversation:
 class TextConversation(Conversation):
     """A bare prompt that the model continues."""
 
-    def _begin(self, task: Task, prompt: str) -> None:
+    def _begin(self, task: Task, prompt: Prompt) -> None:
+        assert isinstance(prompt, str)
         self._prompt = prompt
 
     def _turn(self) -> None:
@@ -154,7 +156,7 @@ class TextConversation(Conversation):
 class ChatConversation(Conversation):
     """Messages. The model calls the tool by the server's tool calls or by blocks of code."""
 
-    def _begin(self, task: Task, prompt: str) -> None:
+    def _begin(self, task: Task, prompt: Prompt) -> None:
         messages = task.messages(prompt)
         # Servers refuse a tool message without a tool call before it, so examples show blocks of code.
         self._messages: list[dict[str, Any]] = [

@@ -13,6 +13,7 @@ from ctpo.rollout.remote.endpoint import Endpoint
 from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import ToolRunner
 from ctpo.tasks import Task
+from ctpo.tasks.prompts import Prompt
 
 
 class EndpointEngine:
@@ -28,7 +29,7 @@ class EndpointEngine:
     def respond(
         self,
         task: Task,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         sampling: Sampling,
         *,
         tools: ToolRunner | None = None,
@@ -43,9 +44,10 @@ class EndpointEngine:
             UserError: if the task wants native tool calls and the server refuses them.
         """
         tool = None if tools is None else tools.tool
-        kind = ChatConversation if task.conversational else TextConversation
         conversations: list[Conversation] = [
-            kind(self._server, task, tool, prompt, sampling, seeds[i] if seeds else None)
+            (TextConversation if isinstance(prompt, str) and not task.conversational else ChatConversation)(
+                self._server, task, tool, prompt, sampling, seeds[i] if seeds else None
+            )
             for i, prompt in enumerate(prompts)
         ]
         live = conversations

@@ -85,9 +85,10 @@ class VLLMEngine:
         self._completer = completer
         self._eos = sorted(set(eos_token_ids))
 
-    def fits(self, prompt: Sequence[int], sampling: Sampling) -> bool:
-        """Whether the model's context has room for the prompt and the longest response."""
-        return sampling.fits(prompt, self._completer.context)
+    def room(self, sampling: Sampling) -> int | None:
+        """The longest prompt, in tokens, that leaves room for the longest response; None if there is no limit."""
+        context = self._completer.context
+        return None if context is None else context - sampling.max_new_tokens
 
     def generate(
         self,

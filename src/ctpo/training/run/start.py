@@ -163,6 +163,17 @@ def settle_length(config: CTPOConfig, problems: int) -> None:
         )
 
 
+def dataset_rows(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    """The problems as rows of a training dataset. Its columns have one type, so a text among messages becomes one."""
+    rows = [dict(vars(problem)) for problem in problems]
+    if all(isinstance(row["prompt"], str) for row in rows):
+        return rows
+    for row in rows:
+        text = row["prompt"]
+        row["prompt"] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
+    return rows
+
+
 def heldout_problems(recipe: Recipe, task: Task) -> list[Problem]:
     """The held-out problems, the same in every evaluation of the run."""
     if recipe.eval_dataset is not None:

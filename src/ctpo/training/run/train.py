@@ -22,7 +22,7 @@ from ctpo.runs.directory import RunDirectory
 from ctpo.runs.identity import deciding_settings
 from ctpo.tasks import Problem, Task, get_task
 from ctpo.tasks.arithmetic import model_path
-from ctpo.tasks.task import check_ready
+from ctpo.tasks.task import as_conversation, check_ready
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.launch import check_joined
 from ctpo.training.config.recipe import EMBEDDED_MODEL, Recipe
@@ -38,6 +38,7 @@ from ctpo.training.run.start import (
     Start,
     check_enough,
     check_unfinished,
+    dataset_rows,
     heldout_problems,
     prepare,
     settle,
@@ -96,11 +97,12 @@ def train(
     check_void_turns(task, recipe.mask_void_turns)
     check_ready(task)
     everything = train_problems(recipe, task, config)
+    heldout = heldout_problems(recipe, task)
+    task = as_conversation(task, [*everything, *heldout])
     tokenizer, context = load_tokenizer(_model(recipe), **_loading(config, "revision", "trust_remote_code"))
     problems = leave_out_long(everything, recipe, config, task, tokenizer, context)
     check_enough(problems, config)
     settle_length(config, len(problems))
-    heldout = heldout_problems(recipe, task)
     written = resolved(prepared.keys)
     identity = {"world_size": processes, "recipe": deciding_settings(written, MAY_CHANGE)}
     start = on_main(lambda: settle(prepared, identity), processes, index)
@@ -229,7 +231,7 @@ def _trainer(
             model=model,
             reward_funcs=reward_functions(task, recipe, config, account_for),
             args=config,
-            train_dataset=Dataset.from_list([vars(problem) for problem in problems]),
+            train_dataset=Dataset.from_list(dataset_rows(problems)),
             processing_class=tokenizer,
             rollout_func=make_rollout_func(
                 tools,

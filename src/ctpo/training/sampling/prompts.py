@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ctpo.errors import UserError
 from ctpo.rollout.chat import adapt_tool, encode_prompt
+from ctpo.rollout.lengths import LengthLimit
 from ctpo.tasks import Problem, Task
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.recipe import Recipe
@@ -39,15 +40,8 @@ def leave_out_long(
     if limit is None:
         encode_prompt(tokenizer, task, problems[0].prompt)
         return list(problems)
-    # A token is at least one byte, so the bytes of a prompt bound its tokens, and most prompts need not be tokenised.
-    # The tokens that the template adds are counted once.
-    frame = len(encode_prompt(tokenizer, task, "x")) + 16
-    kept = [
-        problem
-        for problem in problems
-        if frame + len(problem.prompt.encode()) <= limit
-        or len(encode_prompt(tokenizer, task, problem.prompt)) <= limit
-    ]
+    within = LengthLimit(tokenizer, task, limit)
+    kept = [problem for problem in problems if within.allows(problem.prompt)]
     if not kept:
         why = (
             f"max_prompt_length={limit}; raise it"

@@ -14,6 +14,7 @@ from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.noise import row_uniforms
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Task
+from ctpo.tasks.task import TEXTS
 from ctpo.training.processes import whole_model
 from ctpo.training.sampling.account import RolloutAccount
 from ctpo.training.sampling.correction import mark_in_process
@@ -29,13 +30,14 @@ def make_rollout_func(
     batch_size: int | None = None,
     task: Task | None = None,
     void_turns: VoidTurns = "none",
-) -> Callable[[list[str], Any], dict[str, Any]]:
+) -> Callable[[list[Any], Any], dict[str, Any]]:
     """A `rollout_func` for TRL, which samples with the trainer's model or its vLLM, and runs the tool.
 
-    TRL gives it one prompt per completion; equal prompts are run through the model once. It returns the log-probs at
-    the trainer's temperature, in nats, and 0.0 on the tool's tokens. Its `env_mask` is 1 on the tokens that the model
-    sampled. It is 0 on all tokens of a response that is left out of the loss (`void_turns`, and TRL's
-    `mask_truncated_completions`). It stores what the rollout batch cost in the trainer's `rollout_account`.
+    TRL gives it one prompt per completion, a text or the messages of a conversation. Equal prompts are run through the
+    model once. It returns the log-probs at the trainer's temperature, in nats, and 0.0 on the tool's tokens. Its
+    `env_mask` is 1 on the tokens that the model sampled. It is 0 on all tokens of a response that is left out of the
+    loss (`void_turns`, and TRL's `mask_truncated_completions`). It stores what the rollout batch cost in the trainer's
+    `rollout_account`.
 
     Args:
         tools: runs the programs of the responses; None for a task without a tool.
@@ -44,7 +46,7 @@ def make_rollout_func(
         void_turns: which responses without a tool call or an answer are left out of the loss.
     """
 
-    def rollout_func(prompts: list[str], trainer: SamplingView) -> dict[str, Any]:
+    def rollout_func(prompts: list[Any], trainer: SamplingView) -> dict[str, Any]:
         tokenizer = trainer.processing_class
         if task is None:
             ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
@@ -60,6 +62,7 @@ def make_rollout_func(
         account = RolloutAccount.of(rollouts, time.perf_counter() - started, tools)
         trainer.rollout_account = account
         return {
+            **({} if all(isinstance(prompt, str) for prompt in prompts) else _texts(rollouts, tokenizer)),
             "prompt_ids": [rollout.prompt_ids for rollout in rollouts],
             "completion_ids": [rollout.completion_ids for rollout in rollouts],
             "logprobs": [rollout.logps for rollout in rollouts],
@@ -77,6 +80,13 @@ def make_rollout_func(
 
     mark_in_process(rollout_func)
     return rollout_func
+
+
+def _texts(rollouts: list[Rollout], tokenizer: Any) -> dict[str, list[str]]:
+    """The column with the whole text of each response."""
+    return {
+        TEXTS: tokenizer.batch_decode([each.completion_ids for each in rollouts], skip_special_tokens=True)
+    }
 
 
 @contextmanager
