@@ -73,7 +73,9 @@ def main() -> None:
             # Sample. The engine keeps the log-prob of every token that it draws.
             drawn = problems[batch * PROMPTS : (batch + 1) * PROMPTS]
             repeated = [problem for problem in drawn for _ in range(SAMPLES)]
-            rollouts = engine.generate([tokenizer.encode(p.prompt) for p in repeated], sampling, tools=tools)
+            rollouts = engine.generate(
+                [tokenizer.encode(p.prompt) for p in repeated], sampling, partner=tools
+            )
 
             # Judge. The advantage of a response is its reward relative to the other responses to its prompt.
             texts = [tokenizer.decode(r.completion_ids, skip_special_tokens=True) for r in rollouts]

@@ -44,7 +44,7 @@ def test_before_an_update_the_loop_scores_as_the_engine_sampled(
     prompts = [tokenizer.encode(problem.prompt) for problem in arithmetic.problems("train", 8, 0)]
     tools = ToolRunner(TOOL, sandbox)
     rollouts = TransformersEngine(model, tokenizer).generate(
-        prompts, Sampling(max_new_tokens=96), tools=tools
+        prompts, Sampling(max_new_tokens=96), partner=tools
     )
     assert any(0 in rollout.response_mask for rollout in rollouts)  # tool output, which the mask leaves out
     logps = loop["response_logps"](model, rollouts)

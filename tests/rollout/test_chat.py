@@ -27,7 +27,7 @@ def converse(
     engine = TransformersEngine(*model, **options)
     prompts = [encode_prompt(model[1], task, question) for question in questions]
     generator = torch.Generator().manual_seed(0)
-    return engine.generate(prompts, sampling, tools=ToolRunner(task.tool, sandbox), generator=generator)
+    return engine.generate(prompts, sampling, partner=ToolRunner(task.tool, sandbox), generator=generator)
 
 
 def test_a_conversation_grows_as_the_template_renders_it(

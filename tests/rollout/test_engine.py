@@ -29,7 +29,7 @@ def prompts(embedded: Any, arithmetic: Any) -> list[list[int]]:
 def rollouts(embedded: Any, arithmetic: Any, sandbox: Any, prompts: list[list[int]]) -> list[Rollout]:
     generator = torch.Generator().manual_seed(0)
     tools = ToolRunner(arithmetic.tool, sandbox)
-    return TransformersEngine(*embedded).generate(prompts, SAMPLING, tools=tools, generator=generator)
+    return TransformersEngine(*embedded).generate(prompts, SAMPLING, partner=tools, generator=generator)
 
 
 def recomputed(model: Any, rollout: Rollout) -> torch.Tensor:
@@ -158,7 +158,7 @@ def test_output_that_does_not_fit_is_cut_at_the_length_limit(
     generator = torch.Generator().manual_seed(0)
     for limit in (9, 10, 11, 12):
         found = TransformersEngine(*embedded).generate(
-            prompts, Sampling(max_new_tokens=limit), tools=tools, generator=generator
+            prompts, Sampling(max_new_tokens=limit), partner=tools, generator=generator
         )
         assert max(len(rollout.completion_ids) for rollout in found) == limit
 
@@ -170,7 +170,7 @@ def test_calls_beyond_the_limit_are_not_run(
 
     tools = ToolRunner(replace(arithmetic.tool, max_calls=1), sandbox)
     generator = torch.Generator().manual_seed(0)
-    found = TransformersEngine(*embedded).generate(prompts[:16], SAMPLING, tools=tools, generator=generator)
+    found = TransformersEngine(*embedded).generate(prompts[:16], SAMPLING, partner=tools, generator=generator)
     assert max(len(rollout.calls) for rollout in found) == 1
 
 

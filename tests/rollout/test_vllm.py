@@ -77,7 +77,7 @@ def generate(model: Any, task: Task, sandbox: Any, sampling: Sampling, seed: int
     prompts = [encode_prompt(model[1], task, question) for question in TALKS]
     uniforms = None if seed is None else row_uniforms(range(len(prompts)), sampling.max_new_tokens, seed=seed)
     tools = None if task.tool is None else ToolRunner(task.tool, sandbox)
-    return engine.generate(prompts, sampling, tools=tools, uniforms=uniforms), completer
+    return engine.generate(prompts, sampling, partner=tools, uniforms=uniforms), completer
 
 
 @pytest.mark.parametrize("limit", [400, 63, 62, 61, 30, 26, 25])
@@ -88,7 +88,7 @@ def test_greedy_turns_equal_the_engine_in_process(
     got, completer = generate(chat_model, chat_task, sandbox, sampling)
     prompts = [encode_prompt(chat_model[1], chat_task, question) for question in TALKS]
     tools = ToolRunner(chat_task.tool, sandbox)  # type: ignore[arg-type]
-    expected = TransformersEngine(*chat_model).generate(prompts, sampling, tools=tools)
+    expected = TransformersEngine(*chat_model).generate(prompts, sampling, partner=tools)
     for one, other in zip(got, expected, strict=True):
         assert one.completion_ids == other.completion_ids
         assert one.response_mask == other.response_mask

@@ -69,7 +69,7 @@ def test_a_batch_is_sampled_by_the_weights_of_lag_batches_ago(
         )
         ids = [lagged.processing_class.encode(prompt, add_special_tokens=False) for prompt in prompts]
         tools = ToolRunner(arithmetic.tool, sandbox)
-        return engine.generate(ids, sampling_of(lagged), tools=tools, uniforms=uniforms)
+        return engine.generate(ids, sampling_of(lagged), partner=tools, uniforms=uniforms)
 
     expected = sampled_after(batch - LAG - 1)
     assert _tokens(rollouts) == [rollout.completion_ids for rollout in expected]

@@ -143,7 +143,7 @@ def test_use_vllm_picks_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Engine:
         def generate(
-            self, prompts: list[list[int]], sampling: Sampling, tools: Any, uniforms: Any
+            self, prompts: list[list[int]], sampling: Sampling, partner: Any, uniforms: Any
         ) -> list[Rollout]:
             return [
                 Rollout(prompt_ids=p, completion_ids=[7], response_mask=[1], logps=[-1.0], finished=True)

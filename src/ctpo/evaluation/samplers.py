@@ -60,7 +60,7 @@ def local_responses(
         for j in range(samples)
     ]
     uniforms = row_uniforms(numbers, sampling.max_new_tokens, seed=seed)
-    rollouts = iter(engine.generate(repeated, sampling, tools=tools, uniforms=uniforms))
+    rollouts = iter(engine.generate(repeated, sampling, partner=tools, uniforms=uniforms))
     return [
         _response(engine, next(rollouts)) if fits else Response(too_long=True)
         for fits in fitting

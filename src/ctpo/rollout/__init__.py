@@ -11,14 +11,18 @@ from ctpo.rollout.remote.engine import EndpointEngine
 from ctpo.rollout.remote.vllm import VLLMEngine
 from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import ToolRunner
+from ctpo.rollout.turns import Answer, Partner, Turn
 
 __all__ = [
+    "Answer",
     "Endpoint",
     "EndpointEngine",
+    "Partner",
     "Rollout",
     "Sampling",
     "ToolCall",
     "ToolRunner",
     "TransformersEngine",
+    "Turn",
     "VLLMEngine",
 ]

@@ -30,5 +30,7 @@ class Rollout:
     logps: list[float] = field(default_factory=list)
     """The log-probability of each sampled token in nats, at the sampling temperature; 0.0 for a tool's tokens."""
     calls: list[ToolCall] = field(default_factory=list)
+    turn_rewards: list[tuple[int, float]] = field(default_factory=list)
+    """The rewards of single turns, in order: the index of the turn's last token in the response, and the reward."""
     finished: bool = False
-    """Whether the model ended the response itself. If not, the response reached the length limit."""
+    """Whether the model or its partner ended the response. If not, the response reached the length limit."""

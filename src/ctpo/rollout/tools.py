@@ -11,8 +11,9 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from ctpo.errors import UserError
-from ctpo.rollout.chat import adapt_tool
+from ctpo.rollout.chat import adapt_tool, called_program, encode_result
 from ctpo.rollout.records import ToolCall
+from ctpo.rollout.turns import Answer, Turn
 from ctpo.sandbox import Sandbox, SandboxResult, SandboxUnavailable
 from ctpo.tasks import PythonTool, Task
 
@@ -27,14 +28,14 @@ class Runs(Protocol):
 
 
 class ToolRunner:
-    """Runs a tool's programs in a sandbox, and counts what they cost.
+    """Runs a tool's programs in a sandbox, and counts what they cost. It is the `Partner` of a task with a tool.
 
     Programs share nothing: each runs in an interpreter of its own. If the task declares its tool deterministic, a
     program that was run before is answered from memory, because running it again would give the same. Only results
     that do not depend on the machine's load (ok, error) are remembered.
 
     Attributes:
-        tool: the tool with the tags of the model that `adapt` was last called for.
+        tool: the tool with the tags of the model that `begin` was last called for.
         seconds, calls, failures, executed: since `reset_account`, the seconds spent, the calls answered, those of
             them that failed, and the programs that really ran.
     """
@@ -46,9 +47,43 @@ class ToolRunner:
         self._known: OrderedDict[str, SandboxResult] = OrderedDict()
         self.reset_account()
 
-    def adapt(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    @property
+    def closing_characters(self) -> str:
+        """The characters of which one ends every call."""
+        return self.tool.closing_characters
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts of which one stands at the end of every call."""
+        return self.tool.stops
+
+    @property
+    def answers_ends(self) -> bool:
+        """False: a call ends in the middle of a turn."""
+        return False
+
+    def begin(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]) -> None:
         """Take the calls and results of this tokenizer's chat template, if the tool's style says so."""
         self.tool = adapt_tool(self._declared, tokenizer)
+        self._tokenizer = tokenizer
+        self._calls_left = [self.tool.max_calls] * len(prompts)
+
+    def listens_to(self, response: int) -> bool:
+        """Whether the response may make another call."""
+        return self._calls_left[response] > 0
+
+    def answer(self, turns: Sequence[Turn]) -> list[Answer | None]:
+        """The output of the call at the end of each turn; None without one. All programs run together."""
+        programs = [called_program(self._tokenizer, self.tool, turn.ids) for turn in turns]
+        called = [at for at, program in enumerate(programs) if program is not None]
+        answers: list[Answer | None] = [None] * len(turns)
+        if called:
+            calls = self.run([program for program in programs if program is not None])
+            outputs = encode_result(self._tokenizer, self.tool, [call.output for call in calls])
+            for at, call, ids in zip(called, calls, outputs, strict=True):
+                answers[at] = Answer(ids=ids, calls=(call,))
+                self._calls_left[turns[at].response] -= 1
+        return answers
 
     def reset_account(self) -> None:
         """Set seconds, calls, failures and executed to 0."""

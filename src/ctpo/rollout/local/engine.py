@@ -1,15 +1,16 @@
 """Sampling in this process, with any causal language model of transformers.
 
-All rows of a batch advance together, one token per step. A tool's output enters the row's cache directly, so a tool
-turn needs no second prefill and nothing is tokenised again. A long output is read in one forward pass of the rows
-concerned. A short one is read token by token in place of sampled tokens, which costs no extra pass while other rows
-still decode.
+All rows of a batch advance together, one token per step. A partner's answer, such as a tool's output, enters the row's
+cache directly. So a further turn needs no second prefill, and nothing is tokenised again. A long answer is read in one
+forward pass of the rows concerned. A short one is read token by token in place of sampled tokens, which costs no extra
+pass while other rows still decode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,20 +18,21 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctpo import fast_cpu
-from ctpo.rollout.chat import called_program, encode_result
+from ctpo.old_names import old_keywords
+from ctpo.rollout.local.closing import closing_tokens
 from ctpo.rollout.local.decoders import Decoder, decoder_for
 from ctpo.rollout.local.responses import Responses
 from ctpo.rollout.records import Rollout
 from ctpo.rollout.sampling import Sampling, sample_tokens
-from ctpo.rollout.tools import ToolRunner
+from ctpo.rollout.turns import Answer, Partner, Turn
 
 _CHUNK = 16
-"""A tool's output of at least this many tokens is read in a pass of its own. A pass for fewer tokens would cost more
-than it saves."""
+"""An answer of at least this many tokens is read in a pass of its own. A pass for fewer tokens would cost more than it
+saves."""
 
 
 class TransformersEngine:
-    """Samples responses with a transformers model, and runs the tool when the model calls it.
+    """Samples responses with a transformers model, and inserts what a partner answers to the model's turns.
 
     Args:
         model: a causal language model. Its dtype and device stay as they are; it samples in evaluation mode and
@@ -43,7 +45,7 @@ class TransformersEngine:
     Example:
         engine = TransformersEngine(model, tokenizer)
         with open_tools(task) as tools:
-            rollouts = engine.generate(prompts, Sampling(max_new_tokens=96), tools=tools)
+            rollouts = engine.generate(prompts, Sampling(max_new_tokens=96), partner=tools)
     """
 
     def __init__(
@@ -62,7 +64,6 @@ class TransformersEngine:
         self.batch_size = batch_size
         ids = _eos_ids(model, tokenizer) if eos_token_ids is None else eos_token_ids
         self._eos = torch.tensor(sorted(ids), device=model.device)
-        self._may_close: dict[str, Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -70,13 +71,14 @@ class TransformersEngine:
         device: torch.device = self.model.device
         return device
 
+    @old_keywords(tools="partner")
     @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[list[int]],
         sampling: Sampling,
         *,
-        tools: ToolRunner | None = None,
+        partner: Partner | None = None,
         generator: torch.Generator | None = None,
         uniforms: Tensor | None = None,
     ) -> list[Rollout]:
@@ -85,7 +87,7 @@ class TransformersEngine:
         Args:
             prompts: the token ids of each prompt.
             sampling: how tokens are drawn.
-            tools: runs the programs that the model writes; None for a task without a tool.
+            partner: answers the model's turns, for example by running the programs in them; None for none.
             generator: a source of randomness that the rows share; torch's global one if None.
             uniforms: [prompts, max_new_tokens], random numbers for each row (`row_uniforms`) in place of a generator.
                 A response is then the same whatever else is decoded.
@@ -94,8 +96,8 @@ class TransformersEngine:
             UserError: if a prompt is empty or leaves no room in the model's context.
         """
         sampling.check_prompts(prompts, self._context())
-        if tools is not None:
-            tools.adapt(self.tokenizer)
+        if partner is not None:
+            partner.begin(self.tokenizer, prompts)
         was_training = self.model.training
         self.model.eval()
         try:
@@ -108,7 +110,7 @@ class TransformersEngine:
                     for rollout in self._decode(
                         list(prompts[i : i + rows]),
                         sampling,
-                        tools,
+                        None if partner is None else _Numbered(partner, i),
                         generator,
                         None if noise is None else noise[i : i + rows],
                     )
@@ -129,7 +131,7 @@ class TransformersEngine:
         self,
         prompts: list[list[int]],
         sampling: Sampling,
-        tools: ToolRunner | None,
+        partner: _Numbered | None,
         generator: torch.Generator | None,
         uniforms_BN: Tensor | None,
     ) -> list[Rollout]:
@@ -146,9 +148,10 @@ class TransformersEngine:
                 uniforms_B=None if uniforms_BN is None else uniforms_BN[responses.cursor()],
             )
             tokens, sampled = responses.write(tokens, logps)
-            responses.end(sampled & torch.isin(tokens, self._eos))
-            if tools is not None:
-                self._run_tools(responses, decoder, tokens, sampled, tools)
+            ended = sampled & torch.isin(tokens, self._eos)
+            responses.end(ended)
+            if partner is not None:
+                self._converse(responses, decoder, tokens, sampled, ended, partner)
             if not responses.active().any():
                 return responses.rollouts()
             keep = responses.shrink()
@@ -157,64 +160,84 @@ class TransformersEngine:
                 tokens = tokens[keep]
             logits = decoder.step(tokens, responses.active())
 
-    def _run_tools(
-        self, responses: Responses, decoder: Decoder, tokens: Tensor, sampled: Tensor, tools: ToolRunner
+    def _converse(
+        self,
+        responses: Responses,
+        decoder: Decoder,
+        tokens: Tensor,
+        sampled: Tensor,
+        ended: Tensor,
+        partner: _Numbered,
     ) -> None:
-        """Run the calls that this step's tokens completed, and insert their outputs into the responses."""
-        closing = sampled & responses.active() & self._closes(tools.tool.closing_characters)[tokens]
-        calling: dict[int, int] = {}
-        programs: list[str] = []
-        for row, response, ids in responses.since_last_output(closing.nonzero().squeeze(-1)):
-            if len(responses.calls[response]) < tools.tool.max_calls:
-                program = called_program(self.tokenizer, tools.tool, ids)
-                if program is not None:
-                    calling[row] = response
-                    programs.append(program)
-        if not programs:
+        """Show the partner the turns that end with this step's tokens, and insert its answers into the responses."""
+        shown = ended if partner.answers_ends else torch.zeros_like(ended)
+        if partner.closing_characters:
+            vocabulary = self.model.get_input_embeddings().num_embeddings
+            closing = closing_tokens(self.tokenizer, partner.closing_characters, vocabulary, tokens.device)
+            shown = shown | sampled & responses.active() & closing[tokens]
+        turns = {
+            row: Turn(response=response, ids=ids, ended=row_ended)
+            for (row, response, ids), row_ended in zip(
+                responses.since_last_answer(shown.nonzero().squeeze(-1)), ended[shown].tolist(), strict=True
+            )
+            if partner.listens_to(response)
+        }
+        if not turns:
             return
-        calls = tools.run(programs)
-        for response, call in zip(calling.values(), calls, strict=True):
-            responses.calls[response].append(call)
-        outputs = encode_result(self.tokenizer, tools.tool, [call.output for call in calls])
-        self._insert(responses, decoder, tokens, calling, outputs)
+        answers = partner.answer(list(turns.values()))
+        answered = {
+            row: (turn.response, answer)
+            for (row, turn), answer in zip(turns.items(), answers, strict=True)
+            if answer is not None
+        }
+        if answered:
+            responses.take(*zip(*answered.values(), strict=True))
+            self._insert(responses, decoder, tokens, answered)
 
     def _insert(
         self,
         responses: Responses,
         decoder: Decoder,
         tokens: Tensor,
-        calling: dict[int, int],
-        outputs: list[list[int]],
+        answered: dict[int, tuple[int, Answer]],
     ) -> None:
-        """Insert the output of each row's call, as far as the response has room.
+        """Insert the answer of each row, as far as the response has room.
 
         Args:
-            tokens: the token that each row is fed next. A row that reads its output here gets the output's last token.
-            calling: the rows that made a call, with the response of each.
-            outputs: the token ids of each output.
+            tokens: the token that each row is fed next. A row that reads its answer here gets the answer's last token.
+            answered: the rows that were answered, with the response and the answer of each.
         """
-        room = responses.room(list(calling.values()))
-        cut = [ids[:free] for ids, free in zip(outputs, room, strict=True)]
-        alone = len(calling) == int(responses.active().sum())
+        going = [row for row, (_, answer) in answered.items() if not answer.done]
+        alone = len(going) == int(responses.active().sum())
+        room = responses.room([response for response, _ in answered.values()])
         chunks: list[tuple[int, list[int]]] = []
-        for (row, response), ids, free in zip(calling.items(), cut, room, strict=True):
-            at_once = decoder.feeds_chunks and len(ids) >= (2 if alone else _CHUNK)
-            responses.force([response], [ids], at_once=at_once)
-            if at_once and len(ids) < free:
+        for (row, (response, answer)), free in zip(answered.items(), room, strict=True):
+            ids = answer.ids[:free]
+            worth_a_pass = decoder.feeds_chunks and len(ids) >= (2 if alone else _CHUNK)
+            responses.force(response, ids, at_once=answer.done or worth_a_pass)
+            if worth_a_pass and not answer.done and len(ids) < free:
                 chunks.append((row, [int(tokens[row]), *ids[:-1]]))
                 tokens[row] = ids[-1]
         if chunks:
             decoder.feed([row for row, _ in chunks], [ids for _, ids in chunks])
 
-    def _closes(self, characters: str) -> Tensor:
-        """For each token id, whether it has a character that can end a call. Only then is a row decoded to text."""
-        if characters not in self._may_close:
-            vocabulary = self.model.get_input_embeddings().num_embeddings
-            texts = self.tokenizer.decode([[i] for i in range(len(self.tokenizer))])
-            table = torch.zeros(max(vocabulary, len(texts)), dtype=torch.bool)
-            table[: len(texts)] = torch.tensor([any(c in text for c in characters) for text in texts])
-            self._may_close[characters] = table.to(self.model.device)
-        return self._may_close[characters]
+
+class _Numbered:
+    """A partner for the responses of one batch, which have numbers of their own there.
+
+    Args:
+        first: the number of the batch's first response in the whole `generate`.
+    """
+
+    def __init__(self, partner: Partner, first: int) -> None:
+        self._partner, self._first = partner, first
+        self.closing_characters, self.answers_ends = partner.closing_characters, partner.answers_ends
+
+    def listens_to(self, response: int) -> bool:
+        return self._partner.listens_to(self._first + response)
+
+    def answer(self, turns: Sequence[Turn]) -> list[Answer | None]:
+        return self._partner.answer([replace(turn, response=self._first + turn.response) for turn in turns])
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

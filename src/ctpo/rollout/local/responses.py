@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ctpo.rollout.records import Rollout, ToolCall
+from ctpo.rollout.records import Rollout
+from ctpo.rollout.turns import Answer
 
 SHRINK_BELOW = 0.75
 """Finished rows leave the batch once the share of rows still decoding is at most this. Each time copies the cache."""
@@ -32,7 +33,9 @@ class Responses:
         self._ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         self._alive = torch.arange(len(prompts), device=device)
         self._turn_start = [0] * len(prompts)
-        self.calls: list[list[ToolCall]] = [[] for _ in prompts]
+        self._answers: list[list[tuple[int, Answer]]] = [
+            [] for _ in prompts
+        ]  # each with its turn's last token
 
     def active(self) -> Tensor:
         """For each decoding row, whether the response has not ended and has room for another token."""
@@ -44,7 +47,7 @@ class Responses:
         return self._alive, self._length_B[self._alive].clamp(max=self._limit - 1)
 
     def write(self, tokens: Tensor, logps: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one token to each active row: the sampled one, or the next token of a tool's output.
+        """Append one token to each active row: the sampled one, or the next token of an answer.
 
         Returns:
             The token ids that the model is fed next, and for each row whether the model sampled its token.
@@ -75,8 +78,8 @@ class Responses:
         self._alive = self._alive[keep]
         return keep
 
-    def since_last_output(self, rows: Tensor) -> list[tuple[int, int, list[int]]]:
-        """For each of these decoding rows: the row, its response, and the response's tokens since the last output."""
+    def since_last_answer(self, rows: Tensor) -> list[tuple[int, int, list[int]]]:
+        """For each of these decoding rows: the row, its response, and the response's tokens since the last answer."""
         responses = self._alive[rows]
         lengths = self._length_B[responses].tolist()
         tokens = self._tokens_BN[responses, : max(lengths, default=0)].tolist()
@@ -92,15 +95,22 @@ class Responses:
         lengths: list[int] = self._length_B[list(responses)].tolist()
         return [self._limit - length for length in lengths]
 
-    def force(self, responses: Sequence[int], ids: Sequence[list[int]], *, at_once: bool) -> None:
-        """Append a tool's tokens to each response, now (`at_once`) or one in each of the next calls of `write`."""
-        starts = self._length_B[list(responses)].tolist()
+    def take(self, responses: Sequence[int], answers: Sequence[Answer]) -> None:
+        """Note the answer to the turn of each response. The response then goes on, unless the answer is the last."""
+        lengths = self._length_B[list(responses)].tolist()
+        for response, answer, length in zip(responses, answers, lengths, strict=True):
+            self._answers[response].append((length - 1, answer))
+        done = torch.tensor([answer.done for answer in answers], device=self._ended_B.device)
+        self._ended_B[list(responses)] = done
+
+    def force(self, response: int, ids: list[int], *, at_once: bool) -> None:
+        """Append the tokens of an answer to a response, now (`at_once`) or one in each of the next calls of `write`."""
+        start = int(self._length_B[response])
         held = self._tokens_BN if at_once else self._forced_BN
-        for response, given, start in zip(responses, ids, starts, strict=True):
-            held[response, start : start + len(given)] = torch.tensor(given, device=held.device)
-            self._turn_start[response] = start + len(given)
-            if at_once:
-                self._length_B[response] = start + len(given)
+        held[response, start : start + len(ids)] = torch.tensor(ids, dtype=torch.long, device=held.device)
+        self._turn_start[response] = start + len(ids)
+        if at_once:
+            self._length_B[response] = start + len(ids)
 
     def rollouts(self) -> list[Rollout]:
         """The responses in the order of the prompts."""
@@ -112,7 +122,10 @@ class Responses:
                 completion_ids=tokens[i][:length],
                 response_mask=sampled[i][:length],
                 logps=logps[i][:length],
-                calls=self.calls[i],
+                calls=[call for _, answer in self._answers[i] for call in answer.calls],
+                turn_rewards=[
+                    (at, answer.reward) for at, answer in self._answers[i] if answer.reward is not None
+                ],
                 finished=ended[i],
             )
             for i, (prompt, length) in enumerate(zip(self._prompts, self._length_B.tolist(), strict=True))

@@ -1,8 +1,8 @@
-"""Responses completed by vLLM over several tool turns, token ids in and token ids out.
+"""Responses completed by vLLM over several turns, token ids in and token ids out.
 
-vLLM completes all rows. Between two completions, the programs of all rows run together and their outputs are appended
-as token ids. A row's earlier tokens are sent again as ids, which vLLM's prefix cache makes cheap, and never as text.
-So a response is the very sequence that the model saw, as with `TransformersEngine`.
+vLLM completes all rows. Between two completions, a partner answers the turns of all rows together, and its answers are
+appended as token ids. A row's earlier tokens are sent again as ids, which vLLM's prefix cache makes cheap, and never as
+text. So a response is the very sequence that the model saw, as with `TransformersEngine`.
 
 Nothing here imports vLLM. The engine is given a `Completer`: `ctpo.training.sampling.vllm` has one for TRL's colocated
 model and for TRL's client of a server.
@@ -18,10 +18,10 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ctpo.rollout.chat import called_program, encode_result
+from ctpo.old_names import old_keywords
 from ctpo.rollout.records import Rollout
 from ctpo.rollout.sampling import Sampling
-from ctpo.rollout.tools import ToolRunner
+from ctpo.rollout.turns import Answer, Partner, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class CompletionRequest:
     """What one row needs next."""
 
     ids: list[int]
-    """All token ids so far: the prompt, the model's tokens and the tool's tokens."""
+    """All token ids so far: the prompt, the model's tokens and those of answers."""
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     """Texts that end the completion. The tokens that complete such a text are part of the completion."""
@@ -90,18 +90,19 @@ class VLLMEngine:
         context = self._completer.context
         return None if context is None else context - sampling.max_new_tokens
 
+    @old_keywords(tools="partner")
     def generate(
         self,
         prompts: Sequence[list[int]],
         sampling: Sampling,
         *,
-        tools: ToolRunner | None = None,
+        partner: Partner | None = None,
         uniforms: Tensor | None = None,
     ) -> list[Rollout]:
         """One response for each prompt, in order.
 
         Args:
-            prompts, sampling, tools: as for `TransformersEngine.generate`.
+            prompts, sampling, partner: as for `TransformersEngine.generate`.
             uniforms: [prompts, max_new_tokens]; every completion gets a seed of its own from these.
 
         Raises:
@@ -113,76 +114,74 @@ class VLLMEngine:
             owner="vLLM",
             advice="shorten the prompt, lower max_new_tokens or raise vllm_max_model_length",
         )
-        if tools is not None:
-            tools.adapt(self.tokenizer)
+        if partner is not None:
+            partner.begin(self.tokenizer, prompts)
         rows = [
-            _Row(prompt, sampling.max_new_tokens, None if uniforms is None else uniforms[i])
+            _Row(i, prompt, sampling.max_new_tokens, None if uniforms is None else uniforms[i])
             for i, prompt in enumerate(prompts)
         ]
         live = rows
         with self._completer.awake():
             while self._completer.anyone(bool(live)):
-                requests = [row.request(tools) for row in live]
+                requests = [row.request(partner) for row in live]
                 completions = self._completer.complete(requests, sampling, self._eos)
                 for row, request, (ids, logps) in zip(live, requests, completions, strict=True):
                     row.append_sampled(ids, logps, ended=self._ended(request, ids), eos=self._eos)
+                if partner is not None:
+                    _converse(live, partner)
                 live = [row for row in live if not row.done]
-                if tools is not None:
-                    self._run_tools(live, tools)
-                live = [row for row in live if row.room]
         return [row.rollout for row in rows]
 
     def _ended(self, request: CompletionRequest, ids: list[int]) -> bool:
-        """Whether the model ended the response, and not a stop text or the length limit the completion."""
+        """Whether the model ended the turn, and not a stop text or the length limit the completion."""
         if not ids or ids[-1] in self._eos:
             return True
         text = self.tokenizer.decode(ids, skip_special_tokens=False)
         return len(ids) < request.max_new_tokens and not any(stop in text for stop in request.stop)
 
-    def _run_tools(self, rows: list[_Row], tools: ToolRunner) -> None:
-        """Run the calls of the rows' last completions, all together, and append the outputs."""
-        calling: list[_Row] = []
-        programs: list[str] = []
-        for row in rows:
-            if row.room and len(row.rollout.calls) < tools.tool.max_calls:
-                program = called_program(self.tokenizer, tools.tool, row.since_last_output)
-                if program is not None:
-                    calling.append(row)
-                    programs.append(program)
-        if not programs:
-            return
-        calls = tools.run(programs)
-        outputs = encode_result(self.tokenizer, tools.tool, [call.output for call in calls])
-        for row, call, ids in zip(calling, calls, outputs, strict=True):
-            row.rollout.calls.append(call)
-            row.append_output(ids)
+
+def _converse(rows: Sequence[_Row], partner: Partner) -> None:
+    """Show the partner the turns that ended with the last completions, and append its answers."""
+    shown = [
+        row
+        for row in rows
+        if (partner.answers_ends if row.rollout.finished else not row.done) and partner.listens_to(row.number)
+    ]
+    if not shown:
+        return
+    for row, answer in zip(shown, partner.answer([row.turn() for row in shown]), strict=True):
+        if answer is not None:
+            row.append_answer(answer)
 
 
 class _Row:
     """One response that is being completed."""
 
-    def __init__(self, prompt: list[int], limit: int, uniforms: Tensor | None) -> None:
-        self._uniforms = uniforms
+    def __init__(self, number: int, prompt: list[int], limit: int, uniforms: Tensor | None) -> None:
+        self.number = number
         self.rollout = Rollout(prompt_ids=prompt)
         self.done = False
+        """Whether nothing more is to be completed: the response has ended or has no room left."""
+        self._uniforms = uniforms
         self._limit = limit
         self._turn_start = 0
 
     @property
-    def room(self) -> int:
+    def _room(self) -> int:
         return self._limit - len(self.rollout.completion_ids)
 
-    @property
-    def since_last_output(self) -> list[int]:
-        return self.rollout.completion_ids[self._turn_start :]
+    def turn(self) -> Turn:
+        """What the model wrote since the last answer."""
+        ids = self.rollout.completion_ids[self._turn_start :]
+        return Turn(response=self.number, ids=ids, ended=self.rollout.finished)
 
-    def request(self, tools: ToolRunner | None) -> CompletionRequest:
-        # After the last allowed call the model may continue: nothing would run at a stop.
-        stops = tools is not None and len(self.rollout.calls) < tools.tool.max_calls
+    def request(self, partner: Partner | None) -> CompletionRequest:
+        # Where the partner does not listen any more, a stop would only interrupt the model.
+        stops = partner.stops if partner is not None and partner.listens_to(self.number) else ()
         return CompletionRequest(
             ids=self.rollout.prompt_ids + self.rollout.completion_ids,
-            max_new_tokens=self.room,
-            stop=tools.tool.stops if tools is not None and stops else (),
+            max_new_tokens=self._room,
+            stop=stops,
             seed=self._seed(),
         )
 
@@ -192,15 +191,21 @@ class _Row:
         return int(self._uniforms[len(self.rollout.completion_ids)].double() * 2**31)
 
     def append_sampled(self, ids: list[int], logps: list[float], *, ended: bool, eos: Sequence[int]) -> None:
-        ids, logps = ids[: self.room], logps[: self.room]
+        ids, logps = ids[: self._room], logps[: self._room]
         self._append(ids, logps, sampled=1)
         self.rollout.finished = bool(ids) and ids[-1] in eos
-        self.done = ended or not self.room
+        self.done = ended or not self._room
 
-    def append_output(self, ids: list[int]) -> None:
-        ids = ids[: self.room]
+    def append_answer(self, answer: Answer) -> None:
+        rollout = self.rollout
+        rollout.calls += answer.calls
+        if answer.reward is not None:
+            rollout.turn_rewards.append((len(rollout.completion_ids) - 1, answer.reward))
+        ids = answer.ids[: self._room]
         self._append(ids, [0.0] * len(ids), sampled=0)
-        self._turn_start = len(self.rollout.completion_ids)
+        self._turn_start = len(rollout.completion_ids)
+        rollout.finished = answer.done
+        self.done = answer.done or not self._room
 
     def _append(self, ids: list[int], logps: list[float], *, sampled: int) -> None:
         assert len(ids) == len(logps)

@@ -8,7 +8,9 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from ctpo.rollout import Rollout, ToolRunner
+from ctpo.rollout import Rollout
+from ctpo.rollout.turns import Accountable, Partner
+from ctpo.tasks.tool import SUCCESS
 
 
 @dataclass(kw_only=True)
@@ -33,17 +35,18 @@ class RolloutAccount:
     """Responses by the judge's verdict, for a judge that distinguishes more than right and wrong."""
 
     @staticmethod
-    def of(rollouts: Sequence[Rollout], seconds: float, tools: ToolRunner | None) -> RolloutAccount:
+    def of(rollouts: Sequence[Rollout], seconds: float, partner: Partner | None) -> RolloutAccount:
         """The account of these rollouts, which took this wall-clock time; masks and verdicts are added later."""
-        account = RolloutAccount(
+        calls = [call for rollout in rollouts for call in rollout.calls]
+        return RolloutAccount(
             responses=len(rollouts),
             model_tokens=sum(sum(rollout.response_mask) for rollout in rollouts),
             seconds=seconds,
+            tool_seconds=partner.seconds if isinstance(partner, Accountable) else 0.0,
+            tool_calls=len(calls),
+            tool_failures=sum(call.status != SUCCESS for call in calls),
+            tool_executed=partner.executed if isinstance(partner, Accountable) else len(calls),
         )
-        if tools is not None:
-            account.tool_seconds, account.tool_calls = tools.seconds, tools.calls
-            account.tool_failures, account.tool_executed = tools.failures, tools.executed
-        return account
 
     def over_processes(self, accelerator: Any) -> RolloutAccount:
         """The account of the rollout batch over all processes. Counts are added; a time is that of the slowest."""

@@ -1,4 +1,4 @@
-"""Rollouts for TRL: its trainer calls `rollout_func`, which samples with our engines and runs the tool."""
+"""Rollouts for TRL: its trainer calls `rollout_func`, which samples with our engines and a partner."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ctpo.rollout import Rollout, ToolRunner, TransformersEngine, VLLMEngine
+from ctpo.rollout import Partner, Rollout, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.noise import row_uniforms
 from ctpo.rollout.sampling import Sampling
+from ctpo.rollout.turns import Accountable
 from ctpo.tasks import Task
 from ctpo.tasks.task import TEXTS
 from ctpo.training.processes import whole_model
@@ -25,22 +26,22 @@ from ctpo.training.view import SamplingView
 
 
 def make_rollout_func(
-    tools: ToolRunner | None,
+    partner: Partner | None,
     *,
     batch_size: int | None = None,
     task: Task | None = None,
     void_turns: VoidTurns = "none",
 ) -> Callable[[list[Any], Any], dict[str, Any]]:
-    """A `rollout_func` for TRL, which samples with the trainer's model or its vLLM, and runs the tool.
+    """A `rollout_func` for TRL, which samples with the trainer's model or its vLLM, and converses with a partner.
 
     TRL gives it one prompt per completion, a text or the messages of a conversation. Equal prompts are run through the
-    model once. It returns the log-probs at the trainer's temperature, in nats, and 0.0 on the tool's tokens. Its
+    model once. It returns the log-probs at the trainer's temperature, in nats, and 0.0 on the tokens of answers. Its
     `env_mask` is 1 on the tokens that the model sampled. It is 0 on all tokens of a response that is left out of the
     loss (`void_turns`, and TRL's `mask_truncated_completions`). It stores what the rollout batch cost in the trainer's
     `rollout_account`.
 
     Args:
-        tools: runs the programs of the responses; None for a task without a tool.
+        partner: answers the model's turns, for example by running the programs in them; None for none.
         batch_size: number of responses decoded at once; None for all of them.
         task: makes each prompt a conversation, with the model's chat template. None takes prompts as they are.
         void_turns: which responses without a tool call or an answer are left out of the loss.
@@ -53,13 +54,13 @@ def make_rollout_func(
         else:
             ids = [encode_prompt(tokenizer, task, prompt) for prompt in prompts]
         started = time.perf_counter()
-        if tools is not None:
-            tools.reset_account()
+        if isinstance(partner, Accountable):
+            partner.reset_account()
         with open_engine(trainer, batch_size) as engine:
             rollouts = engine.generate(
-                ids, sampling_of(trainer), tools=tools, uniforms=_uniforms(trainer, len(ids))
+                ids, sampling_of(trainer), partner=partner, uniforms=_uniforms(trainer, len(ids))
             )
-        account = RolloutAccount.of(rollouts, time.perf_counter() - started, tools)
+        account = RolloutAccount.of(rollouts, time.perf_counter() - started, partner)
         trainer.rollout_account = account
         return {
             **({} if all(isinstance(prompt, str) for prompt in prompts) else _texts(rollouts, tokenizer)),
