@@ -9,11 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from ctpo.errors import UserError, well_formed
+from ctpo.tasks.calls import FUNCTION
+from ctpo.tasks.functions import FunctionTool, as_tools
 from ctpo.tasks.prompts import Message, Prompt, checked_prompt
 from ctpo.tasks.tool import PythonTool
 
 SPLITS = ("train", "test")
 EXAMPLE_ROLES = ("user", "assistant", "tool")
+Tool = PythonTool | FunctionTool
+"""What a model may call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,9 @@ class Task:
     """The check of a completion: its decoded text, tool calls and their results included."""
     tool: PythonTool | None = None
     """The Python tool that the model may use, or None."""
+    tools: Sequence[Callable[..., Any] | FunctionTool | PythonTool] = ()
+    """Python functions that the model may call (`ctpo.tasks.functions`). They imply `chat`, because the chat template
+    declares them. A Python tool among them becomes `tool`. Afterwards this holds a `FunctionTool` for each function."""
     chat: bool = False
     """Whether a prompt is the user's turn of a conversation, which the model's chat template renders."""
     system: str | None = None
@@ -98,6 +105,7 @@ class Task:
     Evaluations always use `check`."""
 
     def __post_init__(self) -> None:
+        self._take_tools()
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name={self.name!r}: use letters, digits, '-' and '_', e.g. name='arithmetic'")
         for i, message in enumerate(self.examples):
@@ -107,10 +115,34 @@ class Task:
                     f"examples[{i}]={dict(message)!r}: give role ({', '.join(EXAMPLE_ROLES)}) and content (text)"
                 )
 
+    def _take_tools(self) -> None:
+        """Separate the Python tool from the functions, and make tools of these."""
+        programs = [each for each in self.tools if isinstance(each, PythonTool)]
+        if len(programs) + (self.tool is not None) > 1:
+            raise ValueError(f"task {self.name!r} has two Python tools; give one, as tool= or in tools=[...]")
+        functions = as_tools([each for each in self.tools if not isinstance(each, PythonTool)])
+        object.__setattr__(self, "tool", programs[0] if programs else self.tool)
+        object.__setattr__(self, "tools", functions)
+        if self.tool is not None and any(each.name == FUNCTION for each in functions):
+            raise ValueError(
+                f"task {self.name!r}: {FUNCTION!r} is the name of the Python tool; give the function another: "
+                "FunctionTool(function, name=...)"
+            )
+
+    @property
+    def functions(self) -> tuple[FunctionTool, ...]:
+        """The functions that the model may call."""
+        return tuple(each for each in self.tools if isinstance(each, FunctionTool))
+
+    @property
+    def all_tools(self) -> tuple[Tool, ...]:
+        """Everything that the model may call, the Python tool first."""
+        return (*(() if self.tool is None else (self.tool,)), *self.functions)
+
     @property
     def conversational(self) -> bool:
         """Whether prompts go through the model's chat template."""
-        return self.chat or self.system is not None or bool(self.examples)
+        return self.chat or self.system is not None or bool(self.examples) or bool(self.tools)
 
     def messages(self, prompt: str | Sequence[Message]) -> list[dict[str, str]]:
         """The conversation that ends with this prompt: the user's turn, or messages of which the last is one.

@@ -203,17 +203,22 @@ class PythonTool:
         return "\n".join(part for part in (self._cut(stdout, room - len(report)), report, ending) if part)
 
     def _cut(self, text: str, limit: int) -> str:
-        """The text, without its middle if it is longer than the limit, and with a mark in that place."""
-        if len(text) <= limit:
-            return text
-        if self.result_charset is not None or limit < _ROOM_FOR_MARK:
-            return text[:limit]
-        kept = limit - len(_MARK.format(len(text)))
-        mark = _MARK.format(len(text) - kept)
-        return text[: kept - kept // 2] + mark + text[len(text) - kept // 2 :]
+        """The text in at most so many characters, with a mark only if the vocabulary has the mark's characters."""
+        return without_middle(text, limit) if self.result_charset is None else text[:limit]
 
     def _tags(self) -> tuple[str, ...]:
         return (self.open, self.close, self.result_open, self.result_close)
+
+
+def without_middle(text: str, limit: int) -> str:
+    """The text, without its middle if it is longer than the limit, and with a mark in that place."""
+    if len(text) <= limit:
+        return text
+    if limit < _ROOM_FOR_MARK:
+        return text[:limit]
+    kept = limit - len(_MARK.format(len(text)))
+    mark = _MARK.format(len(text) - kept)
+    return text[: kept - kept // 2] + mark + text[len(text) - kept // 2 :]
 
 
 CHAT_TOOL = PythonTool(
