@@ -13,14 +13,19 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-NATIVE = "{% if tools %}{{ '<tools>' + (tools | tojson) + '</tools><tool_call>' }}{% endif %}" + CHATML
+NATIVE = (
+    "{% if tools %}{{ '<tools>' + (tools | tojson) + '</tools>' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] }}"
+    "{% for c in m.tool_calls %}{{ '\\n<tool_call>\\n' + (c.function | tojson) + '\\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 TALKS = {  # question: program, what it prints, last words
     "a": ("print(6*7)", "42", "\\boxed{42}"),
     "bb": ("print('x'*40)", "x" * 40, "many"),
     "ccc": ("print(1/0)", None, "ouch"),
     "dddd": ("print('<|im_'+'end|>')", "<|im_end|>", "text"),
 }
-SYSTEM = "Use it."
+SYSTEM = "Use ```python."
 
 
 def make_tokenizer(template: str | None = CHATML) -> Any:

@@ -177,7 +177,7 @@ def test_a_template_without_system_role_gets_it_with_the_question(
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
     tokenizer = chat_tokenizer(strict + CHATML)
     text = tokenizer.decode(encode_prompt(tokenizer, chat_task, "3*3"))
-    assert text.startswith("<|im_start|>user\nUse it.\n\n3*3<|im_end|>")
+    assert text.startswith("<|im_start|>user\nUse ```python.\n\n3*3<|im_end|>")
 
 
 def test_missing_and_broken_templates_are_named(chat_tokenizer: Callable[..., Any], chat_task: Task) -> None:

@@ -9,23 +9,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ctpo.errors import UserError, well_formed
+from ctpo.rollout.calls import CallFormat, call_format
+from ctpo.rollout.template import Template, plain_ids
 from ctpo.tasks import PythonTool, Task
-from ctpo.tasks.calls import FUNCTION
+from ctpo.tasks.calls import PYTHON_SCHEMA
 from ctpo.tasks.prompts import Message
 
-_PURPOSE = "Run a Python program and return what it prints."
-TOOL_SCHEMA = {
-    "type": "function",
-    "function": {
-        "name": FUNCTION,
-        "description": _PURPOSE,
-        "parameters": {
-            "type": "object",
-            "properties": {"code": {"type": "string", "description": "the program"}},
-            "required": ["code"],
-        },
-    },
-}
+TOOL_SCHEMA = PYTHON_SCHEMA
 """The declaration of the Python tool that chat templates and servers take."""
 
 _NATIVE_OPEN, _NATIVE_CLOSE = "<tool_call>", "</tool_call>"  # the form of Hermes, Qwen, SmolLM3 and others
@@ -53,6 +43,11 @@ def encode_prompt(
         text = _render_task(tokenizer, task, prompt)
     ids: list[int] = tokenizer.encode(well_formed(text), add_special_tokens=False)
     return ids
+
+
+def task_format(tokenizer: PreTrainedTokenizerBase, task: Task) -> CallFormat | None:
+    """The form in which this model calls the tools of the task; None without tools."""
+    return call_format(tokenizer, task.all_tools, task.template_kwargs)
 
 
 def adapt_tool(tool: PythonTool, tokenizer: PreTrainedTokenizerBase) -> PythonTool:
@@ -92,17 +87,10 @@ def encode_result(
     after = tokenizer.encode(tool.result_close, add_special_tokens=False)
     bodies = {output: tool.body(output) for output in outputs}
     ids = {
-        output: [*before, *_plain_ids(tokenizer, body), *after] if body else [*before, *after]
+        output: [*before, *plain_ids(tokenizer, body), *after] if body else [*before, *after]
         for output, body in bodies.items()
     }
     return [ids[output] for output in outputs]
-
-
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(well_formed(text), add_special_tokens=False, split_special_tokens=True)[
-        "input_ids"
-    ]
-    return ids
 
 
 def _with_result(tool: PythonTool, tags: tuple[str, str]) -> PythonTool:
@@ -110,19 +98,17 @@ def _with_result(tool: PythonTool, tags: tuple[str, str]) -> PythonTool:
 
 
 def _calls_natively(tool: PythonTool, tokenizer: PreTrainedTokenizerBase) -> bool:
-    if tool.style not in ("native", "auto") or _result_tags(tokenizer) is None:
+    if tool.style not in ("native", "auto"):
         return False
-    messages = [{"role": "user", "content": _USER_TEXT}]
-    with_tools = _try_render(tokenizer, messages, tools=[TOOL_SCHEMA])
-    return with_tools is not None and _NATIVE_OPEN in with_tools and _PURPOSE in with_tools
+    form = call_format(tokenizer, [dataclasses.replace(tool, style="auto")])
+    return form is not None and form.style == "native"
 
 
 def _result_tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
     """The template's texts before and after a tool's message that follows an assistant's; None if it has none."""
     if not tokenizer.chat_template:
         return None
-    text = _try_render(
-        tokenizer,
+    text = Template(tokenizer).render(
         [
             {"role": "user", "content": _USER_TEXT},
             {"role": "assistant", "content": _ASSISTANT_TEXT},
@@ -136,32 +122,23 @@ def _result_tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
 
 
 def _render_task(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str | Sequence[Message]) -> str:
-    tools = None
+    form = task_format(tokenizer, task)
     messages = task.messages(prompt)
-    if task.tool is not None and _calls_natively(task.tool, tokenizer):
-        tools = [TOOL_SCHEMA]
-    if task.tool is not None and (task.tool.style == "tags" or _result_tags(tokenizer) is None):
-        messages = fold_results(messages, task.tool)
-    text = _try_render(tokenizer, messages, tools=tools)
+    tools: Sequence[Any] = ()
+    if form is not None:
+        tools = form.declarations
+        messages = _with_instructions(messages, form.instructions, task)
+        if task.tool is not None and (task.tool.style == "tags" or _result_tags(tokenizer) is None):
+            messages = fold_results(messages, task.tool)
+    template = Template(tokenizer, task.template_kwargs)
+    text = template.render(messages, tools=tools)
     if text is None:  # some templates have no system role
-        text = _try_render(tokenizer, _fold_system(messages), tools=tools)
+        text = template.render(_fold_system(messages), tools=tools)
     if text is None:
         raise UserError(
             f"the model's chat template cannot render task {task.name!r} (roles: "
             f"{', '.join(message['role'] for message in messages)}); give the task other examples"
         )
-    return text
-
-
-def _try_render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], tools: list[Any] | None = None
-) -> str | None:
-    try:
-        text: str = tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=True
-        )
-    except Exception:  # a template is a program, and may raise anything to refuse
-        return None
     return text
 
 
@@ -183,6 +160,16 @@ def fold_results(messages: list[dict[str, str]], tool: PythonTool) -> list[dict[
             folded.append(dict(message))
             resuming = False
     return folded
+
+
+def _with_instructions(messages: list[dict[str, str]], instructions: str, task: Task) -> list[dict[str, str]]:
+    """The messages, of which the first says how to call tools, unless the task's own text shows it."""
+    shown = task.tool is not None and any(task.tool.open in each["content"] for each in messages[:-1])
+    if not instructions or shown:
+        return messages
+    if messages[0]["role"] == "system":
+        return [{"role": "system", "content": f"{messages[0]['content']}\n\n{instructions}"}, *messages[1:]]
+    return [{"role": "system", "content": instructions}, *messages]
 
 
 def _fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from ctpo.errors import UserError, well_formed
@@ -96,6 +96,8 @@ class Task:
     examples: tuple[Mapping[str, str], ...] = ()
     """Worked examples before the problem, as messages with `role` (user, assistant, tool) and `content`. They imply
     `chat`. A tool message holds the output of the program in the assistant's message before it."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments for the chat template of every conversation, such as `{"enable_thinking": False}`."""
     extract: Callable[[str], str | None] | None = None
     """Returns the final answer of a completion in a form in which equal answers are equal strings, or None without an
     answer. An evaluation needs it to count majorities and unanswered problems. `check` does not need it."""
