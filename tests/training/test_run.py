@@ -16,7 +16,7 @@ import torch
 
 from ctpo.errors import UserError
 from ctpo.runs.directory import RunDirectory
-from ctpo.training.run.events import Silent
+from ctpo.training.records.events import Silent
 from ctpo.training.run.train import Outcome, train
 
 Recipe = Callable[..., dict[str, Any]]

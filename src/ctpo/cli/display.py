@@ -20,7 +20,7 @@ from ctpo.errors import printable
 
 if TYPE_CHECKING:
     from ctpo.runs.directory import RunDirectory
-    from ctpo.training.run.events import RunPlan
+    from ctpo.training.records.events import RunPlan
     from ctpo.training.run.train import Outcome
 
 _COLUMNS: Final[tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...]] = (

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
 
 from ctpo.training.diagnostics.drift import EngineDrift
 from ctpo.training.diagnostics.online import OnlineBand
@@ -11,6 +14,28 @@ from ctpo.training.diagnostics.record import by_position, profile_figures, profi
 from ctpo.training.diagnostics.samples import sample_rows
 from ctpo.training.scoring.microbatch import MicroBatch, Scored
 from ctpo.training.view import TrainerView
+
+
+Reader = Literal["log", "record"]
+"""Who reads the figures: the trainer's log, at any step, and the records, at the end of each rollout batch."""
+
+
+@dataclass
+class _Gathered:
+    """What one reader has not read yet."""
+
+    drift: EngineDrift = field(default_factory=EngineDrift)
+    closed: ProfileSums | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "closed": None if self.closed is None else self.closed.flat(),
+            "drift": self.drift.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], edges: list[int]) -> None:
+        self.closed = None if state["closed"] is None else ProfileSums.from_flat(state["closed"], edges)
+        self.drift.load_state_dict(state["drift"])
 
 
 class Diagnostics:
@@ -23,14 +48,13 @@ class Diagnostics:
     def __init__(self, trainer: TrainerView) -> None:
         self._trainer, self._on = trainer, trainer.args.diagnostics
         self._profile = PositionProfile(lambda: trainer.objective, trainer.args.max_completion_length)
-        self._drift = EngineDrift()
+        self._gathered = {"log": _Gathered()}
         args = trainer.args
         self._online = (
             OnlineBand(args.objective_settings(), args.build_objective) if args.calibrate_online else None
         )
         self._used: dict[str, float] = {}
         self._open = False
-        self._closed: ProfileSums | None = None
         self._objective = trainer.objective
         """The objective that the last closed rollout batch was trained with."""
         self.line: dict[str, Any] | None = None
@@ -46,7 +70,7 @@ class Diagnostics:
     def generated(self, rollouts: MicroBatch) -> None:
         """Add the drift of a rollout batch that was just generated, if the trainer has scored it too."""
         if self._on and rollouts.old_logps is not None and rollouts.rollout_logps is not None:
-            self._drift.add(rollouts.old_logps, rollouts.rollout_logps, rollouts.response_mask)
+            self._add_drift(rollouts.old_logps, rollouts.rollout_logps, rollouts.response_mask)
 
     def observe(self, done: list[Scored]) -> None:
         """Add one micro-batch of training, in the parts in which it was scored."""
@@ -57,7 +81,7 @@ class Diagnostics:
             batch = part.batch
             self._profile.add(part.logps, part.anchor_logps, part.signal, batch.response_mask, part.details)
             if batch.rollout_logps is not None and batch.old_logps is None and self._same_weights():
-                self._drift.add(part.logps, batch.rollout_logps, batch.response_mask)
+                self._add_drift(part.logps, batch.rollout_logps, batch.response_mask)
 
     def close(self) -> None:
         """End the rollout batch, and fit the next band if it is calibrated online. Every process must call."""
@@ -67,22 +91,29 @@ class Diagnostics:
         sums = self._profile.close(self._trainer.accelerator)
         if sums is None:
             return
-        if self._closed is None:
-            self._closed, self._objective = sums, self._trainer.objective
-        else:
-            self._closed = self._closed + sums
+        self._objective = self._trainer.objective
+        for reader in self._gathered.values():
+            reader.closed = sums if reader.closed is None else reader.closed + sums
         if self._online is not None:
             self._used = self._online.figures()
             self._trainer.objective = self._online.update(sums)
 
-    def figures(self) -> dict[str, float]:
-        """The figures of the rollout batches closed since the last call. Names with a slash are for loggers only."""
+    def gather_for_records(self) -> None:
+        """Gather for records too from now on, apart from what is logged."""
+        self._gathered.setdefault("record", _Gathered())
+
+    def figures(self, reader: Reader = "log") -> dict[str, float]:
+        """The figures of the rollout batches closed since this reader's last call. Every process must call.
+
+        Names with a slash are for loggers only.
+        """
         if not self._on:
             return {}
         if self._trainer.at_batch_end:
             self.close()
-        figures = self._drift.flush(self._trainer.accelerator)
-        closed, self._closed, self.line = self._closed, None, None
+        gathered = self._gathered[reader]
+        figures = gathered.drift.flush(self._trainer.accelerator)
+        closed, gathered.closed, self.line = gathered.closed, None, None
         if closed is not None:
             self.line = profile_line(closed, self._objective)
             figures |= profile_figures(closed) | by_position(self.line) | self._used
@@ -94,24 +125,25 @@ class Diagnostics:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run continues from."""
-        closed = None if self._closed is None else self._closed.flat()
-        profile, drift = self._profile.state_dict(), self._drift.state_dict()
         online = None if self._online is None else self._online.state_dict()
-        state = {"open": self._open, "closed": closed, "profile": profile, "drift": drift, "online": online}
-        return {**state, "used": self._used}
+        gathered = {name: reader.state_dict() for name, reader in self._gathered.items()}
+        state = {"open": self._open, "profile": self._profile.state_dict(), "online": online}
+        return {**state, **gathered.pop("log"), **gathered, "used": self._used}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self._open = state["open"]
-        self._closed = (
-            None if state["closed"] is None else ProfileSums.from_flat(state["closed"], self._profile.edges)
-        )
+        for name, reader in self._gathered.items():  # a run of an earlier release logged what it recorded
+            reader.load_state_dict(state.get(name, state), self._profile.edges)
         self._profile.load_state_dict(state["profile"])
-        self._drift.load_state_dict(state["drift"])
         self._used = dict(state["used"])
         if self._online is not None:
             self._online.load_state_dict(state["online"])
             self._trainer.objective = self._online.objective()
+
+    def _add_drift(self, logps: Tensor, engine_logps: Tensor, mask: Tensor) -> None:
+        for reader in self._gathered.values():
+            reader.drift.add(logps, engine_logps, mask)
 
     def _same_weights(self) -> bool:
         """Whether the current weights are those that sampled: no update since, and no lag of the sampling policy."""

@@ -11,7 +11,6 @@ from ctpo.runs.directory import RunDirectory
 from ctpo.tasks import Problem, Task
 from ctpo.training.config.recipe import Recipe
 from ctpo.training.processes import share
-from ctpo.training.run.recorder import heldout_metrics
 from ctpo.training.run.shared import shared_evaluation
 from ctpo.training.sampling.rollout_func import open_engine, sampling_of
 from ctpo.training.view import SamplingView
@@ -57,6 +56,11 @@ class HeldOut:
             self._run.write_transcripts(batch, evaluation.transcripts(self._recipe.transcripts))
         return evaluation
 
+    def due(self, batch: int, last: int) -> bool:
+        """Whether a run of `last` rollout batches is evaluated after this one."""
+        every = self._recipe.eval_every
+        return batch == last or bool(every and batch % every == 0)
+
     def before(self) -> dict[str, float]:
         """The figures of the evaluation before training, which another run of a comparison may have stored."""
         trainer = self._trainer
@@ -67,3 +71,8 @@ class HeldOut:
         if trainer.accelerator.num_processes > 1:
             return measure()
         return shared_evaluation(self._recipe, trainer.model, self._problems, sampling_of(trainer), measure)
+
+
+def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """The figures of an evaluation under the names that records and summaries use."""
+    return {f"heldout_{name}": value for name, value in evaluation.summary().items()}

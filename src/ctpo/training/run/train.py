@@ -28,10 +28,10 @@ from ctpo.training.config.launch import check_joined
 from ctpo.training.config.recipe import EMBEDDED_MODEL, Recipe
 from ctpo.training.config.settings import build, resolved
 from ctpo.training.processes import any_of, on_main
-from ctpo.training.run.environment import describe_environment
-from ctpo.training.run.events import Listener, RunPlan, Silent
-from ctpo.training.run.heldout import HeldOut
-from ctpo.training.run.recorder import RunClock, RunRecorder
+from ctpo.training.records.environment import describe_environment
+from ctpo.training.records.events import Listener, RunPlan, Silent
+from ctpo.training.records.recorder import RunClock, RunRecorder
+from ctpo.training.run.heldout import HeldOut, heldout_metrics
 from ctpo.training.run.shared import share_answers
 from ctpo.training.run.start import (
     MAY_CHANGE,
@@ -164,20 +164,27 @@ def _run(
     listener.started(_plan(trainer, run, recipe, start.step // updates, left_out))
     for record in records:
         listener.recorded(record)
+    last = config.max_steps // updates
+
+    def evaluate(batch: int) -> dict[str, float] | None:
+        if not held_out.due(batch, last):
+            return None
+        evaluation = held_out(batch)
+        trainer.model.train()  # the trainer's log of this step is one of training
+        summary = evaluation.summary().items()
+        trainer.tell_loggers({f"eval_{name.replace('@', '_at_')}": value for name, value in summary})
+        return heldout_metrics(evaluation)
+
     recorder = RunRecorder(
+        trainer,
         run,
         clock,
-        lambda: trainer.rollout_account.over_processes(trainer.accelerator),
-        held_out,
         listener,
-        log=trainer.tell_loggers,
-        diagnostics=trainer.diagnostics,
-        samples=recipe.transcripts,
         updates_per_batch=updates,
-        eval_every=recipe.eval_every,
-        last_batch=config.max_steps // updates,
+        samples=recipe.transcripts,
+        evaluate=evaluate,
     )
-    trainer.checkpoint_writers.append(recorder.write_clocks)
+    trainer.recorder = recorder
     stop = StopCleanly(lambda asked: any_of(asked, trainer.accelerator))
     trainer.add_callback(recorder)
     trainer.add_callback(stop)

@@ -46,6 +46,9 @@ class RolloutState:
     guard: Any
     behaviour: Any
     rollout_account: dict[str, Any]
+    window: Any = None
+    """What the next record needs; None in checkpoints of earlier releases."""
+    recorder: Any = None
 
 
 class UnusableFile(UserError):

@@ -31,6 +31,8 @@ from ctpo.runs.identity import describe_model
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.diagnostics.samples import response_rewards
 from ctpo.training.diagnostics.watch import Diagnostics
+from ctpo.training.records.recorder import RunRecorder
+from ctpo.training.records.window import Window
 from ctpo.training.sampling.account import RolloutAccount, tool_figures
 from ctpo.training.sampling.advantages import estimated
 from ctpo.training.sampling.correction import corrected, correction_for
@@ -166,8 +168,10 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.guard = UpdateGuard(args.max_nonfinite_updates)
         self.run_identity: dict[str, Any] = {}
         """What its checkpoints say about the run. `ctpo train` puts its recipe here."""
-        self.checkpoint_writers: list[Callable[[Path], None]] = []
-        """Called in the main process with the folder of each checkpoint being written."""
+        self.window = Window()
+        """What the next record needs."""
+        self.recorder: RunRecorder | None = None
+        """What writes records of this training."""
         self._staging: Path | None = None
         self._counted_inputs: Any = None
         self._counts = torch.zeros(0, 2)
@@ -218,6 +222,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         stats["minibatch_loss"] = policy_loss * self._accumulation()
         self.objective_stats["train" if training else "eval"].add(stats)
         if training:
+            self.window.add(stats)
             self.diagnostics.observe(done)
         return scored.loss + sum(part.loss for part in done[:-1])
 
@@ -391,6 +396,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         mode = "train" if self.model.training else "eval"
         self.objective_stats[mode].add(stats)
+        if mode == "train":
+            self.window.add(stats)
         if self.args.advantages != "trl":
             rollouts["advantages"] = self._estimate_advantages(rollouts, mode)
         return rollouts
@@ -430,6 +437,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         self.guard.judge(model, norm, self.accelerator)
+        self.window.updated(norm, self._get_learning_rate())
         return norm
 
     def _minibatch_totals(self) -> dict[str, Tensor]:
@@ -454,6 +462,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         mode = "train" if self.model.training else "eval"
         figures = self.objective_stats[mode].flush(self.accelerator)
         if mode == "train":
+            self.window.take(self._metrics[mode], cleared=True)
             account = self.rollout_account.over_processes(self.accelerator)
             figures |= {
                 **self.diagnostics.figures(),
@@ -464,9 +473,19 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._metrics[mode].update({LOGGER_NAMES.get(name, name): [value] for name, value in figures.items()})
         super().log(logs, start_time)
 
+    def record_figures(self) -> dict[str, Any]:
+        """The figures since the last call, under the names that records use. Every process must call."""
+        figures = self.window.close(self._metrics["train"], self.guard.total, self.accelerator)
+        measured = {
+            name: value for name, value in self.diagnostics.figures("record").items() if "/" not in name
+        }
+        return {**figures, **measured, **self.behaviour.figures()}
+
     def tell_loggers(self, figures: dict[str, float]) -> None:
         """Pass figures that are not the trainer's own to the loggers in `report_to`, at this step."""
+        due = self.control.should_log  # transformers takes this call for the log of the step
         self.callback_handler.on_log(self.args, self.state, self.control, figures)
+        self.control.should_log = due
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must belong to, so that this trainer may continue from it."""
@@ -478,9 +497,9 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         refuse_nonfinite_weights(self)
         with staged(self, self.identity()) as folder:
+            if self.recorder is not None:
+                self.recorder.before_checkpoint(folder)
             save_state(self._rollout_state(), folder, self.args.process_index)
-            for write in self.checkpoint_writers if self.is_world_process_zero() else ():
-                write(folder)
             self._staging = folder.parent
             try:
                 super()._save_checkpoint(model, trial)
@@ -527,6 +546,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             guard=self.guard.state_dict(),
             behaviour=self.behaviour.state_dict(),
             rollout_account=asdict(self.rollout_account),
+            window=self.window.state_dict() if self.window.open else None,
+            recorder=None if self.recorder is None else self.recorder.state_dict(),
         )
 
     def _continue_from(self, state: RolloutState) -> None:
@@ -540,3 +561,11 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.guard.load_state_dict(state.guard)
         self.behaviour.load_state_dict(state.behaviour)
         self.rollout_account = RolloutAccount(**state.rollout_account)
+        if state.window is None:  # an earlier release, or a run without records
+            skipped = self.guard.total - self.guard.skipped
+            state_of_log = {"stats": state.objective_stats, "metrics": {}, "seen": {}, "skipped": skipped}
+            self.window.load_state_dict(state_of_log)
+        else:
+            self.window.load_state_dict(state.window)
+        if self.recorder is not None and state.recorder is not None:
+            self.recorder.load_state_dict(state.recorder)

@@ -1,0 +1,1 @@
+"""What a run writes while it trains, whether `ctpo train` or a Python script started it."""
