@@ -15,7 +15,6 @@ from ctpo.training.diagnostics.samples import sample_rows
 from ctpo.training.scoring.microbatch import MicroBatch, Scored
 from ctpo.training.view import TrainerView
 
-
 Reader = Literal["log", "record"]
 """Who reads the figures: the trainer's log, at any step, and the records, at the end of each rollout batch."""
 

@@ -131,7 +131,9 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         line = self._trainer.diagnostics.line
         account = self._trainer.rollout_account.over_processes(self._trainer.accelerator)
         record = {
-            **{"batch": batch, "step": state.global_step, "epoch": state.epoch},
+            "batch": batch,
+            "step": state.global_step,
+            "epoch": state.epoch,
             **_costs(account, self._clock.batch_seconds),
             **figures,
             **rollout_figures(account),
