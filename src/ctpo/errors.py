@@ -30,6 +30,10 @@ class UserError(ValueError):
         return one_line(super().__str__())
 
 
+class Notice(UserWarning):
+    """A sentence about the user's data or code that is no error. The command line prints it as one line."""
+
+
 def printable(text: str) -> str:
     """Return the text as a terminal may show it: only line feeds and tabs stay of the characters that control one.
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ctpo.errors import UserError
+from ctpo.errors import Notice, UserError, one_line
+
+_format = warnings.formatwarning
 
 
 def is_main_process() -> bool:
@@ -22,17 +24,26 @@ def is_main_process() -> bool:
 def quieten() -> None:
     """Silence progress bars and notices of transformers and TRL that a user of `ctpo` can do nothing about.
 
-    Their errors and our own warnings stay. Call this before importing either.
+    Their errors and our own warnings stay, a `Notice` as one line. Call this before importing either.
     """
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|torch|accelerate)\b")
+    warnings.formatwarning = _formatted
     if not is_main_process():
         warnings.simplefilter("ignore")  # the main process gives the same ones
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def _formatted(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if issubclass(category, Notice):
+        return f"ctpo: {one_line(str(message))}\n"
+    return _format(message, category, filename, lineno, line)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Splits and columns are those of the datasets' cards. Loading them needs the netw
 
 from __future__ import annotations
 
-from ctpo.tasks.jsonl import ANY_COLUMNS, Columns
+from ctpo.tasks.columns import Columns
 from ctpo.tasks.math import MathCheck, reference_answer
 from ctpo.tasks.math.check import extract
 from ctpo.tasks.sources import DatasetSource, HubDataset
@@ -17,6 +17,8 @@ TOOL_PROMPT = (
     "Solve the problem step by step. You can run Python: write a block that starts with ```python and ends with "
     "```, print what you need, and its output is shown to you. Put the final answer in \\boxed{}."
 )
+
+_USUAL = Columns()
 
 
 def math_task(name: str, source: DatasetSource) -> Task:
@@ -31,7 +33,7 @@ def math_task(name: str, source: DatasetSource) -> Task:
     )
 
 
-def _task(name: str, *hub: HubDataset, columns: Columns = ANY_COLUMNS) -> Task:
+def _task(name: str, *hub: HubDataset, columns: Columns = _USUAL) -> Task:
     return math_task(name, DatasetSource(name=name, hub=hub, columns=columns, answer=reference_answer))
 
 

@@ -2,7 +2,7 @@
 
     arithmetic, gsm8k, aime25, …      a shipped task
     gsm8k@PATH                        the same with a local file or directory in place of the hub
-    PATH.jsonl, PATH.parquet          a mathematics task from a file
+    PATH.jsonl, .json, .csv, .parquet a mathematics task from a file (.gz too)
     hub:OWNER/NAME                    a mathematics task from any hub dataset
     reasoning_gym:NAME                a generator of reasoning-gym
     FILE.py, FILE.py:NAME             a `Task` that a user's Python file defines (FILE.py@PATH: see gsm8k@PATH)
@@ -22,11 +22,12 @@ from pathlib import Path
 from ctpo.errors import UserError
 from ctpo.tasks.arithmetic.task import ARITHMETIC
 from ctpo.tasks.chain_sums import CHAIN_SUMS
+from ctpo.tasks.columns import Columns
 from ctpo.tasks.generated import generated_task
-from ctpo.tasks.jsonl import ANY_COLUMNS, SUFFIXES, Columns
 from ctpo.tasks.math import reference_answer
 from ctpo.tasks.mathematics import ANSWER_PROMPT, MATHEMATICS, TOOL_PROMPT, math_task
 from ctpo.tasks.own import is_own_task, own_task
+from ctpo.tasks.rows import SUFFIXES
 from ctpo.tasks.sources import DatasetSource, HubDataset
 from ctpo.tasks.task import Task
 from ctpo.tasks.tool import Style
@@ -102,7 +103,7 @@ def _from_files(task: Task, path: Path | None, options: dict[str, str]) -> Task:
             f"task {name}@{path}: {path} does not exist; give a JSONL or parquet file, or a directory"
         )
     # A file in place of the hub's dataset may have other column names.
-    columns = _columns(options, task.problems.columns if path is None else ANY_COLUMNS)
+    columns = _columns(options, task.problems.columns if path is None else Columns())
     return dataclasses.replace(task, problems=dataclasses.replace(task.problems, path=path, columns=columns))
 
 
@@ -110,7 +111,7 @@ def _file_task(path: Path, options: dict[str, str]) -> Task:
     if not os.path.exists(path):
         raise UserError(f"task {path} does not exist; give the path of a JSONL or parquet file")
     name = _plain(path.stem)
-    columns = _columns(options, ANY_COLUMNS)
+    columns = _columns(options, Columns())
     return math_task(name, DatasetSource(name=name, path=path, columns=columns, answer=reference_answer))
 
 
@@ -122,7 +123,7 @@ def _hub_task(dataset: str, options: dict[str, str]) -> Task:
         del splits["train"]  # held-out problems must not be trained on
     hub = HubDataset(id=dataset, config=options.get("config"), splits=splits)
     name = _plain(dataset.partition("/")[2])
-    columns = _columns(options, ANY_COLUMNS)
+    columns = _columns(options, Columns())
     return math_task(name, DatasetSource(name=name, hub=(hub,), columns=columns, answer=reference_answer))
 
 

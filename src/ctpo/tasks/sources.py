@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctpo.errors import UserError
+from ctpo.errors import Notice, UserError
 from ctpo.extras import require
-from ctpo.tasks.jsonl import ANY_COLUMNS, SUFFIXES, Columns, read_problems
+from ctpo.tasks.columns import Columns, read_problems
+from ctpo.tasks.repeats import tell_repeats
+from ctpo.tasks.rows import SUFFIXES
 from ctpo.tasks.task import Problem, validate_request
 
 
@@ -55,8 +57,8 @@ class DatasetSource:
     name: str
     hub: tuple[HubDataset, ...] = ()
     path: Path | None = None
-    """A file, which is used as test split, or a directory with train.jsonl and test.jsonl (or .parquet)."""
-    columns: Columns = field(default_factory=lambda: ANY_COLUMNS)
+    """A file, which is used as test split, or a directory with train.jsonl and test.jsonl (or .parquet, .csv, …)."""
+    columns: Columns = field(default_factory=Columns)
     answer: Callable[[str], str] = str
     """Makes the reference answer from the text of the answer column."""
 
@@ -91,7 +93,9 @@ class DatasetSource:
                 except UserError as error:
                     skipped.append(str(error))
             _report(part.id, skipped, len(problems))
-        return _with_unique_ids(self.name, problems)
+        unique = _with_unique_ids(self.name, problems)
+        tell_repeats(f"task {self.name!r}", unique)
+        return unique
 
     def _no_split(self, split: str, why: str) -> UserError:
         advice = "dataset=FILE for training problems" if split == "train" else "eval_dataset=FILE"
@@ -104,7 +108,7 @@ def _report(dataset: str, skipped: list[str], kept: int) -> None:
     if not kept:
         raise UserError(skipped[0] if skipped else f"dataset {dataset} is empty")
     if skipped:  # a user cannot correct a row of somebody else's dataset, so such rows are left out
-        warnings.warn(f"{len(skipped)} rows left out, the first: {skipped[0]}", stacklevel=2)
+        warnings.warn(f"{len(skipped)} rows left out, the first: {skipped[0]}", Notice, stacklevel=2)
 
 
 def _with_unique_ids(name: str, problems: list[Problem]) -> list[Problem]:

@@ -12,7 +12,7 @@ from ctpo.evaluation.model import HELDOUT_SEED
 from ctpo.runs.checkpoints import Choice, choose, is_checkpoint, step_of
 from ctpo.runs.directory import RunDirectory, default_run_path
 from ctpo.tasks import Problem, Task
-from ctpo.tasks.jsonl import ANY_COLUMNS, Columns, read_problems
+from ctpo.tasks.columns import Columns, read_problems
 from ctpo.tasks.sources import DatasetSource
 from ctpo.tasks.task import ProblemSource
 from ctpo.training.config.config import CTPOConfig
@@ -182,10 +182,10 @@ def heldout_problems(recipe: Recipe, task: Task) -> list[Problem]:
 
 
 def _read(path: Path, recipe: Recipe, task: Task) -> list[Problem]:
-    """The problems of a file. Usual column names and the form of answers are those of the task's own problems."""
+    """The problems of a file, whose answers have the form of the task's own."""
     own = task.problems
-    usual = (ANY_COLUMNS, own.answer) if isinstance(own, DatasetSource) else (Columns(), str)
-    return read_problems(path, replace(usual[0], **(recipe.columns or {})), usual[1])
+    answer = own.answer if isinstance(own, DatasetSource) else str
+    return read_problems(path, Columns(**(recipe.columns or {})), answer)
 
 
 def _source(recipe: Recipe, task: Task) -> ProblemSource:
