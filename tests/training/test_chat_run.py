@@ -80,11 +80,33 @@ def test_prompts_are_left_out_by_their_tokens(small_recipe: Any, chat_folder: Pa
         train(recipe(small_recipe, chat_folder, data, max_prompt_length=20, output_dir=str(data / "other")))
 
 
-def test_a_dataset_file_is_read_like_the_tasks_own(small_recipe: Any, chat_folder: Path, data: Path) -> None:
-    files = {"dataset": data / "train.jsonl", "eval_dataset": data / "test.jsonl", "train_problems": None}
-    outcome = train(recipe(small_recipe, chat_folder, data, **files, rollout_batches=1))
-    (first, *_) = outcome.run.read_transcripts(0)
-    assert first["answer"] == "0"  # what follows ####
+def test_conversations_train_and_are_evaluated(small_recipe: Any, chat_folder: Path, tmp_path: Path) -> None:
+    """Rows of verl, read as the task's own data: their system message stays, and the answer is what follows ####."""
+    rows = [
+        {
+            "data_source": "sums",
+            "prompt": [{"role": "system", "content": "Count."}, {"role": "user", "content": f"{i}+{i}?"}],
+            "reward_model": {"style": "rule", "ground_truth": f"{i}+{i}\n#### {2 * i}"},
+            "extra_info": {"index": i},
+        }
+        for i in range(9)
+    ]
+    huge = {"prompt": "0+0? " * 500_000, "answer": "#### 0"}  # refused without being tokenised
+    for name, some in (
+        ("train", [*rows, huge]),
+        ("test", [{"prompt": "8 + 8?", "answer": "#### 16"}, *rows[7:], huge]),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(some))
+    files = {"dataset": tmp_path / "train.json", "eval_dataset": tmp_path / "test.json", "columns": None}
+    outcome = train(
+        recipe(small_recipe, chat_folder, tmp_path, **files, train_problems=None, rollout_batches=1)
+    )
+    assert outcome.summary is not None
+    assert (outcome.summary["prompts_left_out"], outcome.summary["heldout_in_training"]) == (1, 2)
+    transcripts = outcome.run.read_transcripts(0)
+    assert [row["answer"] for row in transcripts] == ["16", "14", "16", "0"]
+    assert transcripts[1]["prompt"] == "system: Count.\n\nuser: 7+7?"
+    assert transcripts[3]["completion"] == ""
 
 
 @pytest.mark.parametrize(

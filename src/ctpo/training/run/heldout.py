@@ -27,7 +27,11 @@ class HeldOut:
         tools: ToolRunner | None,
         run: RunDirectory,
         recipe: Recipe,
+        *,
+        trained_on: int = 0,
     ) -> None:
+        self.trained_on = trained_on
+        """How many of the problems are also training problems."""
         self._trainer, self._task, self._problems, self._tools = trainer, task, problems, tools
         self._run, self._recipe = run, recipe
 

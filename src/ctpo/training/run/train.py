@@ -22,6 +22,7 @@ from ctpo.runs.directory import RunDirectory
 from ctpo.runs.identity import deciding_settings
 from ctpo.tasks import Problem, Task, get_task
 from ctpo.tasks.arithmetic import model_path
+from ctpo.tasks.repeats import overlap
 from ctpo.tasks.task import as_conversation, check_ready
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.launch import check_joined
@@ -112,6 +113,12 @@ def train(
         listener.notice(notice)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    trained_on = overlap(problems, heldout)
+    if trained_on:
+        listener.notice(
+            f"{len(trained_on)} of {len(heldout)} held-out problems are also training problems, the first is "
+            f"{trained_on[0].id}; the held-out accuracy partly measures what was trained on"
+        )
     listener.stage("starting the sandbox")
     with full_disk_in_one_line(start.run.path), _open_tools(recipe, task) as tools:
         share_answers(tools, recipe)
@@ -123,7 +130,7 @@ def train(
             start.run.open(written, describe_environment(processes))
             if start.resumes:
                 set_aside_newer(start.run.path, start.checkpoint)
-        held_out = HeldOut(trainer, task, heldout, tools, start.run, recipe)
+        held_out = HeldOut(trainer, task, heldout, tools, start.run, recipe, trained_on=len(trained_on))
         left_out = len(everything) - len(problems)
         return _run(trainer, held_out, start, recipe, listener, left_out, started)
 
@@ -202,7 +209,7 @@ def _run(
         trainer.save_model(str(run.model))
         if not is_main:
             return Outcome(run=run, finished=True, summary=None)
-        summary = _summary(config, run, clock, left_out)
+        summary = _summary(config, run, clock, left_out, held_out.trained_on)
         run.write_summary(summary)
     return Outcome(run=run, finished=True, summary=summary)
 
@@ -333,7 +340,9 @@ def _plan(
     )
 
 
-def _summary(config: CTPOConfig, run: RunDirectory, clock: RunClock, left_out: int) -> dict[str, Any]:
+def _summary(
+    config: CTPOConfig, run: RunDirectory, clock: RunClock, left_out: int, trained_on: int
+) -> dict[str, Any]:
     """The content of `summary.json`."""
     records = run.records()
     evaluated = [record for record in records if "heldout_pass@1" in record]
@@ -351,6 +360,7 @@ def _summary(config: CTPOConfig, run: RunDirectory, clock: RunClock, left_out: i
         "training_s": round(sum(record.get("training_s", 0.0) for record in records), 3),
         "model": run.model.name,
         "prompts_left_out": left_out,
+        "heldout_in_training": trained_on,
     }
 
 
