@@ -125,13 +125,16 @@ def test_recipe_file(
     [
         (None, ["dataset d.jsonl does not exist"]),
         ("", ["dataset d.jsonl is empty"]),
-        ('{"question": "1+1", "answer": 2}\n', ["line 1 has no column 'prompt' (it has: question, answer)"]),
+        (
+            '{"frage": "1+1", "answer": 2}\n',
+            ["line 1 has no column 'prompt' or another", "(it has: frage, answer)"],
+        ),
         ('{"prompt": "1+1="}\n', ["line 1 has no column 'answer'"]),
         ('{"prompt": "1+1=", "answer": "2"}\n{"prompt": " ", "answer": "3"}\n', ["line 2: prompt is ' '"]),
         ('{"prompt": "1+1=", "answer": null}\n', ["line 1: answer is None"]),
         ('{"prompt": "1+1=", "answer": 2}\n{oops\n', ["line 2 is not JSON", "'{oops'"]),
-        ("[1, 2]\n", ["line 1 is list, not an object"]),
-        ("\n", ["line 1 is not JSON"]),
+        ("[1, 2]\n", ["row 1 is int, not an object"]),
+        ("\n", ["dataset d.jsonl is empty"]),
         (
             '{"prompt": "1+1=", "answer": 2}\n',
             ["1 training problems do not fill one rollout batch of 64 prompts"],

@@ -157,14 +157,14 @@ DATASETS: list[tuple[str, str, str | bytes | None, list[str]]] = [
         f'{{"prompt": "a", "answer": {"9" * 10_000}}}',
         ["line 1 is not JSON", "4300 digits"],
     ),
-    ("nested", "d.jsonl", '{"prompt": [{"role": "user"}], "answer": {}}', ["line 1: prompt is"]),
-    ("boolean", "d.jsonl", '{"prompt": "a", "answer": true}', ["answer is True"]),
-    ("not UTF-8", "d.jsonl", b'{"prompt": "\xff"}', ["cannot be read", "utf-8"]),
+    ("nested", "d.jsonl", '{"prompt": [{"role": "user"}], "answer": {}}', ["line 1: prompt has message 1"]),
+    ("object", "d.jsonl", '{"prompt": "a", "answer": {"b": true}}', ["answer is {'b': True}"]),
+    ("not UTF-8", "d.jsonl", b'{"prompt": "\xff"}', ["line 1 is not UTF-8 (byte 0xff)"]),
     ("fifo", "d.jsonl", None, ["it is not a regular file"]),
     ("folder", "d.jsonl/x", "", ["Is a directory"]),
     ("parquet of text", "d.parquet", "PAR1 no PAR1", ["cannot be read as parquet"]),
     ("parquet that is cut", "d.parquet", b"PAR1\x00\x00\xff\xff\xff\x7fPAR1", ["cannot be read as parquet"]),
-    ("parquet fifo", "d.parquet", None, ["d.parquet does not exist"]),
+    ("parquet fifo", "d.parquet", None, ["d.parquet cannot be read", "not a regular file"]),
     ("one row", "d.jsonl", SURROGATE_PROMPT, ["1 training problems do not fill"]),
 ]
 
