@@ -24,7 +24,9 @@ SMALL = (
     "rollout_batches=3 generation_batch_size=32 num_generations=4 train_problems=32 eval_problems=9 eval_every=1 "
     "transcripts=9 max_completion_length=80 save_steps=2 learning_rate=1e-3 "
     # Both look at all processes: lengths are gathered, and so are the shares of rejected tokens (which are 0).
-    "advantages=opo rollout_correction=trm-avg"
+    "advantages=opo rollout_correction=trm-avg "
+    # All processes choose the same groups, and the second draws on after it was interrupted.
+    "dynamic_sampling_rounds=2 oversampling=1.25 curriculum.normal=0.7 curriculum.hard=0.3"
 ).split()
 TOLERANCE = 2e-5
 """The largest difference of a weight after 6 updates of up to 1e-3 each. Gradients are added in another order, and Adam
@@ -74,7 +76,8 @@ def test_the_same_records(one: Path, two: Path) -> None:
     exact += (
         "tokens sequences heldout_pass@1 heldout_tokens heldout_tool_calls heldout_problems skipped_updates "
     )
-    exact += "epoch learning_rate"
+    exact += "epoch learning_rate sampling_rounds extra_responses groups_without_spread reward_sampled "
+    exact += "curriculum_hard problems_easy"
     for got, expected in zip(records_of(two), records_of(one), strict=True):
         assert got.keys() == expected.keys()
         for name in set(exact.split()) & expected.keys():

@@ -74,3 +74,21 @@ class SamplingView(TrainerView, Protocol):
     """TRL's VLLMGeneration, if `use_vllm`."""
     _last_loaded_step: int
     """Optimizer steps of the weights that vLLM has."""
+
+    @property
+    def responses_before(self) -> int:
+        """Responses that earlier rounds of this rollout batch sampled, over all processes."""
+
+
+class GroupView(SamplingView, Protocol):
+    """What the choice of groups may know of the trainer: its data, and what TRL has logged of a rollout batch."""
+
+    num_generations: int
+    """Responses per prompt."""
+    train_dataset: Any
+    shuffle_dataset: bool
+    environment_factories: Any
+    _metrics: Any
+    """TRL's figures since its last log line: for "train" and "eval", lists by name."""
+    _pending_extra_logs: Any
+    """The columns that reward functions have logged for the rollout batch."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+from ctpo.training.config.groups import GroupSettings, check_groups
 from ctpo.training.config.sources import correction_knobs, preset_knobs
 
 ADVANTAGES: Final = ("trl", "rloo", "maxrl", "opo", "batch", "reinforce++", "reinforce++-baseline")
@@ -61,7 +62,7 @@ class BatchSettings(Protocol):
     """Micro-batches per optimizer step."""
 
 
-class Settings(BatchSettings, Protocol):
+class Settings(BatchSettings, GroupSettings, Protocol):
     """The settings that `check_settings` reads. `ctpo.training.config.config.CTPOConfig` describes them."""
 
     anchor: str
@@ -114,6 +115,7 @@ def check_settings(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
     _check_penalties(settings)
     _check_ranks(settings)
     _check_windows(settings)
+    check_groups(settings)
 
 
 def check_batches(settings: BatchSettings) -> None:

@@ -74,6 +74,35 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
             "`rloo`, `maxrl`, `opo`, `batch`, `reinforce++` or `reinforce++-baseline` (docs/training.md)."
         },
     )
+    dynamic_sampling_rounds: int = field(
+        default=0,
+        metadata={
+            "help": "How often the groups of a rollout batch whose rewards are all equal are replaced by groups of "
+            "further prompts, at most. 0 keeps them (docs/training.md)."
+        },
+    )
+    oversampling: float = field(
+        default=1.0,
+        metadata={
+            "help": "Groups sampled for each group that is needed, 1 or more. The groups whose rewards have the "
+            "largest standard deviation are kept."
+        },
+    )
+    curriculum: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Shares of easy, normal and hard problems among those drawn, for example \'{"easy": 0.1, '
+            '"normal": 0.8, "hard": 0.1}\'. Running estimates of the problems\' rewards put them there: easy from '
+            "`easy_from` (0.8) on, hard up to `hard_to` (0.2). Unset for all problems in turn."
+        },
+    )
+    group_metric: str | None = field(
+        default=None,
+        metadata={
+            "help": "The reward function by which a group has spread and a problem is easy or hard; unset for the "
+            "weighted sum of all."
+        },
+    )
     behaviour_lag: int = field(
         default=0,
         metadata={
@@ -183,7 +212,7 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
         *GRPOConfig._VALID_DICT_FIELDS,
-        *("objective_kwargs", "rollout_correction_kwargs"),
+        *("objective_kwargs", "rollout_correction_kwargs", "curriculum"),
     ]
 
     def __post_init__(self) -> None:

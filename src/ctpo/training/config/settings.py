@@ -160,7 +160,7 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
                 given[name] = current_knobs(knobs, preset_knobs().get(objective, {}))
             except ValueError as error:
                 raise UserError(f"objective_kwargs: {error}") from None
-        elif name == "rollout_correction_kwargs" and isinstance(value, dict | str):
+        elif name in ("rollout_correction_kwargs", "curriculum") and isinstance(value, dict | str):
             given[name] = {str(knob): _number(setting) for knob, setting in _mapping(name, value).items()}
         elif name in trainer_fields():
             wanted = trainer_fields()[name].type

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from ctpo.training.config.groups import BUCKETS
 from ctpo.training.sampling.reward import OVERLONG
 from ctpo.training.scoring.stats import StatsAccumulator
 
@@ -24,8 +25,15 @@ _TRL_NAMES: Final = {
     "frac_reward_zero_std": "zero_variance_groups",
     f"rewards/{OVERLONG}/mean": "overlong_penalty",
     "tools/call_frequency": "tool_calls_per_response",
+    "groups/rounds": "sampling_rounds",
+    "groups/without_spread": "groups_without_spread",
+    "groups/extra_responses": "extra_responses",
+    "groups/reward": "reward_sampled",
+    **{f"curriculum/{name}": f"curriculum_{name}" for name in BUCKETS},
+    **{f"curriculum/problems_{name}": f"problems_{name}" for name in BUCKETS},
 }
-"""Figures that TRL gathers, each with its name in a record. Others with a slash are not recorded."""
+"""Figures that TRL and the choice of groups gather, each with its name in a record. Others with a slash are not
+recorded."""
 _NOT_RECORDED: Final = ("num_tokens", "step_time", "num_input_tokens_seen", "total_flos")
 
 

@@ -58,6 +58,14 @@ class RolloutAccount:
         )
 
 
+def added(one: RolloutAccount, other: RolloutAccount) -> RolloutAccount:
+    """The account of two parts of a rollout batch that were sampled one after the other."""
+    joined = {name: [value, vars(other)[name]] for name, value in vars(one).items()}
+    return RolloutAccount(
+        **{name: sum(pair) if "seconds" in name else _together(name, pair) for name, pair in joined.items()}
+    )
+
+
 def rollout_figures(account: RolloutAccount) -> dict[str, Any]:
     """What a record reports about masked responses and verdicts; empty if there were none."""
     figures: dict[str, Any] = {}

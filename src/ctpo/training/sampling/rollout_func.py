@@ -129,7 +129,7 @@ def _uniforms(trainer: SamplingView, rows: int) -> Tensor | None:
     """
     if not trainer.model.training or trainer.use_vllm:
         return None
-    first = trainer.accelerator.process_index * rows
+    first = trainer.responses_before + trainer.accelerator.process_index * rows
     steps = trainer.args.steps_per_generation * trainer.num_iterations
     return row_uniforms(
         range(first, first + rows),

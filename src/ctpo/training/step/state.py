@@ -49,6 +49,8 @@ class RolloutState:
     window: Any = None
     """What the next record needs; None in checkpoints of earlier releases."""
     recorder: Any = None
+    groups: dict[str, Any] | None = None
+    """How far the training data is drawn, and the estimates of a curriculum; None if TRL draws it."""
 
 
 class UnusableFile(UserError):

@@ -36,6 +36,7 @@ from ctpo.training.records.window import Window
 from ctpo.training.sampling.account import RolloutAccount, tool_figures
 from ctpo.training.sampling.advantages import estimated
 from ctpo.training.sampling.correction import corrected, correction_for
+from ctpo.training.sampling.groups import group_sampler
 from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch, Scored
 from ctpo.training.scoring.parts import Part, PartScorer, learns_from_entropy
 from ctpo.training.scoring.stats import LOGGER_NAMES, StatsAccumulator, masked_mean, stats_of_parts
@@ -64,6 +65,7 @@ SEAMS: Final[dict[str, tuple[str, ...]]] = {
     "_compute_loss": ("self", "model", "inputs"),
     "_prepare_inputs": ("self", "generation_batch"),
     "_generate_and_score_completions": ("self", "inputs"),
+    "_generate": ("self", "prompts"),
     "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
     "_get_per_token_logps_and_entropies": (
         *("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"),
@@ -197,6 +199,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         # TRL's own correction is replaced. Where vLLM's is on, TRL scores the rollout batch for it.
         self.vllm_importance_sampling_correction = self.use_vllm and self.rollout_correction is not None
         self._rewards_per_func = torch.zeros(0, 0)
+        self.groups = group_sampler(self)
         self.part_scorer = PartScorer(self)
         self.diagnostics = Diagnostics(self)
         self._model_facts = describe_model(self.model)
@@ -334,6 +337,11 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """Rollout batches between the weights that sampled the rollout batch and those that first learned from it."""
         return self.behaviour.age
 
+    @property
+    def responses_before(self) -> int:
+        """Responses that earlier rounds of this rollout batch sampled, over all processes."""
+        return 0 if self.groups is None else self.groups.responses
+
     def _accumulation(self) -> int:
         return int(self.current_gradient_accumulation_steps) if self.model.training else 1
 
@@ -383,11 +391,22 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
+        known = self.groups.rewards() if self.groups is not None and self.model.training else None
+        if known is not None:
+            self._rewards_per_func = known
+            return known
         rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._rewards_per_func = rewards
         return rewards
 
+    def _generate(self, prompts: list[Any]) -> Any:
+        if self.groups is None or not self.model.training:
+            return super()._generate(prompts)
+        return self.groups.generate(prompts, super()._generate, self._calculate_rewards)
+
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        if self.groups is not None and self.model.training:
+            inputs = self.groups.fill(super()._generate_and_score_completions)
         rollouts, stats = corrected(
             super()._generate_and_score_completions(inputs),
             self.rollout_correction,
@@ -548,6 +567,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             rollout_account=asdict(self.rollout_account),
             window=self.window.state_dict() if self.window.open else None,
             recorder=None if self.recorder is None else self.recorder.state_dict(),
+            groups=None if self.groups is None else self.groups.state_dict(),
         )
 
     def _continue_from(self, state: RolloutState) -> None:
@@ -569,3 +589,5 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self.window.load_state_dict(state.window)
         if self.recorder is not None and state.recorder is not None:
             self.recorder.load_state_dict(state.recorder)
+        if self.groups is not None and state.groups is not None:
+            self.groups.load_state_dict(state.groups)
