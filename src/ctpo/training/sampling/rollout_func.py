@@ -129,7 +129,8 @@ def _uniforms(trainer: SamplingView, rows: int) -> Tensor | None:
     """
     if not trainer.model.training or trainer.use_vllm:
         return None
-    first = trainer.responses_before + trainer.accelerator.process_index * rows
+    before = getattr(trainer, "responses_before", 0)  # TRL's own trainer samples in one round
+    first = before + trainer.accelerator.process_index * rows
     steps = trainer.args.steps_per_generation * trainer.num_iterations
     return row_uniforms(
         range(first, first + rows),
