@@ -36,7 +36,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["objective_kwargs.hihg=1"], ["hihg", "log_high"]),
         (["objective_kwargs.log_low=-1"], ["log_low", "-1"]),
         (["objective_kwargs=5"], ["objective_kwargs=5 is not of type"]),
-        (["epsilon=0.1"], ["epsilon=0.1 has no effect under CTPO", "objective_kwargs.log_low"]),
+        (["loss_type=cispo"], ["loss_type='cispo' of TRL", "set epsilon_high=5.0"]),
         (["task=sudoku"], ["task 'sudoku' is unknown", "arithmetic"]),
         (["model=./nowhere"], ["model=./nowhere does not exist"]),
         (["model=."], ["model=. is not a model directory", "config.json"]),

@@ -43,21 +43,8 @@ def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
         ({"objective_kwargs": {"hihg": 0.1}}, "hihg.*high"),
         ({"objective_kwargs": {"log_high": -0.1}}, "log_high.*-0.1"),
         ({"anchor": "new"}, "anchor='new' is not one of old, rollout"),
-        ({"loss_type": "grpo"}, "loss_type='grpo' has no effect under CTPO; set objective"),
-        (
-            {"epsilon": 3e-4},
-            r"epsilon=0.0003 has no effect under CTPO; ctpo bounds a log ratio .*log_low, in nats.*"
-            r"objective=grpo with objective_kwargs.ratio_low=0.0003",
-        ),
-        (
-            {"epsilon": 3e-4, "objective": "gspo"},
-            "set objective_kwargs.ratio_low and objective_kwargs.ratio_high instead",
-        ),
-        (
-            {"epsilon_high": 0.3, "objective": "grpo"},
-            "epsilon_high=0.3 .*set objective_kwargs.ratio_high instead",
-        ),
-        ({"delta": 4.0, "objective": "reinforce"}, "delta=4.0 .*reinforce has no such bound; drop it"),
+        ({"denominators": "all"}, "denominators='all' is not one of minibatch, rollout-batch, micro-batch"),
+        ({"max_prompt_length": 0}, "max_prompt_length=0 is too small"),
         (
             {"objective_kwargs": {"kl_coef": 0.04}},
             "objective_kwargs.kl_coef is not supported.*use beta instead",

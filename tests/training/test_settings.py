@@ -88,7 +88,7 @@ def test_what_is_shown_is_what_a_run_uses(overrides: dict[str, Any]) -> None:
         (["task=sudoku"], 2, "task 'sudoku' is unknown"),
         (["learning_rate=fast"], 2, "learning_rate='fast' is not of type float"),
         (["generation_batch_size=500"], 2, "use generation_batch_size="),
-        (["epsilon=0.1"], 2, "epsilon=0.1 has no effect under CTPO"),
+        (["epsilon=0.1", "objective=ctpo"], 2, "Drop epsilon to train ctpo"),
         (["behaviour_lag=-1"], 2, "behaviour_lag=-1 is negative"),
         (["rollout_correction=ice"], 2, "rollout_correction='ice' is not one of auto, recipe, tis, icepop"),
         (["rollout_correction=tis", "rollout_correction_kwargs.low=1"], 2, "kwargs.low is unknown for 'tis'"),

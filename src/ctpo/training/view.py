@@ -58,6 +58,12 @@ class SamplingView(TrainerView, Protocol):
 
     rollout_account: RolloutAccount
     """What the last rollout batch cost, in this process."""
+    chat_template: str | None
+    """The template that TRL uses in place of the tokenizer's; None for the tokenizer's own."""
+    chat_template_kwargs: dict[str, Any]
+    tools: Any
+    """The functions that the model may call."""
+    train_dataset: Any
     eos_token_ids: list[int]
     """Ids of the tokens that end a response."""
     mask_truncated_completions: bool

@@ -11,21 +11,14 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+from ctpo.training.config.from_trl import DENOMINATORS
 from ctpo.training.config.groups import GroupSettings, check_groups
-from ctpo.training.config.sources import correction_knobs, preset_knobs
+from ctpo.training.config.sources import correction_knobs
 
 ADVANTAGES: Final = ("trl", "rloo", "maxrl", "opo", "batch", "reinforce++", "reinforce++-baseline")
 ANCHORS: Final = ("old", "rollout")
 COMPUTE_DTYPES: Final = ("auto", "float32", "bfloat16")
 
-_REPLACED: Final = {
-    "loss_type": "objective and objective_kwargs.reduction",
-    "importance_sampling_level": "objective",
-}
-"""Settings of TRL's own loss, each with the setting to use instead. The objective takes the place of that loss, so
-these would have no effect."""
-_BOUNDS: Final = {"epsilon": ("low", "high"), "epsilon_high": ("high",), "delta": ("dual",)}
-"""Bounds of TRL's own loss, each with the bounds of a preset that it stands for."""
 _PENALTIES: Final = {"kl_coef": "beta", "kl_estimator": "beta", "entropy_coef": "entropy_coef"}
 """Knobs that objectives had in the previous release, each with the setting to use instead."""
 _VLLM_CORRECTION: Final = tuple(
@@ -69,8 +62,10 @@ class Settings(BatchSettings, GroupSettings, Protocol):
     behaviour_lag: int
     calibrate_online: bool
     compute_dtype: str
+    denominators: str
     diagnostics: bool
     max_nonfinite_updates: int
+    max_prompt_length: int | None
     max_tokens_per_micro_batch: int | None
     advantages: str
     generation_kwargs: dict[str, Any] | None
@@ -78,7 +73,7 @@ class Settings(BatchSettings, GroupSettings, Protocol):
     rollout_correction_kwargs: dict[str, Any] | str | None
     top_entropy_quantile: float
     vllm_importance_sampling_correction: bool
-    objective: str
+    objective: str | None
     objective_kwargs: dict[str, Any] | str | None
     use_vllm: bool
 
@@ -103,6 +98,10 @@ def check_settings(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
         raise ValueError(
             f"compute_dtype={settings.compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}"
         )
+    if settings.denominators not in DENOMINATORS:
+        raise ValueError(f"denominators={settings.denominators!r} is not one of {', '.join(DENOMINATORS)}")
+    if settings.max_prompt_length is not None and settings.max_prompt_length < 1:
+        raise ValueError(f"max_prompt_length={settings.max_prompt_length} is too small; use at least 1")
     limit = settings.max_tokens_per_micro_batch
     if limit is not None and limit < 0:
         raise ValueError(f"max_tokens_per_micro_batch={limit} is negative; use 0 for no limit")
@@ -111,7 +110,6 @@ def check_settings(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
     _check_correction(settings, trl_defaults)
     _check_advantages(settings, trl_defaults)
     _check_entropy(settings)
-    _refuse_replaced(settings, trl_defaults)
     _check_penalties(settings)
     _check_ranks(settings)
     _check_windows(settings)
@@ -307,30 +305,6 @@ def _check_online(settings: Settings) -> None:
         raise ValueError(
             "calibrate_online=True needs the profile that diagnostics measure; use diagnostics=True"
         )
-
-
-def _refuse_replaced(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
-    for name in (*_REPLACED, *_BOUNDS):
-        value = getattr(settings, name)
-        if value != trl_defaults[name]:
-            if name in _BOUNDS:
-                advice = _bound_advice(settings.objective, name, value)
-            else:
-                advice = f"set {_REPLACED[name]} instead"
-            raise ValueError(f"{name}={value!r} has no effect under CTPO; {advice}")
-
-
-def _bound_advice(objective: str, name: str, value: Any) -> str:
-    """What to set instead of a bound of TRL's loss, which is on the ratio of one token. A preset's unit may differ."""
-    bounds, knobs = _BOUNDS[name], preset_knobs().get(objective, {})
-    if f"ratio_{bounds[0]}" in knobs:
-        return f"set {' and '.join(f'objective_kwargs.ratio_{bound}' for bound in bounds)} instead (the same unit)"
-    if f"log_{bounds[0]}" not in knobs:
-        return f"{objective} has no such bound; drop it"
-    return (
-        f"{objective} bounds a log ratio (objective_kwargs.log_{bounds[0]}, in nats), not the "
-        f"ratio of one token; keep its default, or use objective=grpo with objective_kwargs.ratio_{bounds[0]}={value}"
-    )
 
 
 def _check_penalties(settings: Settings) -> None:

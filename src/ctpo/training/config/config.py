@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,26 +21,42 @@ from ctpo.objectives import (
 from ctpo.objectives.named_corrections import as_in_trl
 from ctpo.old_names import current_knobs
 from ctpo.training.config.checks import changed_vllm_correction, check_batches, check_settings
+from ctpo.training.config.from_trl import (
+    DEFAULT_OBJECTIVE,
+    LOSS_SETTINGS,
+    LossSettingsNotice,
+    given_loss_settings,
+    translate,
+)
+from ctpo.training.config.older import OLDER_KEYS, OlderKeys
+
+_READ_AS_OBJECTIVE = "A setting of TRL's loss. It becomes the objective with that loss (docs/porting.md)."
+_DERIVED = ("steps_per_generation", "generation_batch_size", "bf16")
+"""Settings that a finished GRPOConfig has always set, whether a script gave them or not."""
 
 
 @dataclass
-class CTPOConfig(GRPOConfig):  # type: ignore[misc]
+class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
     """The settings of `CTPOTrainer`: every field of `trl.GRPOConfig`, and the fields below.
+
+    Settings of TRL's own loss (`loss_type`, `epsilon`, …) become the objective with the same loss, and a warning says
+    which (docs/porting.md). They are None afterwards. With neither them nor `objective`, CTPO is trained.
 
     Two defaults differ from GRPOConfig's. `activation_checkpointing` is off, because it recomputes every activation;
     `max_tokens_per_micro_batch` bounds the memory without that. `bf16` is off on a CPU if it is not set;
     `compute_dtype` decides there.
 
     Raises:
-        ValueError: if a preset or one of its knobs is unknown, if a value is out of range, or if a setting of TRL's
-            own loss is changed, which the objective replaces.
+        ValueError: if a preset or one of its knobs is unknown, if a value is out of range, if an objective and settings
+            of TRL's loss are both given, or if no objective has the loss that those describe.
     """
 
-    objective: str = field(
-        default="ctpo",
+    objective: str | None = field(
+        default=None,
         metadata={
             "help": "Name of a preset of `ctpo.objectives`. A preset sets the ratio, the trust region, the surrogate "
-            "and the reduction of the loss."
+            "and the reduction of the loss. If not set, it is what TRL's `loss_type`, `epsilon` and the like describe, "
+            "and `ctpo` if they are not set either."
         },
     )
     objective_kwargs: dict[str, Any] | str | None = field(
@@ -103,6 +120,15 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
             "weighted sum of all."
         },
     )
+    denominators: str = field(
+        default="minibatch",
+        metadata={
+            "help": "What the means of the loss divide by: `minibatch`, the tokens and responses of the optimizer step "
+            "that count in the loss, over all processes; `rollout-batch`, the rollout batch's tokens per optimizer "
+            "step, as TRL does; `micro-batch`, the tokens of each micro-batch, as TRL's `bnpo`. The last two count "
+            "responses without tokens too."
+        },
+    )
     behaviour_lag: int = field(
         default=0,
         metadata={
@@ -119,6 +145,21 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
             "effect."
         },
     )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Training prompts of more tokens are left out. (TRL up to 0.27 cut them.)"},
+    )
+    loss_type: str | None = field(default=None, metadata={"help": _READ_AS_OBJECTIVE})
+    importance_sampling_level: str | None = field(default=None, metadata={"help": _READ_AS_OBJECTIVE})
+    epsilon: float | None = field(default=None, metadata={"help": _READ_AS_OBJECTIVE})
+    epsilon_high: float | None = field(default=None, metadata={"help": _READ_AS_OBJECTIVE})
+    delta: float | None = field(default=None, metadata={"help": _READ_AS_OBJECTIVE})
+    sapo_temperature_neg: float | None = field(default=None, metadata={"help": _READ_AS_OBJECTIVE})
+    sapo_temperature_pos: float | None = field(default=None, metadata={"help": _READ_AS_OBJECTIVE})
+    vespo_k_pos: float | None = field(default=None, metadata={"help": _READ_AS_OBJECTIVE})
+    vespo_lambda_pos: float | None = field(default=None, metadata={"help": _READ_AS_OBJECTIVE})
+    vespo_k_neg: float | None = field(default=None, metadata={"help": _READ_AS_OBJECTIVE})
+    vespo_lambda_neg: float | None = field(default=None, metadata={"help": _READ_AS_OBJECTIVE})
 
     pack_rows: bool = field(
         default=True,
@@ -216,6 +257,7 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
     ]
 
     def __post_init__(self) -> None:
+        self._read_trls_settings()
         if _will_run_on_cpu(self):
             self.bf16: bool | None = bool(self.bf16)
         check_batches(self)
@@ -230,10 +272,56 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         self.build_objective()
         self.build_correction()
 
+    @classmethod
+    def from_grpo(cls, config: GRPOConfig, objective: str | None = None, **settings: Any) -> CTPOConfig:
+        """The configuration that trains as `config` does, or with another objective.
+
+        Only what differs from GRPOConfig's defaults counts as given: the rest has the defaults of `CTPOConfig`.
+
+        Args:
+            config: a `trl.GRPOConfig`.
+            objective: a preset. The settings of TRL's loss are dropped then, and a warning names them. If None, they
+                become the objective with the same loss, and CTPO if all are at their defaults.
+            settings: more settings of `CTPOConfig`, which replace those of `config`.
+
+        Raises:
+            ValueError: as the class does, or if `config` is no GRPOConfig.
+
+        Example:
+            `CTPOTrainer(model, reward, CTPOConfig.from_grpo(GRPOConfig("out", loss_type="grpo"), "ctpo"))`
+        """
+        if not isinstance(config, GRPOConfig) or isinstance(config, CTPOConfig):
+            raise ValueError(
+                f"config is a {type(config).__name__}; CTPOConfig.from_grpo takes a trl.GRPOConfig"
+            )
+        given = {**_given(config), **settings}
+        if objective is not None or settings.get("objective_kwargs"):
+            dropped = {name: given.pop(name) for name in given_loss_settings(given)}
+            if dropped:
+                named = ", ".join(f"{name}={value!r}" for name, value in dropped.items())
+                name = objective or DEFAULT_OBJECTIVE
+                warnings.warn(
+                    f"objective={name!r} takes the place of {named} of GRPOConfig",
+                    LossSettingsNotice,
+                    stacklevel=2,
+                )
+        return cls(objective=objective, **given)
+
+    def _read_trls_settings(self) -> None:
+        """Put our settings in the place of older keys and of settings of TRL's loss, and say so."""
+        values = {each.name: getattr(self, each.name, None) for each in dataclasses.fields(self) if each.init}
+        translation = translate(values, _trl_defaults())
+        for name, value in {**dict.fromkeys((*OLDER_KEYS, *LOSS_SETTINGS)), **translation.settings}.items():
+            setattr(self, name, value)
+        if self.objective is None:
+            self.objective = DEFAULT_OBJECTIVE
+        translation.tell(4)
+
     def objective_settings(self) -> dict[str, Any]:
         """All knobs of the objective by name, with defaults for those that are not set."""
         overrides = self.objective_kwargs or {}
         assert isinstance(overrides, dict)
+        assert self.objective is not None  # __post_init__ sets it
         return {**preset_defaults(self.objective), **overrides}
 
     def build_objective(self, **knobs: Any) -> Objective:
@@ -247,6 +335,7 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         """
         overrides = self.objective_kwargs or {}
         assert isinstance(overrides, dict)  # TRL parses a JSON string in its own __post_init__
+        assert self.objective is not None  # __post_init__ sets it
         return preset(self.objective, **{**overrides, **knobs})
 
     def build_correction(self, *, other_engine: bool | None = None) -> RolloutCorrection | None:
@@ -283,6 +372,19 @@ class CTPOConfig(GRPOConfig):  # type: ignore[misc]
         """The number of optimizer steps taken on one rollout batch."""
         updates: int = self.steps_per_generation * self.num_iterations // self.gradient_accumulation_steps
         return max(1, updates)
+
+
+def _given(config: GRPOConfig) -> dict[str, Any]:
+    """The settings of a finished GRPOConfig that differ from the defaults that it has on this machine."""
+    plain = GRPOConfig(config.output_dir, use_cpu=config.use_cpu)
+    names = [each.name for each in dataclasses.fields(GRPOConfig) if each.init and each.name not in _DERIVED]
+    given = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(plain, name)}
+    if config.bf16 == config.fp16:  # neither what TRL sets by itself
+        given["bf16"] = config.bf16
+    of_one_step = config.per_device_train_batch_size * config.world_size * config.gradient_accumulation_steps
+    if config.generation_batch_size != of_one_step:
+        given["generation_batch_size"] = config.generation_batch_size
+    return {"output_dir": config.output_dir, **given}
 
 
 def _trl_defaults() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from ctpo.errors import UserError
 from ctpo.tasks import get_task
+from ctpo.training.config.from_trl import LOSS_SETTINGS
 
 EMBEDDED_MODEL: Final = "embedded"
 SMOLLM2: Final = "smollm2"
@@ -186,9 +187,15 @@ def merge(keys: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
     """The keys of a recipe with the overrides applied. Mappings are merged; every other value is replaced.
 
     A new objective removes the `objective_kwargs` of the one before, because it may not have such knobs, and so does a
-    new rollout correction. A key removes the keys that set the same thing in another way (`RIVALS`).
+    new rollout correction. A key removes the keys that set the same thing in another way (`RIVALS`), and so do an
+    objective and the settings of TRL's loss, which name one too.
     """
     merged = dict(keys)
+    losses = (("objective", "objective_kwargs"), tuple(LOSS_SETTINGS))
+    for one, other in (losses, losses[::-1]):
+        if any(name in overrides for name in one) and not any(name in overrides for name in other):
+            for name in other:
+                merged.pop(name, None)
     for name, value in overrides.items():
         for rival in RIVALS.get(name, ()):
             if value is not None and rival not in overrides:

@@ -23,6 +23,8 @@ from ctpo.errors import UserError
 from ctpo.old_names import current_knobs
 from ctpo.runs.files import read_bytes
 from ctpo.training.config.checks import NOTHING_CORRECTED, check_batches, check_settings
+from ctpo.training.config.from_trl import DEFAULT_OBJECTIVE, LOSS_SETTINGS, translate
+from ctpo.training.config.older import OLDER_KEYS
 from ctpo.training.config.recipe import RIVALS, Recipe
 from ctpo.training.config.sources import preset_knobs, trainer_fields, trl_fields
 
@@ -77,11 +79,12 @@ def check(keys: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
     """
     ours, given = split(keys)
     _check_conflicts(keys)
+    given = _in_our_words(given)
     for name, (holds, wanted) in _RANGES.items():
         if name in given and not (given[name] is not None and holds(given[name])):
             raise UserError(f"{name}={given[name]} is out of range; use {wanted}")
     recipe = Recipe(**ours)
-    settings: Any = SimpleNamespace(**{**_defaults(), **given})
+    settings: Any = SimpleNamespace(**{**_defaults(), "objective": DEFAULT_OBJECTIVE, **given})
     try:
         check_batches(settings)
         check_settings(settings, _trl_defaults())
@@ -134,7 +137,7 @@ def resolved(keys: Mapping[str, Any]) -> dict[str, Any]:
     ours = {name: str(value) if isinstance(value, Path) else value for name, value in vars(recipe).items()}
     fields = trainer_fields()
     effective = {name: given.get(name, fields[name].default) for name in _ALWAYS_SAVED}
-    objective = given.get("objective", fields["objective"].default)
+    objective = given.get("objective", DEFAULT_OBJECTIVE)
     knobs = {**preset_knobs()[objective], **(given.get("objective_kwargs") or {})}
     given = {name: value for name, value in given.items() if name != "output_dir"}
     return {**ours, **effective, **given, "objective": objective, "objective_kwargs": knobs}
@@ -155,7 +158,7 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             ours[name] = _checked(name, value, _recipe_types()[name])
         elif name == "objective_kwargs" and isinstance(value, dict | str):
             knobs = {str(knob): _number(setting) for knob, setting in _mapping(name, value).items()}
-            objective = keys.get("objective", trainer_fields()["objective"].default)
+            objective = keys.get("objective") or DEFAULT_OBJECTIVE
             try:
                 given[name] = current_knobs(knobs, preset_knobs().get(objective, {}))
             except ValueError as error:
@@ -171,6 +174,17 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         else:
             raise UserError(_unknown(str(name), [*_recipe_types(), *trainer_fields()]))
     return ours, given
+
+
+def _in_our_words(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given settings, with what older keys and settings of TRL's loss stand for in their place."""
+    try:
+        translation = translate(given, _trl_defaults())
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    translation.tell(3)
+    ours = {name: value for name, value in given.items() if name not in (*LOSS_SETTINGS, *OLDER_KEYS)}
+    return {**ours, **translation.settings}
 
 
 @cache

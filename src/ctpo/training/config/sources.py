@@ -26,6 +26,7 @@ _CLASSES: Final = (
     ("trl", "trainer/grpo_config.py", "GRPOConfig"),
 )
 """GRPOConfig and the classes it inherits from, base first: package, file in it, name."""
+_OLDER: Final = Path(__file__).with_name("older.py")
 _CONFIG: Final = Path(__file__).with_name("config.py")
 _OBJECTIVES: Final = Path(__file__).parents[2] / "objectives"
 
@@ -65,7 +66,8 @@ def trainer_fields() -> Mapping[str, Field]:
     Raises:
         UserError: if TRL is not installed.
     """
-    return {**trl_fields(), **_fields_of(_class(_parse(_CONFIG), "CTPOConfig"))}
+    older = _fields_of(_class(_parse(_OLDER), "OlderKeys"))
+    return {**trl_fields(), **older, **_fields_of(_class(_parse(_CONFIG), "CTPOConfig"))}
 
 
 @cache

@@ -329,7 +329,7 @@ def _plan(
         output=run.path,
         task=recipe.task,
         model=recipe.model,
-        objective=config.objective,
+        objective=str(config.objective),
         seed=config.seed,
         rollout_batches=config.max_steps // config.updates_per_rollout_batch,
         updates_per_batch=config.updates_per_rollout_batch,

@@ -22,7 +22,7 @@ from transformers import (
     ProcessorMixin,
     TrainerCallback,
 )
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 
 from ctpo import fast_cpu
@@ -37,6 +37,7 @@ from ctpo.training.sampling.account import RolloutAccount, tool_figures
 from ctpo.training.sampling.advantages import estimated
 from ctpo.training.sampling.correction import corrected, correction_for
 from ctpo.training.sampling.groups import group_sampler
+from ctpo.training.sampling.lengths import leave_out_long_prompts
 from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch, Scored
 from ctpo.training.scoring.parts import Part, PartScorer, learns_from_entropy
 from ctpo.training.scoring.stats import LOGGER_NAMES, StatsAccumulator, masked_mean, stats_of_parts
@@ -90,6 +91,12 @@ _NO_ROLLOUT_LOGPS: Final = (
     "anchor='rollout' needs the rollout engine's log-probs, which TRL's own generation does not report; "
     "give a rollout_func that returns logprobs, use vLLM, or set anchor='old'"
 )
+
+
+def _not_ours(args: object) -> str:
+    """The error of arguments that are no CTPOConfig."""
+    made = "; CTPOConfig.from_grpo(args) makes one of it" if isinstance(args, GRPOConfig) else ""
+    return f"args is a {type(args).__name__}; CTPOTrainer takes a CTPOConfig{made}"
 
 
 class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -160,7 +167,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if args is None:
             args = CTPOConfig("ctpo-output")
         if not isinstance(args, CTPOConfig):
-            raise ValueError(f"args is a {type(args).__name__}; CTPOTrainer takes a CTPOConfig")
+            raise ValueError(_not_ours(args))
         if args.anchor == "rollout" and not args.use_vllm and rollout_func is None:
             raise ValueError(_NO_ROLLOUT_LOGPS)
         self.objective = args.build_objective()
@@ -196,6 +203,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             rollout_func=rollout_func,
             environment_factory=environment_factory,
         )
+        if args.max_prompt_length is not None:
+            self.train_dataset = leave_out_long_prompts(self, args.max_prompt_length)
         # TRL's own correction is replaced. Where vLLM's is on, TRL scores the rollout batch for it.
         self.vllm_importance_sampling_correction = self.use_vllm and self.rollout_correction is not None
         self._rewards_per_func = torch.zeros(0, 0)
@@ -372,6 +381,9 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         if not self.model.training:
             evaluated: dict[str, Any] = super()._prepare_inputs(generation_batch)
+            if self.args.denominators != "minibatch":
+                rows = torch.tensor(len(evaluated["completion_ids"]), device=self.accelerator.device)
+                evaluated["minibatch_num_sequences"] = rows
             return evaluated
         parts = self.args.steps_per_generation
         if self.at_batch_end or self._buffered_inputs is None:
@@ -462,7 +474,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _minibatch_totals(self) -> dict[str, Tensor]:
         """Response tokens and responses in this optimizer step, over all its micro-batches and all processes.
 
-        If a step accumulates over several rollout batches, those to come are assumed to be like this one.
+        `denominators` says how they are counted. If a step accumulates over several rollout batches, those to come are assumed to be like this one.
         """
         accumulation, in_batch = self.current_gradient_accumulation_steps, self.args.steps_per_generation
         width = min(accumulation, in_batch)
@@ -472,8 +484,16 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self._counted_inputs = self._buffered_inputs
             self._counts = self.accelerator.reduce(counts, reduction="sum")
         first = self._step % in_batch // width * width
-        totals = self._counts[first : first + width].sum(dim=0) * (accumulation / width)
-        return {"minibatch_num_tokens": totals[0], "minibatch_num_sequences": totals[1]}
+        tokens, sequences = (self._counts[first : first + width].sum(dim=0) * (accumulation / width)).unbind()
+        if self.args.denominators != "minibatch":
+            own = MicroBatch.of(self._buffered_inputs[self._step % in_batch])
+            shares = accumulation * self.accelerator.num_processes
+            sequences = sequences.new_full((), len(own) * shares)
+            if self.args.denominators == "micro-batch":
+                tokens = own.num_tokens * shares
+            else:
+                tokens = self._counts[:, 0].sum() * (accumulation / in_batch)
+        return {"minibatch_num_tokens": tokens, "minibatch_num_sequences": sequences}
 
     # -- logging and checkpoints ---------------------------------------------------------------------------
 
