@@ -213,8 +213,8 @@ class _Loss:
         around = self._around
         if self.type == "vespo" and around["use_vllm"] and around["vllm_importance_sampling_correction"]:
             problems.append(
-                "loss_type='vespo' takes vLLM's correction into its sequence weight, and a correction here multiplies the "
-                "loss; set vllm_importance_sampling_correction=False, or objective='vespo' with a rollout_correction"
+                "loss_type='vespo' takes vLLM's correction into its sequence weight, but a correction here multiplies "
+                "the loss; set vllm_importance_sampling_correction=False, or objective='vespo' and a rollout_correction"
             )
         if self.type == "dr_grpo" and around["max_completion_length"] is None:
             problems.append("loss_type='dr_grpo' divides by max_completion_length; set that")

@@ -474,7 +474,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _minibatch_totals(self) -> dict[str, Tensor]:
         """Response tokens and responses in this optimizer step, over all its micro-batches and all processes.
 
-        `denominators` says how they are counted. If a step accumulates over several rollout batches, those to come are assumed to be like this one.
+        `denominators` says how they are counted. If a step accumulates over several rollout batches, those to come are
+        assumed to be like this one.
         """
         accumulation, in_batch = self.current_gradient_accumulation_steps, self.args.steps_per_generation
         width = min(accumulation, in_batch)
