@@ -21,6 +21,7 @@ from ctpo.errors import UserError
 from ctpo.evaluation.model import model_folder
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Task
+from ctpo.tasks.guard import Guarded
 from ctpo.tasks.own import files_of
 
 _WEIGHTS: Final = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -87,11 +88,13 @@ def judged_with(task: Task) -> str:
     of one's own it covers the source files of the task, its check and its `extract`.
     """
     own = Path(ctpo.tasks.__file__).parent
+    ours = set(own.rglob("*.py"))
     files = set(files_of(task))
     for part in (task.check, task.extract):
         source = _source(part)
         if source is not None:
-            files |= set(own.rglob("*.py")) if source.is_relative_to(own) else {source}
+            files |= ours if isinstance(part, Guarded) or source.is_relative_to(own) else set()
+            files |= set() if source.is_relative_to(own) else {source}
     shipped = any(path.is_relative_to(own) for path in files)
     versions = [_version(name) for name in _JUDGES] if shipped else []
     return _digest([_digest_of_files(sorted(files)), versions])
@@ -151,8 +154,8 @@ def _digest(value: Any) -> str:
 
 def _source(part: Callable[..., Any] | None) -> Path | None:
     """The file in which a function, a method or the class of a callable object is defined."""
-    while isinstance(part, partial):
-        part = part.func
+    while isinstance(part, partial | Guarded):
+        part = part.func if isinstance(part, partial) else part.function
     if part is None:
         return None
     name = getattr(part, "__module__", None) or type(part).__module__

@@ -11,6 +11,7 @@ from ctpo.evaluation.samplers import Response, endpoint_responses, local_respons
 from ctpo.rollout import EndpointEngine, ToolCall, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
+from ctpo.tasks.guard import on_problem
 from ctpo.tasks.task import verdicts
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -144,15 +145,21 @@ def sample_problems(
 def judge(task: Task, responses: Sequence[JudgedResponse]) -> list[JudgedResponse]:
     """The same responses with the verdicts and final answers that the task's check gives now."""
     sampled = [each for each in responses if not each.too_long and each.error is None]
-    given = iter(verdicts(task, [each.text for each in sampled], [each.problem.answer for each in sampled]))
+    texts, answers = [each.text for each in sampled], [each.problem.answer for each in sampled]
+    given = iter(verdicts(task, texts, answers, [each.problem.id for each in sampled]))
     return [
         replace(each, extracted=None, verdict=None)
         if each.too_long or each.error is not None
-        else replace(
-            each, extracted=task.extract(each.text) if task.extract is not None else None, verdict=next(given)
-        )
+        else replace(each, extracted=_extracted(task, each), verdict=next(given))
         for each in responses
     ]
+
+
+def _extracted(task: Task, response: JudgedResponse) -> str | None:
+    if task.extract is None:
+        return None
+    with on_problem(response.problem.id):
+        return task.extract(response.text)
 
 
 def _check_answering(

@@ -1,26 +1,21 @@
-"""A user's own task, from a Python file: `FILE.py`, or `FILE.py:NAME` if the task is not called `task`.
-
-What its functions raise becomes an error of one line that names the file and the line in it.
-"""
+"""A user's own task, from a Python file: `FILE.py`, or `FILE.py:NAME` if the task is not called `task`."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import sys
 import sysconfig
-import traceback
+from dataclasses import replace
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from ctpo.errors import UserError
-from ctpo.tasks.sources import DatasetSource
+from ctpo.tasks.guard import Guarded, place_of
 from ctpo.tasks.splits import digest
-from ctpo.tasks.task import Problem, Task
+from ctpo.tasks.task import Task
 
 _PLACE = re.compile(r"(.*\.py)(?::(\w+))?")
 _USUAL_NAME = "task"
@@ -57,69 +52,12 @@ def own_task(place: str) -> Task:
     for part in ("problems", "check"):
         if not callable(getattr(value, part)):
             raise UserError(f"task {place}: its {part} is {getattr(value, part)!r}; give a function")
-    if isinstance(value.check, _Guarded):
-        return value
-    functions: dict[str, Any] = {
-        part: getattr(value, part) for part in ("problems", "check", "extract", "reward")
-    }
-    guarded: dict[str, Any] = {
-        part: _Guarded(function, part, path)
-        for part, function in functions.items()
-        if callable(function) and not isinstance(function, DatasetSource)
-    }
-    task = dataclasses.replace(value, **guarded)
-    setattr(module, name, task)  # the same task the next time
-    return task
-
-
-class _Guarded:
-    """A function of somebody's task file, or the methods of an object there, with errors of one line."""
-
-    def __init__(self, function: Any, name: str, path: Path) -> None:
-        self._function, self._name, self._path = function, name, path
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            value = self._function(*args, **kwargs)
-        except UserError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise UserError(
-                f"task {self._path}{_line(error, self._path)}: {self._name} raises {type(error).__name__}: "
-                f"{str(error)[:160]}{_about(args)}; correct it"
-            ) from None
-        if self._name == "problems" and not _are_problems(value):
-            raise UserError(
-                f"task {self._path}: problems returns {str(value)[:80]!r}; return a list of ctpo.tasks.Problem whose "
-                "prompt, answer and id are text"
-            )
-        return value
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        value = getattr(self._function, name)
-        return _Guarded(value, f"{self._name}.{name}", self._path) if callable(value) else value
-
-
-def _line(error: BaseException, path: Path) -> str:
-    """The last line of the file that the error went through."""
-    frames = [
-        each for each in traceback.extract_tb(error.__traceback__) if each.filename == str(path.resolve())
-    ]
-    return f" line {frames[-1].lineno}" if frames else ""
-
-
-def _about(args: tuple[Any, ...]) -> str:
-    """The reference answer, by which the user recognises the problem."""
-    return f" (for the answer {args[1][:80]!r})" if len(args) == 2 and isinstance(args[1], str) else ""
-
-
-def _are_problems(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(each, Problem) and all(isinstance(text, str) for text in vars(each).values())
-        for each in value
-    )
+    if not isinstance(
+        value.check, Guarded
+    ):  # a check of this package: `files_of` knows the file by the guard
+        value = replace(value, check=Guarded(value.check, "check"))
+        setattr(module, name, value)  # the same task the next time
+    return value
 
 
 def files_of(task: Task) -> list[Path]:
@@ -177,6 +115,6 @@ def _module(path: Path, changed_ns: int) -> ModuleType:
         del sys.modules[name]
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"task {path}{_line(error, path)} cannot be run ({type(error).__name__}: {reason}); correct the file"
+            f"task {place_of(error) or path} cannot be run ({type(error).__name__}: {reason}); correct the file"
         ) from None
     return module

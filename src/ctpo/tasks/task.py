@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from ctpo.errors import UserError, well_formed
 from ctpo.tasks.calls import FUNCTION
 from ctpo.tasks.functions import FunctionTool, as_tools
+from ctpo.tasks.guard import Complaint, guarded, on_problem
 from ctpo.tasks.prompts import Message, Prompt, checked_prompt
 from ctpo.tasks.tool import PythonTool
 
@@ -107,6 +108,8 @@ class Task:
     Evaluations always use `check`."""
 
     def __post_init__(self) -> None:
+        for part, complaint in _COMPLAINTS.items():
+            object.__setattr__(self, part, guarded(getattr(self, part), part, complaint))
         self._take_tools()
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name={self.name!r}: use letters, digits, '-' and '_', e.g. name='arithmetic'")
@@ -160,6 +163,38 @@ class Task:
         return [*system, *examples, *turns]
 
 
+def _not_problems(value: Any) -> str | None:
+    texts = (
+        isinstance(each, Problem) and isinstance(each.answer, str) and isinstance(each.id, str)
+        for each in value
+    )
+    if isinstance(value, list) and all(texts):
+        return None
+    return "return a list of ctpo.tasks.Problem whose prompt, answer and id are text"
+
+
+def _not_truth(value: Any) -> str | None:
+    # An array of numpy or torch with one element is a truth value; a text such as "wrong" would count as right.
+    if isinstance(value, Collection) and not hasattr(value, "item"):
+        return "return True or False"
+    return None
+
+
+def _not_extracted(value: Any) -> str | None:
+    return (
+        None if value is None or isinstance(value, str) else "return the answer as text, or None without one"
+    )
+
+
+_COMPLAINTS: Final[Mapping[str, Complaint | None]] = {
+    "problems": _not_problems,
+    "check": _not_truth,
+    "extract": _not_extracted,
+    "reward": None,
+}
+"""The functions of a task, and what each may return."""
+
+
 def as_conversation(task: Task, problems: Sequence[Problem]) -> Task:
     """The task for these problems: if one of the prompts is a conversation, all are, and a text is the user's turn."""
     if task.conversational or all(isinstance(problem.prompt, str) for problem in problems):
@@ -183,15 +218,24 @@ def verdict(task: Task, completion: str, answer: str) -> str:
     return verdicts(task, [completion], [answer])[0]
 
 
-def verdicts(task: Task, completions: Sequence[str], answers: Sequence[str]) -> list[str]:
-    """The verdict on each completion: "right", or "wrong", or the judge's own word for why it is not right."""
+def verdicts(
+    task: Task, completions: Sequence[str], answers: Sequence[str], problems: Sequence[str] = ()
+) -> list[str]:
+    """The verdict on each completion: "right", or "wrong", or the judge's own word for why it is not right.
+
+    Args:
+        task: whose check decides.
+        completions, answers: the texts, and the reference answer of each.
+        problems: the id of each problem, for errors of the task's own code.
+    """
     own = getattr(task.check, "verdicts", None)
     if own is not None:
         return [str(verdict) for verdict in own(completions, answers)]
-    return [
-        "right" if task.check(completion, answer) else "wrong"
-        for completion, answer in zip(completions, answers, strict=True)
-    ]
+    given: list[str] = []
+    for i, (completion, answer) in enumerate(zip(completions, answers, strict=True)):
+        with on_problem(problems[i] if problems else None):
+            given.append("right" if task.check(completion, answer) else "wrong")
+    return given
 
 
 def validate_request(split: str, count: int) -> None:
@@ -222,8 +266,8 @@ def reward_function(task: Task) -> Callable[..., list[float | None]]:
         `reward(prompts, completions, answer, **kwargs) -> list`, with one reward for each completion. `answer` is the
         dataset column of that name, and errors name the problem in the column `id`; other columns and TRL's own
         keywords are ignored. In a conversation, the text of the last assistant message is judged, or the whole
-        response if the column `response_text` has it. None is TRL's word
-        for a completion that is not scored, and stands for a reward that is not finite too, which is warned of once.
+        response if the column `response_text` has it. None is TRL's word for a completion that is not scored, and
+        stands for a reward that is not finite too, which is warned of once.
 
     Raises:
         UserError: if the task's `reward` returns what is not a number.
@@ -241,9 +285,14 @@ def reward_function(task: Task) -> Callable[..., list[float | None]]:
         texts = kwargs.get(TEXTS) or [_text(completion) for completion in completions]
         if task.reward is not None:
             names = kwargs.get("id") or [f"with the answer {a!r}" for a in answer]
-            values = [task.reward(text, a) for text, a in zip(texts, answer, strict=True)]
-            return [_number(task, value, name, warned) for value, name in zip(values, names, strict=True)]
-        return [float(verdict == "right") for verdict in verdicts(task, texts, answer)]
+            rewards: list[float | None] = []
+            for text, a, name in zip(texts, answer, names, strict=True):
+                with on_problem(name if kwargs.get("id") else None):
+                    rewards.append(_number(task, task.reward(text, a), name, warned))
+            return rewards
+        return [
+            float(verdict == "right") for verdict in verdicts(task, texts, answer, kwargs.get("id") or ())
+        ]
 
     reward.__name__ = reward.__qualname__ = task.name
     return reward
