@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ctpo.evaluation.judged import JudgedResponse, sample_problems
+from ctpo.evaluation.judged import JudgedResponse, reward_figures, sample_problems
 from ctpo.evaluation.metrics import mean_and_error
 from ctpo.rollout import ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.sampling import Sampling
@@ -14,6 +14,7 @@ from ctpo.tasks import Problem, Task
 from ctpo.tasks.prompts import prompt_text
 
 _TRANSCRIPT_KEYS = ("id", "prompt", "answer", "completion", "correct", "finished", "calls")
+_TURN_REWARDS = "turn_rewards"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,8 @@ class Evaluation:
             {**response.record(), "prompt": prompt_text(response.problem.prompt)}
             for response in self.responses[:count]
         ]
-        return [{key: record[key] for key in _TRANSCRIPT_KEYS} for record in records]
+        keys = (*_TRANSCRIPT_KEYS, _TURN_REWARDS)
+        return [{key: record[key] for key in keys if key in record} for record in records]
 
     def summary(self) -> dict[str, float]:
         """The figures that a run's summary keeps. Tool calls, tokens and finished are means over the problems."""
@@ -49,6 +51,7 @@ class Evaluation:
         return {
             "pass@1": self.accuracy,
             "stderr": self.standard_error,
+            **reward_figures(self.responses),
             "problems": n,
             "tool_calls": sum(len(response.calls) for response in self.responses) / n,
             "tokens": sum(response.tokens for response in self.responses) / n,

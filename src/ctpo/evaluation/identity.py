@@ -72,8 +72,10 @@ def sampled_with(
         model: `model_identity`, or the URL and name of a model behind an endpoint.
         settings: further settings: the seed, the number of samples, the dtype.
     """
+    environment = {} if task.environment is None else {"environment": _of_environment(task)}
     return {
         **model,
+        **environment,
         "prompt": _digest(task.messages("") if task.conversational else None),
         "tool": _digest(None if task.tool is None else asdict(task.tool)),
         **vars(sampling),
@@ -90,7 +92,7 @@ def judged_with(task: Task) -> str:
     own = Path(ctpo.tasks.__file__).parent
     ours = set(own.rglob("*.py"))
     files = set(files_of(task))
-    for part in (task.check, task.extract):
+    for part in (task.check or task.environment, task.extract):
         source = _source(part)
         if source is not None:
             files |= ours if isinstance(part, Guarded) or source.is_relative_to(own) else set()
@@ -98,6 +100,13 @@ def judged_with(task: Task) -> str:
     shipped = any(path.is_relative_to(own) for path in files)
     versions = [_version(name) for name in _JUDGES] if shipped else []
     return _digest([_digest_of_files(sorted(files)), versions])
+
+
+def _of_environment(task: Task) -> str:
+    """A digest of the files of a task's environment, and of its limits."""
+    source = _source(task.environment)
+    files = sorted({*files_of(task), *(() if source is None else (source,))})
+    return _digest([_digest_of_files(files), task.max_turns])
 
 
 def _weights(folder: Path) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from ctpo.errors import UserError
+from ctpo.evaluation.metrics import mean_and_error
 from ctpo.evaluation.samplers import Response, endpoint_responses, local_responses
 from ctpo.rollout import EndpointEngine, ToolCall, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.sampling import Sampling
@@ -49,6 +51,14 @@ class JudgedResponse:
     """Whether the problem left no room in the model's context, so that nothing was sampled."""
     error: str | None
     """Why the request failed, if an endpoint did not answer it."""
+    turn_rewards: list[float | None] = field(default_factory=list)
+    """What an environment gave each turn; None for a turn that it could not score. Empty without an environment."""
+
+    @property
+    def reward(self) -> float | None:
+        """The sum of the turns' rewards; None if the environment could not score the response."""
+        known = [reward for reward in self.turn_rewards if reward is not None]
+        return math.fsum(known) if len(known) == len(self.turn_rewards) else None
 
     @property
     def correct(self) -> bool:
@@ -69,6 +79,7 @@ class JudgedResponse:
             "finished": self.finished,
             "tokens": self.tokens,
             "calls": [asdict(call) for call in self.calls],
+            **({"turn_rewards": self.turn_rewards} if self.turn_rewards else {}),
             "too_long": self.too_long,
             "error": self.error,
         }
@@ -97,7 +108,22 @@ class JudgedResponse:
             calls=[ToolCall(**call) for call in record["calls"]],
             too_long=record["too_long"],
             error=record["error"],
+            turn_rewards=_rewards(record.get("turn_rewards", [])),
         )
+
+
+def _rewards(values: Any) -> list[float | None]:
+    """The turn rewards in a record.
+
+    Raises:
+        TypeError, ValueError: if they are none.
+    """
+    if not isinstance(values, list) or any(isinstance(value, bool | str) for value in values):
+        raise TypeError(f"turn_rewards is {str(values)[:40]}")
+    rewards = [None if value is None else float(value) for value in values]
+    if not all(reward is None or math.isfinite(reward) for reward in rewards):
+        raise ValueError(f"turn_rewards is {str(values)[:40]}")
+    return rewards
 
 
 def sample_problems(
@@ -142,11 +168,23 @@ def sample_problems(
     )
 
 
+def reward_figures(responses: Sequence[JudgedResponse]) -> dict[str, float]:
+    """The mean of the rewards that environments gave, and its standard error; empty without an environment.
+
+    A response that is not scored counts as 0.
+    """
+    if not any(response.turn_rewards for response in responses):
+        return {}
+    mean, error = mean_and_error([response.reward or 0.0 for response in responses])
+    return {"reward": mean, "reward_stderr": error}
+
+
 def judge(task: Task, responses: Sequence[JudgedResponse]) -> list[JudgedResponse]:
     """The same responses with the verdicts and final answers that the task's check gives now."""
     sampled = [each for each in responses if not each.too_long and each.error is None]
     texts, answers = [each.text for each in sampled], [each.problem.answer for each in sampled]
-    given = iter(verdicts(task, texts, answers, [each.problem.id for each in sampled]))
+    names, rewards = [each.problem.id for each in sampled], [each.reward for each in sampled]
+    given = iter(verdicts(task, texts, answers, names, rewards))
     return [
         replace(each, extracted=None, verdict=None)
         if each.too_long or each.error is not None
@@ -188,4 +226,5 @@ def _not_judged(problem: Problem, sample: int, response: Response) -> JudgedResp
         calls=response.calls,
         too_long=response.too_long,
         error=response.error,
+        turn_rewards=[None if math.isnan(reward) else reward for reward in response.turn_rewards],
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ctpo.errors import UserError
 from ctpo.rollout import EndpointEngine, Rollout, ToolCall, ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
+from ctpo.rollout.environments import open_environments
 from ctpo.rollout.lengths import LengthLimit
 from ctpo.rollout.noise import row_uniforms
 from ctpo.rollout.sampling import Sampling
@@ -28,6 +29,8 @@ class Response:
     tokens: int = 0
     """How many tokens the model sampled."""
     calls: list[ToolCall] = field(default_factory=list)
+    turn_rewards: list[float] = field(default_factory=list)
+    """What the environment gave each turn; NaN for one that it could not score."""
     too_long: bool = False
     """Whether the problem left no room in the model's context, so that nothing was sampled."""
     error: str | None = None
@@ -50,21 +53,29 @@ def local_responses(
     Args:
         places: the position of each problem in the whole set; random numbers depend on it.
     """
-    prompts = _encoded(engine, task, problems, sampling)
-    fitting = [prompt is not None for prompt in prompts]
-    repeated = [prompt for prompt in prompts if prompt is not None for _ in range(samples)]
-    numbers = [
-        place * samples + j
-        for place, fits in zip(places, fitting, strict=True)
-        if fits
-        for j in range(samples)
-    ]
-    uniforms = row_uniforms(numbers, sampling.max_new_tokens, seed=seed)
-    rollouts = iter(engine.generate(repeated, sampling, partner=tools, uniforms=uniforms))
+    with open_environments(task, tools) as environments:
+        if environments is None:
+            prompts = [each for each in _encoded(engine, task, problems, sampling) for _ in range(samples)]
+        else:
+            repeated = [problem for problem in problems for _ in range(samples)]
+            prompts = environments.open(engine.tokenizer, repeated, engine.room(sampling))
+        numbers = [place * samples + j for place in places for j in range(samples)]
+        uniforms = row_uniforms(
+            [number for number, prompt in zip(numbers, prompts, strict=True) if prompt is not None],
+            sampling.max_new_tokens,
+            seed=seed,
+        )
+        rollouts = engine.generate(
+            [prompt for prompt in prompts if prompt is not None],
+            sampling,
+            partner=tools if environments is None else environments,
+            uniforms=uniforms,
+        )
+        if environments is not None:
+            environments.finish(rollouts)
+    sampled = iter(rollouts)
     return [
-        _response(engine, next(rollouts)) if fits else Response(too_long=True)
-        for fits in fitting
-        for _ in range(samples)
+        Response(too_long=True) if prompt is None else _response(engine, next(sampled)) for prompt in prompts
     ]
 
 
@@ -130,5 +141,9 @@ def endpoint_responses(
 def _response(engine: TransformersEngine | VLLMEngine, rollout: Rollout) -> Response:
     text: str = engine.tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)
     return Response(
-        text=text, finished=rollout.finished, tokens=sum(rollout.response_mask), calls=rollout.calls
+        text=text,
+        finished=rollout.finished,
+        tokens=sum(rollout.response_mask),
+        calls=rollout.calls,
+        turn_rewards=[reward for _, reward in rollout.turn_rewards],
     )

@@ -6,6 +6,8 @@ the return R of their response; they give advantages [B, T], equal at each token
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -279,6 +281,70 @@ def several_rewards(
         spread = {"group": groups, "batch": everyone, "none": None}[scale]
         advantages = _standardised(total, groups, spread, epsilon)
     return advantages.nan_to_num(nan=0.0)
+
+
+def returns_to_go(rewards: Tensor, turns: Tensor, *, discount: float = 1.0) -> Tensor:
+    """G_k = r_k + γ r_{k+1} + γ² r_{k+2} + …, the return of each turn of a conversation from that turn on.
+
+    Args:
+        rewards: [B, K] the reward of each turn; entries past a response's last turn are ignored.
+        turns: [B] how many turns each response has.
+        discount: γ in [0, 1], per turn.
+
+    Returns:
+        [B, K]. Past its last turn a response keeps the return of that turn, so that it can be compared with responses
+        that have more turns. It is 0 for a response without turns.
+
+    Raises:
+        ValueError: shapes that do not fit, or a discount out of range.
+    """
+    if rewards.ndim != 2 or turns.shape != rewards.shape[:1]:
+        raise ValueError(
+            f"rewards, turns: {tuple(rewards.shape)}, {tuple(turns.shape)}; expected [B, K], [B]."
+        )
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount: {discount!r} must lie in [0, 1].")
+    within = torch.arange(rewards.shape[1], device=rewards.device) < turns.unsqueeze(-1)
+    rewards = rewards.detach().to(compute_dtype(rewards))
+    rewards = torch.where(within, rewards, torch.zeros_like(rewards))
+    returns = _scan_back(rewards, torch.full_like(rewards, discount))
+    last = returns.gather(1, (turns - 1).clamp(min=0).unsqueeze(-1)) if rewards.shape[1] else returns
+    return torch.where(within, returns, last)
+
+
+def by_turn(
+    rewards: Tensor,
+    turns: Tensor,
+    group: Tensor | int,
+    *,
+    discount: float = 1.0,
+    estimator: Callable[[Tensor, Tensor | int], Tensor] = group_normalised,
+) -> Tensor:
+    """A_ik = (G_ik − mean_j G_jk) / std_j G_jk, the advantage of each turn k of a response i.
+
+    G_ik = Σ_{l ≥ k} γ^{l−k} r_il is the return from turn k on (`returns_to_go`). Mean and standard deviation are over
+    the group of responses j to one prompt. A response that has ended before turn k counts with the return of its last
+    turn. So if only last turns have rewards and γ is 1, every turn has the advantage that `group_normalised` gives the
+    response.
+
+    Args:
+        rewards, turns, discount: as in `returns_to_go`.
+        group: as in `group_normalised`.
+        estimator: gives the advantages [B] of returns [B] and groups; `dr_grpo`, `rloo` and others do.
+
+    Returns:
+        [B, K], meant for all tokens of the turn. Entries past a response's last turn mean nothing.
+
+    Raises:
+        ValueError: shapes that do not fit, or a discount out of range.
+
+    Example:
+        # Two responses. The first gets 1 in its first turn and 0 in its second, the other one 0 in its only turn.
+        by_turn(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([2, 1]), 2)  # [[0.71, 0], [-0.71, 0]]
+    """
+    returns = returns_to_go(rewards, turns, discount=discount)
+    columns = [estimator(column, group) for column in returns.unbind(1)]
+    return torch.stack(columns, dim=1) if columns else returns
 
 
 def _standardised(values: Tensor, centre: _Groups, spread: _Groups | None, epsilon: float) -> Tensor:

@@ -49,10 +49,11 @@ def own_task(place: str) -> Task:
         what = "holds no" if value is None else f"has {type(value).__name__}, not a Task, as"
         advice = f"write {path}:{tasks[0]}" if tasks else f"assign a ctpo.tasks.Task to {name}"
         raise UserError(f"task {place}: {path} {what} {name!r}; {advice}")
-    for part in ("problems", "check"):
+    needed = ("problems",) if value.check is None else ("problems", "check")
+    for part in needed:
         if not callable(getattr(value, part)):
             raise UserError(f"task {place}: its {part} is {getattr(value, part)!r}; give a function")
-    if not isinstance(
+    if value.check is not None and not isinstance(
         value.check, Guarded
     ):  # a check of this package: `files_of` knows the file by the guard
         value = replace(value, check=Guarded(value.check, "check"))
@@ -69,9 +70,14 @@ def files_of(task: Task) -> list[Path]:
         Path(str(module.__file__))
         for name, module in sys.modules.items()
         if name.startswith(_MODULE)
-        and any(isinstance(each, Task) and each.check is task.check for each in vars(module).values())
+        and any(isinstance(each, Task) and _heart(each) is _heart(task) for each in vars(module).values())
     ]
     return own + [path for path in _imported() if any(path.is_relative_to(each.parent) for each in own)]
+
+
+def _heart(task: Task) -> object:
+    """What tells a task from others."""
+    return task.environment if task.check is None else task.check
 
 
 def _imported() -> list[Path]:

@@ -82,8 +82,9 @@ class Task:
     """A short name, which reward metrics carry."""
     problems: ProblemSource
     """The source of problems."""
-    check: AnswerCheck
-    """The check of a completion: its decoded text, tool calls and their results included."""
+    check: AnswerCheck | None = None
+    """The check of a completion: its decoded text, tool calls and their results included. Only a task with an
+    environment can do without: a response is then right if its reward is at least `passing_reward`."""
     tool: PythonTool | None = None
     """The Python tool that the model may use, or None."""
     tools: Sequence[Callable[..., Any] | FunctionTool | PythonTool] = ()
@@ -102,10 +103,19 @@ class Task:
     extract: Callable[[str], str | None] | None = None
     """Returns the final answer of a completion in a form in which equal answers are equal strings, or None without an
     answer. An evaluation needs it to count majorities and unanswered problems. `check` does not need it."""
+    environment: Callable[[], Any] | None = None
+    """Makes an environment (`ctpo.tasks.environment`), which answers the turns of one response. The reward of the
+    response is then the sum over its turns, unless the task has a `reward` of its own."""
+    max_turns: int = 16
+    """How many turns of a response the environment answers."""
+    step_timeout_s: float = 60.0
+    """How many seconds an environment may take to answer. Otherwise the response ends and is not scored."""
+    passing_reward: float = 1.0
+    """The least reward of a right response, in a task that has an environment and no check."""
     reward: Callable[[str, str], float | None] | None = None
     """Returns the training reward of a completion, given the reference answer. None leaves the completion unscored.
-    Without it, the reward is 1 if `check` accepts the completion and 0 if not. It must not raise on odd text.
-    Evaluations always use `check`."""
+    Without it, the reward is the environment's; without that, it is 1 if `check` accepts the completion and 0 if not.
+    It must not raise on odd text. Evaluations use `check`, or the environment's reward if there is none."""
 
     def __post_init__(self) -> None:
         for part, complaint in _COMPLAINTS.items():
@@ -113,6 +123,18 @@ class Task:
         self._take_tools()
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name={self.name!r}: use letters, digits, '-' and '_', e.g. name='arithmetic'")
+        if self.environment is None and self.check is None:
+            raise ValueError(f"task {self.name!r} has neither a check nor an environment; give one of them")
+        if not callable(self.environment or dict):
+            raise ValueError(
+                f"environment={self.environment!r} is no factory; give a class or a function without arguments"
+            )
+        if isinstance(self.max_turns, bool) or not isinstance(self.max_turns, int) or self.max_turns < 1:
+            raise ValueError(f"max_turns={self.max_turns!r} is not a positive integer; use at least 1")
+        if not 0 < self.step_timeout_s < math.inf:
+            raise ValueError(
+                f"step_timeout_s={self.step_timeout_s!r} is out of range; use seconds, more than 0"
+            )
         for i, message in enumerate(self.examples):
             role, content = message.get("role"), message.get("content")
             if role not in EXAMPLE_ROLES or not isinstance(content, str):
@@ -219,7 +241,11 @@ def verdict(task: Task, completion: str, answer: str) -> str:
 
 
 def verdicts(
-    task: Task, completions: Sequence[str], answers: Sequence[str], problems: Sequence[str] = ()
+    task: Task,
+    completions: Sequence[str],
+    answers: Sequence[str],
+    problems: Sequence[str] = (),
+    rewards: Sequence[float | None] = (),
 ) -> list[str]:
     """The verdict on each completion: "right", or "wrong", or the judge's own word for why it is not right.
 
@@ -227,7 +253,11 @@ def verdicts(
         task: whose check decides.
         completions, answers: the texts, and the reference answer of each.
         problems: the id of each problem, for errors of the task's own code.
+        rewards: what the environment gave each completion, in a task without a check; None for one that it could not
+            score, which is "unscored".
     """
+    if task.check is None:
+        return [_passes(task, reward) for reward in rewards or [None] * len(completions)]
     own = getattr(task.check, "verdicts", None)
     if own is not None:
         return [str(verdict) for verdict in own(completions, answers)]
@@ -236,6 +266,12 @@ def verdicts(
         with on_problem(problems[i] if problems else None):
             given.append("right" if task.check(completion, answer) else "wrong")
     return given
+
+
+def _passes(task: Task, reward: float | None) -> str:
+    if reward is None:
+        return "unscored"
+    return "right" if reward >= task.passing_reward else "wrong"
 
 
 def validate_request(split: str, count: int) -> None:
@@ -256,9 +292,21 @@ TEXTS: Final = "response_text"
 """The column in which our rollouts give reward functions the whole text of each response. TRL's own text of a
 conversation may lack thoughts and tool calls, which it takes out of the content."""
 
+TURN_REWARDS: Final = "turn_rewards"
+"""The column in which our rollouts give the rewards of each response's turns: pairs of the index of the turn's last
+token in the response, and the reward."""
+
+
+def whole_reward(turn_rewards: Sequence[tuple[int, float]]) -> float | None:
+    """The sum of a response's turn rewards; None if one is NaN, because the environment could not score it."""
+    total = math.fsum(reward for _, reward in turn_rewards)
+    return None if math.isnan(total) else total
+
 
 def reward_function(task: Task) -> Callable[..., list[float | None]]:
     """A reward function in TRL's calling convention: the task's `reward`, or 1.0 for right and 0.0 for wrong.
+
+    A task with an environment and no `reward` has the sum of the turns' rewards, in the column `turn_rewards`.
 
     The function has the task's name, so TRL logs `rewards/<task>/mean`.
 
@@ -290,6 +338,8 @@ def reward_function(task: Task) -> Callable[..., list[float | None]]:
                 with on_problem(name if kwargs.get("id") else None):
                     rewards.append(_number(task, task.reward(text, a), name, warned))
             return rewards
+        if task.environment is not None:
+            return [whole_reward(turns) for turns in kwargs[TURN_REWARDS]]
         return [
             float(verdict == "right") for verdict in verdicts(task, texts, answer, kwargs.get("id") or ())
         ]

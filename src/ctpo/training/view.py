@@ -64,6 +64,8 @@ class SamplingView(TrainerView, Protocol):
     tools: Any
     """The functions that the model may call."""
     train_dataset: Any
+    rollout_rows: list[dict[str, Any]]
+    """The rows of the dataset for which responses are being sampled, one per prompt that a rollout function gets."""
     eos_token_ids: list[int]
     """Ids of the tokens that end a response."""
     mask_truncated_completions: bool

@@ -15,7 +15,7 @@ from ctpo.training.config.from_trl import DENOMINATORS
 from ctpo.training.config.groups import GroupSettings, check_groups
 from ctpo.training.config.sources import correction_knobs
 
-ADVANTAGES: Final = ("trl", "rloo", "maxrl", "opo", "batch", "reinforce++", "reinforce++-baseline")
+ADVANTAGES: Final = ("trl", "rloo", "maxrl", "opo", "batch", "reinforce++", "reinforce++-baseline", "turns")
 ANCHORS: Final = ("old", "rollout")
 COMPUTE_DTYPES: Final = ("auto", "float32", "bfloat16")
 
@@ -253,6 +253,8 @@ def _check_advantages(settings: Settings, trl_defaults: Mapping[str, Any]) -> No
         return
     for name in ("scale_rewards", "multi_objective_aggregation"):
         value = getattr(settings, name)
+        if settings.advantages == "turns" and name == "scale_rewards":
+            continue  # returns are divided as TRL divides rewards
         if value != trl_defaults[name]:
             raise ValueError(
                 f"{name}={value!r} has no effect with advantages={settings.advantages!r}; drop one"

@@ -88,7 +88,8 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
         default="trl",
         metadata={
             "help": "How rewards become advantages: `trl` (as `scale_rewards` and `multi_objective_aggregation` say), "
-            "`rloo`, `maxrl`, `opo`, `batch`, `reinforce++` or `reinforce++-baseline` (docs/training.md)."
+            "`turns` (one per turn, from the rewards that an environment gives to turns), `rloo`, `maxrl`, `opo`, "
+            "`batch`, `reinforce++` or `reinforce++-baseline` (docs/training.md)."
         },
     )
     dynamic_sampling_rounds: int = field(

@@ -35,10 +35,16 @@ def estimated(name: str, rewards: Tensor, weights: Tensor, group: int, lengths: 
     """
     # On the CPU there is float64, and looking at rewards costs nothing: MaxRL refuses negative ones.
     own, rewards, lengths = rewards, rewards.cpu().double(), lengths.cpu()
-    unjudged = rewards.isnan().all(dim=1)
-    total = (rewards * weights.to(rewards)).nansum(dim=1)
+    total = total_rewards(rewards, weights)
     # A response without a reward must not count in any mean, so it takes no part at all.
-    judged = (~unjudged).nonzero()[:, 0]
+    judged = (~total.isnan()).nonzero()[:, 0]
     prompts = torch.arange(len(total)) // group
     some = _ESTIMATORS[name](total[judged], prompts[judged], lengths[judged])
     return torch.zeros_like(total).index_put((judged,), some).to(own)
+
+
+def total_rewards(rewards: Tensor, weights: Tensor) -> Tensor:
+    """[B] the weighted sum of each response's rewards [B, K], on the CPU; NaN if no reward function has judged it."""
+    rewards = rewards.cpu().double()
+    total = (rewards * weights.to(rewards)).nansum(dim=1)
+    return total.masked_fill(rewards.isnan().all(dim=1), torch.nan)

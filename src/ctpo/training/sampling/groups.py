@@ -112,6 +112,11 @@ class GroupSampler:
         self.responses = 0
         """Responses that earlier rounds of this rollout batch sampled, over all processes."""
 
+    @property
+    def inputs(self) -> list[dict[str, Any]]:
+        """The rows of the round that is being sampled, one per response of this process; empty between rounds."""
+        return self._inputs or []
+
     def fill(self, generate: Callable[[list[dict[str, Any]]], Any]) -> list[dict[str, Any]]:
         """The rows of this process's responses in the next rollout batch, whose groups have been sampled and chosen.
 

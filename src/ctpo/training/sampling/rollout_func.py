@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from ctpo.rollout import Partner, Rollout, TransformersEngine, VLLMEngine
 from ctpo.rollout.chat import encode_prompt
+from ctpo.rollout.environments import EnvironmentRunner
 from ctpo.rollout.noise import row_uniforms
 from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.turns import Accountable
-from ctpo.tasks import Task
-from ctpo.tasks.task import TEXTS
+from ctpo.tasks import Problem, Task
+from ctpo.tasks.task import TEXTS, TURN_REWARDS
 from ctpo.training.processes import whole_model
 from ctpo.training.sampling.account import RolloutAccount
 from ctpo.training.sampling.correction import mark_in_process
@@ -34,6 +36,9 @@ def make_rollout_func(
 ) -> Callable[[list[Any], Any], dict[str, Any]]:
     """A `rollout_func` for TRL, which samples with the trainer's model or its vLLM, and converses with a partner.
 
+    The environments of a task that has them answer what the partner does not answer. Then it also returns the rewards
+    of the turns, as the column `turn_rewards`.
+
     TRL gives it one prompt per completion, a text or the messages of a conversation. Equal prompts are run through the
     model once. It returns the log-probs at the trainer's temperature, in nats, and 0.0 on the tokens of answers. Its
     `env_mask` is 1 on the tokens that the model sampled. It is 0 on all tokens of a response that is left out of the
@@ -47,22 +52,36 @@ def make_rollout_func(
         void_turns: which responses without a tool call or an answer are left out of the loss.
     """
 
+    environments = None
+    if task is not None and task.environment is not None:
+        partner = environments = EnvironmentRunner(task, partner)
+
     def rollout_func(prompts: list[Any], trainer: SamplingView) -> dict[str, Any]:
         tokenizer = trainer.processing_class
-        if task is None:
-            ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
-        else:
-            ids = [encode_prompt(tokenizer, task, prompt) for prompt in prompts]
         started = time.perf_counter()
         if isinstance(partner, Accountable):
             partner.reset_account()
+        if environments is not None:
+            problems = [
+                _problem(row, prompt) for row, prompt in zip(trainer.rollout_rows, prompts, strict=True)
+            ]
+            ids = [each for each in environments.open(tokenizer, problems) if each is not None]
+        elif task is None:
+            ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+        else:
+            ids = [encode_prompt(tokenizer, task, prompt) for prompt in prompts]
         with open_engine(trainer, batch_size) as engine:
             rollouts = engine.generate(
                 ids, sampling_of(trainer), partner=partner, uniforms=_uniforms(trainer, len(ids))
             )
+        if environments is not None:
+            environments.finish(rollouts)
         account = RolloutAccount.of(rollouts, time.perf_counter() - started, partner)
         trainer.rollout_account = account
         return {
+            **(
+                {} if environments is None else {TURN_REWARDS: [rollout.turn_rewards for rollout in rollouts]}
+            ),
             **({} if all(isinstance(prompt, str) for prompt in prompts) else _texts(rollouts, tokenizer)),
             "prompt_ids": [rollout.prompt_ids for rollout in rollouts],
             "completion_ids": [rollout.completion_ids for rollout in rollouts],
@@ -80,7 +99,14 @@ def make_rollout_func(
         return [one or other for one, other in zip(truncated, void, strict=True)]
 
     mark_in_process(rollout_func)
+    if environments is not None:
+        weakref.finalize(rollout_func, environments.close)
     return rollout_func
+
+
+def _problem(row: Mapping[str, Any], prompt: Any) -> Problem:
+    """The problem in a row of the dataset, for an environment."""
+    return Problem(prompt=prompt, answer=str(row.get("answer", "")), id=str(row.get("id", "")))
 
 
 def _texts(rollouts: list[Rollout], tokenizer: Any) -> dict[str, list[str]]:

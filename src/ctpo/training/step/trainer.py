@@ -34,10 +34,11 @@ from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.records.recorder import RunRecorder
 from ctpo.training.records.window import Window
 from ctpo.training.sampling.account import RolloutAccount, tool_figures
-from ctpo.training.sampling.advantages import estimated
+from ctpo.training.sampling.advantages import estimated, total_rewards
 from ctpo.training.sampling.correction import corrected, correction_for
 from ctpo.training.sampling.groups import group_sampler
 from ctpo.training.sampling.lengths import leave_out_long_prompts
+from ctpo.training.sampling.turns import rewards_by_turn, spread, turn_advantages, turn_rewards_of
 from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch, Scored
 from ctpo.training.scoring.parts import Part, PartScorer, learns_from_entropy
 from ctpo.training.scoring.stats import LOGGER_NAMES, StatsAccumulator, masked_mean, stats_of_parts
@@ -209,6 +210,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.vllm_importance_sampling_correction = self.use_vllm and self.rollout_correction is not None
         self._rewards_per_func = torch.zeros(0, 0)
         self.groups = group_sampler(self)
+        self.rollout_rows: list[dict[str, Any]] = []
         self.part_scorer = PartScorer(self)
         self.diagnostics = Diagnostics(self)
         self._model_facts = describe_model(self.model)
@@ -414,11 +416,13 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _generate(self, prompts: list[Any]) -> Any:
         if self.groups is None or not self.model.training:
             return super()._generate(prompts)
+        self.rollout_rows = self.groups.inputs
         return self.groups.generate(prompts, super()._generate, self._calculate_rewards)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         if self.groups is not None and self.model.training:
             inputs = self.groups.fill(super()._generate_and_score_completions)
+        self.rollout_rows = inputs  # TRL hands a rollout function the prompts alone
         rollouts, stats = corrected(
             super()._generate_and_score_completions(inputs),
             self.rollout_correction,
@@ -429,7 +433,9 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.objective_stats[mode].add(stats)
         if mode == "train":
             self.window.add(stats)
-        if self.args.advantages != "trl":
+        if self.args.advantages == "turns":
+            rollouts["advantages"] = self._turn_advantages(inputs, rollouts, mode)
+        elif self.args.advantages != "trl":
             rollouts["advantages"] = self._estimate_advantages(rollouts, mode)
         return rollouts
 
@@ -460,6 +466,20 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         rows = len(rollouts["advantages"])
         first = self.accelerator.process_index * rows
         return everyone[first : first + rows]
+
+    def _turn_advantages(self, inputs: Any, rollouts: dict[str, Any], mode: str) -> Tensor:
+        """The advantages [B, T] of this process's tokens, one per turn."""
+        mask, pairs = MicroBatch.of(rollouts).response_mask, turn_rewards_of(inputs)
+        rewards, turns = (each.to(mask.device) for each in rewards_by_turn(pairs, mask))
+        everyone = turn_advantages(
+            self.accelerator.gather(self.accelerator.pad_across_processes(rewards, dim=1)).cpu(),
+            self.accelerator.gather(turns).cpu(),
+            total_rewards(self._rewards_per_func, self.reward_weights),
+            self.num_generations if mode == "train" else self.num_generations_eval,
+            scale=self.args.scale_rewards,
+        )
+        first = self.accelerator.process_index * len(mask)
+        return spread(everyone[first : first + len(mask)], pairs, mask).to(rollouts["advantages"])
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._train_sampler = super()._get_train_sampler(dataset)

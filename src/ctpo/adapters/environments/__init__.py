@@ -1,0 +1,1 @@
+"""Environments of other libraries, as environments of `ctpo.tasks`. Each adapter imports its library lazily."""
