@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from ctpo.errors import UserError, well_formed
+from ctpo.errors import well_formed
 from ctpo.tasks.calls import FUNCTION
 from ctpo.tasks.functions import FunctionTool, as_tools
 from ctpo.tasks.guard import Complaint, guarded, on_problem
 from ctpo.tasks.prompts import Message, Prompt, checked_prompt
+from ctpo.tasks.rewards import RewardReader
 from ctpo.tasks.tool import PythonTool
 
 SPLITS = ("train", "test")
@@ -320,7 +319,7 @@ def reward_function(task: Task) -> Callable[..., list[float | None]]:
     Raises:
         UserError: if the task's `reward` returns what is not a number.
     """
-    warned: list[str] = []
+    reader = RewardReader(f"task {task.name!r}")
 
     def reward(
         prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[str], **kwargs: Any
@@ -336,7 +335,7 @@ def reward_function(task: Task) -> Callable[..., list[float | None]]:
             rewards: list[float | None] = []
             for text, a, name in zip(texts, answer, names, strict=True):
                 with on_problem(name if kwargs.get("id") else None):
-                    rewards.append(_number(task, task.reward(text, a), name, warned))
+                    rewards.append(reader.read(task.reward(text, a), name))
             return rewards
         if task.environment is not None:
             return [whole_reward(turns) for turns in kwargs[TURN_REWARDS]]
@@ -346,29 +345,6 @@ def reward_function(task: Task) -> Callable[..., list[float | None]]:
 
     reward.__name__ = reward.__qualname__ = task.name
     return reward
-
-
-def _number(task: Task, value: Any, problem: str, warned: list[str]) -> float | None:
-    """A reward as a float; None for one that is not scored. `warned` is empty until the first that is not finite."""
-    if value is None:
-        return None
-    try:
-        number = float("text" if isinstance(value, str | bytes) else value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise UserError(
-            f"task {task.name!r}: the reward of problem {problem} is {value!r}, not a number; return a float, or None "
-            "for a response that is not scored"
-        ) from None
-    if math.isfinite(number):
-        return number
-    if not warned:
-        warned.append(problem)
-        warnings.warn(
-            f"task {task.name!r}: the reward of problem {problem} is {number}; responses with such rewards are not "
-            "scored",
-            stacklevel=3,
-        )
-    return None
 
 
 def _text(completion: Completion) -> str:

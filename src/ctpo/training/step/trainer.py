@@ -35,6 +35,7 @@ from ctpo.training.records.recorder import RunRecorder
 from ctpo.training.records.window import Window
 from ctpo.training.sampling.account import RolloutAccount, tool_figures
 from ctpo.training.sampling.advantages import estimated, total_rewards
+from ctpo.training.sampling.checked import CheckedRewards
 from ctpo.training.sampling.correction import corrected, correction_for
 from ctpo.training.sampling.groups import group_sampler
 from ctpo.training.sampling.lengths import leave_out_long_prompts
@@ -209,6 +210,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         # TRL's own correction is replaced. Where vLLM's is on, TRL scores the rollout batch for it.
         self.vllm_importance_sampling_correction = self.use_vllm and self.rollout_correction is not None
         self._rewards_per_func = torch.zeros(0, 0)
+        self._checked_rewards = CheckedRewards(self.reward_funcs, self.reward_func_names)
+        self.reward_funcs: list[Any] = self._checked_rewards.functions
         self.groups = group_sampler(self)
         self.rollout_rows: list[dict[str, Any]] = []
         self.part_scorer = PartScorer(self)
@@ -409,7 +412,9 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if known is not None:
             self._rewards_per_func = known
             return known
-        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards = self._checked_rewards.usable(
+            super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        )
         self._rewards_per_func = rewards
         return rewards
 

@@ -1,0 +1,112 @@
+"""Reward functions of a user's own, with their mistakes told in one line and without harm to the rest of a batch."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl.trainer.utils import is_async_callable
+
+from ctpo.errors import UserError
+from ctpo.tasks.rewards import LARGEST, RewardReader
+
+RewardFunction = Callable[..., Any]
+
+
+class CheckedRewards:
+    """The reward functions of a trainer, each of whose rewards is a finite number or None.
+
+    None is TRL's word for a response that a function does not score. A reward that is NaN or infinite would make the
+    advantages of its group useless, or those of the whole batch. It is read as None, with a notice of the first one.
+
+    Args:
+        functions: as TRL takes them: functions, callable objects, coroutine functions, or reward models.
+        names: one per function, as TRL logs them.
+    """
+
+    def __init__(self, functions: Sequence[RewardFunction | nn.Module], names: Sequence[str]) -> None:
+        self._models = {
+            column: RewardReader(f"reward model {name!r}")
+            for column, (each, name) in enumerate(zip(functions, names, strict=True))
+            if isinstance(each, nn.Module)
+        }
+        self.functions: list[RewardFunction | nn.Module] = [
+            each if isinstance(each, nn.Module) else _checked(each, name)
+            for each, name in zip(functions, names, strict=True)
+        ]
+        """The functions to give to TRL in place of the others."""
+
+    def usable(self, rewards: Tensor) -> Tensor:
+        """[B, K] the rewards, with NaN in place of those of reward models that cannot be used."""
+        for column, reader in self._models.items():
+            useless = ~(rewards[:, column].abs() <= LARGEST)
+            if useless.any():
+                row = int(useless.nonzero()[0, 0])
+                reader.notice(float(rewards[row, column]), f"of response {row + 1} of the batch")
+                rewards[useless, column] = torch.nan
+        return rewards
+
+
+def _checked(function: RewardFunction, name: str) -> RewardFunction:
+    """The function, returning a list of floats and None.
+
+    Raises:
+        UserError: when it is called, if it returns something else than one number per completion.
+    """
+    source = f"reward function {name!r}{_place(function)}"
+    reader = RewardReader(source)
+
+    def read(returned: Any, columns: Mapping[str, Any]) -> list[float | None]:
+        prompts = columns["prompts"]
+        if returned is None or isinstance(returned, str | bytes | Mapping) or not _is_iterable(returned):
+            raise UserError(
+                f"{source} returned a {type(returned).__name__} for {len(prompts)} completions; return a list with "
+                "one reward per completion"
+            )
+        values = list(returned)
+        if len(values) != len(prompts):
+            raise UserError(
+                f"{source} returned {len(values)} rewards for {len(prompts)} completions; return one per completion"
+            )
+        problems = columns.get("id") or [repr(_beginning(prompt)) for prompt in prompts]
+        return [reader.read(value, problem) for value, problem in zip(values, problems, strict=True)]
+
+    if is_async_callable(function):
+
+        async def reward(**columns: Any) -> list[float | None]:
+            return read(await function(**columns), columns)
+    else:
+
+        def reward(**columns: Any) -> list[float | None]:  # type: ignore[misc]
+            return read(function(**columns), columns)
+
+    reward.__name__ = reward.__qualname__ = name
+    return reward
+
+
+def _place(function: RewardFunction) -> str:
+    """Where a function is written, as " (file:line)"; empty if that is unknown."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:  # an object that can be called
+        code = getattr(vars(type(function)).get("__call__"), "__code__", None)
+    return "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
+
+
+def _is_iterable(value: Any) -> bool:
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _beginning(prompt: Any) -> str:
+    """The first characters of a prompt, by which it can be recognised."""
+    text = prompt if isinstance(prompt, str) else str(prompt[-1].get("content", "") if prompt else "")
+    return text[:60]
