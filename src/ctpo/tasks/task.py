@@ -11,7 +11,7 @@ from ctpo.tasks.calls import FUNCTION
 from ctpo.tasks.functions import FunctionTool, as_tools
 from ctpo.tasks.guard import Complaint, guarded, on_problem
 from ctpo.tasks.prompts import Message, Prompt, checked_prompt
-from ctpo.tasks.rewards import RewardReader
+from ctpo.tasks.rewards import RewardReader, written_at
 from ctpo.tasks.tool import PythonTool
 
 SPLITS = ("train", "test")
@@ -319,7 +319,7 @@ def reward_function(task: Task) -> Callable[..., list[float | None]]:
     Raises:
         UserError: if the task's `reward` returns what is not a number.
     """
-    reader = RewardReader(f"task {task.name!r}")
+    reader = RewardReader(f"task {task.name!r}{written_at(task.reward) if task.reward else ''}")
 
     def reward(
         prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[str], **kwargs: Any

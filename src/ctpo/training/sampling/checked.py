@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from trl.trainer.utils import is_async_callable
 
 from ctpo.errors import UserError
-from ctpo.tasks.rewards import LARGEST, RewardReader
+from ctpo.tasks.rewards import LARGEST, RewardReader, written_at
 
 RewardFunction = Callable[..., Any]
 
@@ -57,7 +55,7 @@ def _checked(function: RewardFunction, name: str) -> RewardFunction:
     Raises:
         UserError: when it is called, if it returns something else than one number per completion.
     """
-    source = f"reward function {name!r}{_place(function)}"
+    source = f"reward function {name!r}{written_at(function)}"
     reader = RewardReader(source)
 
     def read(returned: Any, columns: Mapping[str, Any]) -> list[float | None]:
@@ -86,16 +84,6 @@ def _checked(function: RewardFunction, name: str) -> RewardFunction:
 
     reward.__name__ = reward.__qualname__ = name
     return reward
-
-
-def _place(function: RewardFunction) -> str:
-    """Where a function is written, as " (file:line)"; empty if that is unknown."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None:  # an object that can be called
-        code = getattr(vars(type(function)).get("__call__"), "__code__", None)
-    return "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
 
 
 def _is_iterable(value: Any) -> bool:
