@@ -506,7 +506,7 @@ def test_rewards_that_count(value: str, rewards: list[float | None]) -> None:
     judge = own_reward(value)
     if "float" in value:
         with pytest.warns(
-            UserWarning, match=r"task 'x' \(.*t.py:\d+\): the reward of problem p7 is (nan|-inf)"
+            UserWarning, match=r"task 'x' \(.*t.py line \d+\): the reward of problem p7 is (nan|-inf)"
         ):
             assert judge(["q"], ["c"], ["2"], id=["p7"]) == rewards
     assert judge(["q"], ["c"], ["2"], id=["p7"]) == rewards

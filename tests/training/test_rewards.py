@@ -51,7 +51,9 @@ def test_arrays_and_tensors_hold_one_reward_per_completion() -> None:
 def test_what_cannot_be_used_is_not_scored_and_said_once(value: Any) -> None:
     function: Any = CheckedRewards([returning([1.0, value])], ["own"]).functions[0]
     columns = {"prompts": ["2+2=", "3+3="], "id": ["p1", "p2"]}
-    expected = r"reward function 'own' \(.*test_rewards.py:\d+\): the reward of problem p2 is .* not scored"
+    expected = (
+        r"reward function 'own' \(.*test_rewards.py line \d+\): the reward of problem p2 is .* not scored"
+    )
     with pytest.warns(Notice, match=expected):
         assert function(**columns) == [1.0, None]
     with warnings.catch_warnings():
@@ -97,7 +99,7 @@ def test_every_form_of_function() -> None:
     ).functions
     columns = {"prompts": ["2+2=", "3+3="]}
     with pytest.warns(
-        Notice, match=r"'Judge' \(.*test_rewards.py:\d+\): the reward of problem '3\+3=' is inf"
+        Notice, match=r"'Judge' \(.*test_rewards.py line \d+\): the reward of problem '3\+3=' is inf"
     ):
         assert checked[1](**columns) == [2.0, None]
     with pytest.warns(Notice, match="partial"):

@@ -75,11 +75,11 @@ class Guarded:
         except (Exception, SystemExit) as error:
             reason = " ".join(str(error).split())[:160]
             raised = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
-            where = place_of(error) or _place_of_function(self.function)
+            where = place_of(error) or place_of_function(self.function)
             raise CodeError(f"task {where}: {self._part} raises {raised}", _about(args)) from error
         wrong = None if self._complaint is None else self._complaint(value)
         if wrong is not None:
-            where = _place_of_function(self.function)
+            where = place_of_function(self.function)
             raise CodeError(f"task {where}: {self._part} returns {_short(value)}; {wrong}", _about(args))
         return value
 
@@ -120,10 +120,10 @@ def place_of(error: BaseException) -> str | None:
     return None
 
 
-def _place_of_function(function: Any) -> str:
+def place_of_function(function: Any) -> str:
     """The file and the first line of a function, or of the class of an object that can be called."""
-    while isinstance(function, partial):
-        function = function.func
+    while isinstance(function, partial | Guarded):
+        function = function.function if isinstance(function, Guarded) else function.func
     known = function if inspect.isroutine(function) else type(function)
     try:
         return f"{_shown(Path(inspect.getfile(known)))} line {inspect.getsourcelines(known)[1]}"

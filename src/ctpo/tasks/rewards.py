@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any, Final
 
 from ctpo.errors import Notice, UserError
@@ -64,16 +61,6 @@ class RewardReader:
                 Notice,
                 stacklevel=3,
             )
-
-
-def written_at(function: Callable[..., Any]) -> str:
-    """Where a function is written, as " (file:line)"; empty if that is unknown."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None:  # an object that can be called
-        code = getattr(vars(type(function)).get("__call__"), "__code__", None)
-    return "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
 
 
 def _shown(value: Any) -> str:

@@ -9,9 +9,9 @@ from typing import Any, Final, Protocol
 from ctpo.errors import well_formed
 from ctpo.tasks.calls import FUNCTION
 from ctpo.tasks.functions import FunctionTool, as_tools
-from ctpo.tasks.guard import Complaint, guarded, on_problem
+from ctpo.tasks.guard import Complaint, guarded, on_problem, place_of_function
 from ctpo.tasks.prompts import Message, Prompt, checked_prompt
-from ctpo.tasks.rewards import RewardReader, written_at
+from ctpo.tasks.rewards import RewardReader
 from ctpo.tasks.tool import PythonTool
 
 SPLITS = ("train", "test")
@@ -319,7 +319,8 @@ def reward_function(task: Task) -> Callable[..., list[float | None]]:
     Raises:
         UserError: if the task's `reward` returns what is not a number.
     """
-    reader = RewardReader(f"task {task.name!r}{written_at(task.reward) if task.reward else ''}")
+    place = "" if task.reward is None else f" ({place_of_function(task.reward)})"
+    reader = RewardReader(f"task {task.name!r}{place}")
 
     def reward(
         prompts: Sequence[Any], completions: Sequence[Completion], answer: Sequence[str], **kwargs: Any

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from trl.trainer.utils import is_async_callable
 
 from ctpo.errors import UserError
-from ctpo.tasks.rewards import LARGEST, RewardReader, written_at
+from ctpo.tasks.guard import place_of_function
+from ctpo.tasks.rewards import LARGEST, RewardReader
 
 RewardFunction = Callable[..., Any]
 
@@ -55,7 +56,7 @@ def _checked(function: RewardFunction, name: str) -> RewardFunction:
     Raises:
         UserError: when it is called, if it returns something else than one number per completion.
     """
-    source = f"reward function {name!r}{written_at(function)}"
+    source = f"reward function {name!r} ({place_of_function(function)})"
     reader = RewardReader(source)
 
     def read(returned: Any, columns: Mapping[str, Any]) -> list[float | None]:
