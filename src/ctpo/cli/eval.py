@@ -16,6 +16,7 @@ from ctpo.errors import UserError, one_line, printable
 from ctpo.extras import require
 from ctpo.runs.checkpoints import is_disk_error
 from ctpo.runs.directory import RunDirectory
+from ctpo.runs.script import KEY
 from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_path
 from ctpo.tasks.prompts import prompt_text
@@ -287,10 +288,10 @@ def _model_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if args.model == SMOLLM2 or not run.holds_a_run:
         Recipe(model=args.model)  # refuses what is neither a model directory nor a hub id
         return args.model, {}
-    keys = run.read_recipe()
+    recipe = run.read_recipe()
     from ctpo.training.config.settings import split
 
-    keys = {name: value for name, value in keys.items() if name in ("task", *_FROM_A_RUN)}
+    keys = {name: value for name, value in recipe.items() if name in ("task", *_FROM_A_RUN)}
     if args.task is None and not args.trust:
         check_recipe({"task": keys.get("task")}, {}, run.config, own=f"--task {keys.get('task')}")
     try:
@@ -299,6 +300,8 @@ def _model_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{run.config}: {error}") from None
     keys = {**ours, **given}
     settings = {ours: keys[name] for name, ours in _FROM_A_RUN.items() if keys.get(name) is not None}
+    if KEY in recipe and not args.task:
+        raise UserError(f"{run.path} was trained by a Python script; name what to evaluate on with --task")
     if args.task and set(args.task) != {keys.get("task")}:
         settings.pop("limit", None)  # the run's number of problems and length belong to its own task
         settings.pop("max_tokens", None)

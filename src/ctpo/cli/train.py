@@ -14,9 +14,10 @@ from ctpo.errors import UserError
 from ctpo.extras import require
 from ctpo.runs.checkpoints import is_checkpoint
 from ctpo.runs.directory import RunDirectory
+from ctpo.runs.script import KEY, run_again, script_of
 from ctpo.training.config.launch import check_launch
 from ctpo.training.config.recipe import Recipe, embedded_recipe, merge, parse_overrides, read_recipe
-from ctpo.training.config.trust import check_recipe
+from ctpo.training.config.trust import check_recipe, check_script
 
 _DESCRIPTION: Final = """\
 Train a language model by reinforcement learning.
@@ -39,6 +40,7 @@ examples:
   ctpo train theirs.yaml --trust                    a recipe that names code of its own, which you have read
   ctpo train --resume runs/mine                     go on after an interrupt
   ctpo train --resume runs/mine rollout_batches=60  train a finished run further
+  ctpo train --resume out --trust                   the same of a Python script, which is run again
   torchrun --nproc_per_node 2 -m ctpo train per_device_train_batch_size=16
                                                     the same batch over two processes
   ctpo train --show objective=grpo                  print the resolved recipe and stop
@@ -74,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         "ctpo train", "train", "transformers", "trl", "accelerate", "datasets", "pydantic", "yaml", "rich"
     )
     check_launch()
+    if args.resume is not None:
+        _run_script_again(args.words, args.resume, trust=args.trust)
     keys = _collect(args.words, args.resume, trust=args.trust)
     if args.show:
         return _show(keys if args.resume is None else _resumed(args.resume, keys, trust=args.trust))
@@ -91,6 +95,21 @@ def run(args: argparse.Namespace) -> int:
             draw_learning_curve(outcome.run.path)
         display.finished(outcome)
     return 0 if outcome.finished else INTERRUPTED
+
+
+def _run_script_again(words: Sequence[str], resume: Path, *, trust: bool) -> None:
+    """Put the script that trained a run in the place of this process; return if a recipe trained it."""
+    run = RunDirectory(resume.parent if is_checkpoint(resume) else resume)
+    script = script_of(run.read_recipe(), run.config)
+    if script is None:
+        return
+    if words:
+        raise UserError(
+            f"{words[0]}: {run.path} was trained by a Python script, which sets its own settings; change them there"
+        )
+    if not trust:
+        check_script(run, script)
+    run_again(script, resume)
 
 
 def _check(keys: dict[str, Any], resume: Path | None, *, trust: bool) -> None:
@@ -122,6 +141,10 @@ def _collect(words: Sequence[str], resume: Path | None, *, trust: bool) -> dict[
     if not recipes:
         return merge(embedded_recipe(), overrides)
     keys = merge(read_recipe(Path(recipes[0])), overrides)
+    if KEY in keys:
+        raise UserError(
+            f"{recipes[0]} records the training of a Python script and is no recipe; run the script"
+        )
     if not trust:
         check_recipe(keys, overrides, Path(recipes[0]))
     return keys

@@ -26,7 +26,7 @@ SEAL = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _CLOCKS = "clock.json"
 _LONGEST_S = 1e10  # three hundred years
-_ASIDE = "set-aside"
+ASIDE = "set-aside"
 STAGING = ".saving"
 """The folder of a run in which a checkpoint is written before it moves into place."""
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
@@ -200,7 +200,7 @@ def set_aside_newer(run: Path, checkpoint: Path | None) -> None:
     step = -1 if checkpoint is None else step_of(checkpoint)
     for newer in all_checkpoints(run):
         if step_of(newer) > step:
-            target = run / _ASIDE / newer.name
+            target = run / ASIDE / newer.name
             target.parent.mkdir(exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(newer, target)

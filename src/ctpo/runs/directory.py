@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 from ctpo.errors import UserError
 from ctpo.runs.atomic import PARTIAL, append_json_line, write_json, write_json_lines, write_text
-from ctpo.runs.checkpoints import last_good
+from ctpo.runs.checkpoints import ASIDE, all_checkpoints, last_good
 from ctpo.runs.files import read_text
 from ctpo.runs.json_lines import read_json_lines
 
@@ -119,6 +120,21 @@ class RunDirectory:
                 f"output_dir={self.path} cannot be used ({error.strerror}); choose another"
             ) from None
 
+    def set_aside(self) -> Path:
+        """Move the records and checkpoints of the run into a folder of their own below, and return the folder.
+
+        Everything is renamed, so nothing is lost and nothing is copied.
+        """
+        places = (self.path / ASIDE / f"run-{number}" for number in itertools.count(1))
+        place = next(each for each in places if not each.exists())
+        place.mkdir(parents=True)
+        files = (self.config, self.environment, self.metrics, self.profile, self.summary, self.curve)
+        folders = (self.transcripts(0).parent, self.samples(0).parent, *all_checkpoints(self.path))
+        for each in (*files, *folders):
+            if each.exists():
+                each.rename(place / each.name)
+        return place
+
     def read_recipe(self) -> dict[str, Any]:
         """Return the recipe that the run was started with.
 
@@ -157,18 +173,21 @@ class RunDirectory:
         """Return the records written so far; see `read_records`."""
         return read_records(self.metrics)
 
-    def rewind(self, step: int, updates: int) -> list[dict[str, Any]]:
+    def rewind(self, step: int, updates: int, *, from_start: bool = True) -> list[dict[str, Any]]:
         """Remove the records after an optimizer step, which a resumed run will write again; return those kept.
 
         Args:
             step: the optimizer steps done.
             updates: the optimizer steps per rollout batch.
+            from_start: whether the records must begin before the first update. Those of a script that went on from
+                another run's checkpoint do not.
 
         Raises:
             UserError: if a record before that step is missing, or is there twice.
         """
         kept = [record for record in self.records() if record["step"] <= step]
-        expected = [*range(0, step + 1, updates)] if kept or step else []
+        first = 0 if from_start or not kept else kept[0]["step"]
+        expected = [*range(first, step + 1, updates)] if kept or (step and from_start) else []
         missing = sorted(set(expected) - {record["step"] for record in kept})
         if missing or len(kept) != len(expected):
             problem = f"lacks the record of update {missing[0]}" if missing else "holds a record twice"

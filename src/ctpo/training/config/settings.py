@@ -41,6 +41,7 @@ _DECIDED = {
     "eval_on_start": "every run evaluates before training",
     "ignore_data_skip": "a resumed run would train on the same problems again",
     "save_only_model": "such a checkpoint could not be resumed",
+    "records": "a run always writes records",
     "generation_kwargs": "the rollout engines take temperature, top_p and top_k only",
     "min_p": "the rollout engines take temperature, top_p and top_k only",
     "repetition_penalty": "the rollout engines take temperature, top_p and top_k only",
@@ -61,7 +62,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_generations": (lambda value: True, "2 or more"),  # check_batches says more of a number
 }
 """Values that TRL would only fail on in the middle of a run."""
-_ALWAYS_SAVED = ("seed", "learning_rate", "max_completion_length", "temperature", "top_p", "top_k")
+ALWAYS_SAVED = ("seed", "learning_rate", "max_completion_length", "temperature", "top_p", "top_k")
 """Settings that are written into every run's recipe, so that another default in a later TRL does not change it."""
 
 
@@ -136,7 +137,7 @@ def resolved(keys: Mapping[str, Any]) -> dict[str, Any]:
     recipe, given = check(keys)
     ours = {name: str(value) if isinstance(value, Path) else value for name, value in vars(recipe).items()}
     fields = trainer_fields()
-    effective = {name: given.get(name, fields[name].default) for name in _ALWAYS_SAVED}
+    effective = {name: given.get(name, fields[name].default) for name in ALWAYS_SAVED}
     objective = given.get("objective", DEFAULT_OBJECTIVE)
     knobs = {**preset_knobs()[objective], **(given.get("objective_kwargs") or {})}
     given = {name: value for name, value in given.items() if name != "output_dir"}

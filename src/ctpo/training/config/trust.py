@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from ctpo.errors import UserError
 from ctpo.runs.directory import RunDirectory
 from ctpo.runs.files import foreign_entries
+from ctpo.runs.script import Script
 from ctpo.tasks.registry import runs_code
 
 _LOCAL_LOGGERS: Final = {"none", "tensorboard", "trackio"}
@@ -102,6 +103,18 @@ def check_run(run: RunDirectory, keys: Mapping[str, Any], given: Mapping[str, An
             raise UserError(
                 f"{path} belongs to a sharded checkpoint, a format that can hold code; if it is your own, add --trust"
             )
+
+
+def check_script(run: RunDirectory, script: Script) -> None:
+    """Refuse to run the script again that a run's directory names.
+
+    Raises:
+        UserError: naming the script, and how to allow it.
+    """
+    what = script.file or "Python"
+    raise UserError(
+        f"{run.config} names the script {what}, which --resume would run again; if you trust it, add --trust"
+    )
 
 
 def _powers(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:

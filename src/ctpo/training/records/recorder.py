@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ctpo.runs.checkpoints import Clocks, write_clocks
+from ctpo.runs.checkpoints import Clocks, read_clocks, write_clocks
 from ctpo.runs.directory import RunDirectory
 from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.records.events import Listener
@@ -59,6 +60,13 @@ class RunClock:
         self._batch_before, self._batch_started = 0.0, time.perf_counter()
 
 
+def time_before(checkpoint: Path | None, records: Sequence[Mapping[str, Any]]) -> Clocks:
+    """The time that the parts of a run before an interrupt took: what its checkpoint or its last record says."""
+    before = read_clocks(checkpoint)
+    recorded = records[-1]["seconds"] if records else 0.0
+    return replace(before, seconds=max(before.seconds, recorded))
+
+
 class Recorded(Protocol):
     """A trainer as its recorder sees it."""
 
@@ -87,6 +95,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         samples: largest number of responses to write token by token.
         evaluate: called after each rollout batch in every process; returns held-out figures for the record, or None.
         samples_due: whether samples of this rollout batch are written; they always are with held-out figures.
+        resumed_at: optimizer steps of the checkpoint that the run continues from.
     """
 
     def __init__(
@@ -100,12 +109,14 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         samples: int,
         evaluate: Callable[[int], dict[str, float] | None] = lambda batch: None,
         samples_due: Callable[[int], bool] = lambda batch: False,
+        resumed_at: int | None = None,
     ) -> None:
         self._trainer, self._run, self._clock, self._listener = trainer, run, clock, listener
         self._updates, self._samples = updates_per_batch, samples
         self._evaluate, self._samples_due = evaluate, samples_due
         self._waiting: tuple[dict[str, Any], dict[str, Any] | None] | None = None
         self._heldout: dict[str, float] = {}
+        self._resumed_at = resumed_at
         trainer.window.open = True
         trainer.diagnostics.gather_for_records()
 
@@ -157,6 +168,8 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         metrics: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
+        if state.global_step == self._resumed_at:
+            return  # as `eval_on_start` asks for; the run that is continued was evaluated there
         self._heldout |= evaluation_figures(metrics or {})
         self._clock.leave_out(
             sum(value for key, value in (metrics or {}).items() if key.endswith("_runtime"))

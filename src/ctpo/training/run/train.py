@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers.utils import is_liger_kernel_available
 from ctpo.errors import UserError
 from ctpo.evaluation.model import load_model, load_tokenizer
 from ctpo.rollout.tools import ToolRunner, open_tools
-from ctpo.runs.checkpoints import Clocks, Unusable, compare, read_clocks, sealed_identity, set_aside_newer
+from ctpo.runs.checkpoints import Unusable, compare, read_clocks, sealed_identity, set_aside_newer
 from ctpo.runs.directory import RunDirectory
 from ctpo.runs.identity import deciding_settings
 from ctpo.tasks import Problem, Task, get_task
@@ -31,7 +31,8 @@ from ctpo.training.config.settings import build, resolved
 from ctpo.training.processes import any_of, on_main
 from ctpo.training.records.environment import describe_environment
 from ctpo.training.records.events import Listener, RunPlan, Silent
-from ctpo.training.records.recorder import RunClock, RunRecorder
+from ctpo.training.records.recorder import RunClock, RunRecorder, time_before
+from ctpo.training.records.summary import summarise
 from ctpo.training.run.heldout import HeldOut, heldout_metrics
 from ctpo.training.run.shared import share_answers
 from ctpo.training.run.start import (
@@ -161,7 +162,7 @@ def _run(
         return run.rewind(start.step, updates)
 
     records = on_main(records_so_far, config.world_size, config.process_index)
-    clock = RunClock(started, _time_before(start, records))
+    clock = RunClock(started, time_before(start.checkpoint, records))
     if not records:
         listener.stage("evaluating before training")
         figures = held_out.before()
@@ -209,16 +210,17 @@ def _run(
         trainer.save_model(str(run.model))
         if not is_main:
             return Outcome(run=run, finished=True, summary=None)
-        summary = _summary(config, run, clock, left_out, held_out.trained_on)
+        summary = summarise(
+            config,
+            run,
+            steps=config.max_steps,
+            seconds=clock.seconds,
+            model=run.model.name,
+            prompts_left_out=left_out,
+            heldout_in_training=held_out.trained_on,
+        )
         run.write_summary(summary)
     return Outcome(run=run, finished=True, summary=summary)
-
-
-def _time_before(start: Start, records: Sequence[Mapping[str, Any]]) -> Clocks:
-    """The time that the parts of a run before an interrupt took: what its checkpoint or its last record says."""
-    before = read_clocks(start.checkpoint)
-    recorded = records[-1]["seconds"] if records else 0.0
-    return replace(before, seconds=max(before.seconds, recorded))
 
 
 def _trainer(
@@ -338,33 +340,3 @@ def _plan(
         start_batch=start_batch,
         left_out=left_out,
     )
-
-
-def _summary(
-    config: CTPOConfig, run: RunDirectory, clock: RunClock, left_out: int, trained_on: int
-) -> dict[str, Any]:
-    """The content of `summary.json`."""
-    records = run.records()
-    evaluated = [record for record in records if "heldout_pass@1" in record]
-    return {
-        "objective": config.objective,
-        "objective_kwargs": config.objective_settings(),
-        "seed": config.seed,
-        "steps": config.max_steps,
-        "rollout_batches": config.max_steps // config.updates_per_rollout_batch,
-        "before": _heldout(evaluated[0]),
-        "after": _heldout(evaluated[-1]),
-        "wall_clock_s": round(clock.seconds, 3),
-        "generation_s": round(sum(record.get("generation_s", 0.0) for record in records), 3),
-        "tool_s": round(sum(record.get("tool_s", 0.0) for record in records), 3),
-        "training_s": round(sum(record.get("training_s", 0.0) for record in records), 3),
-        "model": run.model.name,
-        "prompts_left_out": left_out,
-        "heldout_in_training": trained_on,
-    }
-
-
-def _heldout(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The held-out figures of a record, without their prefix."""
-    prefix = "heldout_"
-    return {name.removeprefix(prefix): value for name, value in record.items() if name.startswith(prefix)}

@@ -7,6 +7,7 @@ group-relative advantages, optimizer, distribution and logging.
 from __future__ import annotations
 
 import textwrap
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,7 @@ from ctpo.training.config.config import CTPOConfig
 from ctpo.training.diagnostics.samples import response_rewards
 from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.records.recorder import RunRecorder
+from ctpo.training.records.script import recorded
 from ctpo.training.records.window import Window
 from ctpo.training.sampling.account import RolloutAccount, tool_figures
 from ctpo.training.sampling.advantages import estimated, total_rewards
@@ -76,6 +78,7 @@ SEAMS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "_get_grad_norm": ("self", "model", "grad_norm"),
     "_get_train_sampler": ("self", "dataset"),
+    "train": ("self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"),
     "log": ("self", "logs", "start_time"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_output_dir": ("self", "trial"),
@@ -405,6 +408,17 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         return {**self._buffered_inputs[self._step % parts], **self._minibatch_totals()}
 
+    def _generate(self, prompts: Any) -> Any:
+        before, self.rollout_account = self.rollout_account, RolloutAccount()
+        started = time.perf_counter()
+        generated = super()._generate(prompts)
+        if not self.rollout_account.responses:  # TRL sampled, or a rollout function that is not ours
+            seconds = time.perf_counter() - started
+            self.rollout_account = RolloutAccount(responses=len(prompts), seconds=seconds)
+        if not self.model.training:
+            self.rollout_account = before  # the records are of training
+        return generated
+
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
@@ -438,6 +452,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.objective_stats[mode].add(stats)
         if mode == "train":
             self.window.add(stats)
+            if not self.rollout_account.model_tokens:
+                self.rollout_account.model_tokens = int(MicroBatch.of(rollouts).response_mask.sum())
         if self.args.advantages == "turns":
             rollouts["advantages"] = self._turn_advantages(inputs, rollouts, mode)
         elif self.args.advantages != "trl":
@@ -520,6 +536,29 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             else:
                 tokens = self._counts[:, 0].sum() * (accumulation / in_batch)
         return {"minibatch_num_tokens": tokens, "minibatch_num_sequences": sequences}
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Train, and write the records of `ctpo train` into `output_dir`, unless `records` is off.
+
+        Args:
+            resume_from_checkpoint: a checkpoint; True for the last good one in `output_dir`. Records then go on from
+                there. If it is not given, and the environment variable `CTPO_RESUME` names this directory or a
+                checkpoint in it, training continues from that.
+            trial: of a search over hyperparameters by transformers, which writes no records.
+            ignore_keys_for_eval: see transformers' Trainer.
+
+        Raises:
+            UserError: if the checkpoint or the records cannot be continued.
+        """
+        if not self.args.records or self.recorder is not None or trial is not None:
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        with recorded(self, resume_from_checkpoint) as checkpoint:
+            return super().train(checkpoint, trial, ignore_keys_for_eval)
 
     # -- logging and checkpoints ---------------------------------------------------------------------------
 
