@@ -238,8 +238,8 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
     records: bool = field(
         default=True,
         metadata={
-            "help": "Write the records of `ctpo train` into output_dir: metrics of each rollout batch, "
-            "samples, settings and a summary, for `ctpo report`, `ctpo calibrate` and `ctpo train --resume` (docs/training.md)."
+            "help": "Write the records of `ctpo train` into output_dir, for `ctpo report`, `ctpo calibrate` and "
+            "`ctpo train --resume` (docs/training.md)."
         },
     )
     diagnostics: bool = field(

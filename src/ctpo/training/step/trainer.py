@@ -408,17 +408,6 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         return {**self._buffered_inputs[self._step % parts], **self._minibatch_totals()}
 
-    def _generate(self, prompts: Any) -> Any:
-        before, self.rollout_account = self.rollout_account, RolloutAccount()
-        started = time.perf_counter()
-        generated = super()._generate(prompts)
-        if not self.rollout_account.responses:  # TRL sampled, or a rollout function that is not ours
-            seconds = time.perf_counter() - started
-            self.rollout_account = RolloutAccount(responses=len(prompts), seconds=seconds)
-        if not self.model.training:
-            self.rollout_account = before  # the records are of training
-        return generated
-
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
@@ -434,9 +423,21 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _generate(self, prompts: list[Any]) -> Any:
         if self.groups is None or not self.model.training:
-            return super()._generate(prompts)
+            return self._sampled(prompts)
         self.rollout_rows = self.groups.inputs
-        return self.groups.generate(prompts, super()._generate, self._calculate_rewards)
+        return self.groups.generate(prompts, self._sampled, self._calculate_rewards)
+
+    def _sampled(self, prompts: list[Any]) -> Any:
+        """What TRL's own method returns, with an account of what it cost where nothing else gives one."""
+        before, self.rollout_account = self.rollout_account, RolloutAccount()
+        started = time.perf_counter()
+        generated = super()._generate(prompts)
+        if not self.rollout_account.responses:  # TRL sampled, or a rollout function that is not ours
+            seconds = time.perf_counter() - started
+            self.rollout_account = RolloutAccount(responses=len(prompts), seconds=seconds)
+        if not self.model.training:
+            self.rollout_account = before  # the records are of training
+        return generated
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         if self.groups is not None and self.model.training:

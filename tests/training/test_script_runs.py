@@ -1,0 +1,178 @@
+"""Trainings that a Python script starts: their records, and what the commands make of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctpo.cli.main import main
+from ctpo.errors import UserError
+from ctpo.runs.directory import RunDirectory
+from ctpo.runs.script import RESUME, asked_for
+
+CLOCKED = {"seconds", "batch_s", "generation_s", "tool_s", "training_s", "tokens_per_s"}
+SCRIPT = """
+import os, sys
+import torch
+torch.set_num_threads(1)
+from datasets import Dataset
+from transformers import AutoTokenizer, TrainerCallback
+from ctpo import CTPOConfig, CTPOTrainer
+from ctpo.tasks import get_task
+from ctpo.tasks.arithmetic import model_path
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == int(sys.argv[2]) and "CTPO_RESUME" not in os.environ:
+            raise KeyboardInterrupt
+
+def digits(completions, **_):
+    return [sum(map(ord, each)) % 13 / 13 for each in completions]
+
+rows = Dataset.from_list([{"prompt": each.prompt} for each in get_task("arithmetic").problems("train", 16, 0)])
+os.chdir("/")
+trainer = CTPOTrainer(
+    model=str(model_path()), reward_funcs=digits, train_dataset=rows, eval_dataset=rows.select(range(2)),
+    args=CTPOConfig(
+        sys.argv[1], objective="grpo", generation_batch_size=8, num_generations=4, per_device_train_batch_size=4,
+        max_completion_length=16, max_steps=6, learning_rate=1e-3, temperature=2.0, logging_steps=5,
+        save_steps=3, eval_strategy="steps", eval_steps=3,
+        eval_on_start=True, use_cpu=True, report_to="none", seed=3, hub_token="hf_secret", disable_tqdm=True,
+    ),
+    processing_class=AutoTokenizer.from_pretrained(model_path(), padding_side="left"), callbacks=[Stop()],
+)
+trainer.train()
+"""
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(each).items() if key not in CLOCKED} for each in lines]
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scripts") / "train.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def run_script(script: Path, output: Path, stop: int = 0) -> None:
+    """Run it in this process, as `python train.py OUTPUT STOP` would; its own directory is the working one."""
+    words, here = [str(script), str(output), str(stop)], Path.cwd()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        patch.setattr(sys, "orig_argv", ["python", *words])
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        finally:
+            os.chdir(here)
+
+
+@pytest.fixture(scope="module")
+def whole(script: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "out"
+    run_script(script, path)
+    return path
+
+
+def test_one_record_per_rollout_batch_whenever_the_script_logs_and_evaluates(whole: Path) -> None:
+    lines = records(whole)
+    assert [(each["batch"], each["step"]) for each in lines] == [(0, 0), (1, 2), (2, 4), (3, 6)]
+    # Evaluated at the start, in the middle of the second rollout batch, and at the end of the third.
+    assert [each["batch"] for each in lines if "heldout_reward" in each] == [0, 2, 3]
+    logged = json.loads((whole / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    for record, step in ((lines[0], 0), (lines[2], 3), (lines[3], 6)):
+        (row,) = (each for each in logged if each["step"] == step and "eval_reward" in each)
+        assert record["heldout_reward"] == row["eval_reward"]
+    rewards = [each["reward"] for each in lines[1:]]
+    (row,) = (each for each in logged if each["step"] == 5 and "reward" in each)
+    assert row["reward"] == pytest.approx(sum(rewards) / 3)  # by step 5 three rollout batches were sampled
+    assert all(each["tokens"] == 8 * each["response_tokens"] for each in lines[1:])
+    profiles = (whole / "profile.jsonl").read_text().splitlines()
+    assert [json.loads(each)["step"] for each in profiles] == [2, 4, 6]
+    sampled = {each.name for each in (whole / "samples").iterdir()}
+    assert "batch-0001.jsonl" in sampled <= {"batch-0001.jsonl", "batch-0002.jsonl"}  # not after the third
+
+
+def test_settings_and_summary(whole: Path, script: Path) -> None:
+    run = RunDirectory(whole)
+    recipe = run.read_recipe()
+    assert (recipe["objective"], recipe["seed"], recipe["rewards"]) == ("grpo", 3, ["digits"])
+    assert recipe["objective_kwargs"]["ratio_low"] == 0.2
+    assert recipe["train_data"]["rows"] == 16
+    assert recipe["script"]["command"] == [str(script), str(whole), "0"]
+    assert recipe["script"]["directory"] == str(Path.cwd())  # and not where the script went
+    assert "hf_secret" not in run.config.read_text()
+    summary = json.loads(run.summary.read_text())
+    assert (summary["steps"], summary["rollout_batches"]) == (6, 3)
+    assert summary["before"]["reward"] == records(whole)[0]["heldout_reward"]
+    assert summary["after"]["reward"] == records(whole)[3]["heldout_reward"]
+    timed = [json.loads(each) for each in run.metrics.read_text().splitlines()][1:]
+    assert all(each["generation_s"] > 0 for each in timed)
+
+
+def test_the_commands_take_it(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(whole), "--output", str(tmp_path / "page.html")]) == 0
+    assert "Training reward" in (tmp_path / "page.html").read_text()
+    assert main(["calibrate", str(whole)]) in (0, 2)  # three tiny batches may hold no drift to fit
+    assert "damaged" not in capsys.readouterr().err
+    for words, message in (
+        (["train", "--resume", str(whole)], "names the script"),
+        (["train", "--resume", str(whole), "seed=1", "--trust"], "seed=1: "),
+        (["train", str(whole / "config.yaml")], "records the training of a Python script"),
+        (["eval", str(whole)], "name what to evaluate on with --task"),
+    ):
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_interrupted_and_resumed_from_the_command_line_it_ends_the_same(
+    whole: Path, script: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_script(script, path, stop=5)
+    assert [each["step"] for each in records(path)] == [0, 2, 4]
+    assert not (path / "summary.json").exists()
+    words = [sys.executable, "-m", "ctpo", "train", "--resume", str(path), "--trust"]
+    subprocess.run(words, check=True, capture_output=True, cwd=tmp_path)
+    assert records(path) == records(whole)
+    assert (path / "profile.jsonl").read_text() == (whole / "profile.jsonl").read_text()
+    weights = ("checkpoint-6", "model.safetensors")
+    assert path.joinpath(*weights).read_bytes() == whole.joinpath(*weights).read_bytes()
+    assert (path / "summary.json").exists()
+
+
+def test_what_a_new_training_finds_is_set_aside(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for number in (1, 2):
+        run.open({"seed": number}, {})
+        run.append({"batch": 0, "step": 0})
+        (tmp_path / "checkpoint-4").mkdir()
+        assert run.set_aside() == tmp_path / "set-aside" / f"run-{number}"
+        assert not run.holds_a_run
+        assert not (tmp_path / "checkpoint-4").exists()
+    assert RunDirectory(tmp_path / "set-aside" / "run-1").read_recipe() == {"seed": 1}
+
+
+def test_the_environment_names_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RESUME, str(tmp_path / "out" / "checkpoint-3"))
+    assert asked_for(tmp_path / "out") == tmp_path / "out" / "checkpoint-3"
+    assert asked_for(tmp_path / "other") is None
+
+
+def test_records_begin_where_another_runs_checkpoint_ended(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for step in (6, 8, 10):
+        run.append({"batch": step // 2, "step": step})
+    with pytest.raises(UserError, match="lacks the record of update 0"):
+        run.rewind(9, 2)
+    assert [each["step"] for each in run.rewind(9, 2, from_start=False)] == [6, 8]
