@@ -155,3 +155,11 @@ def test_show_of_a_run_shows_the_runs_recipe(
     assert main(["train", "--resume", str(path), "--show", "rollout_batches=9"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert (shown["rollout_batches"], shown["generation_batch_size"]) == (9, 32)
+
+
+def test_task_check_renders_with_the_tokenizer_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["task", "check", "arithmetic", "--model", "embedded", "--problems", "4"]) == 0
+    shown = capsys.readouterr().out
+    (row,) = (line for line in shown.splitlines() if line.startswith("train "))
+    assert row.split("  ")[-1].strip() == "17 · 17 · 18"  # a token per character, as in the column before
+    assert "all is well" in shown

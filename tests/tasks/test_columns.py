@@ -148,7 +148,7 @@ def test_repeats_are_counted_once_and_kept(tmp_path: Path) -> None:
         problems = read(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
     assert len(problems) == 5
     assert [str(each.message).partition("a.jsonl: ")[2] for each in caught] == [
-        "2 of 5 rows repeat an earlier prompt, the first is a.jsonl:2; 1 of these have another answer: '2' in "
+        "2 of 5 problems repeat an earlier prompt, the first is a.jsonl:2; 1 of these have another answer: '2' in "
         "a.jsonl:1 and '3' in a.jsonl:2; 1 ids belong to several prompts, the first is 7"
     ]
 

@@ -18,6 +18,7 @@ from ctpo.version import __version__
 _COMMANDS: Final = {
     "train": "train a model; with no arguments, the embedded recipe",
     "eval": "accuracy of a run's model, or any model, on held-out problems",
+    "task": "try a task before training on it: problems, check, rendering",
     "calibrate": "propose a trust region from the drift that a run recorded",
     "compare": "compare objectives over seeds, all tuned alike",
     "report": "make one self-contained page of runs or of a comparison",
@@ -31,6 +32,7 @@ first steps:
   ctpo train                          train the embedded model on arithmetic with CTPO, on a CPU
   ctpo train objective=grpo seed=1    the same with another objective and seed
   ctpo eval runs/NAME                 accuracy of a run's model on held-out problems
+  ctpo task check mine.py             does a task of your own hold what training needs?
   ctpo calibrate runs/NAME            a trust region from the drift that the run recorded
   ctpo theory                         exact bias and variance of each objective, on policies one can enumerate
   ctpo compare study.yaml             objectives against each other over seeds

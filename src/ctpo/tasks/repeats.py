@@ -42,7 +42,7 @@ def repeats(problems: Sequence[Problem]) -> list[str]:
     sentences = []
     if repeated:
         sentences.append(
-            f"{len(repeated)} of {len(problems)} rows repeat an earlier prompt, the first is {repeated[0].id}"
+            f"{len(repeated)} of {len(problems)} problems repeat an earlier prompt, the first is {repeated[0].id}"
         )
     if differing:
         one, other = differing[0]
