@@ -38,9 +38,9 @@ FAULTS = {
     "too many": ("count)", "count + 1)", "train: 9 problems are returned where 8 were asked for"),
     "one split": ('"test": 1000', '"test": 0', "8 test problems are also training problems"),
     "one split with another seed": (
-        '"test": 1000',
-        '"test": 1000 * (seed == 0)',
-        "are also training problems",
+        '{"train": 0, "test": 1000}[split]',
+        '1000 * (split == "test" and not seed); numbers = range(10, 10 + count)',
+        "8 test problems are also training problems",
     ),
     "repeats": (
         "count)",

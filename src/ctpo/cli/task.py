@@ -12,7 +12,7 @@ from ctpo.cli.table import table
 from ctpo.errors import UserError, one_line, printable
 from ctpo.tasks import Problem, Task, get_task
 from ctpo.tasks.calls import PYTHON_SCHEMA
-from ctpo.tasks.prompts import prompt_text
+from ctpo.tasks.prompts import Prompt, prompt_text
 from ctpo.tasks.task import as_conversation
 from ctpo.tasks.trial import Trial, try_task
 
@@ -59,17 +59,18 @@ def run(args: argparse.Namespace) -> int:
     trial = try_task(task, args.problems, args.seed)
     problems = [problem for draw in trial.draws.values() for problem in draw.problems]
     task = as_conversation(task, problems)
-    render: Callable[[Task, Problem], str] = _by_messages
-    length: Callable[[Task, Problem], int] | None = None
+    opening = _opening(task, problems[0])
+    render: Callable[[Task, Prompt], str] = _by_messages
+    length: Callable[[Task, Prompt], int] | None = None
     if args.model is not None:
         render, length = _by_model(args.model)
     print(f"task {one_line(task.name)}: {_kind(task)}\n")
-    print(_splits(trial, None if length is None else lambda problem: length(task, problem)))
+    print(_splits(trial, None if length is None else lambda problem: length(task, problem.prompt)))
     for draw in trial.draws.values():
         if draw.missing is not None:
             print(one_line(draw.missing))
     print(f"\nproblem {one_line(problems[0].id)}, as the model gets it:")
-    print(_indented(render(task, problems[0])))
+    print(_indented(render(task, opening)))
     print(f"its reference answer: {one_line(repr(problems[0].answer), _LONGEST_LINE)}")
     for schema in _schemas(task):
         print(f"tool: {one_line(schema, 2 * _LONGEST_LINE)}")
@@ -107,14 +108,33 @@ def _spread(lengths: Sequence[int]) -> str:
     return f"{min(lengths):,} · {statistics.median_low(lengths):,} · {max(lengths):,}"
 
 
-def _by_messages(task: Task, problem: Problem) -> str:
+def _opening(task: Task, problem: Problem) -> Prompt:
+    """The prompt of a problem, or the messages with which its environment begins."""
+    if task.environment is None:
+        return problem.prompt
+    from ctpo.cli.quiet import quieten
+    from ctpo.extras import require
+
+    require("ctpo task check with an environment", "train", "transformers")
+    quieten()
+    from ctpo.rollout.environments import open_environments
+
+    with open_environments(task, None) as environments:
+        assert environments is not None
+        (opening,) = environments.reset([problem])
+    if len(opening) == 1 and opening[0]["role"] == "user":
+        return str(opening[0]["content"])
+    return tuple(opening) or problem.prompt
+
+
+def _by_messages(task: Task, prompt: Prompt) -> str:
     if not task.conversational:
-        return prompt_text(problem.prompt)
-    return "\n".join(f"{each['role']}: {each['content']}" for each in task.messages(problem.prompt))
+        return prompt_text(prompt)
+    return "\n".join(f"{each['role']}: {each['content']}" for each in task.messages(prompt))
 
 
-def _by_model(location: str) -> tuple[Callable[[Task, Problem], str], Callable[[Task, Problem], int]]:
-    """Functions that render a problem with a model's chat template, and count its tokens."""
+def _by_model(location: str) -> tuple[Callable[[Task, Prompt], str], Callable[[Task, Prompt], int]]:
+    """Functions that render a prompt with a model's chat template, and count its tokens."""
     from ctpo.cli.quiet import quieten
     from ctpo.extras import require
 
@@ -127,10 +147,10 @@ def _by_model(location: str) -> tuple[Callable[[Task, Problem], str], Callable[[
 
     tokenizer, _ = load_tokenizer(str(model_path()) if location == EMBEDDED_MODEL else location)
 
-    def render(task: Task, problem: Problem) -> str:
-        return str(tokenizer.decode(encode_prompt(tokenizer, task, problem.prompt)))
+    def render(task: Task, prompt: Prompt) -> str:
+        return str(tokenizer.decode(encode_prompt(tokenizer, task, prompt)))
 
-    return render, lambda task, problem: len(encode_prompt(tokenizer, task, problem.prompt))
+    return render, lambda task, prompt: len(encode_prompt(tokenizer, task, prompt))
 
 
 def _schemas(task: Task) -> list[str]:

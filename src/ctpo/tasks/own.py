@@ -53,9 +53,8 @@ def own_task(place: str) -> Task:
     for part in needed:
         if not callable(getattr(value, part)):
             raise UserError(f"task {place}: its {part} is {getattr(value, part)!r}; give a function")
-    if value.check is not None and not isinstance(
-        value.check, Guarded
-    ):  # a check of this package: `files_of` knows the file by the guard
+    if value.check is not None and not isinstance(value.check, Guarded):
+        # It is a check of this package. `files_of` knows the file by the guard.
         value = replace(value, check=Guarded(value.check, "check"))
         setattr(module, name, value)  # the same task the next time
     return value

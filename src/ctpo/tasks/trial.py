@@ -109,8 +109,11 @@ def try_task(task: Task, count: int, seed: int = 0) -> Trial:
         )
     trial.findings += _repeats(task, trial.draws)
     trial.findings += dict.fromkeys(str(each.message) for each in caught if issubclass(each.category, Notice))
-    _judge_answers(task, given, trial)
-    _judge_odd(task, given[0], trial)
+    if task.check is not None:  # or else an environment judges
+        _judge_answers(task, given, trial)
+    functions = _functions(task, given[0])
+    if functions:
+        _judge_odd(task, given[0], functions, trial)
     return trial
 
 
@@ -204,12 +207,14 @@ def _judge_answers(task: Task, problems: Sequence[Problem], trial: Trial) -> Non
         trial.findings.append(str(error))
 
 
-def _judge_odd(task: Task, problem: Problem, trial: Trial) -> None:
+def _judge_odd(
+    task: Task, problem: Problem, functions: Sequence[tuple[str, Callable[[str], Any]]], trial: Trial
+) -> None:
     """Run every function of the task on odd completions."""
     findings: list[str] = []
     slowest = 0.0
     for name, text in _odd_completions(task).items():
-        for part, function in _functions(task, problem):
+        for part, function in functions:
             started = time.perf_counter()
             try:
                 with on_problem(problem.id):
@@ -228,10 +233,10 @@ def _judge_odd(task: Task, problem: Problem, trial: Trial) -> None:
 
 def _functions(task: Task, problem: Problem) -> list[tuple[str, Callable[[str], Any]]]:
     """The functions of a task that get a completion."""
-    functions: list[tuple[str, Callable[[str], Any]]] = [
-        ("check", lambda text: task.check(text, problem.answer))
-    ]
-    reward, extract = task.reward, task.extract
+    functions: list[tuple[str, Callable[[str], Any]]] = []
+    check, reward, extract = task.check, task.reward, task.extract
+    if check is not None:
+        functions.append(("check", lambda text: check(text, problem.answer)))
     if reward is not None:
         functions.append(("reward", lambda text: reward(text, problem.answer)))
     if extract is not None:
