@@ -286,9 +286,7 @@ class EnvironmentRunner:
         self._seats.close()
 
     def _leave(self) -> None:
-        for talk in self._talks:
-            if talk.lost:
-                talk.seat.leave()
+        self._seats.retire([talk.seat for talk in self._talks if talk.lost])
         self._seats.give_back([talk.seat for talk in self._talks if not talk.lost])
         self._talks = []
 

@@ -8,12 +8,16 @@ import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ctpo.errors import UserError
 from ctpo.tasks.environment import Environment, EnvironmentFactory, check_environment, made_wrong
+
+_RESPONSIVE_S: Final = 2.0
+"""How long an event loop may take to do nothing. Then something blocks it."""
 
 
 class OutOfTime(Exception):
@@ -48,11 +52,15 @@ class Seat:
         def work() -> None:
             try:
                 value = function(*arguments)
-                future.set_result(self._loop.run(value).result() if inspect.isawaitable(value) else value)
+                if inspect.isawaitable(value):
+                    inner = self._loop.run(value)
+                    future.add_done_callback(lambda outer: outer.cancelled() and inner.cancel())
+                    value = inner.result()
+                _settle(future, value, None)
             except (
                 BaseException
             ) as error:  # SystemExit too: it goes to who waits, and must not end the thread
-                future.set_exception(error)
+                _settle(future, None, error)
 
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="ctpo-environment", daemon=True)
@@ -69,6 +77,15 @@ class Seat:
             work()
 
 
+def _settle(future: Future[Any], value: Any, error: BaseException | None) -> None:
+    """Give a call's outcome to who waits, unless that was given up."""
+    with suppress(InvalidStateError):
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+
 class Loop:
     """An event loop in a thread of its own, which starts when it is first needed."""
 
@@ -83,6 +100,14 @@ class Loop:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=self._loop.run_forever, name="ctpo-environments", daemon=True).start()
         return asyncio.run_coroutine_threadsafe(_awaited(awaitable), self._loop)
+
+    def leave_if_stuck(self) -> None:
+        """Use another loop from now on, if something blocks this one."""
+        if self._loop is not None:
+            try:
+                self.run(asyncio.sleep(0)).result(timeout=_RESPONSIVE_S)
+            except TimeoutError:
+                self.close()
 
     def close(self) -> None:
         """Stop the loop."""
@@ -126,6 +151,13 @@ class Seats:
     def give_back(self, seats: Sequence[Seat]) -> None:
         """Keep these seats for later. Those with a call that has not returned must not be among them."""
         self._free += seats
+
+    def retire(self, seats: Sequence[Seat]) -> None:
+        """Never use these seats again, because a call of them has not returned in time."""
+        for seat in seats:
+            seat.leave()
+        if seats:
+            self._loop.leave_if_stuck()
 
     def close(self) -> None:
         """Call `close` of the environments that have it, and end all threads."""
