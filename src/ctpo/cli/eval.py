@@ -44,7 +44,7 @@ hosted one) has for it. Tools still run in our sandbox.
 TASK, repeatable:
   arithmetic chain-sums gsm8k math500 aime24 aime25 aime26 brumo25 hmmt25 hmmt25-feb hmmt25-nov
   gsm8k@PATH             a shipped task, from a JSONL or parquet file (or a folder with test.jsonl), not the hub
-  FILE.jsonl             any file with a problem and an answer column; other names: 'FILE.jsonl?prompt=q&answer=a'
+  FILE.jsonl             (.json, .csv, .parquet) a problem and an answer per row; 'FILE.jsonl?prompt=q&answer=a'
   hub:OWNER/NAME         any hub dataset; options ?config=NAME&split=NAME
   reasoning_gym:NAME     any generator of the package reasoning-gym
   FILE.py, FILE.py:NAME  a ctpo.tasks.Task of your own, called `task` or NAME there
