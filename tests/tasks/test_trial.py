@@ -118,3 +118,27 @@ def test_findings_and_errors_have_exit_codes(
     assert "mine.py line 6: problems raises ZeroDivisionError" in capsys.readouterr().err
     assert main(["task", "check", "sums"]) == 2
     assert main(["task", "check", "arithmetic", "--problems", "0"]) == 2
+
+
+def test_the_documentation_shows_what_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    program, printed = (
+        re.search(f"```{mark}\n(.*?)\n```\n", text, re.DOTALL)
+        for mark in ("python", r"\n\$ ctpo task check mine.py")
+    )
+    assert program is not None
+    assert printed is not None
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(program[1])
+    assert main(["task", "check", "mine.py"]) == 0
+    capsys.readouterr()
+    Path("faulty.py").write_text(program[1].replace('.split(" ")[-1] == answer', ".endswith(answer)"))
+    assert main(["task", "check", "faulty.py"]) == 1
+
+    def kept(lines: str) -> list[str]:
+        timed = re.compile(r"^(train|test|tool:|  ok  16 odd)")  # seconds, and a schema that is shortened
+        return [line for line in lines.strip("\n").splitlines() if not timed.match(line)]
+
+    assert kept(capsys.readouterr().out) == kept(printed[1])
