@@ -6,12 +6,13 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from ctpo.errors import UserError
-from ctpo.tasks import PythonTool, Task
+from ctpo.tasks import PythonTool, Task, get_task
 from ctpo.tasks.functions import FunctionTool, UnusableArguments, as_tools, describe
 
 
@@ -290,3 +291,53 @@ def test_a_task_takes_functions_beside_the_python_tool() -> None:
     assert Task(**common, tools=[python]).functions == (python,)
     with pytest.raises(ValueError, match="'python' is the name of the Python tool"):
         Task(**common, tool=PythonTool(), tools=[python])
+
+
+FILE = '''
+from ctpo.tasks import FunctionTool
+
+def search(query: str) -> str:
+    """Search.
+
+    Args:
+        query: words
+    """
+    return query
+
+find = FunctionTool(search, name="find", timeout_s=2)
+number = 3
+'''
+
+
+def test_functions_are_taken_from_files_and_modules(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    task = get_task("gsm8k", [f"{path}:search", f"{path}:find", f"{__name__}:paint"])
+    assert [tool.name for tool in task.functions] == ["search", "find", "paint"]
+    assert [tool.timeout_s for tool in task.functions] == [10, 2, 10]
+    assert task.functions[0].function is task.functions[1].function  # the file is run once
+    assert task.tool == get_task("gsm8k").tool
+
+
+@pytest.mark.parametrize(
+    ("place", "part"),
+    [
+        ("mine.py", "is no place; write FILE.py:FUNCTION"),
+        ("nosuch.py:search", "nosuch.py does not exist"),
+        ("mine.py:other", "there is no 'other' in it"),
+        ("mine.py:number", "its 'number' is of type int"),
+        ("broken.py:search", "broken.py line 2 cannot be run (ZeroDivisionError"),
+        ("nosuch.module:search", "nosuch.module cannot be imported (ModuleNotFoundError"),
+        ("os:getenv", "tool getenv: parameter 'key' has no type hint"),
+    ],
+)
+def test_a_place_without_a_function_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, part: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(FILE)
+    (tmp_path / "broken.py").write_text("\n1 / 0\n")
+    with pytest.raises(UserError) as refused:
+        get_task("gsm8k", [place])
+    assert part in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -73,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", nargs="?")
     add("--task", action="append", metavar="TASK", help="whose problems to solve; several are averaged")
+    add(
+        "--tool",
+        action="append",
+        metavar="PLACE",
+        help="a function that the model may call, as FILE.py:NAME or package.module:NAME; repeatable",
+    )
     add("--samples", type=int, default=1, metavar="K", help="responses per problem (default 1)")
     add("--limit", type=int, metavar="N", help="problems per task: the first N of a dataset")
     add("--temperature", type=float, help="of sampling; 0 takes the most probable token (default 1)")
@@ -236,11 +242,13 @@ def _resolve(args: argparse.Namespace) -> dict[str, Any]:
     settings.update({name: value for name, value in given.items() if value is not None})
     names = args.task or [settings.pop("task", "arithmetic")]
     settings.pop("task", None)
+    tools = args.tool or settings.pop("tools", None) or []
+    settings.pop("tools", None)
     _check(args, settings)
     return {
         **settings,
         "model": location,
-        "tasks": _tasks(names),
+        "tasks": _tasks(names, tools),
         "samples": args.samples,
         "top_p": args.top_p,
         "top_k": args.top_k,
@@ -271,11 +279,11 @@ def _endpoint(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _tasks(names: list[str]) -> dict[str, Task]:
+def _tasks(names: list[str], tools: list[str] | None = None) -> dict[str, Task]:
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise UserError(f"--task {repeated.pop()} is given twice; drop one")
-    return {name: get_task(name) for name in names}
+    return {name: get_task(name, tools or ()) for name in names}
 
 
 def _model_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -291,9 +299,17 @@ def _model_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     recipe = run.read_recipe()
     from ctpo.training.config.settings import split
 
-    keys = {name: value for name, value in recipe.items() if name in ("task", *_FROM_A_RUN)}
+    keys = {name: value for name, value in recipe.items() if name in ("task", "tools", *_FROM_A_RUN)}
+    if args.tool or (args.task and set(args.task) != {keys.get("task")}):
+        keys.pop("tools", None)  # they belong to the run's own task
     if args.task is None and not args.trust:
         check_recipe({"task": keys.get("task")}, {}, run.config, own=f"--task {keys.get('task')}")
+    if not args.trust:
+        places = keys.get("tools")
+        written = (
+            " ".join(f"--tool {place}" for place in places) if isinstance(places, list) else "--tool PLACE"
+        )
+        check_recipe({"tools": places}, {}, run.config, own=written)
     try:
         ours, given = split(keys)
     except UserError as error:
@@ -305,7 +321,11 @@ def _model_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if args.task and set(args.task) != {keys.get("task")}:
         settings.pop("limit", None)  # the run's number of problems and length belong to its own task
         settings.pop("max_tokens", None)
-    return str(_trained(run)), {**settings, "task": keys.get("task", "arithmetic")}
+    return str(_trained(run)), {
+        **settings,
+        "task": keys.get("task", "arithmetic"),
+        "tools": keys.get("tools"),
+    }
 
 
 def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ Paths and names are no part of it, and neither are the versions of torch and tra
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ import ctpo.tasks
 from ctpo.errors import UserError
 from ctpo.evaluation.model import model_folder
 from ctpo.rollout.sampling import Sampling
-from ctpo.tasks import Task
+from ctpo.tasks import FunctionTool, Task
 from ctpo.tasks.guard import Guarded
 from ctpo.tasks.own import files_of
 
@@ -67,7 +68,8 @@ def sampled_with(
     """What the responses to one problem depend on, besides the problem itself: the name of each part, and its value.
 
     Args:
-        task: its system message, worked examples and tool count; its problems are compared one by one.
+        task: its system message, worked examples and tools count, and the source of each function among these; its
+            problems are compared one by one.
         sampling: how tokens are drawn.
         model: `model_identity`, or the URL and name of a model behind an endpoint.
         settings: further settings: the seed, the number of samples, the dtype.
@@ -78,6 +80,7 @@ def sampled_with(
         **environment,
         "prompt": _digest(task.messages("") if task.conversational else None),
         "tool": _digest(None if task.tool is None else asdict(task.tool)),
+        **({"tools": _digest([_declared(each) for each in task.functions])} if task.functions else {}),
         **vars(sampling),
         **settings,
     }
@@ -107,6 +110,15 @@ def _of_environment(task: Task) -> str:
     source = _source(task.environment)
     files = sorted({*files_of(task), *(() if source is None else (source,))})
     return _digest([_digest_of_files(files), task.max_turns])
+
+
+def _declared(tool: FunctionTool) -> list[Any]:
+    """What a function's results depend on, as far as it can be seen. What the function itself calls is left out."""
+    try:
+        source = inspect.getsource(inspect.unwrap(tool.function))
+    except (OSError, TypeError):
+        source = ""
+    return [tool.schema, tool.timeout_s, tool.max_calls, tool.max_result_chars, source]
 
 
 def _weights(folder: Path) -> str:

@@ -70,6 +70,10 @@ class Suite:
         everything = 10**9 if isinstance(task.problems, DatasetSource) else DRAWN
         return task.problems("test", self.limit or everything, self.seed)
 
+    def functions(self) -> list[str]:
+        """The names of the functions that the model may call in any of the tasks."""
+        return sorted({tool.name for task in self.tasks.values() for tool in task.functions})
+
     def settings(self) -> dict[str, Any]:
         """The settings that the figures are saved with."""
         # A server at another URL, or with another pace of requests, still has the same model. How many responses are
@@ -80,6 +84,7 @@ class Suite:
             "tasks": list(self.tasks),
             **{name: value for name, value in vars(self).items() if name not in left_out},
             **({} if self.endpoint is None else {"served": True}),
+            **({"tools": self.functions()} if self.functions() else {}),
         }
 
 

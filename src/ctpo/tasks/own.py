@@ -42,7 +42,7 @@ def own_task(place: str) -> Task:
         raise UserError(
             f"task {place}: {path} does not exist; give a Python file that defines a ctpo.tasks.Task"
         )
-    module = _module(path.resolve(), path.stat().st_mtime_ns)
+    module = module_at(path.resolve(), path.stat().st_mtime_ns)
     value = getattr(module, name, None)
     if not isinstance(value, Task):
         tasks = [each for each, other in vars(module).items() if isinstance(other, Task)]
@@ -102,8 +102,12 @@ def _imported() -> list[Path]:
 
 
 @cache
-def _module(path: Path, changed_ns: int) -> ModuleType:
-    """The file as a module. It is run once for each version of the file."""
+def module_at(path: Path, changed_ns: int) -> ModuleType:
+    """The file as a module. It is run once for each version of the file.
+
+    Raises:
+        UserError: if it raises, with the line in it.
+    """
     name = f"{_MODULE}{digest(str(path))[:12]}"
     spec = spec_from_file_location(name, path)
     assert spec is not None
@@ -120,6 +124,6 @@ def _module(path: Path, changed_ns: int) -> ModuleType:
         del sys.modules[name]
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"task {place_of(error) or path} cannot be run ({type(error).__name__}: {reason}); correct the file"
+            f"{place_of(error) or path} cannot be run ({type(error).__name__}: {reason}); correct the file"
         ) from None
     return module

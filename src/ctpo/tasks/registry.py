@@ -17,6 +17,7 @@ import dataclasses
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ctpo.errors import UserError
@@ -31,6 +32,7 @@ from ctpo.tasks.rows import SUFFIXES
 from ctpo.tasks.sources import DatasetSource, HubDataset
 from ctpo.tasks.task import Task
 from ctpo.tasks.tool import Style
+from ctpo.tasks.tool_files import tools_at
 
 _TASKS = {task.name: task for task in (ARITHMETIC, CHAIN_SUMS, *MATHEMATICS)}
 _COLUMN_OPTIONS = ("prompt", "answer", "id")
@@ -49,11 +51,14 @@ def runs_code(name: str) -> bool:
     return is_own_task(base) or is_own_task(base.partition("@")[0])
 
 
-def get_task(name: str) -> Task:
+def get_task(name: str, tools: Sequence[str] = ()) -> Task:
     """The task of that name, in one of the forms above. Its data is loaded only when problems are requested.
 
+    Args:
+        tools: further functions that the model may call: `FILE.py:NAME` or `package.module:NAME`.
+
     Raises:
-        UserError: if there is no such task, or if an option does not fit it.
+        UserError: if there is no such task or function, or if an option does not fit it.
 
     Example:
         task = get_task("gsm8k?tool=none")
@@ -61,7 +66,8 @@ def get_task(name: str) -> Task:
     base, _, query = name.partition("?")
     options = _options(name, query)
     task = _base_task(base, options)
-    return _with_tool(task, options.get("tool"))
+    task = _with_tool(task, options.get("tool"))
+    return dataclasses.replace(task, tools=(*task.tools, *tools_at(tools))) if tools else task
 
 
 def _base_task(base: str, options: dict[str, str]) -> Task:

@@ -105,6 +105,10 @@ class Recipe:
         None, "directory in which runs of a comparison share results; set by ctpo compare"
     )
     threads: int | None = _key(None, "number of CPU threads for torch; unset for torch's own choice")
+    tools: list[str] | None = _key(
+        None,
+        "functions that the model may call: a list of FILE.py:NAME or package.module:NAME (docs/tasks.md)",
+    )
     tool_timeout_s: float = _key(3.0, "wall-clock time limit of one program, in seconds")
     tool_memory_mb: int = _key(512, "memory limit of one program, in megabytes")
     unsafe_no_isolation: bool = _key(
@@ -112,7 +116,7 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        get_task(self.task)
+        get_task(self.task, self.tools or ())
         _check_model(self.model)
         for name in _COUNTS:
             _at_least(name, getattr(self, name), 1)

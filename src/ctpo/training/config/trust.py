@@ -42,6 +42,7 @@ def _given(value: Any) -> bool:
 
 _ASKED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "task": (lambda value: isinstance(value, str) and runs_code(value), "runs the code of that file"),
+    "tools": (bool, "runs the code of these functions"),
     "unsafe_no_isolation": (_given, "lets programs that a model writes do whatever you can"),
     "trust_remote_code": (_given, _RUNS),
     "deepspeed": (_given, "writes to places of its own, and reads checkpoints that can hold code"),

@@ -110,7 +110,7 @@ def share_answers(tools: ToolRunner | None, recipe: Recipe) -> None:
     Raises:
         UserError: if the database of answers cannot be used.
     """
-    if recipe.shared is None or tools is None or not tools.tool.deterministic:
+    if recipe.shared is None or tools is None or tools.tool is None or not tools.tool.deterministic:
         return
     place = _digest(sys.version, recipe.tool_memory_mb, recipe.unsafe_no_isolation)[:16]
     tools.sandbox = SharedAnswers(tools.sandbox, recipe.shared / _ANSWERS, place)
@@ -130,7 +130,7 @@ def shared_evaluation(
     """
     if recipe.shared is None or recipe.transcripts:
         return measure()
-    names = ("task", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb", "unsafe_no_isolation")
+    names = ("task", "tools", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb", "unsafe_no_isolation")
     digest = _digest(
         *(torch.__version__, torch.get_num_threads(), HELDOUT_SEED, asdict(sampling)),
         *(getattr(recipe, name) for name in names),

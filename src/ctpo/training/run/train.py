@@ -95,7 +95,7 @@ def train(
     processes, index = config.world_size, config.process_index
     check_joined(processes)
     listener = listener if listener is not None and index == 0 else Silent()
-    task = get_task(recipe.task)
+    task = get_task(recipe.task, recipe.tools or ())
     check_void_turns(task, recipe.mask_void_turns)
     check_ready(task)
     everything = train_problems(recipe, task, config)
