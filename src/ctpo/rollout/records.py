@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from ctpo.tasks.calls import FUNCTION
 
 
 @dataclass(frozen=True, kw_only=True)
 class ToolCall:
-    """One program that the model wrote, and what came back."""
+    """One call of a tool that the model made, and what came back."""
 
+    name: str = FUNCTION
+    """The tool that was called. A call that could not be used may name one that does not exist."""
     program: str
+    """The program of the Python tool. For any other call, the call as the model wrote it."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What a function was called with; empty for the Python tool, and if the call could not be used."""
     status: str
-    """The sandbox's word for how the program ended: ok, error, timeout, …"""
+    """How it ended: ok, error, timeout, or another word of the sandbox's."""
     output: str
-    """The text that was put into the response, result tags included."""
+    """The result as the model reads it. If the tool has tags of its own for results, they are included."""
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from ctpo.errors import UserError
-from ctpo.rollout.chat import adapt_tool, encode_prompt
+from ctpo.rollout.chat import encode_prompt, task_format
 from ctpo.rollout.lengths import LengthLimit
 from ctpo.tasks import Problem, Task
 from ctpo.training.config.config import CTPOConfig
@@ -33,8 +33,8 @@ def leave_out_long(
     Raises:
         UserError: if no problem is left, or if the model's chat template does not fit the task.
     """
-    if task.tool is not None:
-        adapt_tool(task.tool, tokenizer)  # raises now what would otherwise fail in the first rollout
+    if task.all_tools:
+        task_format(tokenizer, task)  # raises now what would otherwise fail in the first rollout
     room = None if context is None else context - config.max_completion_length
     limit = min((each for each in (recipe.max_prompt_length, room) if each is not None), default=None)
     if limit is None:
