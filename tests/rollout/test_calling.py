@@ -168,7 +168,10 @@ def test_threads_that_hang_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert threading.active_count() - before <= 3 + 2
         assert outcomes[-1].text == "[timeout: hang was not called, because 3 earlier calls hang]"
         assert caller.run(calls(double, [1]))[0].status == "timeout"
-        RELEASE.set()  # the functions return, and calls are made again
+        with caller.start(calls(double, [5])) as late:  # it finds no thread
+            RELEASE.set()  # the functions return, and calls are made again
+            time.sleep(0.1)
+            assert [each.text for each in late.outcomes()] == ["10"]
         deadline = time.monotonic() + 10
         while caller.run(calls(double, [1]))[0].status != "ok":
             assert time.monotonic() < deadline

@@ -134,8 +134,10 @@ class Batch:
         self._errors: list[tuple[FunctionTool, BaseException]] = []
         self._interrupt: BaseException | None = None
         self._shortest_s = min((call.tool.timeout_s for call in calls), default=math.inf)
-        for _ in range(min(THREADS, len(self._waiting)) if caller.may_call() else 0):
-            self._start_worker()
+        self._workers = 0
+        """Threads of this batch that still take calls."""
+        with self._changed:
+            self._start_workers()
         awaited = [i for i, call in enumerate(calls) if call.tool.is_async]
         self._awaited = (
             asyncio.run_coroutine_threadsafe(self._await(awaited), caller.loop()) if awaited else None
@@ -169,14 +171,19 @@ class Batch:
             self._caller.warn(tool, error)
         return [outcome for outcome in self._outcomes if outcome is not None]
 
-    def _start_worker(self) -> None:
-        threading.Thread(target=self._work, name="ctpo-tool", daemon=True).start()
+    def _start_workers(self) -> None:
+        """Start as many threads as there are calls for, unless too many hang."""
+        for _ in range(min(THREADS, len(self._waiting) + len(self._running)) - self._workers):
+            if self._caller.may_call():
+                self._workers += 1
+                threading.Thread(target=self._work, name="ctpo-tool", daemon=True).start()
 
     def _work(self) -> None:
         """Make waiting calls, one after the other."""
         while True:
             with self._changed:
                 if not self._waiting:
+                    self._workers -= 1
                     return
                 i = self._waiting.popleft()
                 self._running[i] = (time.monotonic(), threading.current_thread())
@@ -248,9 +255,9 @@ class Batch:
                 del self._running[i]
                 self._outcomes[i] = _late(tool)
                 self._caller.give_up(thread)
-                if self._caller.may_call():
-                    self._start_worker()
-        if self._waiting and not self._running and not self._caller.may_call():
+                self._workers -= 1
+        self._start_workers()
+        if self._waiting and not self._workers:
             for i in self._waiting:
                 text = f"[timeout: {self._calls[i].tool.name} was not called, because {GIVEN_UP} earlier calls hang]"
                 self._outcomes[i] = Outcome(status="timeout", text=text)

@@ -161,9 +161,13 @@ class ToolRunner:
 
     def quota(self) -> Quota:
         """How many calls one response may make."""
-        return Quota(
-            {FUNCTION if isinstance(tool, PythonTool) else tool.name: tool.max_calls for tool in self.tools}
-        )
+        return Quota(self._limits())
+
+    def _limits(self) -> dict[str, int]:
+        """The most calls of each tool in one response."""
+        return {
+            FUNCTION if isinstance(tool, PythonTool) else tool.name: tool.max_calls for tool in self.tools
+        }
 
     def reset_account(self) -> None:
         """Set seconds, calls, failures and executed to 0."""
@@ -185,10 +189,7 @@ class ToolRunner:
             return _Request(refusal=call.error)
         function = self._functions.get(call.name)
         if function is None and (self.tool is None or call.name != FUNCTION):
-            names = [FUNCTION] if self.tool is not None else []
-            return _Request(
-                refusal=f"there is no function {call.name!r}; call {' or '.join([*names, *self._functions])}"
-            )
+            return _Request(refusal=f"there is no function {call.name!r}; call {' or '.join(self._limits())}")
         if function is None:
             assert self.tool is not None
             program = str(call.arguments["code"])
@@ -287,8 +288,8 @@ class Quota:
         self.left -= 1
         self.used += 1
         self._made[call.name] += 1
-        limit = self._limits.get(call.name, self.left + 1)
-        if self.left < 0 or self._made[call.name] > limit:
+        made = self._made[call.name]
+        if self.left < 0 or made > self._limits.get(call.name, made):
             return replace(call, error=f"{call.name} may not be called again in this response", arguments={})
         return call
 

@@ -110,7 +110,9 @@ def share_answers(tools: ToolRunner | None, recipe: Recipe) -> None:
     Raises:
         UserError: if the database of answers cannot be used.
     """
-    if recipe.shared is None or tools is None or tools.tool is None or not tools.tool.deterministic:
+    if recipe.shared is None or tools is None or tools.sandbox is None:
+        return
+    if tools.tool is None or not tools.tool.deterministic:
         return
     place = _digest(sys.version, recipe.tool_memory_mb, recipe.unsafe_no_isolation)[:16]
     tools.sandbox = SharedAnswers(tools.sandbox, recipe.shared / _ANSWERS, place)
