@@ -216,6 +216,40 @@ def test_evaluation_keeps_its_statistics_apart(off_policy: Any) -> None:
     assert trainer.objective_stats["train"].state_dict()
 
 
-def test_rollout_anchor_needs_an_engine_that_reports(tmp_path: Any) -> None:
+def test_a_task_or_its_tool_is_enough_for_our_rollouts(fit: Callable[..., Any], arithmetic: Any) -> None:
+    """Whoever asks for them, the parameters are those of the rollout function that is written out."""
+    reported = fit(CTPOTrainer, CTPOConfig, anchor="rollout", max_steps=4)
+
+    def ours(**arguments: Any) -> Any:
+        def trainer_class(**given: Any) -> Any:
+            given.pop("rollout_func")
+            if "task" in arguments:
+                given.pop("reward_funcs")
+            return CTPOTrainer(**given, **arguments)
+
+        trainer: Any = fit(trainer_class, CTPOConfig, anchor="rollout", max_steps=4)  # type: ignore[arg-type]
+        return trainer
+
+    for arguments in ({"task": arithmetic}, {"tools": [arithmetic.tool]}):
+        trainer = ours(**arguments)
+        assert torch.equal(parameters(trainer), parameters(reported)), arguments
+        assert trainer.rollout_account.tool_calls > 0
+    assert trainer.own_rollouts._rollout is None  # the sandbox is closed
+
+
+def test_arguments_that_exclude_each_other(tmp_path: Any, arithmetic: Any) -> None:
+    def make(anchor: str = "old", **arguments: Any) -> None:
+        settings = {name: arguments.pop(name) for name in ("min_p",) if name in arguments}
+        config = CTPOConfig(str(tmp_path), use_cpu=True, anchor=anchor, **settings)
+        CTPOTrainer("unused", args=config, **arguments)
+
     with pytest.raises(ValueError, match="anchor='rollout' needs the rollout engine's log-probs"):
-        CTPOTrainer("unused", args=CTPOConfig(str(tmp_path), use_cpu=True, anchor="rollout"))
+        make("rollout", environment_factory=dict)
+    with pytest.raises(ValueError, match="and rollout_func is given; drop one of them"):
+        make(tools=[arithmetic.tool], rollout_func=print)
+    with pytest.raises(ValueError, match=r"give the tools to the task: Task\(tools=\[...\]\)"):
+        make(task="arithmetic", tools=[arithmetic.tool])
+    with pytest.raises(ValueError, match="environment_factory is sampled by TRL"):
+        make(task="arithmetic", environment_factory=dict)
+    with pytest.raises(ValueError, match=r"min_p=0\.1 has no effect: our engine samples"):
+        make("rollout", min_p=0.1)

@@ -316,7 +316,7 @@ def _model_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{run.config}: {error}") from None
     keys = {**ours, **given}
     settings = {ours: keys[name] for name, ours in _FROM_A_RUN.items() if keys.get(name) is not None}
-    if KEY in recipe and not args.task:
+    if KEY in recipe and not recipe.get("task") and not args.task:
         raise UserError(f"{run.path} was trained by a Python script; name what to evaluate on with --task")
     if args.task and set(args.task) != {keys.get("task")}:
         settings.pop("limit", None)  # the run's number of problems and length belong to its own task

@@ -96,6 +96,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         evaluate: called after each rollout batch in every process; returns held-out figures for the record, or None.
         samples_due: whether samples of this rollout batch are written; they always are with held-out figures.
         resumed_at: optimizer steps of the checkpoint that the run continues from.
+        judged: whether a reward is 1 for a right response and 0 for a wrong one, so that its mean is pass@1.
     """
 
     def __init__(
@@ -110,13 +111,14 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         evaluate: Callable[[int], dict[str, float] | None] = lambda batch: None,
         samples_due: Callable[[int], bool] = lambda batch: False,
         resumed_at: int | None = None,
+        judged: bool = False,
     ) -> None:
         self._trainer, self._run, self._clock, self._listener = trainer, run, clock, listener
         self._updates, self._samples = updates_per_batch, samples
         self._evaluate, self._samples_due = evaluate, samples_due
         self._waiting: tuple[dict[str, Any], dict[str, Any] | None] | None = None
         self._heldout: dict[str, float] = {}
-        self._resumed_at = resumed_at
+        self._resumed_at, self._judged = resumed_at, judged
         trainer.window.open = True
         trainer.diagnostics.gather_for_records()
 
@@ -170,7 +172,10 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if state.global_step == self._resumed_at:
             return  # as `eval_on_start` asks for; the run that is continued was evaluated there
-        self._heldout |= evaluation_figures(metrics or {})
+        figures = evaluation_figures(metrics or {})
+        if self._judged and "heldout_reward" in figures:
+            figures["heldout_pass@1"] = figures["heldout_reward"]
+        self._heldout |= figures
         self._clock.leave_out(
             sum(value for key, value in (metrics or {}).items() if key.endswith("_runtime"))
         )

@@ -21,6 +21,7 @@ from ctpo.runs.checkpoints import SEAL, all_checkpoints, choose, is_checkpoint, 
 from ctpo.runs.directory import RunDirectory
 from ctpo.runs.files import read_text
 from ctpo.runs.script import KEY, Script, asked_for
+from ctpo.tasks import Task
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.settings import ALWAYS_SAVED
 from ctpo.training.processes import on_main
@@ -52,6 +53,7 @@ class ScriptTrainer(Recorded, Protocol):
     eval_dataset: Any
     reward_func_names: list[str]
     recorder: RunRecorder | None
+    task: Task | None
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must belong to."""
@@ -100,6 +102,7 @@ def recorded(trainer: ScriptTrainer, resume: str | bool | None) -> Iterator[str 
         samples=_SAMPLES,
         samples_due=lambda batch: batch & (batch - 1) == 0,
         resumed_at=None if checkpoint is None else _step(checkpoint),
+        judged=_judged(trainer),
     )
     if checkpoint is None:
         recorder.hold({"batch": 0, "step": 0})
@@ -127,6 +130,7 @@ def settings_of(trainer: ScriptTrainer) -> dict[str, Any]:
     knobs = args.objective_settings()
     changed = {name: value for name, value in _changed(args).items() if name not in ("objective", KEY)}
     content = {
+        **({} if trainer.task is None else {"task": trainer.task.name}),
         "model": getattr(trainer.model.config, "_name_or_path", "") or type(trainer.model).__name__,
         "train_data": _data(trainer.train_dataset),
         "eval_data": _data(trainer.eval_dataset),
@@ -151,6 +155,14 @@ def this_script() -> Script:
         command=tuple(sys.orig_argv[1:]) if again else (),
         directory=_STARTED_IN,
     )
+
+
+def _judged(trainer: ScriptTrainer) -> bool:
+    """Whether the judge of a task gives the only reward, 1 or 0."""
+    task = trainer.task
+    if task is None or task.reward is not None or task.check is None:
+        return False
+    return list(trainer.reward_func_names) == [task.name] and task.environment is None
 
 
 def _checkpoint(run: RunDirectory, resume: str | bool | None, identity: Mapping[str, Any]) -> Path | None:

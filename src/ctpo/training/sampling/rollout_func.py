@@ -33,6 +33,7 @@ def make_rollout_func(
     batch_size: int | None = None,
     task: Task | None = None,
     void_turns: VoidTurns = "none",
+    encode: Callable[[Any, Any], list[int]] | None = None,
 ) -> Callable[[list[Any], Any], dict[str, Any]]:
     """A `rollout_func` for TRL, which samples with the trainer's model or its vLLM, and converses with a partner.
 
@@ -50,6 +51,7 @@ def make_rollout_func(
         batch_size: number of responses decoded at once; None for all of them.
         task: makes each prompt a conversation, with the model's chat template. None takes prompts as they are.
         void_turns: which responses without a tool call or an answer are left out of the loss.
+        encode: returns the tokens of a prompt, given the tokenizer; None encodes it as the task says.
     """
 
     environments = None
@@ -66,6 +68,8 @@ def make_rollout_func(
                 _problem(row, prompt) for row, prompt in zip(trainer.rollout_rows, prompts, strict=True)
             ]
             ids = [each for each in environments.open(tokenizer, problems) if each is not None]
+        elif encode is not None:
+            ids = [encode(tokenizer, prompt) for prompt in prompts]
         elif task is None:
             ids = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
         else:

@@ -29,6 +29,7 @@ from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 from ctpo import fast_cpu
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.runs.identity import describe_model
+from ctpo.tasks import Task, get_task, reward_function
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.diagnostics.samples import response_rewards
 from ctpo.training.diagnostics.watch import Diagnostics
@@ -41,6 +42,7 @@ from ctpo.training.sampling.checked import CheckedRewards
 from ctpo.training.sampling.correction import corrected, correction_for
 from ctpo.training.sampling.groups import group_sampler
 from ctpo.training.sampling.lengths import leave_out_long_prompts
+from ctpo.training.sampling.own import heldout_data, own_rollouts, training_data
 from ctpo.training.sampling.turns import rewards_by_turn, spread, turn_advantages, turn_rewards_of
 from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch, Scored
 from ctpo.training.scoring.parts import Part, PartScorer, learns_from_entropy
@@ -94,7 +96,7 @@ A test compares them with the installed TRL. So an upgrade that changes one of t
 
 _NO_ROLLOUT_LOGPS: Final = (
     "anchor='rollout' needs the rollout engine's log-probs, which TRL's own generation does not report; "
-    "give a rollout_func that returns logprobs, use vLLM, or set anchor='old'"
+    "leave environment_factory to anchor='old', or give the environment to a task: Task(environment=...)"
 )
 
 
@@ -107,14 +109,27 @@ def _not_ours(args: object) -> str:
 class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     """TRL's GRPOTrainer, trained with an objective of `ctpo.objectives`.
 
-    The arguments are GRPOTrainer's, except that `args` is a [`CTPOConfig`].
+    The arguments are GRPOTrainer's, except that `args` is a [`CTPOConfig`], that `tools` also takes our tools, and that
+    there is `task`. TRL samples as in GRPOTrainer. Our engine samples instead, in process or with `use_vllm` in TRL's
+    vLLM, and reports exact log-probs, where one of these asks for it:
+
+    - `tools` holds a `ctpo.tasks.PythonTool`, whose programs run in the sandbox, or a `FunctionTool`. Plain functions
+      beside it are called by our engine too. The sandbox is opened with the first rollout and closed after `train`.
+    - `task` is a `ctpo.tasks.Task`, or the name of one. It brings its training problems as `train_dataset`, its judge
+      as `reward_funcs`, 128 held-out problems as `eval_dataset` if an evaluation is set, and its tools, environment
+      and conversation as the rollouts. An argument that is given comes before the task's.
+    - `anchor="rollout"`, which needs the log-probs.
+
+    In a conversation, reward functions then get one assistant message with the whole text of the response, tool calls
+    and outputs included.
 
     The loss of one optimizer step is the objective reduced over the whole minibatch. Its denominators count the tokens
     and responses of all micro-batches on all processes. Tokens that a tool wrote (`tool_mask` 0) are left out: they
     enter neither ratios, nor positions, nor the loss, nor its denominators.
 
     Raises:
-        ValueError: if `args` is not a CTPOConfig, or if `anchor="rollout"` and nothing reports log-probs.
+        ValueError: if `args` is not a CTPOConfig, if arguments exclude each other, or if `anchor="rollout"` and nothing
+            reports log-probs.
 
     Example:
         ```python
@@ -125,6 +140,11 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             train_dataset=dataset,
         )
         trainer.train()
+
+        # The model may run Python programs, in the sandbox, and call a function.
+        CTPOTrainer(model, reward, args, dataset, tools=[CHAT_TOOL, look_up])
+        # Problems, judge and tool of a shipped task.
+        CTPOTrainer(model, args=CTPOConfig("output", anchor="rollout"), task="gsm8k")
         ```
     """
 
@@ -168,11 +188,28 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         tools: list[Callable[..., Any]] | None = None,
         rollout_func: RolloutFunc | None = None,
         environment_factory: EnvironmentFactory | dict[str, EnvironmentFactory] | None = None,
+        *,
+        task: Task | str | None = None,
     ) -> None:
         if args is None:
             args = CTPOConfig("ctpo-output")
         if not isinstance(args, CTPOConfig):
             raise ValueError(_not_ours(args))
+        self.task = get_task(task) if isinstance(task, str) else task
+        """What the script trains on, if it is a task."""
+        own = own_rollouts(
+            args, self.task, tools, rollout_func=rollout_func, environments=environment_factory
+        )
+        if own is not None:
+            rollout_func, tools = own, None
+        self.own_rollouts = own
+        if self.task is not None:
+            if reward_funcs is None:
+                reward_funcs = reward_function(self.task)
+            if train_dataset is None:
+                train_dataset = training_data(self.task, args.seed)
+            if eval_dataset is None and args.eval_strategy != "no":
+                eval_dataset = heldout_data(self.task)
         if args.anchor == "rollout" and not args.use_vllm and rollout_func is None:
             raise ValueError(_NO_ROLLOUT_LOGPS)
         self.objective = args.build_objective()
@@ -208,6 +245,10 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             rollout_func=rollout_func,
             environment_factory=environment_factory,
         )
+        if own is not None and self._is_vlm:
+            raise ValueError(
+                "our engine samples text only, and processing_class is of a model that sees images"
+            )
         if args.max_prompt_length is not None:
             self.train_dataset = leave_out_long_prompts(self, args.max_prompt_length)
         # TRL's own correction is replaced. Where vLLM's is on, TRL scores the rollout batch for it.
@@ -557,9 +598,17 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             UserError: if the checkpoint or the records cannot be continued.
         """
         if not self.args.records or self.recorder is not None or trial is not None:
-            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         with recorded(self, resume_from_checkpoint) as checkpoint:
-            return super().train(checkpoint, trial, ignore_keys_for_eval)
+            return self._train(checkpoint, trial, ignore_keys_for_eval)
+
+    def _train(self, *args: Any) -> Any:
+        """TRL's `train`; afterwards the sandbox is closed."""
+        try:
+            return super().train(*args)
+        finally:
+            if self.own_rollouts is not None:
+                self.own_rollouts.close()
 
     # -- logging and checkpoints ---------------------------------------------------------------------------
 
