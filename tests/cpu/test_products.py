@@ -12,11 +12,13 @@ from ctpo.cpu.products import fast_products
 
 @pytest.mark.parametrize("rows", [1, 8, 24, 129])
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equal_to_the_plain_layer(
-    monkeypatch: pytest.MonkeyPatch, rows: int, bias: bool, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, rows: int, bias: bool, dtype: torch.dtype, transposed: bool
 ) -> None:
     monkeypatch.setattr(products, "emulates_bfloat16", lambda: True)  # that path on any machine
+    monkeypatch.setattr(products, "prefers_transposed", lambda: transposed)
     monkeypatch.setattr(products, "_BLOCK", 5 * 48)  # several blocks, the last one smaller
     monkeypatch.setattr(products, "_LARGE", 60)
     torch.manual_seed(0)

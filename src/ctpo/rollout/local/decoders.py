@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ctpo.rollout.local.attention import shared_heads
 from ctpo.rollout.local.cache import RaggedLayer, Slots, growing_cache, ragged_cache, select_rows
 
 _WORTH_SHARING = 16
@@ -130,15 +132,17 @@ class RaggedDecoder:
         width = ids.shape[1] if empty else self._width + ids.shape[1]
         self._slots.set_target(columns, width)
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        output = self._model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids) if empty else self._mask(columns, width),
-            # Padding may reach beyond the model's context. Its positions do not matter.
-            position_ids=columns if limit is None else columns.clamp(max=limit - 1),
-            use_cache=True,
-            logits_to_keep=1,
-            **{self._cache_argument: self._cache},
-        )
+        mask = torch.ones_like(ids) if empty else self._mask(columns, width)
+        with nullcontext() if empty else shared_heads(self._model):
+            output = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                # Padding may reach beyond the model's context. Its positions do not matter.
+                position_ids=columns if limit is None else columns.clamp(max=limit - 1),
+                use_cache=True,
+                logits_to_keep=1,
+                **{self._cache_argument: self._cache},
+            )
         logits: Tensor = output.logits[:, -1]
         return logits
 
