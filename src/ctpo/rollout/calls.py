@@ -12,6 +12,7 @@ always agree.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import weakref
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ _BETWEEN: Final = "\n\n"
 _KNOWN: Final[weakref.WeakKeyDictionary[PreTrainedTokenizerBase, Any]] = weakref.WeakKeyDictionary()
 """The forms that were chosen for each tokenizer, because choosing one renders some dozen conversations."""
 _REMEMBERED: Final = 8
+_MOST_CALLS: Final = 128
+"""How many calls of one turn are read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,18 +150,22 @@ def _chosen(
     if python is not None and python.style == "tags" and len(tools) == 1:
         return TagFormat(python)
     schemas = [PYTHON_SCHEMA if isinstance(tool, PythonTool) else tool.schema for tool in tools]
-    template = Template(tokenizer, template_kwargs)
-    messages = ToolMessages(template)
     style = "auto" if python is None else python.style
+    template = Template(tokenizer, template_kwargs)
     if style in ("auto", "native"):
-        reader = learn_calls(template, schemas) if messages.follow_calls else None
+        declaring = dataclasses.replace(template, tools=schemas)
+        messages = ToolMessages(declaring)
+        reader = learn_calls(declaring) if messages.follow_calls else None
         if reader is not None:
-            return NativeFormat(schemas, python, messages, reader, template.begins_thinking())
+            messages = ToolMessages(declaring, reader)
+            endings = tokenizer.all_special_tokens
+            return NativeFormat(schemas, python, messages, reader, endings, declaring.begins_thinking())
         if style == "native":
             raise UserError(
                 "tool=native: the model's chat template has no calls with tool messages that can be read here; use "
                 "tool=fenced"
             )
+    messages = ToolMessages(template)
     in_text = messages.follow_text and style != "tags"
     return FencedFormat(schemas, python, messages if in_text else None, template.begins_thinking())
 
@@ -183,7 +190,7 @@ class TagFormat:
 
     def calls(self, text: str, *, ended: bool, continued: bool = False) -> list[Call]:
         found = _last_program(self.tool, text)
-        return [] if found is None else [found[1]]
+        return [] if found is None else [found[2]]
 
     def result_ids(
         self,
@@ -237,14 +244,14 @@ class FencedFormat:
         return _BETWEEN.join(parts)
 
     def calls(self, text: str, *, ended: bool, continued: bool = False) -> list[Call]:
-        found = self.last_call(text)
+        found = self._last_call(text)
         inside = self.begins_thinking and not (continued and self.messages is None)
         if found is None or _in_thinking(text[: found[0]], inside):
             return []
-        return [found[1]]
+        return [found[2]]
 
-    def last_call(self, text: str) -> tuple[int, Call] | None:
-        """Return the last block of the text if it is complete, and where it begins."""
+    def _last_call(self, text: str) -> tuple[int, int, Call] | None:
+        """The last block of the text if it is complete, and where it begins and ends."""
         program = None if self.python is None else _last_program(self.python, text)
         if self._others is None:
             return program
@@ -252,7 +259,7 @@ class FencedFormat:
         if block is None or not block.closed or (program is not None and program[0] > block.start):
             return program
         written = text[block.start : block.end]
-        return block.start, _checked(_block_call(block.program, written), self.schemas)
+        return block.start, block.end, _checked(_block_call(block.program, written), self.schemas)
 
     def result_ids(
         self,
@@ -284,6 +291,7 @@ class NativeFormat:
         python: the Python tool, if it is one of them.
         messages: the template's tool messages.
         reader: reads the template's calls.
+        endings: the texts of the tokens that may end a turn.
         begins_thinking: whether the model's text begins in the middle of thinking.
     """
 
@@ -291,6 +299,7 @@ class NativeFormat:
     python: PythonTool | None
     messages: ToolMessages
     reader: CallReader
+    endings: Sequence[str]
     begins_thinking: bool = False
     style: str = "native"
     instructions: str = ""
@@ -305,13 +314,15 @@ class NativeFormat:
         return () if self.python is None else self.python.stops
 
     def calls(self, text: str, *, ended: bool, continued: bool = False) -> list[Call]:
-        written = list(self._spoken(text))
-        if written or ended:
+        for ending in self.endings:
+            text = text.removesuffix(ending) if ended else text
+        written = self._spoken(text)
+        if written:
             return [_checked(each, self.declarations) for each in written] if ended else []
         found = None if self.python is None else _last_program(self.python, text)
         if found is None or _in_thinking(text[: found[0]], self.begins_thinking):
             return []
-        return [found[1]]
+        return [] if ended and text[found[1] :].strip() else [found[2]]
 
     def result_ids(
         self,
@@ -333,7 +344,7 @@ class NativeFormat:
         written: list[Written] = []
         place = thought_end(text, 0) if self.begins_thinking else 0
         call, thought = self.reader.next_call(text, place), next_thought(text, place)
-        while call is not None:
+        while call is not None and len(written) < _MOST_CALLS:
             if thought is not None and thought < call:
                 place = thought_end(text, thought)
             else:
@@ -346,15 +357,19 @@ class NativeFormat:
         return written
 
 
-def _last_program(tool: PythonTool, text: str) -> tuple[int, Call] | None:
-    """The last program of the text, if its block or tag is closed, and where that begins."""
-    program = tool.last_call(text)
-    if program is None:
-        return None
-    block = fences.last_block(text) if tool.fenced else None
-    start = text.rfind(tool.open) if block is None else block.start
-    written = text[start:] if block is None else text[start : block.end]
-    return start, Call(name=FUNCTION, arguments={"code": program}, text=written)
+def _last_program(tool: PythonTool, text: str) -> tuple[int, int, Call] | None:
+    """The last program of the text if its block or tag is closed, and where that begins and ends."""
+    if tool.fenced:
+        block = fences.last_block(text)
+        if block is None or not block.closed:
+            return None
+        program, start, end = block.program, block.start, block.end
+    else:
+        between = tool.last_call(text)
+        if between is None:
+            return None
+        program, start, end = between, text.rfind(tool.open), len(text)
+    return start, end, Call(name=FUNCTION, arguments={"code": program}, text=text[start:end])
 
 
 def _block_call(body: str, text: str) -> Written:

@@ -130,10 +130,10 @@ def _render_task(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str | S
         messages = _with_instructions(messages, form.instructions, task)
         if task.tool is not None and (task.tool.style == "tags" or _result_tags(tokenizer) is None):
             messages = fold_results(messages, task.tool)
-    template = Template(tokenizer, task.template_kwargs)
-    text = template.render(messages, tools=tools)
+    template = Template(tokenizer, task.template_kwargs, tools)
+    text = template.render(messages)
     if text is None:  # some templates have no system role
-        text = template.render(_fold_system(messages), tools=tools)
+        text = template.render(_fold_system(messages))
     if text is None:
         raise UserError(
             f"the model's chat template cannot render task {task.name!r} (roles: "

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from transformers import PreTrainedTokenizerBase
 
+from ctpo.rollout.native.written import CallReader
 from ctpo.rollout.template import Message, Template, plain_ids, template_ids
 
 _QUESTION: Final = {"role": "user", "content": "WHAT-WAS-ASKED"}
@@ -59,10 +60,12 @@ class ToolMessages:
 
     Args:
         template: the model's.
+        reader: reads the template's calls, and so knows where they end. Without it, `after_calls` cannot be used.
     """
 
-    def __init__(self, template: Template) -> None:
+    def __init__(self, template: Template, reader: CallReader | None = None) -> None:
         self._template = template
+        self._reader = reader
         self._known: dict[tuple[Called, ...] | None, _Conversation | None] = {}
 
     @property
@@ -113,11 +116,12 @@ class ToolMessages:
             spoken = [_assistant(calls), _assistant(calls, as_text=True)]
             if len(calls) > 1:  # some templates allow one call per message
                 spoken.append(_assistant(calls[:1]))
+            spoken.append({"role": "assistant", "content": _LAST})  # and some have calls in the text
             candidates = [_Conversation([each], calls) for each in spoken]
         for conversation in candidates:
             probes = [_RESULT.format(i) for i in range(len(conversation.calls))]
             text = self._template.render(conversation.messages(probes))
-            if text is not None and conversation.learn(text, probes):
+            if text is not None and conversation.learn(text, probes, self._reader):
                 return conversation
         return None
 
@@ -134,11 +138,11 @@ class ToolMessages:
     def _after_end(self, frame: str, end: str | None) -> str:
         """The part of the text behind the calls that the model has not written itself."""
         own = self._template.tokenizer.eos_token
-        if end and end in frame:
-            return frame.partition(end)[2]
-        if own and own in frame:
-            return frame.partition(own)[2] if end else own + frame.partition(own)[2]
-        return frame
+        if end is None:
+            return frame
+        if end not in frame and own and own in frame:
+            end = own  # the model has ended its turn in another way than the template
+        return frame.partition(end)[2] if end in frame else frame
 
 
 class _Conversation:
@@ -157,11 +161,12 @@ class _Conversation:
         ]
         return [_QUESTION, *self._assistant, *tools]
 
-    def learn(self, text: str, results: Sequence[str]) -> bool:
+    def learn(self, text: str, results: Sequence[str], reader: CallReader | None) -> bool:
         """Take the texts around the results from a rendering. Returns whether it has all of them once, in order."""
         if _LAST not in text or any(text.count(result) != 1 for result in results):
             return False
-        rest = text[text.rfind(_LAST) + len(_LAST) :]
+        end = text.rfind(_LAST) + len(_LAST)
+        rest = text[max(end, _calls_end(text, text.find(results[0]), reader)) :]
         for result in results:
             frame, seen, rest = rest.partition(result)
             if not seen:
@@ -170,6 +175,15 @@ class _Conversation:
         self.frames.append(rest)
         self.text = text
         return bool(self.frames[0] and rest)
+
+
+def _calls_end(text: str, limit: int, reader: CallReader | None) -> int:
+    """Where the last call before the limit ends."""
+    place = text.rfind(_QUESTION["content"], 0, limit)
+    end = 0
+    while reader is not None and (call := reader.next_call(text, place)) is not None and call < limit:
+        place = end = reader.read(text[:limit], call)[-1].end
+    return end
 
 
 def _assistant(calls: Sequence[Called], *, as_text: bool = False) -> Message:

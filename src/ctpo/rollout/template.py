@@ -16,39 +16,42 @@ from ctpo.errors import well_formed
 from ctpo.rollout.thinking import ends_thinking
 
 Message = dict[str, Any]
+_OTHER_NAME = "xml_tools"
+"""The name under which the template of SmolLM3 takes `tools`."""
 _QUESTION: Message = {"role": "user", "content": "WHAT-WAS-ASKED"}
 
 
 @dataclass(frozen=True)
 class Template:
-    """A tokenizer's chat template with the keyword arguments that every rendering gets.
+    """A tokenizer's chat template with what every rendering gets.
 
     Args:
         tokenizer: whose template it is.
-        options: such as `{"enable_thinking": False}`, which some templates know.
+        options: keyword arguments, such as `{"enable_thinking": False}`, which some templates know.
+        tools: the declarations of functions that the template tells the model about.
     """
 
     tokenizer: PreTrainedTokenizerBase
     options: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] = ()
 
-    def render(
-        self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, prompt: bool = True
-    ) -> str | None:
+    def render(self, messages: Sequence[Message], *, prompt: bool = True) -> str | None:
         """Return the conversation as text, or None if there is no template or it refuses.
 
         Args:
-            tools: the declarations of functions, which the template tells the model about.
             prompt: whether the text goes on to where the model writes.
         """
         if not self.tokenizer.chat_template:
             return None
+        declared = [dict(each) for each in self.tools]
+        other = bool(declared) and _OTHER_NAME in str(self.tokenizer.chat_template)
         try:
             text = self.tokenizer.apply_chat_template(
                 list(messages),
-                tools=list(tools) if tools else None,
+                tools=declared or None,
                 tokenize=False,
                 add_generation_prompt=prompt,
-                **self.options,
+                **{**({_OTHER_NAME: declared} if other else {}), **self.options},
             )
         except Exception:  # a template may raise anything to refuse
             return None

@@ -42,3 +42,8 @@ def ends_thinking(text: str) -> bool:
         if place == len(text) and not text.endswith(_PAIRS[_OPENS.match(text, begin)[0]]):  # type: ignore[index]
             return True
     return False
+
+
+def after_thoughts(text: str) -> int:
+    """Return where the last thinking of the text ends; 0 without one."""
+    return max((match.end() for match in _CLOSES.finditer(text)), default=0)

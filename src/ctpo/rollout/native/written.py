@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -11,6 +12,8 @@ from ctpo.tasks.calls import Unusable, kind_of
 _NAMES: Final = ("name", "tool_name", "function_name")
 _ARGUMENTS: Final = ("arguments", "parameters")
 _IDS: Final = ("id", "tool_call_id", "call_id")
+NAME: Final = r"[\w.:/-]{1,128}"
+"""A pattern of the name of a function."""
 _DECODER: Final = json.JSONDecoder(strict=False)  # models write line feeds into strings as they are
 
 
@@ -42,6 +45,10 @@ class Written:
             reason = f"the call cannot be read as JSON ({kind_of(value)}, not an object)"
             return Written(error=reason, text=text, end=end)
         inner = value.get("function")
+        if len(value) == 1 and isinstance(only := next(iter(value.values())), dict):
+            (key,) = value
+            if key not in _ARGUMENTS and key != "function":  # the form of Apertus: the name as the only key
+                return Written(name=key, arguments=only, text=text, end=end)
         if isinstance(inner, dict):  # OpenAI's form
             value = {**value, **inner}
         name = next((value[key] for key in _NAMES if key in value), inner if isinstance(inner, str) else None)
@@ -64,6 +71,11 @@ class CallReader(Protocol):
         """Return the calls that open at `start`; several where the form puts them into one list."""
 
 
+def flexible(literal: str) -> str:
+    """Return a pattern of the text, with any white space where the text has some, and none at its ends."""
+    return r"\s*".join(re.escape(part) for part in literal.split())
+
+
 def json_value(text: str, start: int) -> tuple[Any, int]:
     """Return the JSON value that begins at `start`, and where it ends.
 
@@ -73,7 +85,9 @@ def json_value(text: str, start: int) -> tuple[Any, int]:
     try:
         return _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
-        reason = f"{error.msg}, line {error.lineno} column {error.colno}"
+        read = text[start : error.pos]
+        column = len(read) - read.rfind("\n")
+        reason = f"{error.msg}, line {read.count(chr(10)) + 1} column {column}"
     except RecursionError:
         reason = "nested too deeply"
     except ValueError:  # an integer with thousands of digits
