@@ -12,8 +12,10 @@ from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.environments import open_environments
 from ctpo.rollout.lengths import LengthLimit
 from ctpo.rollout.noise import row_uniforms
+from ctpo.rollout.remote.playing import Playing
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
+from ctpo.tasks.environment import opening
 from ctpo.tasks.prompts import prompt_text
 
 _BEYOND_CONTEXT = re.compile(r"HTTP 4\d\d: .*\bcontext\b", re.IGNORECASE)
@@ -119,9 +121,16 @@ def endpoint_responses(
         seed: of the first response to the problem at place 0; each further response has the next number as its seed.
         places: the position of each problem in the whole set.
     """
-    prompts = [problem.prompt for problem in problems for _ in range(samples)]
+    repeated = [problem for problem in problems for _ in range(samples)]
+    prompts = [problem.prompt for problem in repeated]
     seeds = [(seed + place * samples + j) % 2**31 for place in places for j in range(samples)]
-    replies = engine.respond(task, prompts, sampling, tools=tools, seeds=seeds)
+    with open_environments(task, tools) as environments:
+        playing = None
+        if environments is not None:
+            said = environments.reset(repeated)
+            prompts = [opening(messages, prompt) for messages, prompt in zip(said, prompts, strict=True)]
+            playing = Playing(environments, task)
+        replies = engine.respond(task, prompts, sampling, tools=tools, playing=playing, seeds=seeds)
     beyond = [reply.error is not None and _BEYOND_CONTEXT.match(reply.error) is not None for reply in replies]
     if all(beyond):
         beyond = [False] * len(replies)  # then the request is at fault, and the server's message says why
@@ -131,6 +140,7 @@ def endpoint_responses(
             finished=reply.finished,
             tokens=reply.tokens,
             calls=reply.calls,
+            turn_rewards=reply.turn_rewards,
             too_long=full and not reply.text,  # with text, the response filled the context and ends there
             error=None if full else reply.error,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -28,6 +28,7 @@ from ctpo.tasks.environment import (
     conversation,
     failure,
     method_name,
+    opening,
     reward_of,
     step_of,
     use_of,
@@ -120,6 +121,11 @@ class EnvironmentRunner:
         """Tool calls that really ran."""
         return self._executed + (self._tools.executed if isinstance(self._tools, Accountable) else 0)
 
+    @property
+    def offers_tools(self) -> bool:
+        """Whether the environments that were reset have tools of their own."""
+        return bool(self._offered())
+
     def open(
         self, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], room: int | None = None
     ) -> list[list[int] | None]:
@@ -136,8 +142,8 @@ class EnvironmentRunner:
         """
         self._tokenizer = tokenizer
         given = [
-            _prompt(opening, talk.problem)
-            for opening, talk in zip(self.reset(problems), self._talks, strict=True)
+            opening(messages, talk.problem.prompt)
+            for messages, talk in zip(self.reset(problems), self._talks, strict=True)
         ]
         offered = self._offered()
         self._format = call_format(tokenizer, offered, self._task.template_kwargs) if offered else None
@@ -163,7 +169,7 @@ class EnvironmentRunner:
             for seat, problem in zip(self._seats.take(len(problems)), problems, strict=True)
         ]
         given = self._ask([talk.request("reset", talk.problem) for talk in self._talks])
-        openings = []
+        openings: list[list[dict[str, Any]]] = []
         for talk, value in zip(self._talks, given, strict=True):
             if isinstance(value, OutOfTime | Unscorable):
                 reason = str(value) or f"takes more than step_timeout_s={self._task.step_timeout_s:g} seconds"
@@ -356,15 +362,6 @@ class EnvironmentRunner:
         for token in self._tokenizer.all_special_tokens:
             text = text.replace(token, "")
         return text
-
-
-def _prompt(opening: Sequence[Mapping[str, Any]], problem: Problem) -> Any:
-    """What `encode_prompt` takes: text for a single user message, and else the messages."""
-    if not opening:
-        return problem.prompt
-    if len(opening) == 1 and opening[0]["role"] == "user":
-        return opening[0]["content"]
-    return list(opening)
 
 
 def _before(reply: str, calls: Sequence[Call]) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from ctpo.errors import UserError, well_formed
 from ctpo.tasks.functions import FunctionTool
+from ctpo.tasks.prompts import Prompt
 from ctpo.tasks.task import Problem
 
 Messages = str | Sequence[Mapping[str, Any]] | None
@@ -171,6 +172,15 @@ def conversation(value: Any, name: str) -> list[dict[str, Any]]:
                 f"({', '.join(_ROLES)}) and content (text)"
             )
     return [{**message, "content": well_formed(message["content"])} for message in messages]
+
+
+def opening(messages: Sequence[Mapping[str, Any]], prompt: Prompt) -> Prompt:
+    """The prompt of a conversation that begins with these messages; the problem's own prompt if there are none."""
+    if not messages:
+        return prompt
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return str(messages[0]["content"])
+    return tuple(messages)
 
 
 def step_of(value: Any, name: str) -> Step:

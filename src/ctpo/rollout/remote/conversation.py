@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,8 @@ class Reply:
     tokens: int = 0
     """How many tokens the model sampled, by the server's count."""
     calls: list[ToolCall] = field(default_factory=list)
+    turn_rewards: list[float] = field(default_factory=list)
+    """What an environment gave each turn; NaN for one that it could not score."""
     finished: bool = False
     error: str | None = None
     """Why a request of this conversation failed. The text from before it is kept."""
@@ -71,6 +74,8 @@ class Conversation:
     ) -> None:
         self.reply = Reply()
         self.done = False
+        self.said = ""
+        """The text of the last turn, without thinking that the server has taken out."""
         self.programs: list[str] = []
         self._server, self._tool, self._sampling, self._seed = server, tool, sampling, seed
         self._first_prompt_tokens: int | None = None
@@ -97,6 +102,11 @@ class Conversation:
     def add_results(self, calls: list[ToolCall]) -> None:
         """Add what the programs printed to the conversation."""
         raise NotImplementedError
+
+    def go_on(self, messages: Sequence[Mapping[str, str]]) -> None:
+        """Add what an environment says, and let the model take another turn."""
+        self.reply.text += "".join(f"\n\n{message['content']}\n\n" for message in messages)
+        self.done = self._used >= self._sampling.max_new_tokens
 
     def _begin(self, task: Task, prompt: Prompt) -> None:
         raise NotImplementedError
@@ -146,7 +156,12 @@ class TextConversation(Conversation):
         if stop and tool is not None:
             text, program = tool.first_call(text, stopped=ended and choice.get("stop_reason", "") is not None)
             self.programs = [] if program is None else [program]
+        self.said = text
         self.reply.text += text
+
+    def go_on(self, messages: Sequence[Mapping[str, str]]) -> None:
+        self.reply.text += "".join(message["content"] for message in messages)
+        self.done = self._used >= self._sampling.max_new_tokens
 
     def add_results(self, calls: list[ToolCall]) -> None:
         self.reply.calls += calls
@@ -185,7 +200,12 @@ class ChatConversation(Conversation):
             text, program = self._tool.first_call(text, stopped=stopped)
             self.programs = [] if program is None else [program]
         self._messages.append({"role": "assistant", "content": text})
+        self.said = text
         self.reply.text += thinking + text
+
+    def go_on(self, messages: Sequence[Mapping[str, str]]) -> None:
+        super().go_on(messages)
+        self._messages += [dict(message) for message in messages]
 
     def _next_message(self) -> dict[str, Any]:
         """The choice with the next message. Tools are offered if the server takes them; if not, blocks are used."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ctpo.rollout.remote.conversation import ChatConversation, Conversation, Reply, Server, TextConversation
 from ctpo.rollout.remote.endpoint import Endpoint
+from ctpo.rollout.remote.playing import Playing
 from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import ToolRunner
 from ctpo.tasks import Task
@@ -33,11 +34,13 @@ class EndpointEngine:
         sampling: Sampling,
         *,
         tools: ToolRunner | None = None,
+        playing: Playing | None = None,
         seeds: Sequence[int] = (),
     ) -> list[Reply]:
         """One reply for each prompt, in order. A request that fails ends its own conversation only.
 
         Args:
+            playing: the environments that answer, one per prompt; None for a task without one.
             seeds: one seed for each prompt, sent with its requests; none are sent if this is empty.
 
         Raises:
@@ -51,11 +54,17 @@ class EndpointEngine:
             for i, prompt in enumerate(prompts)
         ]
         live = conversations
+        if playing is not None:
+            playing.begin(conversations)
         while live:
             self.endpoint.at_once(lambda conversation: conversation.turn(), live)
             if tools is not None:
                 _run(tools, live)
+            if playing is not None:
+                playing.answer(live)
             live = [conversation for conversation in live if not conversation.done]
+        if playing is not None:
+            playing.finish()
         return [conversation.reply for conversation in conversations]
 
 
