@@ -372,7 +372,9 @@ def _before(reply: str, calls: Sequence[Call]) -> str:
 def _record(call: Call, result: str) -> ToolCall:
     """The call as records show it."""
     return ToolCall(
+        name=call.name,
         program=call.text,
+        arguments=call.arguments,
         status=SUCCESS if call.error is None else "error",
         output=result,
     )
