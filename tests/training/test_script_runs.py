@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from ctpo import CTPOConfig
 from ctpo.cli.main import main
 from ctpo.errors import UserError
 from ctpo.runs.directory import RunDirectory
 from ctpo.runs.script import RESUME, asked_for
+from ctpo.training.records.card import model_card
 
 CLOCKED = {"seconds", "batch_s", "generation_s", "tool_s", "training_s", "tokens_per_s"}
 SCRIPT = """
@@ -117,6 +121,32 @@ def test_settings_and_summary(whole: Path, script: Path) -> None:
     assert summary["after"]["reward"] == records(whole)[3]["heldout_reward"]
     timed = [json.loads(each) for each in run.metrics.read_text().splitlines()][1:]
     assert all(each["generation_s"] > 0 for each in timed)
+
+
+def test_the_model_card_says_what_how_and_with_what_result(whole: Path, script: Path) -> None:
+    card = (whole / "README.md").read_text()
+    lines = records(whole)
+    assert "max(−r_t A" in card or "PPO's loss of a token" in card  # the objective's own words
+    assert "arXiv 2402.03300" in card
+    assert "8 responses, 4 to each of 2 prompts" in card
+    assert f"python {script} {whole} 0" in card
+    first, last = (each["heldout_reward"] for each in (lines[0], lines[3]))
+    assert f"| held-out reward | {first:.4g} (batch 0) | {last:.4g} (batch 3) |" in card
+
+
+def test_names_in_a_model_card_are_no_markup() -> None:
+    name = "</code><script>`**x** | ![a](b)\n# Head\n```\n"
+    recipe = {"model": name, "rewards": [name], "script": {"command": [name], "directory": name}}
+    args = CTPOConfig("out", use_cpu=True, steps_per_generation=2)
+    card = model_card(args, recipe, [], {"ctpo": name}, name=name, parameters=1, tags=[name])
+    _, metadata, text = card.split("---\n", 2)
+    assert set(yaml.safe_load(metadata)) == {"library_name", "model_name", "tags"}
+    outside = re.sub(r"```text\n.*?\n```", "", text, flags=re.DOTALL)
+    outside = re.sub(r"`[^`\n]*`", "", outside)
+    assert "script>" not in outside
+    assert "![" not in outside
+    heads = [line for line in outside.splitlines() if line.startswith("#")]
+    assert [head.split(" ")[1] for head in heads] == ["Model", "What", "How", "Result", "How"]
 
 
 def test_the_commands_take_it(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

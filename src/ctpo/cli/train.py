@@ -88,11 +88,13 @@ def run(args: argparse.Namespace) -> int:
         display.stage("loading torch, transformers and TRL")
         quieten()
         from ctpo.report.drawing import draw_learning_curve
+        from ctpo.training.records.card import add_curve
         from ctpo.training.run.train import train
 
         outcome = train(keys, listener=display, resume=args.resume, started=args.started, trust=args.trust)
         if outcome.summary is not None:
             draw_learning_curve(outcome.run.path)
+            add_curve(outcome.run)
         display.finished(outcome)
     return 0 if outcome.finished else INTERRUPTED
 

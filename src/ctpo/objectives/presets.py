@@ -131,6 +131,15 @@ def preset_defaults(name: str) -> dict[str, Any]:
     return {**own, **_SHARED}
 
 
+def preset_description(name: str) -> str:
+    """The equation of a preset and its source, as the docstring of its function gives them.
+
+    Raises:
+        ValueError: if the preset is unknown.
+    """
+    return inspect.getdoc(_PRESETS[checks.choice("preset", name, _PRESETS)]) or ""
+
+
 def preset(name: str, **overrides: Any) -> Objective:
     """The objective of that name, with some of its knobs changed.
 

@@ -61,6 +61,9 @@ class ScriptTrainer(Recorded, Protocol):
     def add_callback(self, callback: TrainerCallback) -> None:
         """Call it as training goes on."""
 
+    def create_model_card(self) -> None:
+        """Write the model card into `output_dir`."""
+
     def remove_callback(self, callback: TrainerCallback) -> None:
         """Call it no more."""
 
@@ -117,8 +120,20 @@ def recorded(trainer: ScriptTrainer, resume: str | bool | None) -> Iterator[str 
         recorder.write()
         trainer.remove_callback(recorder)
         trainer.recorder = None
+    trainer.create_model_card()
     if args.process_index == 0:
         run.write_summary(summarise(args, run, steps=trainer.state.global_step, seconds=clock.seconds))
+
+
+def settings_and_records(trainer: ScriptTrainer) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The content of `config.yaml` and the records so far, from the run's directory if it has them."""
+    run = RunDirectory(Path(trainer.args.output_dir))
+    try:
+        if run.config.is_file() and run.metrics.is_file():
+            return run.read_recipe(), run.records()
+    except UserError:  # damaged by somebody; a card must not stop a run
+        pass
+    return settings_of(trainer), []
 
 
 def settings_of(trainer: ScriptTrainer) -> dict[str, Any]:
@@ -226,8 +241,9 @@ def _changed(args: CTPOConfig) -> dict[str, Any]:
         default = each.default
         if each.default_factory is not dataclasses.MISSING:
             default = each.default_factory()
-        if each.name in values and each.name not in _DERIVED and values[each.name] != default:
-            changed[each.name] = values[each.name]
+        value = values.get(each.name)  # None where CTPOConfig has turned settings of TRL's loss into an objective
+        if value is not None and each.name not in _DERIVED and value != default:
+            changed[each.name] = value
     return changed
 
 

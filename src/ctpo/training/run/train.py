@@ -208,6 +208,7 @@ def _run(
                 return Outcome(run=run, finished=False, summary=None)
         listener.stage("saving the model")
         trainer.save_model(str(run.model))
+        trainer.create_model_card(folder=run.model)
         if not is_main:
             return Outcome(run=run, finished=True, summary=None)
         summary = summarise(

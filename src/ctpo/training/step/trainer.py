@@ -28,13 +28,16 @@ from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 
 from ctpo import fast_cpu
 from ctpo.objectives.penalties import kl_penalty
+from ctpo.runs.atomic import write_text
 from ctpo.runs.identity import describe_model
 from ctpo.tasks import Task, get_task, reward_function
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.diagnostics.samples import response_rewards
 from ctpo.training.diagnostics.watch import Diagnostics
+from ctpo.training.records.card import CARD, model_card
+from ctpo.training.records.environment import describe_environment
 from ctpo.training.records.recorder import RunRecorder
-from ctpo.training.records.script import recorded
+from ctpo.training.records.script import recorded, settings_and_records
 from ctpo.training.records.window import Window
 from ctpo.training.sampling.account import RolloutAccount, tool_figures
 from ctpo.training.sampling.advantages import estimated, total_rewards
@@ -84,6 +87,7 @@ SEAMS: Final[dict[str, tuple[str, ...]]] = {
     "log": ("self", "logs", "start_time"),
     "_save_checkpoint": ("self", "model", "trial"),
     "_get_output_dir": ("self", "trial"),
+    "create_model_card": ("self", "model_name", "dataset_name", "tags"),
     "_issue_warnings_after_load": ("self", "load_result"),
     "_load_from_checkpoint": ("self", "resume_from_checkpoint", "model"),
     "_load_optimizer_and_scheduler": ("self", "checkpoint"),
@@ -644,6 +648,36 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must belong to, so that this trainer may continue from it."""
         return {**self.run_identity, "world_size": self.args.world_size, "model": self._model_facts}
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+        folder: str | Path | None = None,
+    ) -> None:
+        """Write `README.md`: what was trained, how, with what result so far, and how to repeat it.
+
+        Args:
+            model_name: None for the name of the folder.
+            dataset_name: a dataset of the hub.
+            tags: of the hub, beside TRL's.
+            folder: where to; None for `output_dir`.
+        """
+        if self.is_world_process_zero():
+            place = Path(folder or self.args.output_dir)
+            recipe, records = settings_and_records(self)
+            card = model_card(
+                self.args,
+                recipe,
+                records,
+                describe_environment(self.args.world_size),
+                name=model_name or place.resolve().name,
+                parameters=int(self._model_facts["parameters"]),
+                tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+                dataset=dataset_name,
+            )
+            write_text(place / CARD, card)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
