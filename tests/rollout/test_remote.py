@@ -22,7 +22,7 @@ def respond(
     task: Task,
     sandbox: Any,
     script: list[Answer] | Any,
-    *prompts: str,
+    *prompts: Any,
     sampling: Sampling = SAMPLING,
     **options: Any,
 ) -> tuple[list[Any], list[Any]]:
@@ -171,6 +171,20 @@ def test_examples_go_out_in_the_form_of_the_conversation(fenced: Task, sandbox: 
     roles = ["system", "user", "assistant", "user", "assistant", "user"]
     assert [m["role"] for m in sent[0]["messages"]] == roles
     assert sent[0]["messages"][3]["content"] == "```output\n4\n```"
+
+
+def test_a_prompt_of_messages_is_sent_as_it_is(fenced: Task, arithmetic: Task, sandbox: Any) -> None:
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    own = [{"role": "system", "content": "Count."}, *turns]
+    _, sent = respond(fenced, sandbox, [said("ok")] * 2, own, turns)
+    assert sorted((payload["messages"] for payload in sent), key=str) == [
+        own,
+        [{"role": "system", "content": fenced.system}, *turns],
+    ]
+    _, (request,) = respond(
+        arithmetic, sandbox, [said("ok")], turns
+    )  # a conversation also in a task of bare prompts
+    assert request["messages"] == turns
 
 
 def test_an_unreadable_call_fails_with_the_reason(chat_task: Task, sandbox: Any) -> None:
