@@ -126,7 +126,7 @@ RECIPES: list[tuple[str, Files, str, list[str]]] = [
     ("task file of nothing", {"t.py": "\x00"}, "train task=t.py", ["t.py cannot be run"]),
     ("task that is none", {"t.py": "task = 7"}, "train task=t.py", ["has int, not a Task"]),
     ("task without a check", {"t.py": TASK + "task = Task(name='x', problems=list, check=None)"}, "train task=t.py",
-     ["its check is None"]),
+     ["neither a check nor an environment"]),
     ("profile", {"run/profile.jsonl": '{"step": 1, "batch": 1, "edge": "x"}\n'}, "calibrate run",
      ["profile.jsonl line 1"]),
     ("profile of digits", {"run/profile.jsonl": f'{{"step": {"9" * 10_000}}}\n'}, "calibrate run",
