@@ -11,7 +11,7 @@ import pytest
 from ctpo.errors import UserError
 from ctpo.rollout import Endpoint, EndpointEngine, ToolRunner
 from ctpo.rollout.sampling import Sampling
-from ctpo.tasks import CHAT_TOOL, Task
+from ctpo.tasks import CHAT_TOOL, FunctionTool, Task
 
 from .served import Answer, choice, serving
 
@@ -287,3 +287,117 @@ def test_a_server_that_cannot_list_its_models_is_asked_for_a_word(hello: int, ta
         else:
             with pytest.raises(UserError, match="/models answers HTTP 500; give the base URL"):
                 endpoint.check()
+
+
+def double(number: int) -> int:
+    """Double a number.
+
+    Args:
+        number: the number
+    """
+    return 2 * number
+
+
+async def look_up(word: str) -> str:
+    """Look up a word.
+
+    Args:
+        word: the word
+    """
+    return f"```\n{word}: a word"
+
+
+def native_call(name: str, function: str, arguments: Any) -> dict[str, Any]:
+    return {"id": name, "type": "function", "function": {"name": function, "arguments": arguments}}
+
+
+@pytest.fixture
+def several(chat_task: Task) -> Task:
+    return replace(chat_task, tools=[double, look_up])
+
+
+def respond_with_tools(task: Task, sandbox: Any, script: Any) -> tuple[Any, list[Any]]:
+    """The reply to one prompt, and the payloads that were sent."""
+    answers = iter(script) if isinstance(script, list) else None
+    with serving(lambda path, payload: next(answers) if answers else script(path, payload)) as (
+        url,
+        requests,
+    ):
+        tools = ToolRunner(task.all_tools, sandbox)
+        engine = EndpointEngine(Endpoint(url, "tiny", retries=0))
+        (reply,) = engine.respond(task, ["q"], SAMPLING, tools=tools, seeds=[7])
+    return reply, [payload for _, payload, _ in requests]
+
+
+def test_several_functions_are_offered_and_called_together(several: Task, sandbox: Any) -> None:
+    made = [
+        native_call("c1", "double", '{"number": 4.0}'),
+        call("c2", "print(6*7)"),
+        native_call("c3", "look_up", {"word": "tea"}),  # no text, as some servers send it
+        native_call("c4", "double", '{"number": "four"}'),
+        native_call("c5", "treble", "{}"),
+        native_call("c6", "double", '{"number": '),
+    ]
+    script = [said("So.", "tool_calls", tool_calls=made), said("done")]
+    reply, (first, second) = respond_with_tools(several, sandbox, script)
+    assert [each["function"]["name"] for each in first["tools"]] == ["python", "double", "look_up"]
+    assert all("return" not in each["function"] for each in first["tools"])
+    assert [each.status for each in reply.calls] == ["ok", "ok", "ok", "error", "error", "error"]
+    assert reply.calls[0].arguments == {"number": 4.0}
+    answers = second["messages"][-6:]
+    assert [each["tool_call_id"] for each in answers] == ["c1", "c2", "c3", "c4", "c5", "c6"]
+    contents = [each["content"] for each in answers]
+    assert contents[:3] == ["8", "42", "```\ntea: a word"]
+    assert contents[3].startswith("tool call: argument 'number' is \"four\"; use a valid integer")
+    assert contents[4].startswith(
+        "tool call: there is no function 'treble'; call 'python' or 'double' or 'look_up'"
+    )
+    assert "cannot be read as JSON" in contents[5]
+    for each in second["messages"][-7]["tool_calls"]:  # what is sent back can be read again
+        json.loads(each["function"]["arguments"])
+    # What a function returned stands in a block that it cannot leave.
+    assert "\n```output\n```\ntea: a word\n```\n" not in reply.text
+    assert "tea: a word\n```\n" in reply.text
+    assert reply.text.endswith("done")
+
+
+def test_functions_are_offered_as_blocks_to_a_server_that_refuses_tools(several: Task, sandbox: Any) -> None:
+    turns = iter(
+        [
+            said('```tool_call\n{"name": "double", "arguments": {"number": 4}}'),
+            said('```tool_call\n{"name": "double", "arguments": 4}\n```'),
+            said("```python\nprint(3)"),
+            said("done"),
+        ]
+    )
+
+    def answer(path: str, payload: dict[str, Any]) -> Answer:
+        return (400, {"error": {"message": "no tools"}}) if "tools" in payload else next(turns)
+
+    reply, sent = respond_with_tools(several, sandbox, answer)
+    assert [(each.name, each.status) for each in reply.calls] == [
+        ("double", "ok"),
+        ("tool_call", "error"),
+        ("python", "ok"),
+    ]
+    assert sent[1]["stop"] == ["\n```\n"]
+    system = sent[1]["messages"][0]["content"]
+    assert system.startswith(str(several.system))
+    assert '"name": "look_up"' in system
+    assert sent[2]["messages"][0]["content"] == system  # once, not once per turn
+    assert [m["content"] for m in sent[2]["messages"][-2:]] == [
+        '```tool_call\n{"name": "double", "arguments": {"number": 4}}\n```',
+        "```output\n8\n```",
+    ]
+    assert "arguments are a number, not an object" in sent[3]["messages"][-1]["content"]
+    assert reply.text.endswith("done")
+
+
+def test_calls_beyond_a_functions_limit_are_refused(several: Task, sandbox: Any) -> None:
+    task = replace(several, tool=None, tools=[FunctionTool(double, max_calls=1)])
+    made = [native_call(f"c{i}", "double", '{"number": 1}') for i in range(2)]
+    script = [said(None, "tool_calls", tool_calls=made), said("end", "tool_calls", tool_calls=made)]
+    reply, (_, second) = respond_with_tools(task, sandbox, script)
+    assert [each.status for each in reply.calls] == ["ok", "error"]
+    assert "may not be called again" in second["messages"][-1]["content"]
+    assert reply.text.endswith("end")

@@ -127,7 +127,7 @@ def _render_task(tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str | S
     tools: Sequence[Any] = ()
     if form is not None:
         tools = form.declarations
-        messages = _with_instructions(messages, form.instructions, task)
+        messages = with_instructions(messages, form.instructions, task)
         if task.tool is not None and (task.tool.style == "tags" or _result_tags(tokenizer) is None):
             messages = fold_results(messages, task.tool)
     template = Template(tokenizer, task.template_kwargs, tools)
@@ -162,9 +162,13 @@ def fold_results(messages: list[dict[str, str]], tool: PythonTool) -> list[dict[
     return folded
 
 
-def _with_instructions(messages: list[dict[str, str]], instructions: str, task: Task) -> list[dict[str, str]]:
-    """The messages, of which the first says how to call tools, unless the task's own text shows it."""
-    shown = task.tool is not None and any(task.tool.open in each["content"] for each in messages[:-1])
+def with_instructions(messages: list[dict[str, str]], instructions: str, task: Task) -> list[dict[str, str]]:
+    """The messages, of which the first says how to call tools, unless the task's own text shows it.
+
+    Only the Python tool can be shown by the task's own text. Functions are always described.
+    """
+    alone = task.tool if not task.functions else None
+    shown = alone is not None and any(alone.open in each["content"] for each in messages[:-1])
     if not instructions or shown:
         return messages
     if messages[0]["role"] == "system":

@@ -167,8 +167,13 @@ class PythonTool:
             stderr: shown only after a failure, and only if `error_mark` is None.
         """
         # Cut first, so that a flood of output costs nothing. No later line makes the body longer.
-        body = self._message(status, stdout.strip(), stderr.strip())
-        body = re.sub("|".join(map(re.escape, self._tags())), self.substitute, body)
+        return self.framed(self._message(status, stdout.strip(), stderr.strip()))
+
+    def framed(self, body: str) -> str:
+        """The text between the result tags, with none of the tool's own tags in it."""
+        before = self.result_open[-1]  # a tag may begin with it
+        tags = re.compile("|".join(map(re.escape, self._tags())))
+        body = tags.sub(self.substitute, before + body).removeprefix(before)
         if self.result_charset is not None:
             body = "".join(c if c in self.result_charset else self.substitute for c in body)
         return self.result_open + body + self.result_close

@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctpo.errors import UserError, well_formed
-from ctpo.rollout.chat import TOOL_SCHEMA
+from ctpo.rollout.calls import Call, FencedFormat
+from ctpo.rollout.chat import with_instructions
 from ctpo.rollout.records import ToolCall
 from ctpo.rollout.remote.endpoint import Endpoint, RequestFailed
 from ctpo.rollout.sampling import Sampling
-from ctpo.tasks import PythonTool, Task
-from ctpo.tasks.calls import FUNCTION, Unusable, code_of, failing_program
+from ctpo.rollout.tools import ToolRunner
+from ctpo.tasks import CHAT_TOOL, PythonTool, Task, fences
+from ctpo.tasks.calls import FUNCTION, PYTHON_SCHEMA, Unusable, checked_arguments, object_in
 from ctpo.tasks.prompts import Prompt
 from ctpo.tasks.tool import SUCCESS
 
 _FENCE = "```"
+_CLOSE = "\n```"
 _REASONING = ("reasoning_content", "reasoning")
 """The names under which servers return the thinking that they have taken out of a message."""
 
@@ -46,13 +49,13 @@ class Server:
         self.refuses_tools = False
         """Whether the server has refused a request because of its `tools`."""
 
-    def note_refusal(self, tool: PythonTool, reason: str) -> None:
+    def note_refusal(self, tool: PythonTool | None, reason: str) -> None:
         """Use blocks of code from now on.
 
         Raises:
             UserError: if the task wants native tool calls.
         """
-        if tool.style == "native":
+        if tool is not None and tool.style == "native":
             raise UserError(
                 f"tool=native: the endpoint takes no tool calls ({reason}); start vLLM with "
                 "--enable-auto-tool-choice --tool-call-parser NAME, or use tool=fenced"
@@ -67,7 +70,7 @@ class Conversation:
         self,
         server: Server,
         task: Task,
-        tool: PythonTool | None,
+        tools: ToolRunner | None,
         prompt: Prompt,
         sampling: Sampling,
         seed: int | None,
@@ -76,18 +79,22 @@ class Conversation:
         self.done = False
         self.said = ""
         """The text of the last turn, without thinking that the server has taken out."""
-        self.programs: list[str] = []
-        self._server, self._tool, self._sampling, self._seed = server, tool, sampling, seed
+        self.calls: list[Call] = []
+        """The calls of the last turn, which are to be made."""
+        self._server, self._sampling, self._seed = server, sampling, seed
+        self._tool = None if tools is None else tools.tool
+        self._functions = () if tools is None else task.functions
+        self._quota = None if tools is None else tools.quota()
         self._first_prompt_tokens: int | None = None
         self._used = 0
         self._begin(task, prompt)
 
     @property
     def may_call(self) -> bool:
-        return self._tool is not None and len(self.reply.calls) < self._tool.max_calls
+        return self._quota is not None and self._quota.left > 0
 
     def turn(self) -> None:
-        """Request the next turn, and set `programs` to those that it calls."""
+        """Request the next turn, and set `calls` to those that it makes."""
         try:
             self._turn()
         except RequestFailed as failure:
@@ -95,12 +102,11 @@ class Conversation:
             self.reply.finished = False  # an earlier turn may have set it
             self.done = True
         else:
-            self.done = not self.programs or self._used >= self._sampling.max_new_tokens
-            if self.done:
-                self.programs = []
+            self.done = not self.calls or self._used >= self._sampling.max_new_tokens
+            self.calls = [] if self.done or self._quota is None else self._quota.admit(self.calls)
 
     def add_results(self, calls: list[ToolCall]) -> None:
-        """Add what the programs printed to the conversation."""
+        """Add what the calls returned to the conversation."""
         raise NotImplementedError
 
     def go_on(self, messages: Sequence[Mapping[str, str]]) -> None:
@@ -152,10 +158,10 @@ class TextConversation(Conversation):
         tool = self._tool
         stop = [tool.close] if tool is not None and self.may_call else []
         choice, ended = self._request("completions", prompt=self._prompt + self.reply.text, stop=stop)
-        self.programs, text = [], _text(choice.get("text"))
+        self.calls, text = [], _text(choice.get("text"))
         if stop and tool is not None:
             text, program = tool.first_call(text, stopped=ended and choice.get("stop_reason", "") is not None)
-            self.programs = [] if program is None else [program]
+            self.calls = [] if program is None else [_of_python(program)]
         self.said = text
         self.reply.text += text
 
@@ -169,7 +175,7 @@ class TextConversation(Conversation):
 
 
 class ChatConversation(Conversation):
-    """Messages. The model calls the tool by the server's tool calls or by blocks of code."""
+    """Messages. The model calls tools by the server's tool calls or by blocks of code."""
 
     def _begin(self, task: Task, prompt: Prompt) -> None:
         messages = task.messages(prompt)
@@ -180,25 +186,32 @@ class ChatConversation(Conversation):
             else {**message}
             for message in messages
         ]
+        self._task = task
         self._ids: list[str] = []
+        self._schemas: list[Mapping[str, Any]] = [] if self._tool is None else [PYTHON_SCHEMA]
+        self._schemas += [_for_server(function.schema) for function in self._functions]
+        python = self._tool is not None and self._tool.fenced
+        self._languages: tuple[str, ...] = (
+            *((fences.PYTHON,) if python else ()),
+            *((fences.CALL,) if self._functions else ()),
+        )
 
     def _turn(self) -> None:
-        self.programs, self._ids = [], []
+        self.calls, self._ids = [], []
         choice = self._next_message()
         message = choice["message"]
         thinking, text = _thinking(message), _text(message.get("content"))
-        calls = _calls(message.get("tool_calls"))
-        if calls and self.may_call:
-            self.programs = [call.program for call in calls]
-            self._ids = [call.id for call in calls]
-            sent = [call.message for call in calls]
+        made = _calls(message.get("tool_calls"), self._schemas)
+        if made and self.may_call:
+            self.calls = [each.call for each in made]
+            self._ids = [each.id for each in made]
+            sent = [each.message for each in made]
             self._messages.append({"role": "assistant", "content": text, "tool_calls": sent})
-            self.reply.text += thinking + text + "".join(call.text for call in calls)
+            self.reply.text += thinking + text + "".join(each.call.text for each in made)
             return
-        if self._tool is not None and self.may_call and self._tool.fenced:
+        if self.may_call and self._languages:
             stopped = choice.get("finish_reason") == "stop" and choice.get("stop_reason", "") is not None
-            text, program = self._tool.first_call(text, stopped=stopped)
-            self.programs = [] if program is None else [program]
+            text, self.calls = self._first_block(text, stopped=stopped)
         self._messages.append({"role": "assistant", "content": text})
         self.said = text
         self.reply.text += thinking + text
@@ -207,59 +220,84 @@ class ChatConversation(Conversation):
         super().go_on(messages)
         self._messages += [dict(message) for message in messages]
 
+    def _first_block(self, text: str, *, stopped: bool) -> tuple[str, list[Call]]:
+        """The text up to the end of its first block that is a call, and that call.
+
+        Args:
+            stopped: whether a stop text ended the text. Then the closing fence may be missing, and is put back.
+        """
+        block = fences.first_block(text, self._languages)
+        if block is None or not (block.closed or stopped):
+            return text, []
+        text = text[: block.end] + ("" if block.closed else _CLOSE)
+        if block.language == fences.CALL:
+            return text, [_written(block.program, text[block.start :], self._schemas)]
+        return text, [_of_python(block.program)]
+
     def _next_message(self) -> dict[str, Any]:
         """The choice with the next message. Tools are offered if the server takes them; if not, blocks are used."""
         tool, server = self._tool, self._server
-        if tool is None:
+        if not self._schemas:
             return self._choice()
-        if tool.style in ("auto", "native") and not server.refuses_tools:
+        if (tool is None or tool.style in ("auto", "native")) and not server.refuses_tools:
             try:
-                return self._choice(tools=[TOOL_SCHEMA])
+                return self._choice(tools=self._schemas)
             except RequestFailed as failure:
                 if failure.status is None or failure.status >= 500:
                     raise
                 refusal = failure
             # This fails too if the server refused something other than the tools.
-            choice = self._block_choice(tool)
+            choice = self._block_choice()
             server.note_refusal(tool, str(refusal))
             return choice
-        return self._block_choice(tool)
+        return self._block_choice()
 
-    def _block_choice(self, tool: PythonTool) -> dict[str, Any]:
-        """The choice with the next message, which ends after a block of code."""
-        if not self.may_call or not tool.fenced:
-            return self._choice()
+    def _block_choice(self) -> dict[str, Any]:
+        """The choice with the next message, which ends after a block that is a call."""
+        messages = self._messages
+        if self._functions:  # Python's blocks are the business of the task's own system message
+            form = FencedFormat(self._schemas, self._tool, None)
+            messages = with_instructions(messages, form.instructions, self._task)
+        if not self.may_call or not self._languages:
+            return self._choice(messages)
         # The line feed after the fence is needed: "\n```" alone also begins a block.
-        stop = tool.close + "\n"
+        stop = _CLOSE + "\n"
         tokens, used = self.reply.tokens, self._used
-        choice = self._choice(stop=[stop])
+        choice = self._choice(messages, stop=[stop])
         text = _text(choice["message"].get("content"))
         # Most servers leave out the stop text; the server of transformers keeps it.
-        if not tool.opens_call(text + "\n") and (text.count(_FENCE) % 2 or text.endswith(stop)):
-            # It stopped after a block that is no program. A message cannot be continued, so it is requested again
+        calls = fences.first_block(text + "\n", self._languages) is not None
+        if not calls and (text.count(_FENCE) % 2 or text.endswith(stop)):
+            # It stopped after a block that is no call. A message cannot be continued, so it is requested again
             # without a stop text.
             self.reply.tokens, self._used = tokens, used
-            return self._choice()
+            return self._choice(messages)
         return choice
 
-    def _choice(self, **payload: Any) -> dict[str, Any]:
-        choice, _ = self._request("chat/completions", messages=self._messages, **payload)
+    def _choice(self, messages: list[dict[str, Any]] | None = None, **payload: Any) -> dict[str, Any]:
+        choice, _ = self._request("chat/completions", messages=messages or self._messages, **payload)
         if not isinstance(choice.get("message"), dict):
             raise RequestFailed("the answer has no message")
         return choice
 
     def add_results(self, calls: list[ToolCall]) -> None:
-        tool = self._tool
-        assert tool is not None
         self.reply.calls += calls
-        self.reply.text += "".join(call.output for call in calls)
+        shown = [self._shown(call) for call in calls]
+        self.reply.text += "".join(shown)
         if self._ids:
+            tool = self._tool or CHAT_TOOL
             self._messages += [
                 {"role": "tool", "tool_call_id": name, "content": tool.body(call.output)}
                 for name, call in zip(self._ids, calls, strict=True)
             ]
         else:
-            self._messages.append(_user("".join(call.output for call in calls)))
+            self._messages.append(_user("".join(shown)))
+
+    def _shown(self, call: ToolCall) -> str:
+        """A result between tags, so that whoever judges the response does not take it for the model's words."""
+        return (
+            call.output if self._tool is not None and call.name == FUNCTION else CHAT_TOOL.framed(call.output)
+        )
 
 
 def _user(output: str) -> dict[str, Any]:
@@ -293,40 +331,67 @@ class _Call:
     """One call that a server has read from the model's text."""
 
     id: str
-    program: str
-    """The program to run. An unusable call has one that fails with the reason."""
+    call: Call
+    """The call, and as its text what a response shows of it."""
     message: dict[str, Any]
     """The call as it is sent back, with arguments that every server can read."""
-    text: str
-    """The call as a response shows it."""
 
 
-def _calls(given: Any) -> list[_Call]:
-    return [_call(call) for call in given] if isinstance(given, list) else []
+def _calls(given: Any, schemas: Sequence[Mapping[str, Any]]) -> list[_Call]:
+    return [_call(call, schemas) for call in given] if isinstance(given, list) else []
 
 
-def _call(call: Any) -> _Call:
-    call = call if isinstance(call, dict) else {}
-    function = call.get("function")
+def _call(given: Any, schemas: Sequence[Mapping[str, Any]]) -> _Call:
+    given = given if isinstance(given, dict) else {}
+    function = given.get("function")
     function = function if isinstance(function, dict) else {}
     name, arguments = function.get("name"), function.get("arguments", function.get("parameters"))
-    identifier = str(call.get("id"))
+    identifier = str(given.get("id"))
     try:
-        program = code_of(name, arguments)
-        sent, text = program, f"\n```python\n{program}\n```"
-        if isinstance(arguments, str) and well_formed(program) == program:
-            return _Call(id=identifier, program=program, message=call, text=text)
+        known, values = checked_arguments(name, arguments, schemas)
     except Unusable as reason:
-        program = failing_program(str(reason))
+        text = arguments if isinstance(arguments, str) else _dumped(arguments)
+        called = name if isinstance(name, str) else FUNCTION
+        call = Call(
+            name=called, arguments={}, text=f"\n<tool_call>\n{name} {text}\n</tool_call>", error=str(reason)
+        )
         # A server reads the arguments of earlier calls again, and would refuse the conversation because of these.
-        sent = arguments if isinstance(arguments, str) else _dumped(arguments)
-        text = f"\n<tool_call>\n{name} {sent}\n</tool_call>"
-    function = {
-        "name": name if isinstance(name, str) else FUNCTION,
-        "arguments": json.dumps({"code": sent}, ensure_ascii=False),
-    }
-    message = {"id": identifier, "type": "function", "function": function}
-    return _Call(id=identifier, program=program, message=message, text=text)
+        values = {"code": text}
+    else:
+        called = known
+        program = values.get("code") if known == FUNCTION else None
+        shown = (
+            f"```python\n{program}\n```"
+            if program
+            else f"<tool_call>\n{known} {_dumped(values)}\n</tool_call>"
+        )
+        call = Call(name=known, arguments=values, text=f"\n{shown}")
+        if isinstance(arguments, str) and well_formed(_dumped(values)) == _dumped(values):
+            return _Call(id=identifier, call=call, message=given)
+    function = {"name": called, "arguments": _dumped(values)}
+    return _Call(
+        id=identifier, call=call, message={"id": identifier, "type": "function", "function": function}
+    )
+
+
+def _written(body: str, text: str, schemas: Sequence[Mapping[str, Any]]) -> Call:
+    """The call in a block of JSON."""
+    try:
+        value = object_in(body)
+        name, arguments = checked_arguments(value.get("name"), value.get("arguments"), schemas)
+        return Call(name=name, arguments=arguments, text=text)
+    except Unusable as reason:
+        return Call(name=fences.CALL, arguments={}, text=text, error=str(reason))
+
+
+def _of_python(program: str) -> Call:
+    return Call(name=FUNCTION, arguments={"code": program}, text=program)
+
+
+def _for_server(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The declaration without the type of the result, which OpenAI's protocol does not have."""
+    function = {name: value for name, value in schema["function"].items() if name != "return"}
+    return {**schema, "function": function}
 
 
 def _dumped(arguments: Any) -> str:

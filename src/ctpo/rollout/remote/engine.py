@@ -46,10 +46,9 @@ class EndpointEngine:
         Raises:
             UserError: if the task wants native tool calls and the server refuses them.
         """
-        tool = None if tools is None else tools.tool
         conversations: list[Conversation] = [
             (TextConversation if isinstance(prompt, str) and not task.conversational else ChatConversation)(
-                self._server, task, tool, prompt, sampling, seeds[i] if seeds else None
+                self._server, task, tools, prompt, sampling, seeds[i] if seeds else None
             )
             for i, prompt in enumerate(prompts)
         ]
@@ -69,8 +68,8 @@ class EndpointEngine:
 
 
 def _run(tools: ToolRunner, conversations: Sequence[Conversation]) -> None:
-    """Run the programs of one turn of all conversations together."""
-    calling = [conversation for conversation in conversations if conversation.programs]
-    calls = iter(tools.run([program for conversation in calling for program in conversation.programs]))
+    """Make the calls of one turn of all conversations together."""
+    calling = [conversation for conversation in conversations if conversation.calls]
+    calls = iter(tools.run([call for conversation in calling for call in conversation.calls]))
     for conversation in calling:
-        conversation.add_results([next(calls) for _ in conversation.programs])
+        conversation.add_results([next(calls) for _ in conversation.calls])
