@@ -14,10 +14,10 @@ from ctpo.rollout.environments import EnvironmentRunner
 pytest.importorskip("verifiers", reason="needs the package verifiers")
 pytest.importorskip("verifiers.envs", reason="needs verifiers up to 0.3, which has MultiTurnEnv")
 
-import verifiers as vf  # noqa: E402
-from datasets import Dataset  # noqa: E402
+import verifiers as vf
+from datasets import Dataset
 
-from ctpo.adapters.environments.verifiers import from_verifiers  # noqa: E402
+from ctpo.adapters.environments.verifiers import from_verifiers
 
 SUMS = Dataset.from_list([{"question": "2+2?", "answer": "4"}, {"question": "3+3?", "answer": "6"}])
 
