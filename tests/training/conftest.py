@@ -45,7 +45,8 @@ def fit(arithmetic: Any, sandbox: Any, tmp_path_factory: pytest.TempPathFactory)
     def fit(trainer_class: type, config_class: type, **settings: Any) -> Any:
         keys = {**SMALL, **settings}
         model, resume = keys.pop("model", str(model_path())), keys.pop("resume", None)
-        adapter = {"peft_config": keys.pop("peft_config")} if "peft_config" in keys else {}
+        others = {name: keys.pop(name) for name in ("peft_config", "callbacks") if name in keys}
+        printer = keys.pop("keep_printer", False)
         trainer = trainer_class(
             model=model,
             reward_funcs=reward_function(arithmetic),
@@ -53,9 +54,10 @@ def fit(arithmetic: Any, sandbox: Any, tmp_path_factory: pytest.TempPathFactory)
             train_dataset=problems,
             processing_class=AutoTokenizer.from_pretrained(model_path(), padding_side="left"),
             rollout_func=make_rollout_func(ToolRunner(arithmetic.tool, sandbox)),
-            **adapter,
+            **others,
         )
-        trainer.remove_callback(PrinterCallback)
+        if not printer:
+            trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 

@@ -169,9 +169,9 @@ def test_an_engine_is_corrected_as_trl_corrects_vllm(
     name = "sampling/importance_sampling_ratio/mean"
     if "mask" not in mode:
         assert our_log[name] == pytest.approx(their_log[name], rel=1e-5)
-        assert 0 < our_log["correction_truncated_fraction"] < 1
+        assert 0 < our_log["objective/correction_truncated_fraction"] < 1
     else:
-        assert 0 < our_log["correction_rejected_by_ratio_sum"] < 1
+        assert 0 < our_log["objective/correction_rejected_by_ratio_sum"] < 1
 
 
 def test_the_recipe_is_on_where_another_engine_samples(fit: Callable[..., Any]) -> None:
@@ -187,7 +187,7 @@ def test_the_recipe_is_on_where_another_engine_samples(fit: Callable[..., Any]) 
     assert (expected.weights != 1).any()
     own = fit(CTPOTrainer, CTPOConfig, **SHORT)
     assert own.rollout_correction is None
-    assert "correction_ess" not in own.state.log_history[0]
+    assert "objective/correction_ess" not in own.state.log_history[0]
 
 
 def test_which_engines_are_corrected(tmp_path: Path) -> None:

@@ -99,9 +99,9 @@ def test_the_batch_is_filled_with_the_first_useful_groups(fit: Callable[..., Any
     assert len(useful) == 4 < len(trainer.seen)
     record = trainer.state.log_history[0]
     extra = len(trainer.seen) - 4
-    assert record["groups/rounds"] > 1
-    assert record["groups/extra_responses"] == extra * 4
-    assert record["groups/without_spread"] == pytest.approx(extra / len(trainer.seen))
+    assert record["objective/groups/rounds"] > 1
+    assert record["objective/groups/extra_responses"] == extra * 4
+    assert record["objective/groups/without_spread"] == pytest.approx(extra / len(trainer.seen))
     assert record["frac_reward_zero_std"] == 0
     assert trainer.rollout_account.responses == len(trainer.seen) * 4
     assert all(part["advantages"].abs().min() > 0 for part in trainer._buffered_inputs)
@@ -112,8 +112,8 @@ def test_rounds_are_bounded(fit: Callable[..., Any]) -> None:
     assert len(trainer.seen) == 12
     assert trained_on(trainer) == trainer.seen[:4]
     record = trainer.state.log_history[0]
-    assert record["groups/rounds"] == 3
-    assert record["groups/without_spread"] == record["frac_reward_zero_std"] == 1
+    assert record["objective/groups/rounds"] == 3
+    assert record["objective/groups/without_spread"] == record["frac_reward_zero_std"] == 1
 
 
 def test_oversampling_keeps_the_largest_spread(fit: Callable[..., Any]) -> None:

@@ -145,8 +145,8 @@ def test_statistics_reach_the_log(off_policy: Any) -> None:
     logs: dict[str, float] = {}
     trainer.log(logs)
     assert 0 <= logs["clip_ratio/region_mean"] <= 1
-    assert logs["log_ratio_std"] > 0
-    assert logs["tokens"] == int(
+    assert logs["objective/log_ratio_std"] > 0
+    assert logs["objective/tokens"] == int(
         (trainer._buffered_inputs[3]["completion_mask"] * trainer._buffered_inputs[3]["tool_mask"]).sum()
     )
 

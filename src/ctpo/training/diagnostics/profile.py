@@ -93,9 +93,12 @@ class PositionProfile:
 
     def __init__(self, objective: Callable[[], Objective], longest: int) -> None:
         self.edges = position_edges(longest)
+        self.extremes: tuple[float, float] | None = None
+        """Of the responses that were closed last: the smallest share of tokens clipped below, and the largest above."""
         self._objective = objective
         self._waiting: list[dict[str, Tensor]] = []
         self._sums: Tensor | None = None
+        self._extremes: Tensor | None = None
 
     def add(
         self, logps: Tensor, anchor: Tensor, advantages: Tensor, mask: Tensor, details: Details | None = None
@@ -114,9 +117,14 @@ class PositionProfile:
         if sum(rows["mask"].numel() for rows in self._waiting) >= _TOGETHER:
             self._process()
 
+    def left_out(self, device: torch.device) -> None:
+        """Count responses that were not scored, because nothing in them can be clipped."""
+        self._widen(torch.zeros(1, 2, device=device))
+
     def close(self, accelerator: Any) -> ProfileSums | None:
         """The sums since the last call, over all processes; None if there were no tokens. Every process must call."""
         self._process()
+        self.extremes = self._close_extremes(accelerator)
         empty = torch.zeros(
             sum(map(math.prod, _shapes(len(self.edges)))), dtype=prefix_dtype(accelerator.device)
         )
@@ -128,11 +136,31 @@ class PositionProfile:
 
     def state_dict(self) -> dict[str, Any]:
         """What was added since the last `close`, for a checkpoint."""
-        return {"waiting": self._waiting, "sums": self._sums}
+        return {"waiting": self._waiting, "sums": self._sums, "extremes": self._extremes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self._waiting, self._sums = list(state["waiting"]), state["sums"]
+        self._extremes = state.get("extremes")
+
+    def _widen(self, shares: Tensor) -> None:
+        """Take responses into the smallest share below and the largest share above."""
+        if len(shares):
+            own = torch.stack([shares[:, 0].min(), shares[:, 1].max()]).float()
+            held = self._extremes
+            self._extremes = (
+                own
+                if held is None
+                else torch.stack([torch.minimum(own[0], held[0]), torch.maximum(own[1], held[1])])
+            )
+
+    def _close_extremes(self, accelerator: Any) -> tuple[float, float] | None:
+        nothing = torch.tensor([math.inf, -math.inf], device=accelerator.device)
+        own = nothing if self._extremes is None else self._extremes
+        everyone = accelerator.gather(own[None])
+        self._extremes = None
+        low, high = float(everyone[:, 0].min()), float(everyone[:, 1].max())
+        return (low, high) if math.isfinite(low) else None
 
     @torch.no_grad()
     def _process(self) -> None:
@@ -148,8 +176,16 @@ class PositionProfile:
             details = self._objective().examine(*pair, advantages, mask, turns_of(mask))
         else:
             details = Details(**rows)
+        self._widen(clipped_shares(details))
         sums = sums_of(details, advantages, self.edges).flat()
         self._sums = sums if self._sums is None else self._sums + sums
+
+
+def clipped_shares(details: Details) -> Tensor:
+    """[rows, 2] the shares of a response's tokens that are clipped below and above, of responses with tokens."""
+    kept = details.kept.sum(dim=1)
+    sides = torch.stack([(details.clip == side).sum(dim=1) for side in (-1, 1)], dim=1)
+    return (sides / kept.clamp(min=1)[:, None])[kept > 0]
 
 
 def sums_of(details: Details, advantages: Tensor, edges: list[int]) -> ProfileSums:

@@ -48,19 +48,6 @@ def profile_figures(sums: ProfileSums) -> dict[str, float]:
     return {"gradient_removed": float(removed / slope) if slope > 0 else 0.0, **spread}
 
 
-def by_position(line: dict[str, Any]) -> dict[str, float]:
-    """Three curves of a profile line for loggers. Each bin has a name of its own, with its upper end in tokens."""
-    bins = zip(line["edge"], line["count"], line["high"], line["low"], strict=True)
-    clipped = [(high + low) / count if count else None for _, count, high, low in bins]
-    columns = {"clip_ratio": clipped, **{name: line[name] for name in ("log_ratio_std", "gradient_removed")}}
-    return {
-        f"position/{name}/{edge:05d}": value
-        for name, values in columns.items()
-        for edge, value in zip(line["edge"], values, strict=True)
-        if value is not None
-    }
-
-
 def as_profile(sums: ProfileSums) -> dict[str, Tensor]:
     """The columns that `ctpo.objectives.calibrate` reads."""
     count = sums.count.clamp(min=1)

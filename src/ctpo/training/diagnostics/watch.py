@@ -10,7 +10,7 @@ from torch import Tensor
 from ctpo.training.diagnostics.drift import EngineDrift
 from ctpo.training.diagnostics.online import OnlineBand
 from ctpo.training.diagnostics.profile import PositionProfile, ProfileSums
-from ctpo.training.diagnostics.record import by_position, profile_figures, profile_line
+from ctpo.training.diagnostics.record import profile_figures, profile_line
 from ctpo.training.diagnostics.samples import sample_rows
 from ctpo.training.scoring.microbatch import MicroBatch, Scored
 from ctpo.training.view import TrainerView
@@ -53,6 +53,7 @@ class Diagnostics:
             OnlineBand(args.objective_settings(), args.build_objective) if args.calibrate_online else None
         )
         self._used: dict[str, float] = {}
+        self._extremes: dict[str, float] = {}
         self._open = False
         self._objective = trainer.objective
         """The objective that the last closed rollout batch was trained with."""
@@ -71,10 +72,12 @@ class Diagnostics:
         if self._on and rollouts.old_logps is not None and rollouts.rollout_logps is not None:
             self._add_drift(rollouts.old_logps, rollouts.rollout_logps, rollouts.response_mask)
 
-    def observe(self, done: list[Scored]) -> None:
-        """Add one micro-batch of training, in the parts in which it was scored."""
+    def observe(self, done: list[Scored], rows: int) -> None:
+        """Add one micro-batch of training with this many responses, in the parts in which it was scored."""
         if not self._on:
             return
+        if sum(len(part.batch) for part in done) < rows:
+            self._profile.left_out(done[0].logps.device)
         self._open, self.last = True, done
         for part in done:
             batch = part.batch
@@ -90,6 +93,9 @@ class Diagnostics:
         sums = self._profile.close(self._trainer.accelerator)
         if sums is None:
             return
+        if self._profile.extremes is not None:
+            names = ("clip_ratio/low_min", "clip_ratio/high_max")
+            self._extremes = dict(zip(names, self._profile.extremes, strict=True))
         self._objective = self._trainer.objective
         for reader in self._gathered.values():
             reader.closed = sums if reader.closed is None else reader.closed + sums
@@ -115,7 +121,7 @@ class Diagnostics:
         closed, gathered.closed, self.line = gathered.closed, None, None
         if closed is not None:
             self.line = profile_line(closed, self._objective)
-            figures |= profile_figures(closed) | by_position(self.line) | self._used
+            figures |= profile_figures(closed) | self._used | self._extremes
         return figures
 
     def samples(self, limit: int) -> list[dict[str, Any]]:
@@ -127,7 +133,7 @@ class Diagnostics:
         online = None if self._online is None else self._online.state_dict()
         gathered = {name: reader.state_dict() for name, reader in self._gathered.items()}
         state = {"open": self._open, "profile": self._profile.state_dict(), "online": online}
-        return {**state, **gathered.pop("log"), **gathered, "used": self._used}
+        return {**state, **gathered.pop("log"), **gathered, "used": self._used, "extremes": self._extremes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
@@ -136,6 +142,7 @@ class Diagnostics:
             reader.load_state_dict(state.get(name, state), self._profile.edges)
         self._profile.load_state_dict(state["profile"])
         self._used = dict(state["used"])
+        self._extremes = dict(state.get("extremes", {}))
         if self._online is not None:
             self._online.load_state_dict(state["online"])
             self._trainer.objective = self._online.objective()

@@ -28,21 +28,6 @@ _WEIGHTS: Final = {False: _WEIGHT, True: f"{CORRECTION}tokens"}
 """The name of the number of tokens that weights a figure, by whether it is one of the rollout correction."""
 _NEARLY_NOTHING: Final = 1e-6
 
-LOGGER_NAMES: Final = {
-    "clip_fraction": "clip_ratio/region_mean",
-    "clip_fraction_high": "clip_ratio/high_mean",
-    "clip_fraction_low": "clip_ratio/low_mean",
-    "clip_fraction_dual": "clip_ratio/dual_mean",
-    **{
-        f"{CORRECTION}weight_{name}": f"sampling/importance_sampling_ratio/{name}"
-        for name in ("min", "mean", "max")
-    },
-    "engine_gap_mean": "sampling/sampling_logp_difference/mean",
-    "engine_gap_max": "sampling/sampling_logp_difference/max",
-}
-"""Figures that TRL's trainers log too, with TRL's names for them, so that one dashboard shows both. Loggers get TRL's
-names, and records keep ours."""
-
 
 def stats_of_parts(
     parts: Sequence[Scored], batch: MicroBatch, objective: Objective, *, with_kl: bool

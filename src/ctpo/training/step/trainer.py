@@ -49,10 +49,11 @@ from ctpo.training.sampling.own import heldout_data, own_rollouts, training_data
 from ctpo.training.sampling.turns import rewards_by_turn, spread, turn_advantages, turn_rewards_of
 from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch, Scored
 from ctpo.training.scoring.parts import Part, PartScorer, learns_from_entropy
-from ctpo.training.scoring.stats import LOGGER_NAMES, StatsAccumulator, masked_mean, stats_of_parts
+from ctpo.training.scoring.stats import StatsAccumulator, masked_mean, stats_of_parts
 from ctpo.training.step.behaviour import Behaviour
 from ctpo.training.step.entropy import entropy_penalty_of
 from ctpo.training.step.guards import UpdateGuard, refuse_nonfinite_weights
+from ctpo.training.step.loggers import keep_from_consoles, logged_name, rename_groups, send_curves
 from ctpo.training.step.masks import masked_advantages
 from ctpo.training.step.minibatches import deal
 from ctpo.training.step.reference import kl_weights
@@ -288,7 +289,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.objective_stats["train" if training else "eval"].add(stats)
         if training:
             self.window.add(stats)
-            self.diagnostics.observe(done)
+            self.diagnostics.observe(done, len(batch))
         return scored.loss + sum(part.loss for part in done[:-1])
 
     def _loss_of(self, model: Any, part: Part) -> Scored:
@@ -628,8 +629,16 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 "skipped_updates": self.guard.flush(),
                 **self.behaviour.figures(),
             }
-        self._metrics[mode].update({LOGGER_NAMES.get(name, name): [value] for name, value in figures.items()})
+            rename_groups(self._metrics[mode])
+        line = self.diagnostics.line if mode == "train" else None
+        if learns_from_entropy(self) and "minibatch_loss" in figures:
+            self._metrics[mode]["policy_loss"] = [figures["minibatch_loss"]]
+        self._metrics[mode].update({logged_name(name): [value] for name, value in figures.items()})
+        callbacks = self.callback_handler.callbacks
+        keep_from_consoles(callbacks)
         super().log(logs, start_time)
+        if line is not None and self.is_world_process_zero():
+            send_curves(line, self.state.global_step, self.args.report_to, callbacks)
 
     def record_figures(self) -> dict[str, Any]:
         """The figures since the last call, under the names that records use. Every process must call."""
