@@ -91,11 +91,11 @@ class Diagnostics:
             return
         self._open = False
         sums = self._profile.close(self._trainer.accelerator)
-        if sums is None:
-            return
         if self._profile.extremes is not None:
             names = ("clip_ratio/low_min", "clip_ratio/high_max")
             self._extremes = dict(zip(names, self._profile.extremes, strict=True))
+        if sums is None:
+            return
         self._objective = self._trainer.objective
         for reader in self._gathered.values():
             reader.closed = sums if reader.closed is None else reader.closed + sums
@@ -119,9 +119,12 @@ class Diagnostics:
         gathered = self._gathered[reader]
         figures = gathered.drift.flush(self._trainer.accelerator)
         closed, gathered.closed, self.line = gathered.closed, None, None
+        if reader == "log":
+            figures |= self._extremes
+            self._extremes = {}
         if closed is not None:
             self.line = profile_line(closed, self._objective)
-            figures |= profile_figures(closed) | self._used | self._extremes
+            figures |= profile_figures(closed) | self._used
         return figures
 
     def samples(self, limit: int) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from typing import Any, Final
 
 from transformers import TrainerCallback
@@ -87,17 +88,14 @@ def send_curves(
             for name in CURVES:
                 _histogram(writer, f"train/{_OURS}position/{name}", line["edge"], curves[name], step)
     if "wandb" in report_to:
-        import wandb
-
+        wandb = import_module("wandb")
         if wandb.run is not None:
             rows = [list(row) for row in zip(*curves.values(), strict=True)]
             table = wandb.Table(columns=list(curves), data=rows)
             wandb.log({f"train/{_OURS}position": table, "train/global_step": step})
     if "trackio" in report_to:
-        import pandas
-        import trackio
-
-        trackio.log({f"train/{_OURS}position": trackio.Table(dataframe=pandas.DataFrame(curves))}, step=step)
+        trackio, table = import_module("trackio"), import_module("pandas").DataFrame(curves)
+        trackio.log({f"train/{_OURS}position": trackio.Table(dataframe=table)}, step=step)
 
 
 def curves_of(line: Mapping[str, Any]) -> dict[str, list[Any]]:
