@@ -82,7 +82,7 @@ def test_a_batch_is_sampled_by_the_weights_of_lag_batches_ago(
 def test_ratios_are_off_from_the_first_update_and_the_record_says_how_old(lagged: Any) -> None:
     assert lagged.ages == [0, 1, 2, 2, 2]
     logs = [entry for entry in lagged.state.log_history if "loss" in entry]
-    assert [entry["behaviour_lag"] for entry in logs] == [0, 1, 2, 2, 2]
+    assert [entry["objective/behaviour_lag"] for entry in logs] == [0, 1, 2, 2, 2]
     _, rollouts = lagged.batches[-1]
     present = _logps_of(lagged, rollouts)
     drift = (present - rollouts["sampling_per_token_logps"]) * _mask(rollouts)
