@@ -151,7 +151,9 @@ def test_names_in_a_model_card_are_no_markup() -> None:
 
 def test_the_commands_take_it(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(whole), "--output", str(tmp_path / "page.html")]) == 0
-    assert "Training reward" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "Training reward" in page
+    assert "Held-out reward" in page
     assert main(["calibrate", str(whole)]) in (0, 2)  # three tiny batches may hold no drift to fit
     assert "damaged" not in capsys.readouterr().err
     for words, message in (

@@ -124,15 +124,23 @@ class RunDirectory:
         """Move the records and checkpoints of the run into a folder of their own below, and return the folder.
 
         Everything is renamed, so nothing is lost and nothing is copied.
+
+        Raises:
+            UserError: if the directory cannot be written.
         """
         places = (self.path / ASIDE / f"run-{number}" for number in itertools.count(1))
         place = next(each for each in places if not each.exists())
-        place.mkdir(parents=True)
         files = (self.config, self.environment, self.metrics, self.profile, self.summary, self.curve)
         folders = (self.transcripts(0).parent, self.samples(0).parent, *all_checkpoints(self.path))
-        for each in (*files, *folders):
-            if each.exists():
-                each.rename(place / each.name)
+        try:
+            place.mkdir(parents=True)
+            for each in (*files, *folders):
+                if each.exists():
+                    each.rename(place / each.name)
+        except OSError as error:
+            raise UserError(
+                f"output_dir={self.path} holds a run that cannot be set aside ({error.strerror}); choose another"
+            ) from None
         return place
 
     def read_recipe(self) -> dict[str, Any]:

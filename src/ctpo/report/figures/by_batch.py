@@ -42,6 +42,12 @@ _METRICS = (
         y=_share("held-out pass@1", 1.0),
     ),
     _Metric(
+        key="heldout_reward", section="learning", large=True, title="Held-out reward",
+        text="Mean reward on the evaluation dataset of a Python script. Look for whether it rises with the training "
+        "reward; if only that one rises, the policy learns its training prompts by heart.",
+        y=Axis(label="mean held-out reward"),
+    ),
+    _Metric(
         key="reward", section="learning", large=True, title="Training reward",
         text="Mean reward of the responses of each rollout batch, which are sampled before the policy trains on them. "
         "The mean height of this curve is the AUC in the tables.",

@@ -174,7 +174,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             return  # as `eval_on_start` asks for; the run that is continued was evaluated there
         figures = evaluation_figures(metrics or {})
         if self._judged and "heldout_reward" in figures:
-            figures["heldout_pass@1"] = figures["heldout_reward"]
+            figures["heldout_pass@1"] = figures.pop("heldout_reward")
         self._heldout |= figures
         self._clock.leave_out(
             sum(value for key, value in (metrics or {}).items() if key.endswith("_runtime"))

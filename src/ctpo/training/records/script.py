@@ -241,7 +241,9 @@ def _changed(args: CTPOConfig) -> dict[str, Any]:
         default = each.default
         if each.default_factory is not dataclasses.MISSING:
             default = each.default_factory()
-        value = values.get(each.name)  # None where CTPOConfig has turned settings of TRL's loss into an objective
+        value = values.get(
+            each.name
+        )  # None where CTPOConfig has turned settings of TRL's loss into an objective
         if value is not None and each.name not in _DERIVED and value != default:
             changed[each.name] = value
     return changed
