@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,10 @@ import pytest
 import torch
 
 from ctpo import CTPOConfig, CTPOTrainer
+from ctpo.evaluation.model import load_model
+from ctpo.runs.directory import RunDirectory
+from ctpo.tasks.arithmetic import model_path
+from ctpo.training.run.train import train
 
 peft = pytest.importorskip("peft", reason="pip install peft")
 
@@ -74,3 +80,40 @@ def test_resumed_in_a_rollout_batch_it_ends_the_same(lora: Any, fit: Callable[..
     again = fit(CTPOTrainer, CTPOConfig, peft_config=config(), resume=str(checkpoint), **settings)
     expected = adapters(lora)
     assert all(torch.equal(value, expected[name]) for name, value in adapters(again).items())
+
+
+@pytest.fixture(scope="module")
+def recipe_run(
+    small_recipe: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> RunDirectory:
+    keys = {"use_peft": True, "lora_r": 4, "lora_target_modules": ["q_proj", "v_proj"], "learning_rate": 1e-2}
+    return train(
+        small_recipe(tmp_path_factory.mktemp("lora") / "run", save_steps=6, eval_every=0, **keys)
+    ).run
+
+
+def test_a_recipe_saves_the_merged_model_and_the_adapter(recipe_run: RunDirectory) -> None:
+    merged = load_model(str(recipe_run.model))[0].state_dict()
+    adapted = load_model(str(recipe_run.adapter))[0].state_dict()
+    base = load_model(str(model_path()))[0].state_dict()
+    assert merged.keys() == base.keys()
+    moved = {name for name, value in merged.items() if not torch.equal(value, base[name])}
+    assert moved == {name for name in merged if "q_proj" in name or "v_proj" in name}
+    for name, value in adapted.items():
+        torch.testing.assert_close(value, merged[name], atol=1e-6, rtol=0)
+    from safetensors.torch import load_file
+
+    adapter = load_file(recipe_run.adapter / "adapter_model.safetensors")
+    summary = json.loads(recipe_run.summary.read_text())
+    assert summary["trained_parameters"] == sum(value.numel() for value in adapter.values())
+
+
+def test_a_resumed_recipe_saves_the_same_model(recipe_run: RunDirectory) -> None:
+    """Within the last rollout batch, and after training but before saving."""
+    expected = (recipe_run.model / "model.safetensors").read_bytes()
+    for checkpoint in ("checkpoint-8", ""):
+        for folder in (recipe_run.model, recipe_run.adapter, recipe_run.path / (checkpoint or "none")):
+            shutil.rmtree(folder, ignore_errors=True)
+        recipe_run.summary.unlink()
+        assert train({}, resume=recipe_run.path).finished
+        assert (recipe_run.model / "model.safetensors").read_bytes() == expected

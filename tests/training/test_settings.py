@@ -78,6 +78,9 @@ def test_what_is_shown_is_what_a_run_uses(overrides: dict[str, Any]) -> None:
         (["lerning_rate=1"], 2, "did you mean 'learning_rate'?"),
         (["objective=ctpoo"], 2, "did you mean 'ctpo'?"),
         (["objective=DPPO"], 2, "did you mean 'dppo-tv'?"),
+        (["lora_r=8"], 2, "lora_r=8 has no effect without use_peft=true; set that too, or drop it"),
+        (["use_peft=true", "lora_dropout=1"], 2, "lora_dropout=1 is out of range"),
+        (["curriculum.medium=1"], 2, "curriculum.medium is unknown; known: easy, normal, hard"),
         (["objective_kwargs.log_hihg=1"], 2, "did you mean 'log_high'?"),
         (
             ["objective=gspo", "objective_kwargs.power=1"],

@@ -21,7 +21,7 @@ from transformers import (
 
 from ctpo import fast_cpu
 from ctpo.errors import UserError
-from ctpo.evaluation import smollm2
+from ctpo.evaluation import adapters, smollm2
 from ctpo.runs.files import special_file
 
 HELDOUT_SEED = 20_260_508
@@ -45,6 +45,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode, and its tokenizer.
 
+    A directory may hold a LoRA adapter. Its base model is then loaded and merged with it.
+
     Code that comes with the model is not run unless `trust_remote_code=True` is among the options.
 
     Args:
@@ -59,9 +61,12 @@ def load_model(
     location = _resolve(location)
     options = {"trust_remote_code": False, **options}  # left unset, transformers would ask on the terminal
     with _one_line_errors(location):
+        base = adapters.base_model(location)
         model, report = AutoModelForCausalLM.from_pretrained(
-            location, dtype=dtype, output_loading_info=True, **options
+            base or location, dtype=dtype, output_loading_info=True, **options
         )
+        if base is not None:
+            model = adapters.merged(model, location)
         _check_ends(model)
     if report["missing_keys"]:
         raise UserError(
@@ -84,10 +89,11 @@ def load_tokenizer(location: str, **options: Any) -> tuple[PreTrainedTokenizerBa
     location = _resolve(location)
     options = {"trust_remote_code": False, **options}
     with _one_line_errors(location):
-        _check_config(location, options)
+        whole = adapters.base_model(location) or location
+        _check_config(whole, options)
         tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left", **options)
         tokenizer.decode(tokenizer("1 + 1 = 2\n")["input_ids"])  # some damage shows at the first use only
-        config = AutoConfig.from_pretrained(location, **options)
+        config = AutoConfig.from_pretrained(whole, **options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -65,6 +65,11 @@ class RunDirectory:
         return self.path / "model"
 
     @property
+    def adapter(self) -> Path:
+        """The folder of the trained LoRA adapter, as peft saves it; `model` is then merged with it."""
+        return self.path / "adapter"
+
+    @property
     def curve(self) -> Path:
         """The picture of the learning curve."""
         return self.path / "curve.png"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -90,6 +90,20 @@ class Recipe:
         None,
         "number of tokens before max_completion_length over which the reward falls by 1 (DAPO's soft punishment)",
     )
+    use_peft: bool = _key(
+        False,
+        "train a LoRA adapter beside the frozen weights; needs the extra [peft]. model/ holds the merged model",
+    )
+    lora_r: int = _key(16, "rank of the adapter")
+    lora_alpha: int = _key(32, "the adapter is multiplied by lora_alpha / lora_r")
+    lora_dropout: float = _key(0.0, "dropout before the adapter; it makes importance ratios noisy")
+    lora_target_modules: str | list[str] | None = _key(
+        None, "modules that get an adapter, e.g. [q_proj, v_proj] or all-linear; unset for peft's choice"
+    )
+    lora_modules_to_save: list[str] | None = _key(
+        None, "modules that are trained whole beside the adapter, e.g. [lm_head]"
+    )
+    use_rslora: bool = _key(False, "multiply the adapter by lora_alpha / √lora_r instead")
     eval_problems: int = _key(1_024, "number of held-out problems per evaluation, with one response each")
     eval_every: int = _key(
         4, "rollout batches between held-out evaluations; 0 evaluates only before and after training"
@@ -121,12 +135,29 @@ class Recipe:
         for name in _COUNTS:
             _at_least(name, getattr(self, name), 1)
         _check_columns(self.columns)
+        self._check_lora()
         for name in ("eval_every", "transcripts"):
             _at_least(name, getattr(self, name), 0)
         for name in ("tool_timeout_s", "tool_memory_mb"):
             if not 0 < getattr(self, name) < _LARGEST:
                 raise UserError(
                     f"{name}={getattr(self, name)} is out of range; use more than 0 and less than {_LARGEST:.0f}"
+                )
+
+    def _check_lora(self) -> None:
+        _at_least("lora_r", self.lora_r, 1)
+        _at_least("lora_alpha", self.lora_alpha, 1)
+        if not 0 <= self.lora_dropout < 1:
+            raise UserError(
+                f"lora_dropout={self.lora_dropout} is out of range; use 0 or more and less than 1"
+            )
+        if self.use_peft:
+            return
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name.startswith(("lora_", "use_rslora")) and value != each.default:
+                raise UserError(
+                    f"{each.name}={value} has no effect without use_peft=true; set that too, or drop it"
                 )
 
 
@@ -216,7 +247,9 @@ def merge(keys: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
 def _check_model(model: str) -> None:
     path = Path(model)
     try:
-        if model in (EMBEDDED_MODEL, SMOLLM2) or (path / "config.json").is_file():
+        if model in (EMBEDDED_MODEL, SMOLLM2) or any(
+            (path / name).is_file() for name in ("config.json", "adapter_config.json")
+        ):
             return
         exists = path.exists()
     except OSError as error:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from ctpo.errors import UserError
+from ctpo.extras import require
 from ctpo.old_names import current_knobs
 from ctpo.runs.files import read_bytes
 from ctpo.training.config.checks import NOTHING_CORRECTED, check_batches, check_settings
@@ -269,6 +270,8 @@ def _check_together(recipe: Recipe, settings: Any) -> None:
     unused = settings.rollout_correction == "auto" and settings.rollout_correction_kwargs
     if unused and not settings.use_vllm:
         raise UserError(NOTHING_CORRECTED)
+    if recipe.use_peft:
+        require("use_peft=true", "peft", "peft")
     if settings.use_vllm and find_spec("vllm") is None:
         raise UserError("use_vllm=True needs vLLM, which is not installed; pip install 'trl[vllm]'")
     if recipe.overlong_buffer is not None and recipe.overlong_buffer > settings.max_completion_length:

@@ -34,6 +34,7 @@ from ctpo.training.records.events import Listener, RunPlan, Silent
 from ctpo.training.records.recorder import RunClock, RunRecorder, time_before
 from ctpo.training.records.summary import summarise
 from ctpo.training.run.heldout import HeldOut, heldout_metrics
+from ctpo.training.run.lora import adapter_facts, lora_config, save
 from ctpo.training.run.shared import share_answers
 from ctpo.training.run.start import (
     MAY_CHANGE,
@@ -206,8 +207,11 @@ def _run(
                 raise
             if trainer.state.global_step < config.max_steps:
                 return Outcome(run=run, finished=False, summary=None)
+        elif recipe.use_peft:
+            trainer._load_from_checkpoint(str(start.checkpoint))
         listener.stage("saving the model")
-        trainer.save_model(str(run.model))
+        facts = adapter_facts(trainer, run, recipe)
+        save(trainer, run)
         trainer.create_model_card(folder=run.model)
         if not is_main:
             return Outcome(run=run, finished=True, summary=None)
@@ -219,6 +223,7 @@ def _run(
             model=run.model.name,
             prompts_left_out=left_out,
             heldout_in_training=held_out.trained_on,
+            **facts,
         )
         run.write_summary(summary)
     return Outcome(run=run, finished=True, summary=summary)
@@ -250,6 +255,7 @@ def _trainer(
             args=config,
             train_dataset=Dataset.from_list(dataset_rows(problems)),
             processing_class=tokenizer,
+            peft_config=lora_config(recipe),
             rollout_func=make_rollout_func(
                 tools,
                 batch_size=recipe.rollout_batch_size,
@@ -308,9 +314,9 @@ def _open_tools(recipe: Recipe, task: Task) -> AbstractContextManager[ToolRunner
 
 def _location(recipe: Recipe, config: CTPOConfig, start: Start) -> str:
     """The directory or hub id of the weights. A run that only has to save its model loads its last checkpoint."""
-    if start.checkpoint is not None and start.step >= config.max_steps:
+    if start.checkpoint is not None and start.step >= config.max_steps and not recipe.use_peft:
         return str(start.checkpoint)
-    return _model(recipe)
+    return _model(recipe)  # a checkpoint holds the adapter alone
 
 
 def _model(recipe: Recipe) -> str:
