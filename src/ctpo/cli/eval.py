@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_path
 from ctpo.tasks.prompts import prompt_text
 from ctpo.tasks.registry import runs_code
+from ctpo.tasks.task import with_template_kwargs
 from ctpo.training.config.recipe import EMBEDDED_MODEL, SMOLLM2, Recipe
 from ctpo.training.config.trust import check_recipe
 
@@ -63,6 +65,7 @@ _FROM_A_RUN: Final = {
     "max_completion_length": "max_tokens",
     "temperature": "temperature",
     "eval_problems": "limit",
+    "chat_template_kwargs": "template_kwargs",
 }
 """Keys of a run's recipe that its evaluation takes over, and the setting each becomes."""
 
@@ -78,6 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="PLACE",
         help="a function that the model may call, as FILE.py:NAME or package.module:NAME; repeatable",
+    )
+    add(
+        "--chat-template-kwargs",
+        metavar="JSON",
+        help="keyword arguments for the chat template, for example '{\"enable_thinking\": false}'",
     )
     add("--samples", type=int, default=1, metavar="K", help="responses per problem (default 1)")
     add("--limit", type=int, metavar="N", help="problems per task: the first N of a dataset")
@@ -244,11 +252,13 @@ def _resolve(args: argparse.Namespace) -> dict[str, Any]:
     settings.pop("task", None)
     tools = args.tool or settings.pop("tools", None) or []
     settings.pop("tools", None)
+    options = settings.pop("template_kwargs", None)
+    options = options if args.chat_template_kwargs is None else _template_kwargs(args.chat_template_kwargs)
     _check(args, settings)
     return {
         **settings,
         "model": location,
-        "tasks": _tasks(names, tools),
+        "tasks": {name: with_template_kwargs(task, options) for name, task in _tasks(names, tools).items()},
         "samples": args.samples,
         "top_p": args.top_p,
         "top_k": args.top_k,
@@ -277,6 +287,18 @@ def _endpoint(args: argparse.Namespace) -> dict[str, Any]:
         "concurrency": args.concurrency,
         "request_timeout_s": args.request_timeout,
     }
+
+
+def _template_kwargs(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict):
+        raise UserError(
+            f"--chat-template-kwargs {text} is no JSON object; write for example '{{\"enable_thinking\": false}}'"
+        )
+    return options
 
 
 def _tasks(names: list[str], tools: list[str] | None = None) -> dict[str, Task]:

@@ -79,6 +79,7 @@ def sampled_with(
         **model,
         **environment,
         "prompt": _digest(task.messages("") if task.conversational else None),
+        **({"template": _digest(dict(task.template_kwargs))} if task.template_kwargs else {}),
         "tool": _digest(None if task.tool is None else asdict(task.tool)),
         **({"tools": _digest([_declared(each) for each in task.functions])} if task.functions else {}),
         **vars(sampling),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from ctpo.errors import well_formed
+from ctpo.errors import UserError, well_formed
 from ctpo.tasks.calls import FUNCTION
 from ctpo.tasks.functions import FunctionTool, as_tools
 from ctpo.tasks.guard import Complaint, guarded, on_problem, place_of_function
@@ -222,6 +222,34 @@ def as_conversation(task: Task, problems: Sequence[Problem]) -> Task:
     if task.conversational or all(isinstance(problem.prompt, str) for problem in problems):
         return task
     return replace(task, chat=True)
+
+
+_TAKEN: Final = frozenset(
+    "conversation messages tools documents chat_template add_generation_prompt continue_final_message tokenize padding "
+    "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
+)
+"""The arguments of a rendering that are no business of a chat template's options."""
+
+
+def with_template_kwargs(task: Task, options: Mapping[str, Any] | None) -> Task:
+    """The task with these keyword arguments for the chat template, beside its own.
+
+    Raises:
+        UserError: if they are not a mapping of names, or name an argument that the rendering itself gives.
+    """
+    if not options:
+        return task
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise UserError(
+            f"chat_template_kwargs={options!r} is no mapping of names to values; write for example "
+            "{enable_thinking: false}"
+        )
+    taken = sorted(_TAKEN & options.keys())
+    if taken:
+        raise UserError(
+            f"chat_template_kwargs.{taken[0]} cannot be set: the rendering itself gives it; drop it"
+        )
+    return replace(task, template_kwargs={**task.template_kwargs, **options})
 
 
 def check_ready(task: Task) -> None:

@@ -87,6 +87,7 @@ class Conversation:
         self._quota = None if tools is None else tools.quota()
         self._first_prompt_tokens: int | None = None
         self._used = 0
+        self._template_kwargs = dict(task.template_kwargs)
         self._begin(task, prompt)
 
     @property
@@ -274,6 +275,8 @@ class ChatConversation(Conversation):
             return self._choice(messages)
         return choice
 
+        # vLLM and SGLang take the keyword arguments, OpenAI does not.
+        payload["chat_template_kwargs"] = self._template_kwargs
     def _choice(self, messages: list[dict[str, Any]] | None = None, **payload: Any) -> dict[str, Any]:
         choice, _ = self._request("chat/completions", messages=messages or self._messages, **payload)
         if not isinstance(choice.get("message"), dict):

@@ -23,7 +23,7 @@ from ctpo.runs.identity import deciding_settings
 from ctpo.tasks import Problem, Task, get_task
 from ctpo.tasks.arithmetic import model_path
 from ctpo.tasks.repeats import overlap
-from ctpo.tasks.task import as_conversation, check_ready
+from ctpo.tasks.task import as_conversation, check_ready, with_template_kwargs
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.launch import check_joined
 from ctpo.training.config.recipe import EMBEDDED_MODEL, Recipe
@@ -96,7 +96,7 @@ def train(
     processes, index = config.world_size, config.process_index
     check_joined(processes)
     listener = listener if listener is not None and index == 0 else Silent()
-    task = get_task(recipe.task, recipe.tools or ())
+    task = with_template_kwargs(get_task(recipe.task, recipe.tools or ()), config.chat_template_kwargs)
     check_void_turns(task, recipe.mask_void_turns)
     check_ready(task)
     everything = train_problems(recipe, task, config)

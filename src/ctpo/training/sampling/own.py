@@ -13,6 +13,7 @@ from ctpo.evaluation.model import HELDOUT_SEED
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.tools import open_tools
 from ctpo.tasks import FunctionTool, Problem, PythonTool, Task
+from ctpo.tasks.task import with_template_kwargs
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.recipe import DEFAULT_TRAIN_PROBLEMS
 from ctpo.training.run.start import dataset_rows
@@ -102,7 +103,7 @@ def own_rollouts(
     if task is not None and tools:
         raise ValueError("task and tools are both given; give the tools to the task: Task(tools=[...])")
     if task is not None:
-        return OwnRollouts(task, as_trl=False)
+        return OwnRollouts(with_template_kwargs(task, args.chat_template_kwargs), as_trl=False)
     template_kwargs = args.chat_template_kwargs or {}
     made = Task(
         name="script", problems=_none, check=_never, tools=tuple(tools or ()), template_kwargs=template_kwargs
