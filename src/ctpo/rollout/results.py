@@ -182,7 +182,9 @@ def _calls_end(text: str, limit: int, reader: CallReader | None) -> int:
     place = text.rfind(_QUESTION["content"], 0, limit)
     end = 0
     if reader is not None and reader.next_call(text, place) is None:
-        place = max(text.find("{", place), place)  # a form without an opening marker is read from its beginning
+        place = max(
+            text.find("{", place), place
+        )  # a form without an opening marker is read from its beginning
     while reader is not None and (call := reader.next_call(text, place)) is not None and call < limit:
         place = end = reader.read(text[:limit], call)[-1].end
     return end

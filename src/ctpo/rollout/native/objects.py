@@ -34,7 +34,7 @@ class ObjectCalls:
 
     def next_call(self, text: str, start: int) -> int | None:
         if not self.open:
-            bare = _BARE.match(text) if start == 0 else None
+            bare = _BARE.match(text, start)
             return None if bare is None else bare.start()
         place = text.find(self.open, start)
         return None if place < 0 else place

@@ -275,9 +275,9 @@ class ChatConversation(Conversation):
             return self._choice(messages)
         return choice
 
+    def _choice(self, messages: list[dict[str, Any]] | None = None, **payload: Any) -> dict[str, Any]:
         # vLLM and SGLang take the keyword arguments, OpenAI does not.
         payload["chat_template_kwargs"] = self._template_kwargs
-    def _choice(self, messages: list[dict[str, Any]] | None = None, **payload: Any) -> dict[str, Any]:
         choice, _ = self._request("chat/completions", messages=messages or self._messages, **payload)
         if not isinstance(choice.get("message"), dict):
             raise RequestFailed("the answer has no message")
