@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import statistics
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from ctpo.objectives.advantages import (
     batch_normalised,
+    by_turn,
     dr_grpo,
     gae,
     group_normalised,
@@ -16,6 +20,7 @@ from ctpo.objectives.advantages import (
     opo,
     reinforce_plus_plus,
     reinforce_plus_plus_baseline,
+    returns_to_go,
     rloo,
     several_rewards,
 )
@@ -202,3 +207,42 @@ def test_rewards_and_values_receive_no_gradient() -> None:
     found = [function(rewards, 2) for function in (group_normalised, dr_grpo, rloo)]
     found.append(gae(rewards.view(2, 2), values, mask))
     assert not any(advantages.requires_grad for advantages in found)
+
+
+def test_returns_of_turns_by_hand() -> None:
+    rewards, turns = (
+        torch.tensor([[1.0, 2.0, 4.0], [3.0, 9.0, 9.0], [9.0, 9.0, 9.0]]),
+        torch.tensor([3, 1, 0]),
+    )
+    assert returns_to_go(rewards, turns).tolist() == [[7, 6, 4], [3, 3, 3], [0, 0, 0]]
+    assert returns_to_go(rewards, turns, discount=0.5).tolist()[0] == [3, 4, 4]
+    assert returns_to_go(rewards, turns, discount=0.0).tolist()[0] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("estimator", [group_normalised, dr_grpo, rloo])
+def test_a_reward_in_the_last_turn_is_that_of_the_response(estimator: Callable[..., torch.Tensor]) -> None:
+    rewards, turns = torch.rand(8), torch.tensor([1, 3, 2, 2, 1, 1, 3, 2])
+    at_the_end = torch.zeros(8, 3).scatter(1, turns[:, None] - 1, rewards[:, None])
+    got = by_turn(at_the_end, turns, 4, estimator=estimator)
+    torch.testing.assert_close(got, estimator(rewards, 4)[:, None].expand(8, 3))
+
+
+def test_turns_are_compared_with_the_same_turn_of_the_group() -> None:
+    rewards, turns = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 9.0]]), torch.tensor([2, 2, 1])
+    got = by_turn(rewards, turns, 3, estimator=dr_grpo)
+    # returns: (1, 0), (1, 1), (0.5, and so on); means 5/6 and 1/2
+    torch.testing.assert_close(got, torch.tensor([[1 / 6, -0.5], [1 / 6, 0.5], [-1 / 3, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((torch.zeros(2), torch.ones(2)), "expected [B, K], [B]"),
+        ((torch.zeros(2, 3), torch.ones(3)), "expected [B, K], [B]"),
+        ((torch.zeros(2, 3), torch.ones(2), 1.5), "must lie in [0, 1]"),
+    ],
+)
+def test_turns_that_do_not_fit(arguments: Any, words: str) -> None:
+    rewards, turns, *discount = arguments
+    with pytest.raises(ValueError, match=re.escape(words)):
+        returns_to_go(rewards, turns.long(), **({"discount": discount[0]} if discount else {}))
