@@ -1,0 +1,150 @@
+"""Scripts as TRL's users write them, with two names changed: arguments, chats, rewards, tools, environments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trl
+from datasets import Dataset
+from rollout.conftest import make_tokenizer
+from trl import ModelConfig, ScriptArguments, TrlParser
+
+from ctpo import CTPOConfig, CTPOTrainer
+from ctpo.training.config.from_trl import LossSettingsNotice
+from ctpo.training.config.older import OlderKeyWarning
+from ctpo.training.sampling.lengths import LongPromptsWarning
+
+SHORT = {
+    "per_device_train_batch_size": 4,
+    "num_generations": 4,
+    "max_completion_length": 8,
+    "logging_steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The directory of a tiny random model with the chat template of Qwen3."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    folder, tokenizer = tmp_path_factory.mktemp("qwen3"), make_tokenizer()
+    tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def chats(count: int, *extra: str) -> Dataset:
+    questions = [*(f"What is {i}+{i}?" for i in range(count)), *extra]
+    return Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": text}], "answer": str(len(text))} for text in questions]
+    )
+
+
+def length_reward(completions: Any, **_: Any) -> list[float]:
+    return [float(len(each[0]["content"])) for each in completions]
+
+
+def some_reward(completions: Any, answer: Any, **_: Any) -> list[float | None]:
+    """None where it does not apply, which is TRL's convention."""
+    return [None if i % 2 else float(len(text)) for i, text in enumerate(answer)]
+
+
+def test_a_script_with_a_command_line(model: str, tmp_path: Path) -> None:
+    """The pattern of TRL's gspo.py: a parser of three classes, chats, rewards, an evaluation, a saved model."""
+    words = (
+        f"--model_name_or_path {model} --output_dir {tmp_path} --importance_sampling_level sequence --epsilon 3e-4 "
+        "--epsilon_high 4e-4 --beta 0.0 --loss_type grpo --gradient_accumulation_steps 2 --steps_per_generation 4 "
+        "--max_steps 3 --eval_strategy steps --eval_steps 2 --per_device_eval_batch_size 4 --warmup_ratio 0.5 "
+        "--max_prompt_length 60 --use_cpu --report_to none --save_strategy no --disable_tqdm True"
+    ).split() + [word for name, value in SHORT.items() for word in (f"--{name}", str(value))]
+    parser = TrlParser((ScriptArguments, CTPOConfig, ModelConfig))
+    with pytest.warns(LossSettingsNotice, match="objective='gspo'"), pytest.warns(OlderKeyWarning):
+        _, config, arguments = parser.parse_args_and_config(words)
+    with pytest.warns(LongPromptsWarning, match="1 of 9 training prompts"):
+        trainer = CTPOTrainer(
+            model=arguments.model_name_or_path,
+            args=config,
+            reward_funcs=[length_reward, some_reward],
+            train_dataset=chats(8, "a long question " * 10),
+            eval_dataset=chats(2),
+        )
+    assert len(trainer.train_dataset) == 8
+    trainer.train()
+    trainer.save_model(config.output_dir)
+    assert trainer.objective == CTPOConfig(str(tmp_path), use_cpu=True, objective="gspo").build_objective()
+    logged = {name for entry in trainer.state.log_history for name in entry}
+    assert {f"rewards/{name}_reward/mean" for name in ("length", "some")} <= logged
+    assert {"eval_reward", "clip_ratio/region_mean", "clip_ratio/high_max", "objective/ess"} <= logged
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def add(a: int, b: int) -> int:
+    """
+    Adds two numbers.
+
+    Args:
+        a: The first number.
+        b: The second number.
+    """
+    return a + b
+
+
+class Echo:
+    """An environment as TRL's users write one: public methods are tools."""
+
+    def reset(self, **_: Any) -> None:
+        self.heard = 0.0
+
+    def echo(self, message: str) -> str:
+        """
+        Echoes a message.
+
+        Args:
+            message: The message.
+        """
+        self.heard += len(message)
+        return message
+
+
+@pytest.mark.parametrize(
+    ("other", "reward"),
+    [
+        ({"tools": [add]}, length_reward),
+        ({"environment_factory": Echo}, lambda environments, **_: [each.heard for each in environments]),
+    ],
+    ids=["tools", "environment"],
+)
+def test_a_script_with_tools_or_an_environment(
+    model: str, tmp_path: Path, other: dict[str, Any], reward: Callable[..., Any]
+) -> None:
+    """The patterns of TRL's grpo_agent.py and openenv/echo.py, on TRL's own generation."""
+    settings = {
+        **SHORT,
+        "chat_template_kwargs": {"enable_thinking": False},
+        "max_steps": 1,
+        "report_to": "none",
+    }
+    config = CTPOConfig(str(tmp_path), use_cpu=True, save_strategy="no", disable_tqdm=True, **settings)
+    trainer = CTPOTrainer(model=model, reward_funcs=reward, args=config, train_dataset=chats(4), **other)
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert entry["tools/call_frequency"] == 0.0  # a random model writes no call
+    assert entry["reward"] is not None
