@@ -212,7 +212,7 @@ def _run(
         listener.stage("saving the model")
         facts = adapter_facts(trainer, run, recipe)
         save(trainer, run)
-        trainer.create_model_card(folder=run.model)
+        trainer.create_model_card(run.path.name, folder=run.model)
         if not is_main:
             return Outcome(run=run, finished=True, summary=None)
         summary = summarise(
