@@ -12,7 +12,6 @@ import inspect
 import math
 import threading
 import time
-import traceback
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ctpo.tasks.functions import FunctionTool, describe
+from ctpo.tasks.guard import place_of
 from ctpo.tasks.tool import SUCCESS
 
 THREADS: Final = 32
@@ -115,8 +115,10 @@ class FunctionCaller:
         """Tell the user of a function that raises, once per tool: only the model reads of it otherwise."""
         if tool.name not in self._warned:
             self._warned.add(tool.name)
+            known = place_of(error)
+            place = f" ({known})" if known else ""
             warnings.warn(
-                f"tool {tool.name}{_place(tool, error)} raises {describe(error)[:200]}; the model reads this, and "
+                f"tool {tool.name}{place} raises {describe(error)[:200]}; the model reads this, and "
                 "further errors of this tool are only counted",
                 stacklevel=2,
             )
@@ -293,14 +295,3 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         loop.close()
-
-
-def _place(tool: FunctionTool, error: BaseException) -> str:
-    """The file of the function, and the line in it that the error went through last."""
-    code = getattr(inspect.unwrap(tool.function), "__code__", None)
-    frames = [
-        each
-        for each in traceback.extract_tb(error.__traceback__)
-        if code and each.filename == code.co_filename
-    ]
-    return f" ({frames[-1].filename} line {frames[-1].lineno})" if frames else ""
