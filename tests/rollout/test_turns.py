@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -121,6 +124,63 @@ def test_each_response_is_the_same_in_any_batch(model: Any) -> None:
             r.completion_ids for r in together
         ]
         assert other.shown == partner.shown
+
+
+class Slow(GuessANumber):
+    """Takes its time, which is never the same."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__()
+        self.patience = patience
+
+    def answer(self, turns: Sequence[Turn]) -> list[Answer | None]:
+        time.sleep(random.random() / 500)
+        return super().answer(turns)
+
+
+@pytest.mark.parametrize("patience", [1, 7, 1000])
+def test_rows_that_decode_while_others_wait_change_no_token(model: Any, patience: int) -> None:
+    waited, partner = GuessANumber(), Slow(patience)
+    expected, got = in_process(model, 70, waited), in_process(model, 70, partner)
+    again = in_process(model, 70, Slow(patience))
+    assert partner.shown == waited.shown
+    for one, two, same in zip(got, expected, again, strict=True):
+        assert (one.completion_ids, one.response_mask) == (two.completion_ids, two.response_mask)
+        assert (one.turn_rewards, one.finished) == (two.turn_rewards, two.finished)
+        torch.testing.assert_close(torch.tensor(one.logps), torch.tensor(two.logps), atol=1e-4, rtol=0)
+        assert one == same  # bit for bit, however long the answers took
+
+
+def test_rows_decode_while_a_partner_works(model: Any) -> None:
+    """The first answer comes after five more passes through the model, which would never be without the thread."""
+    passes = threading.Semaphore(0)
+
+    class Blocked(Slow):
+        def answer(self, turns: Sequence[Turn]) -> list[Answer | None]:
+            if not any(self.shown.values()):
+                while passes.acquire(blocking=False):
+                    pass  # the passes before this turn
+                assert all(passes.acquire(timeout=60) for _ in range(5))
+            return super().answer(turns)
+
+    partner = Blocked(1000)
+    hook = model[0].register_forward_hook(lambda *_: passes.release())
+    try:
+        check(in_process(model, 70, partner), partner, 70)
+    finally:
+        hook.remove()
+
+
+def test_an_error_of_a_partner_is_raised(model: Any) -> None:
+    class Broken(Slow):
+        def answer(self, turns: Sequence[Turn]) -> list[Answer | None]:
+            raise ZeroDivisionError("in the partner")
+
+    for patience in (0, 5):
+        with pytest.raises(ZeroDivisionError, match="in the partner"):
+            in_process(model, 70, Broken(patience))
+    partner = Slow(5)
+    check(in_process(model, 40, partner), partner, 40)  # the thread goes on
 
 
 def test_log_probs_are_those_of_one_pass_over_all_turns(model: Any) -> None:

@@ -20,7 +20,7 @@ from ctpo.rollout.records import Rollout, ToolCall
 from ctpo.rollout.seats import OutOfTime, Request, Seat, Seats, outcomes
 from ctpo.rollout.template import Template
 from ctpo.rollout.thinking import ends_thinking
-from ctpo.rollout.turns import Accountable, Answer, Partner, Turn
+from ctpo.rollout.turns import PATIENCE, Accountable, Answer, Partner, Turn
 from ctpo.tasks.environment import (
     DeclaredTool,
     Step,
@@ -104,6 +104,11 @@ class EnvironmentRunner:
     def answers_ends(self) -> bool:
         """True: an environment answers turns that the model has ended."""
         return True
+
+    @property
+    def patience(self) -> int:
+        """An environment may be slow: a simulation, or a server."""
+        return PATIENCE
 
     def reset_account(self) -> None:
         """Set seconds and executed to 0."""

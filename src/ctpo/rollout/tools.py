@@ -16,7 +16,7 @@ from ctpo.errors import UserError
 from ctpo.rollout.calling import FunctionCall, FunctionCaller
 from ctpo.rollout.calls import Call, CallFormat, call_format
 from ctpo.rollout.records import ToolCall
-from ctpo.rollout.turns import Answer, Turn
+from ctpo.rollout.turns import PATIENCE, Answer, Turn
 from ctpo.sandbox import Sandbox, SandboxResult, SandboxUnavailable
 from ctpo.tasks import FunctionTool, PythonTool, Task
 from ctpo.tasks.calls import FUNCTION
@@ -117,6 +117,11 @@ class ToolRunner:
     def answers_ends(self) -> bool:
         """Whether this model's calls are read when it has ended its turn."""
         return self._form is not None and self._form.answers_ends
+
+    @property
+    def patience(self) -> int:
+        """0 if all tools are deterministic: most calls are then answered from memory, and waiting would not pay."""
+        return 0 if all(tool.deterministic for tool in self.tools) else PATIENCE
 
     def begin(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]) -> None:
         """Take the form in which this model calls tools, and let every response make as many calls as it may."""

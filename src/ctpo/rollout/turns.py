@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -88,6 +88,25 @@ class Partner(Protocol):
 
         None answers nothing. The model goes on if its turn has not ended, and otherwise the response ends. A turn
         without an answer is part of the next turn that is shown.
+        """
+
+
+PATIENCE: Final = 16
+"""The `patience` with partners that may be slow."""
+
+
+@runtime_checkable
+class Patient(Partner, Protocol):
+    """A partner that may take long, so that other responses go on meanwhile. It answers in a thread of its own.
+
+    `listens_to` may then be called while it answers turns of other responses.
+    """
+
+    @property
+    def patience(self) -> int:
+        """How many tokens other responses are decoded by before a turn's answer is waited for; 0 to wait at once.
+
+        Waiting costs steps in which a response does not grow. It saves time where an answer takes longer than a step.
         """
 
 

@@ -8,9 +8,9 @@ pass while other rows still decode.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from ctpo import fast_cpu
 from ctpo.old_names import old_keywords
 from ctpo.rollout.local.closing import closing_tokens
 from ctpo.rollout.local.decoders import Decoder, decoder_for
+from ctpo.rollout.local.exchange import Exchange
 from ctpo.rollout.local.responses import Responses
 from ctpo.rollout.records import Rollout
 from ctpo.rollout.sampling import Sampling, sample_tokens
@@ -110,7 +111,8 @@ class TransformersEngine:
                     for rollout in self._decode(
                         list(prompts[i : i + rows]),
                         sampling,
-                        None if partner is None else _Numbered(partner, i),
+                        partner,
+                        i,
                         generator,
                         None if noise is None else noise[i : i + rows],
                     )
@@ -131,63 +133,82 @@ class TransformersEngine:
         self,
         prompts: list[list[int]],
         sampling: Sampling,
-        partner: _Numbered | None,
+        partner: Partner | None,
+        first: int,
         generator: torch.Generator | None,
         uniforms_BN: Tensor | None,
     ) -> list[Rollout]:
         responses = Responses(prompts, sampling.max_new_tokens, self.model.device)
         decoder = decoder_for(self.model, self.tokenizer.pad_token_id or 0)
         logits = decoder.start(prompts)
-        while True:
-            tokens, logps = sample_tokens(
-                logits,
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                generator=generator,
-                uniforms_B=None if uniforms_BN is None else uniforms_BN[responses.cursor()],
-            )
-            tokens, sampled = responses.write(tokens, logps)
-            ended = sampled & torch.isin(tokens, self._eos)
-            responses.end(ended)
-            if partner is not None:
-                self._converse(responses, decoder, tokens, sampled, ended, partner)
-            if not responses.active().any():
-                return responses.rollouts()
-            keep = responses.shrink()
-            if keep is not None:
-                decoder.keep(keep)
-                tokens = tokens[keep]
-            logits = decoder.step(tokens, responses.active())
+        # A generator that rows share would give other numbers if some of them waited, and padded rows grow together.
+        may_wait = decoder.feeds_chunks and (uniforms_BN is not None or sampling.temperature == 0.0)
+        with nullcontext() if partner is None else Exchange(partner, first, may_wait=may_wait) as exchange:
+            for step in itertools.count():
+                tokens, logps = sample_tokens(
+                    logits,
+                    temperature=sampling.temperature,
+                    top_k=sampling.top_k,
+                    top_p=sampling.top_p,
+                    generator=generator,
+                    uniforms_B=None if uniforms_BN is None else uniforms_BN[responses.cursor()],
+                )
+                tokens, sampled = responses.write(tokens, logps)
+                ended = sampled & torch.isin(tokens, self._eos)
+                responses.end(ended)
+                if exchange is not None:
+                    turns = self._turns(responses, tokens, sampled, ended, exchange)
+                    if turns:
+                        exchange.ask(turns, step)
+                        responses.wait([turn.response for turn in turns])
+                    if exchange.waiting:
+                        answers = exchange.take(step, all_wait=not responses.active().any())
+                        self._answer(responses, decoder, tokens, answers)
+                if not responses.active().any():
+                    break
+                keep = responses.shrink()
+                if keep is not None:
+                    decoder.keep(keep)
+                    tokens = tokens[keep]
+                logits = decoder.step(tokens, responses.active())
+        return responses.rollouts()
 
-    def _converse(
+    def _turns(
+        self, responses: Responses, tokens: Tensor, sampled: Tensor, ended: Tensor, exchange: Exchange
+    ) -> list[Turn]:
+        """The turns that end with this step's tokens and are to be shown to the partner."""
+        shown = ended if exchange.answers_ends else torch.zeros_like(ended)
+        if exchange.closing_characters:
+            vocabulary = self.model.get_input_embeddings().num_embeddings
+            closing = closing_tokens(self.tokenizer, exchange.closing_characters, vocabulary, tokens.device)
+            shown = shown | sampled & responses.active() & closing[tokens]
+        return [
+            Turn(response=response, ids=ids, ended=row_ended)
+            for (response, ids), row_ended in zip(
+                responses.since_last_answer(shown.nonzero().squeeze(-1)), ended[shown].tolist(), strict=True
+            )
+            if exchange.listens_to(response)
+        ]
+
+    def _answer(
         self,
         responses: Responses,
         decoder: Decoder,
         tokens: Tensor,
-        sampled: Tensor,
-        ended: Tensor,
-        partner: _Numbered,
+        answers: Sequence[tuple[Turn, Answer | None]],
     ) -> None:
-        """Show the partner the turns that end with this step's tokens, and insert its answers into the responses."""
-        shown = ended if partner.answers_ends else torch.zeros_like(ended)
-        if partner.closing_characters:
-            vocabulary = self.model.get_input_embeddings().num_embeddings
-            closing = closing_tokens(self.tokenizer, partner.closing_characters, vocabulary, tokens.device)
-            shown = shown | sampled & responses.active() & closing[tokens]
-        turns = {
-            row: Turn(response=response, ids=ids, ended=row_ended)
-            for (row, response, ids), row_ended in zip(
-                responses.since_last_answer(shown.nonzero().squeeze(-1)), ended[shown].tolist(), strict=True
-            )
-            if partner.listens_to(response)
-        }
-        if not turns:
+        """Let the rows of these turns go on with what the partner answers.
+
+        Args:
+            tokens: the token that each row is fed next; it is set for these rows.
+        """
+        if not answers:
             return
-        answers = partner.answer(list(turns.values()))
+        rows = responses.resume([turn.response for turn, _ in answers])
+        tokens[rows] = torch.tensor([turn.ids[-1] for turn, _ in answers], device=tokens.device)
         answered = {
             row: (turn.response, answer)
-            for (row, turn), answer in zip(turns.items(), answers, strict=True)
+            for row, (turn, answer) in zip(rows, answers, strict=True)
             if answer is not None
         }
         if answered:
@@ -220,24 +241,6 @@ class TransformersEngine:
                 tokens[row] = ids[-1]
         if chunks:
             decoder.feed([row for row, _ in chunks], [ids for _, ids in chunks])
-
-
-class _Numbered:
-    """A partner for the responses of one batch, which have numbers of their own there.
-
-    Args:
-        first: the number of the batch's first response in the whole `generate`.
-    """
-
-    def __init__(self, partner: Partner, first: int) -> None:
-        self._partner, self._first = partner, first
-        self.closing_characters, self.answers_ends = partner.closing_characters, partner.answers_ends
-
-    def listens_to(self, response: int) -> bool:
-        return self._partner.listens_to(self._first + response)
-
-    def answer(self, turns: Sequence[Turn]) -> list[Answer | None]:
-        return self._partner.answer([replace(turn, response=self._first + turn.response) for turn in turns])
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -31,6 +31,7 @@ class Responses:
         self._forced_BN = torch.full(shape, _NOT_FORCED, dtype=torch.long, device=device)
         self._length_B = torch.zeros(len(prompts), dtype=torch.long, device=device)
         self._ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        self._waiting_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         self._alive = torch.arange(len(prompts), device=device)
         self._turn_start = [0] * len(prompts)
         self._answers: list[list[tuple[int, Answer]]] = [
@@ -38,9 +39,9 @@ class Responses:
         ]  # each with its turn's last token
 
     def active(self) -> Tensor:
-        """For each decoding row, whether the response has not ended and has room for another token."""
+        """For each decoding row, whether the response gets another token: it has not ended, waits not and has room."""
         rows = self._alive
-        return ~self._ended_B[rows] & (self._length_B[rows] < self._limit)
+        return ~(self._ended_B | self._waiting_B)[rows] & (self._length_B[rows] < self._limit)
 
     def cursor(self) -> tuple[Tensor, Tensor]:
         """The index of each decoding row's response, and the position of its next token."""
@@ -71,29 +72,37 @@ class Responses:
 
     def shrink(self) -> Tensor | None:
         """The decoding rows to keep, if enough of them are done to drop those; otherwise None."""
-        active = self.active()
-        if active.float().mean() > SHRINK_BELOW:
+        needed = self.active() | self._waiting_B[self._alive]
+        if needed.float().mean() > SHRINK_BELOW:
             return None
-        keep = active.nonzero().squeeze(-1)
+        keep = needed.nonzero().squeeze(-1)
         self._alive = self._alive[keep]
         return keep
 
-    def since_last_answer(self, rows: Tensor) -> list[tuple[int, int, list[int]]]:
-        """For each of these decoding rows: the row, its response, and the response's tokens since the last answer."""
+    def since_last_answer(self, rows: Tensor) -> list[tuple[int, list[int]]]:
+        """For each of these decoding rows: its response, and the response's tokens since the last answer."""
         responses = self._alive[rows]
         lengths = self._length_B[responses].tolist()
         tokens = self._tokens_BN[responses, : max(lengths, default=0)].tolist()
         return [
-            (row, response, ids[self._turn_start[response] : length])
-            for row, response, ids, length in zip(
-                rows.tolist(), responses.tolist(), tokens, lengths, strict=True
-            )
+            (response, ids[self._turn_start[response] : length])
+            for response, ids, length in zip(responses.tolist(), tokens, lengths, strict=True)
         ]
 
     def room(self, responses: Sequence[int]) -> list[int]:
         """How many more tokens each response has room for."""
         lengths: list[int] = self._length_B[list(responses)].tolist()
         return [self._limit - length for length in lengths]
+
+    def wait(self, responses: Sequence[int]) -> None:
+        """Let these responses wait for the answers to their turns."""
+        self._waiting_B[list(responses)] = True
+
+    def resume(self, responses: Sequence[int]) -> list[int]:
+        """The decoding rows of these responses, which wait no longer."""
+        self._waiting_B[list(responses)] = False
+        row_of = {response: row for row, response in enumerate(self._alive.tolist())}
+        return [row_of[response] for response in responses]
 
     def take(self, responses: Sequence[int], answers: Sequence[Answer]) -> None:
         """Note the answer to the turn of each response. The response then goes on, unless the answer is the last."""
