@@ -1,12 +1,12 @@
 """Tokens per CPU-second of our engine against `model.generate`, without and with tool turns.
 
     python benchmarks/rollout.py [--model smollm2] [--batch 32] [--samples 8] [--tokens 64] [--temperature 1]
-                                 [--dtype float32] [--json]
+                                 [--dtype float32] [--cache static] [--json]
 
 "plain" has prompts of different lengths with several samples each, and every response has the full length. "tools" has
 responses of different lengths (from half to all of it), interrupted twice by a tool's output. There the peer generates
 turn by turn, as one does with `generate`: each turn is a new call with the whole conversation so far, and all rows wait
-for the last. Both sides draw their tokens in the same way (with temperature 0: greedily) and take turns; the figure is
+for the last. `--cache static` gives `generate` the cache of transformers that does not grow. Both sides draw their tokens in the same way (with temperature 0: greedily) and take turns; the figure is
 the median. Only the response tokens count, not the tool's.
 """
 
@@ -36,6 +36,7 @@ def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
     model, tokenizer = load_model(args.model, dtype=args.dtype)
+    model.generation_config.cache_implementation = args.cache
     model.generation_config.eos_token_id = None  # so that every response has the full length
     distinct = _prompts(-(-args.batch // args.samples), model.get_input_embeddings().num_embeddings)
     prompts = [prompt for prompt in distinct for _ in range(args.samples)][: args.batch]
@@ -57,6 +58,8 @@ def main() -> None:
     written = {"plain": args.batch * args.tokens, "tools": sum(map(sum, turns))}
     results = {}
     for name, (ours, theirs) in cases.items():
+        if args.only not in (None, name):
+            continue
         figures = results[name] = _compare(ours, theirs, args.rounds, written[name])
         if not args.json:
             rates = f"ctpo {figures['ctpo']:.1f}, generate {figures['generate']:.1f} tokens per CPU-second"
@@ -77,6 +80,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--cache", choices=["dynamic", "static"], default="dynamic", help="of the peer")
+    parser.add_argument("--only", choices=["plain", "tools"])
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
