@@ -7,8 +7,8 @@
 responses of different lengths (from half to all of it), interrupted twice by a tool's output. There the peer generates
 turn by turn, as one does with `generate`: each turn is a new call with the whole conversation so far, and all rows wait
 for the last. `--cache static` gives `generate` the cache of transformers that does not grow; `--only` takes one of the
-two. Both sides draw their tokens in the same way (with temperature 0: greedily) and take turns; the figure is the median.
-Only the response tokens count, not the tool's.
+two. Both sides draw their tokens in the same way (with temperature 0: greedily) and take turns; the figure is the
+median. Only the response tokens count, not the tool's.
 """
 
 from __future__ import annotations
