@@ -94,7 +94,7 @@ class Recipe:
         False,
         "train a LoRA adapter beside the frozen weights; needs the extra [peft]. model/ holds the merged model",
     )
-    lora_r: int = _key(16, "rank of the adapter")
+    lora_r: int = _key(16, "rank of the adapter, the width of its two factors")
     lora_alpha: int = _key(32, "the adapter is multiplied by lora_alpha / lora_r")
     lora_dropout: float = _key(0.0, "dropout before the adapter; it makes importance ratios noisy")
     lora_target_modules: str | list[str] | None = _key(
