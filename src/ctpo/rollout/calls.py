@@ -132,7 +132,8 @@ def call_format(
     Raises:
         UserError: if the Python tool's style is native and the template has no calls that can be read here.
     """
-    key = (tokenizer.chat_template, tokenizer.eos_token, list(tools), dict(template_kwargs or {}))
+    own = getattr(tokenizer, "response_template", None)
+    key = (tokenizer.chat_template, tokenizer.eos_token, own, list(tools), dict(template_kwargs or {}))
     known: list[tuple[Any, CallFormat | None]] = _KNOWN.setdefault(tokenizer, [])
     for each, chosen in known:
         if each == key:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from ctpo.rollout.native.named import NamedCalls
 from ctpo.rollout.native.objects import ObjectCalls
+from ctpo.rollout.native.parsed import ParsedCalls
 from ctpo.rollout.native.python_calls import PythonCalls
 from ctpo.rollout.native.tagged import TaggedCalls
 from ctpo.rollout.native.written import CallReader, flexible, json_value
@@ -50,7 +51,10 @@ def learn_calls(template: Template) -> CallReader | None:
     if written is None:
         own = template.tokenizer.get_added_vocab()
         return next((each for each in _DESCRIBED if each.open in declared or each.open in own), None)
-    readers = (reader for reader in _candidates(written) if written.is_read_by(reader))
+    # Ours come first where both read the template's calls: they say what is wrong with a call, in linear time.
+    parsed = ParsedCalls.of(template.tokenizer, template.tools)
+    candidates = [*_candidates(written), *([] if parsed is None else [parsed])]
+    readers = (reader for reader in candidates if written.is_read_by(reader))
     return next((reader for reader in readers if _reads_declared(reader, template)), None)
 
 
