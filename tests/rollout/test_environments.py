@@ -323,7 +323,8 @@ def test_coroutines_wait_together_and_are_given_up_alone(game: Task, third: str,
     runner.reset([Problem(prompt="", answer="good", id="later")])
     assert runner.step([0], [""])[0].reward == 1.0
     runner.close()
-    assert Patient.closed == (2 if third == "ever" else 1)  # those that were given up are left alone
+    scored = sum(reward == 1.0 for reward in rewards)
+    assert Patient.closed == max(scored, 1)  # those that were given up are left alone
 
 
 def test_an_environment_stays_in_its_thread(game: Task) -> None:
