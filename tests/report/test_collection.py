@@ -12,6 +12,7 @@ from ctpo.errors import UserError
 from ctpo.report.collection import collect
 from ctpo.report.page import figures, page
 from ctpo.report.tables.comparison import comparison_tables
+from ctpo.report.tables.headline import cards
 from ctpo.runs.paired import paired
 from tests.report.made import ENVIRONMENT, write_comparison, write_run
 
@@ -45,6 +46,21 @@ def test_differences_are_paired_by_seed_and_tested(tmp_path: Path) -> None:
     ]
     assert row[4] == f"{expected.p:.3f}"
     assert "The tests were not named before the runs" in tables["tests"].text
+
+
+def test_gains_and_comparisons_say_over_which_problems(tmp_path: Path) -> None:
+    """An evaluation before the last one may have drawn fewer problems, and a run may have other ones."""
+    for objective, problems in (("ctpo", 1_000), ("grpo", 256)):
+        path = write_run(tmp_path / objective, objective=objective)
+        summary = json.loads((path / "summary.json").read_text())
+        summary["after"] |= {"problems": problems, "gain": 0.58}
+        (path / "summary.json").write_text(json.dumps(summary))
+    gain = next(card for card in cards(collect([tmp_path / "ctpo"])) if card.label == "gain")
+    assert gain.value == "+58.0"
+    assert "over 100 problems, the same ones after" in gain.detail
+    both = collect([tmp_path])
+    comparison_tables(both)
+    assert any("over 256 and 1,000 held-out problems" in note for note in both.notes)
 
 
 def test_one_seed_each_has_no_statistics_and_says_so(tmp_path: Path) -> None:

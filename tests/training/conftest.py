@@ -70,6 +70,9 @@ def small_recipe() -> Callable[..., dict[str, Any]]:
 
     def keys(output: Path, **changes: Any) -> dict[str, Any]:
         ours = {"eval_problems": 16, "eval_every": 1, "transcripts": 4, "train_problems": 64, "threads": 1}
+        ours |= {
+            "eval_stderr": 0.2
+        }  # less than its first block, so all are used unless a test has smaller blocks
         left_out = ("max_steps", "logging_steps", "disable_tqdm", "save_strategy")
         trainers = {name: value for name, value in SMALL.items() if name not in left_out}
         return {

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from ctpo.errors import UserError
+from ctpo.evaluation import blocks
 from ctpo.runs.directory import RunDirectory
 from ctpo.training.records.events import Silent
 from ctpo.training.run.train import Outcome, train
@@ -34,6 +35,15 @@ class InterruptAt(Silent):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks() -> Iterator[None]:
+    """Blocks of few held-out problems, so that evaluations before the last one end early here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "FIRST", 4)
+        patch.setattr(blocks, "LEAST", 2)
+        yield
+
+
 def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -42,7 +52,7 @@ def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe) -> Outcome:
-    return train(small_recipe(tmp_path_factory.mktemp("runs") / "whole"))
+    return train(small_recipe(tmp_path_factory.mktemp("runs") / "whole", transcripts=8))
 
 
 def test_files_of_a_run(whole: Outcome) -> None:
@@ -61,9 +71,25 @@ def test_files_of_a_run(whole: Outcome) -> None:
     assert summary["after"]["stderr"] >= 0
     assert summary["wall_clock_s"] > 0
     rows = [json.loads(line) for line in run.transcripts(2).read_text().splitlines()]
-    assert len(rows) == 4
+    assert len(rows) == 8
     called = next(row for row in rows if row["calls"])
     assert f"<py>{called['calls'][0]['program']}</py>{called['calls'][0]['output']}" in called["completion"]
+
+
+def test_the_last_evaluation_alone_uses_all_problems(whole: Outcome) -> None:
+    """Those before draw the first problems of the same order, and the gain is over what both have."""
+    first, middle, last = whole.run.records()
+    drawn = first["heldout_problems"]
+    assert 4 <= drawn <= 8  # no more than there are transcripts
+    assert middle["heldout_problems"] < 16 == last["heldout_problems"]
+    rows = {batch: list(whole.run.read_transcripts(batch)) for batch in (0, 1, 2)}
+    names = {batch: [row["id"] for row in each][:drawn] for batch, each in rows.items()}
+    assert len(names[0]) == drawn
+    assert names[0] == names[1] == names[2]
+    before, after = (sum(row["correct"] for row in rows[batch][:drawn]) / drawn for batch in (0, 2))
+    assert first["heldout_pass@1"] == before
+    assert last["heldout_gain"] == after - before
+    assert "heldout_gain" not in middle
 
 
 def test_time_is_accounted_for(whole: Outcome) -> None:

@@ -156,12 +156,17 @@ def open_display(*, shown: bool = True) -> Iterator[Display]:
 
 def _before_after(summary: dict[str, Any]) -> Table:
     before, after = summary["before"], summary["after"]
-    table = Table(title=f"Held-out problems ({before['problems']}), one sampled response per problem")
+    same = before["problems"] == after["problems"]
+    count = f" ({after['problems']})" if same else ""
+    table = Table(title=f"Held-out problems{count}, one sampled response per problem")
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row(
         "pass@1 ± standard error", *(f"{e['pass@1']:.3f} ± {e['stderr']:.3f}" for e in (before, after))
     )
+    if not same:
+        table.add_row("problems", *(str(e["problems"]) for e in (before, after)))
+        table.add_row(f"gain over the same {before['problems']} problems", "", f"{after['gain']:+.3f}")
     table.add_row("tool calls per response", *(f"{e['tool_calls']:.2f}" for e in (before, after)))
     table.add_row("tokens per response", *(f"{e['tokens']:.1f}" for e in (before, after)))
     table.add_row("ended by the model", *(f"{e['finished']:.1%}" for e in (before, after)))

@@ -19,7 +19,7 @@ _TURN_REWARDS = "turn_rewards"
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One judged response to each held-out problem."""
+    """One judged response to each held-out problem that was drawn."""
 
     responses: list[JudgedResponse]
 
@@ -32,6 +32,17 @@ class Evaluation:
     def standard_error(self) -> float:
         """The standard error of `accuracy`, problems independent: sqrt(p (1 − p) / (n − 1))."""
         return mean_and_error([response.correct for response in self.responses])[1]
+
+    @property
+    def figures(self) -> list[list[float]]:
+        """What an evaluation is to find out, with one value per problem: right or wrong, and the environment's reward.
+
+        A response that the environment could not score counts as 0.
+        """
+        right = [float(response.correct) for response in self.responses]
+        if not any(response.turn_rewards for response in self.responses):
+            return [right]
+        return [right, [response.reward or 0.0 for response in self.responses]]
 
     def transcripts(self, count: int) -> list[dict[str, Any]]:
         """The first `count` responses as JSON objects, each with its problem, verdict and tool calls.
@@ -67,15 +78,14 @@ def evaluate(
     *,
     tools: ToolRunner | None = None,
     seed: int = 0,
-    first: int = 0,
+    places: Sequence[int] | None = None,
 ) -> Evaluation:
     """An evaluation with one response to each problem. A problem too long for the model's context counts as wrong.
 
     Args:
         seed: of the random numbers. Each problem has its own, so parts of a set can be evaluated separately.
-        first: the position of the first of these problems in the whole set.
+        places: the position of each problem in the whole set, on which its random numbers depend; 0, 1, … by default.
     """
-    places = range(first, first + len(problems))
     return Evaluation(
         responses=sample_problems(engine, task, problems, sampling, tools=tools, seed=seed, places=places)
     )

@@ -289,7 +289,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def _odd_entry(record: Mapping[str, Any]) -> str | None:
     """Return the name of an entry of a record that is no figure and should be one; None if there is none."""
-    needed = ("batch", "step", "seconds", *(["heldout_pass@1"] if record.get("batch") == 0 else []))
+    needed = (
+        "batch",
+        "step",
+        "seconds",
+        *(["heldout_pass@1", "heldout_problems"] if record.get("batch") == 0 else []),
+    )
     for name in needed:
         if name not in record or record[name] is None:
             return name

@@ -37,8 +37,9 @@ def _share(label: str, high: float | None = None) -> Axis:
 _METRICS = (
     _Metric(
         key="heldout_pass@1", section="learning", large=True, title="Held-out accuracy",
-        text="Share of held-out problems solved, with one sample per problem. The problems are the same at every "
-        "evaluation. Look for how early a curve rises, where it ends, and whether it falls again (a collapse).",
+        text="Share of held-out problems solved, with one sample per problem. The last evaluation uses all problems. "
+        "The others draw from them in one order and may end earlier (eval_stderr). Look for how early a curve rises, "
+        "where it ends, and whether it falls again (a collapse).",
         y=_share("held-out pass@1", 1.0),
     ),
     _Metric(

@@ -43,6 +43,8 @@ def comparison_tables(collection: Collection) -> list[Table]:
     """Return the tables that have a row; none for a single run."""
     if len(collection.runs) < 2 and not collection.results:
         return []
+    for regime in collection.regimes:
+        _note_other_problems(collection, regime)
     means = _means_of_results(collection) or _means(collection)
     tables = [means, _tests(collection), _runs(collection)]
     return [_without_single_regime(table) for table in tables if table.rows]
@@ -163,6 +165,18 @@ def _computed_tests(collection: Collection) -> list[list[str]]:
         ]
         for (regime, name, pair, test), p in zip(tested, corrected, strict=True)
     ]
+
+
+def _note_other_problems(collection: Collection, regime: str) -> None:
+    """Note it if the runs of a regime ended on different numbers of held-out problems, as their recipes may say."""
+    runs = [run for group in collection.groups if group.regime == regime for run in group.runs if run.summary]
+    counts = {after.problems for run in runs if (after := heldout(run)[1]) is not None and after.problems}
+    if len(counts) > 1:
+        numbers = " and ".join(f"{count:,.0f}" for count in sorted(counts))
+        collection.notes.append(
+            f"The final pass@1 of runs in {regime} is over {numbers} held-out problems, so differences between "
+            "them are not over the same problems."
+        )
 
 
 def _pair(one: Group, other: Group, name: str, notes: list[str]) -> Paired | None:

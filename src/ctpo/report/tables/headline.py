@@ -85,13 +85,7 @@ def _cards_of_run(run: Run) -> list[Card]:
         label = "final held-out pass@1" if run.summary else "last held-out pass@1"
         shown.append(Card(label=label, value=percent(after.value), detail=detail))
         if before is not None:
-            shown.append(
-                Card(
-                    label="gain",
-                    value=f"{100 * (after.value - before.value):+.1f}",
-                    detail=f"points, from {percent(before.value)}",
-                )
-            )
+            shown.append(_gain(run, before, after))
     seconds = number(run.summary.get("wall_clock_s")) or _last(run.records, "seconds")
     if seconds is not None:
         shown.append(Card(label="time", value=duration(seconds), detail=f"{len(trained)} rollout batches"))
@@ -110,6 +104,18 @@ def _cards_of_run(run: Run) -> list[Card]:
         detail = f"{percent(failed / made)} of {made:,.0f} failed" if made and failed is not None else ""
         shown.append(Card(label="tool calls per response", value=f"{calls:.1f}", detail=detail))
     return shown
+
+
+def _gain(run: Run, before: Accuracy, after: Accuracy) -> Card:
+    """Return the card of the gain, over the problems that both evaluations have if the run says so."""
+    value, start = after.value - before.value, f"points, from {percent(before.value)}"
+    if before.problems == after.problems or before.problems is None:
+        return Card(label="gain", value=f"{100 * value:+.1f}", detail=start)
+    paired = number((run.summary.get("after") or {}).get("gain"))
+    start += f" over {before.problems:,.0f} problems"
+    if paired is None:
+        return Card(label="gain", value=f"{100 * value:+.1f}", detail=f"{start}, not the same as at the end")
+    return Card(label="gain", value=f"{100 * paired:+.1f}", detail=f"{start}, the same ones after training")
 
 
 def heldout(run: Run) -> tuple[Accuracy | None, Accuracy | None]:

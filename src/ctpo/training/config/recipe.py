@@ -104,7 +104,11 @@ class Recipe:
         None, "modules that are trained whole beside the adapter, e.g. [lm_head]"
     )
     use_rslora: bool = _key(False, "multiply the adapter by lora_alpha / √lora_r instead")
-    eval_problems: int = _key(1_024, "number of held-out problems per evaluation, with one response each")
+    eval_problems: int = _key(1_024, "number of held-out problems, with one response each")
+    eval_stderr: float = _key(
+        0.015,
+        "evaluations before the last draw held-out problems until the standard error of pass@1 is at most this; 0: all",
+    )
     eval_every: int = _key(
         4, "rollout batches between held-out evaluations; 0 evaluates only before and after training"
     )
@@ -138,6 +142,10 @@ class Recipe:
         self._check_lora()
         for name in ("eval_every", "transcripts"):
             _at_least(name, getattr(self, name), 0)
+        if not 0 <= self.eval_stderr < 1:
+            raise UserError(
+                f"eval_stderr={self.eval_stderr} is out of range; use for example 0.015, or 0 for all problems"
+            )
         for name in ("tool_timeout_s", "tool_memory_mb"):
             if not 0 < getattr(self, name) < _LARGEST:
                 raise UserError(

@@ -28,6 +28,7 @@ _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 _FIGURES: Final = {
     "heldout_pass@1": "held-out pass@1",
     "heldout_reward": "held-out reward",
+    "heldout_problems": "held-out problems",
     "reward": "training reward",
     "response_tokens": "tokens per response",
     "clip_fraction": "share of clipped tokens",

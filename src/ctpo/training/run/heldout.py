@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from accelerate.utils import gather_object
 
 from ctpo.evaluation import Evaluation, evaluate
+from ctpo.evaluation.blocks import drawing_order, next_block
 from ctpo.evaluation.model import HELDOUT_SEED
 from ctpo.rollout import ToolRunner
 from ctpo.runs.directory import RunDirectory
@@ -17,7 +20,7 @@ from ctpo.training.view import SamplingView
 
 
 class HeldOut:
-    """Samples one response per held-out problem, with the settings of training, and writes transcripts."""
+    """Samples one response per held-out problem drawn, with the settings of training, and writes transcripts."""
 
     def __init__(
         self,
@@ -34,28 +37,37 @@ class HeldOut:
         """How many of the problems are also training problems."""
         self._trainer, self._task, self._problems, self._tools = trainer, task, problems, tools
         self._run, self._recipe = run, recipe
+        self._order = drawing_order(len(problems), HELDOUT_SEED)
 
-    def __call__(self, batch: int) -> Evaluation:
+    def __call__(self, batch: int, *, stderr: float = 0.0) -> Evaluation:
         """The evaluation after this many rollout batches. Every process must call.
 
         Each process samples its share of the problems, and all get the whole evaluation. It does not depend on the
         number of processes.
+
+        Args:
+            stderr: the standard error at which it ends before all problems are used (`next_block`); 0 uses all.
         """
         trainer = self._trainer
         processes, index = trainer.accelerator.num_processes, trainer.accelerator.process_index
-        mine = share(len(self._problems), processes, index)
+        evaluation = Evaluation(responses=[])
         with open_engine(trainer, self._recipe.rollout_batch_size) as engine:
-            part = evaluate(
-                engine,
-                self._task,
-                self._problems[mine.start : mine.stop],
-                sampling_of(trainer),
-                tools=self._tools,
-                seed=HELDOUT_SEED,
-                first=mine.start,
-            )
-        # The parts of all processes are joined in the order of the problems.
-        evaluation = Evaluation(responses=gather_object(part.responses)) if processes > 1 else part
+            while count := next_block(evaluation.figures, len(self._problems), stderr):
+                done = len(evaluation.responses)
+                part = share(count, processes, index)
+                places = self._order[done + part.start : done + part.stop]
+                responses = evaluate(
+                    engine,
+                    self._task,
+                    [self._problems[place] for place in places],
+                    sampling_of(trainer),
+                    tools=self._tools,
+                    seed=HELDOUT_SEED,
+                    places=places,
+                ).responses
+                # The parts of all processes are joined in the order of the problems.
+                joined = gather_object(responses) if processes > 1 else responses
+                evaluation = Evaluation(responses=[*evaluation.responses, *joined])
         if index == 0:
             self._run.write_transcripts(batch, evaluation.transcripts(self._recipe.transcripts))
         return evaluation
@@ -70,7 +82,7 @@ class HeldOut:
         trainer = self._trainer
 
         def measure() -> dict[str, float]:
-            return heldout_metrics(self(0))
+            return heldout_metrics(self(0, stderr=self._recipe.eval_stderr))
 
         if trainer.accelerator.num_processes > 1:
             return measure()
@@ -80,3 +92,15 @@ class HeldOut:
 def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:
     """The figures of an evaluation under the names that records and summaries use."""
     return {f"heldout_{name}": value for name, value in evaluation.summary().items()}
+
+
+def gain(evaluation: Evaluation, first: Mapping[str, float]) -> dict[str, float]:
+    """The difference in pass@1 between an evaluation of all problems and the run's first one, for its record.
+
+    It is over the problems that both have. The first evaluation may have drawn fewer, in the same order.
+
+    Args:
+        first: the record of the first evaluation.
+    """
+    same = Evaluation(responses=evaluation.responses[: int(first["heldout_problems"])])
+    return {"heldout_gain": same.accuracy - first["heldout_pass@1"]}

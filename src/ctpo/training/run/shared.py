@@ -132,7 +132,10 @@ def shared_evaluation(
     """
     if recipe.shared is None or recipe.transcripts:
         return measure()
-    names = ("task", "tools", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb", "unsafe_no_isolation")
+    names = (
+        *("task", "tools", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb", "unsafe_no_isolation"),
+        "eval_stderr",
+    )
     digest = _digest(
         *(torch.__version__, torch.get_num_threads(), HELDOUT_SEED, asdict(sampling)),
         *(getattr(recipe, name) for name in names),

@@ -20,8 +20,8 @@ from ctpo.training.config.recipe import DEFAULT_TRAIN_PROBLEMS, Recipe, merge
 from ctpo.training.config.trust import check_run
 
 MAY_CHANGE: Final = {
-    *("rollout_batches", "max_steps", "num_train_epochs", "eval_every", "transcripts", "threads"),
-    *("save_steps", "save_total_limit", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb"),
+    *("rollout_batches", "max_steps", "num_train_epochs", "eval_every", "eval_stderr", "transcripts"),
+    *("threads", "save_steps", "save_total_limit", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb"),
     *("unsafe_no_isolation", "max_nonfinite_updates", "shared"),
 }
 """Keys that may change when a run is resumed: its length, its records, and limits that depend on the machine."""

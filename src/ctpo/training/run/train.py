@@ -33,7 +33,7 @@ from ctpo.training.records.environment import describe_environment
 from ctpo.training.records.events import Listener, RunPlan, Silent
 from ctpo.training.records.recorder import RunClock, RunRecorder, time_before
 from ctpo.training.records.summary import summarise
-from ctpo.training.run.heldout import HeldOut, heldout_metrics
+from ctpo.training.run.heldout import HeldOut, gain, heldout_metrics
 from ctpo.training.run.lora import adapter_facts, lora_config, save
 from ctpo.training.run.shared import share_answers
 from ctpo.training.run.start import (
@@ -178,11 +178,11 @@ def _run(
     def evaluate(batch: int) -> dict[str, float] | None:
         if not held_out.due(batch, last):
             return None
-        evaluation = held_out(batch)
+        evaluation = held_out(batch, stderr=0.0 if batch == last else recipe.eval_stderr)
         trainer.model.train()  # the trainer's log of this step is one of training
         summary = evaluation.summary().items()
         trainer.tell_loggers({f"eval_{name.replace('@', '_at_')}": value for name, value in summary})
-        return heldout_metrics(evaluation)
+        return heldout_metrics(evaluation) | (gain(evaluation, records[0]) if batch == last else {})
 
     recorder = RunRecorder(
         trainer,
