@@ -221,7 +221,8 @@ def test_a_column_of_difficulties() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dynamic_sampling_rounds": -1}, "dynamic_sampling_rounds=-1 is negative"),
+        ({"dynamic_sampling_rounds": -1}, "dynamic_sampling_rounds=-1 is no number of rounds"),
+        ({"dynamic_sampling_rounds": 1.5}, "dynamic_sampling_rounds=1.5 is no number of rounds"),
         ({"oversampling": 0.5}, r"oversampling=0.5 is out of range; use 1"),
         ({"oversampling": float("nan")}, "oversampling=nan is out of range"),
         ({"group_metric": "length"}, "group_metric='length' has no effect without"),

@@ -115,6 +115,7 @@ def test_settings_and_summary(whole: Path, script: Path) -> None:
     assert recipe["script"]["command"] == [str(script), str(whole), "0"]
     assert recipe["script"]["directory"] == str(Path.cwd())  # and not where the script went
     assert "hf_secret" not in run.config.read_text()
+    assert "push_to_hub_token" not in recipe  # which the script does not set
     summary = json.loads(run.summary.read_text())
     assert (summary["steps"], summary["rollout_batches"]) == (6, 3)
     assert summary["before"]["reward"] == records(whole)[0]["heldout_reward"]
@@ -151,6 +152,7 @@ def test_names_in_a_model_card_are_no_markup() -> None:
 
 def test_the_commands_take_it(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(whole), "--output", str(tmp_path / "page.html")]) == 0
+    assert "missing" not in capsys.readouterr().out
     page = (tmp_path / "page.html").read_text()
     assert "Training reward" in page
     assert "Held-out reward" in page
@@ -193,6 +195,13 @@ def test_what_a_new_training_finds_is_set_aside(tmp_path: Path) -> None:
         assert not run.holds_a_run
         assert not (tmp_path / "checkpoint-4").exists()
     assert RunDirectory(tmp_path / "set-aside" / "run-1").read_recipe() == {"seed": 1}
+
+
+def test_a_config_of_the_users_own_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("learning_rate: 1e-5\n")
+    with pytest.raises(UserError, match=r"config\.yaml that no run wrote.*records=False"):
+        RunDirectory(tmp_path).set_aside()
+    assert [each.name for each in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_the_environment_names_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from rollout.conftest import make_tokenizer
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from ctpo import CTPOConfig, CTPOTrainer
+from ctpo.errors import UserError
+from ctpo.tasks import CHAT_TOOL
 from ctpo.training.config.from_trl import LossSettingsNotice
 from ctpo.training.config.older import OlderKeyWarning
 from ctpo.training.sampling.lengths import LongPromptsWarning
@@ -72,12 +74,14 @@ def test_a_script_with_a_command_line(model: str, tmp_path: Path) -> None:
     words = (
         f"--model_name_or_path {model} --output_dir {tmp_path} --importance_sampling_level sequence --epsilon 3e-4 "
         "--epsilon_high 4e-4 --beta 0.0 --loss_type grpo --gradient_accumulation_steps 2 --steps_per_generation 4 "
+        "--gradient_checkpointing --no_cuda --overwrite_output_dir --disable_tqdm True --save_strategy no "
         "--max_steps 3 --eval_strategy steps --eval_steps 2 --per_device_eval_batch_size 4 --warmup_ratio 0.5 "
-        "--max_prompt_length 60 --use_cpu --report_to none --save_strategy no --disable_tqdm True"
+        "--max_prompt_length 60 --report_to none"
     ).split() + [word for name, value in SHORT.items() for word in (f"--{name}", str(value))]
     parser = TrlParser((ScriptArguments, CTPOConfig, ModelConfig))
     with pytest.warns(LossSettingsNotice, match="objective='gspo'"), pytest.warns(OlderKeyWarning):
         _, config, arguments = parser.parse_args_and_config(words)
+    assert (config.use_cpu, config.activation_checkpointing) == (True, True)
     with pytest.warns(LongPromptsWarning, match="1 of 9 training prompts"):
         trainer = CTPOTrainer(
             model=arguments.model_name_or_path,
@@ -94,6 +98,18 @@ def test_a_script_with_a_command_line(model: str, tmp_path: Path) -> None:
     assert {f"rewards/{name}_reward/mean" for name in ("length", "some")} <= logged
     assert {"eval_reward", "clip_ratio/region_mean", "clip_ratio/high_max", "objective/ess"} <= logged
     assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_arguments_that_would_train_nothing(model: str, tmp_path: Path) -> None:
+    """TRL takes no step where the data does not fill one rollout batch, and only logs it."""
+    config = CTPOConfig(str(tmp_path), use_cpu=True, report_to="none", steps_per_generation=4, **SHORT)
+    trainer = CTPOTrainer(model, length_reward, config, chats(3))
+    with pytest.raises(UserError, match="3 training problems do not fill one rollout batch of 4 prompts"):
+        trainer.train()
+    with pytest.raises(ValueError, match=r"tools=.* is no list; write tools=\[...\]"):
+        CTPOTrainer(model, length_reward, config, chats(4), tools=CHAT_TOOL)
+    with pytest.raises(ValueError, match=r"task=7 is no ctpo\.tasks\.Task"):
+        CTPOTrainer(model, length_reward, config, task=7)
 
 
 def add(a: int, b: int) -> int:

@@ -271,6 +271,10 @@ def test_from_grpo(tmp_path: Path) -> None:
     assert (other.objective, other.objective_kwargs, other.generation_batch_size) == ("ctpo", None, 32)
     large = CTPOConfig.from_grpo(GRPOConfig(path, use_cpu=True, generation_batch_size=64, report_to="none"))
     assert (large.objective, large.generation_batch_size, large.report_to) == ("ctpo", 64, [])
+    several = CTPOConfig.from_grpo(
+        GRPOConfig(path, use_cpu=True, steps_per_generation=4), steps_per_generation=16
+    )
+    assert (several.steps_per_generation, several.generation_batch_size) == (16, 128)
     with pytest.raises(ValueError, match=r"config is a str; CTPOConfig.from_grpo takes a trl.GRPOConfig"):
         CTPOConfig.from_grpo("grpo")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"args is a GRPOConfig; .*CTPOConfig.from_grpo\(args\)"):

@@ -76,7 +76,7 @@ def responses(run: Run, runs: int) -> ShownResponses:
     if run.switched_off("transcripts"):
         run.notes.append("transcripts: 0 in its recipe: no responses were kept")
         return ShownResponses(heldout=heldout, samples=samples)
-    if not heldout:
+    if not heldout and not run.of_script:
         run.notes.append("transcripts/ holds no held-out responses")
     if not samples and not run.switched_off("diagnostics"):
         run.notes.append("samples/ holds no training responses, so no text shows ratios and clipping")

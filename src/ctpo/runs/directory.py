@@ -131,8 +131,13 @@ class RunDirectory:
         Everything is renamed, so nothing is lost and nothing is copied.
 
         Raises:
-            UserError: if the directory cannot be written.
+            UserError: if the directory cannot be written, or if its `config.yaml` is somebody's own file.
         """
+        if not (self.environment.exists() or self.metrics.exists()):
+            raise UserError(
+                f"output_dir={self.path} holds a {self.config.name} that no run wrote, and a run would replace it; "
+                "choose another output_dir, or records=False"
+            )
         places = (self.path / ASIDE / f"run-{number}" for number in itertools.count(1))
         place = next(each for each in places if not each.exists())
         files = (self.config, self.environment, self.metrics, self.profile, self.summary, self.curve)

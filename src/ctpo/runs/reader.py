@@ -15,6 +15,7 @@ from ctpo.errors import one_line
 from ctpo.runs.directory import RunDirectory
 from ctpo.runs.files import MOST_BYTES, leads_out, read_text
 from ctpo.runs.json_lines import read_json_lines
+from ctpo.runs.script import KEY
 from ctpo.runs.yaml_text import MOST_BYTES as MOST_YAML_BYTES
 from ctpo.runs.yaml_text import parse_yaml
 
@@ -57,6 +58,11 @@ class Run:
     def switched_off(self, setting: str) -> bool:
         """Return whether the recipe asks for no files of a kind, as `diagnostics: false` or `transcripts: 0` do."""
         return self.config.get(setting) in (False, 0)
+
+    @property
+    def of_script(self) -> bool:
+        """Whether a Python script started the run. Such a run keeps no transcripts."""
+        return KEY in self.config
 
     def batches(self, folder: str) -> dict[int, Path]:
         """Return the files `batch-0004.jsonl` of one of the run's folders, by the number of the rollout batch."""

@@ -28,7 +28,7 @@ from ctpo.training.config.from_trl import (
     given_loss_settings,
     translate,
 )
-from ctpo.training.config.older import OLDER_KEYS, OlderKeys
+from ctpo.training.config.older import BARE_FLAG, OLDER_KEYS, OlderKeys
 
 _READ_AS_OBJECTIVE = "A setting of TRL's loss. It becomes the objective with that loss (docs/porting.md)."
 _DERIVED = ("steps_per_generation", "generation_batch_size", "bf16")
@@ -141,9 +141,10 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
     gradient_checkpointing: bool | None = field(
         default=None,
         metadata={
+            **BARE_FLAG,
             "help": "The name of activation_checkpointing in older versions of transformers: recompute activations in "
             "the backward pass, which saves memory and costs time. Off if neither is set. If on, pack_rows has no "
-            "effect."
+            "effect.",
         },
     )
     max_prompt_length: int | None = field(
@@ -303,6 +304,8 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
                 f"config is a {type(config).__name__}; CTPOConfig.from_grpo takes a trl.GRPOConfig"
             )
         given = {**_given(config), **settings}
+        if "steps_per_generation" in settings and "generation_batch_size" not in settings:
+            given.pop("generation_batch_size", None)  # TRL takes one of the two
         if objective is not None or settings.get("objective_kwargs"):
             dropped = {name: given.pop(name) for name in given_loss_settings(given)}
             if dropped:
@@ -384,7 +387,9 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
 
 def _given(config: GRPOConfig) -> dict[str, Any]:
     """The settings of a finished GRPOConfig that differ from the defaults that it has on this machine."""
-    plain = GRPOConfig(config.output_dir, use_cpu=config.use_cpu)
+    with warnings.catch_warnings():  # about GRPOConfig's own defaults
+        warnings.simplefilter("ignore", FutureWarning)
+        plain = GRPOConfig(config.output_dir, use_cpu=config.use_cpu)
     names = [each.name for each in dataclasses.fields(GRPOConfig) if each.init and each.name not in _DERIVED]
     given = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(plain, name)}
     if config.bf16 == config.fp16:  # neither what TRL sets by itself

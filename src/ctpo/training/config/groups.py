@@ -32,10 +32,10 @@ def check_groups(settings: GroupSettings) -> None:
     Raises:
         ValueError: for the first that is out of range or has no effect.
     """
-    if settings.dynamic_sampling_rounds < 0:
+    rounds = settings.dynamic_sampling_rounds
+    if type(rounds) is not int or rounds < 0:
         raise ValueError(
-            f"dynamic_sampling_rounds={settings.dynamic_sampling_rounds} is negative; use 0 to keep groups without "
-            "spread"
+            f"dynamic_sampling_rounds={rounds!r} is no number of rounds; use 0 to keep groups without spread"
         )
     if not 1 <= settings.oversampling <= _MOST_OVERSAMPLING:
         raise ValueError(

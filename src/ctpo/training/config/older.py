@@ -7,12 +7,20 @@ no longer does anything is accepted with a warning. This module imports neither 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 
 class OlderKeyWarning(FutureWarning):
     """A key of an older release of TRL or transformers was read or ignored."""
+
+
+BARE_FLAG: Final[Mapping[str, Any]] = {"nargs": "?", "const": True}
+"""Metadata of a field that is None or a boolean: on a command line, its name alone means True, as for a boolean."""
+
+
+def _flag() -> Any:
+    return field(default=None, metadata=dict(BARE_FLAG))
 
 
 @dataclass
@@ -24,44 +32,44 @@ class OlderKeys:
     vllm_device: str | None = None
     vllm_dtype: str | None = None
     vllm_max_model_len: int | None = None
-    vllm_enable_prefix_caching: bool | None = None
+    vllm_enable_prefix_caching: bool | None = _flag()
     # gone since TRL 0.27
-    wandb_log_unique_prompts: bool | None = None
+    wandb_log_unique_prompts: bool | None = _flag()
     # gone since TRL 0.28
     vllm_guided_decoding_regex: str | None = None
-    use_liger_loss: bool | None = None
+    use_liger_loss: bool | None = _flag()
     # gone since transformers 4.57
     evaluation_strategy: str | None = None
-    dispatch_batches: bool | None = None
-    split_batches: bool | None = None
+    dispatch_batches: bool | None = _flag()
+    split_batches: bool | None = _flag()
     # gone since transformers 5
-    no_cuda: bool | None = None
+    no_cuda: bool | None = _flag()
     per_gpu_train_batch_size: int | None = None
     per_gpu_eval_batch_size: int | None = None
     warmup_ratio: float | None = None
-    adafactor: bool | None = None
+    adafactor: bool | None = _flag()
     torchdynamo: str | None = None
     push_to_hub_model_id: str | None = None
     push_to_hub_token: str | None = None
     push_to_hub_organization: str | None = None
     logging_dir: str | None = None
-    overwrite_output_dir: bool | None = None
-    save_safetensors: bool | None = None
-    group_by_length: bool | None = None
-    include_tokens_per_second: bool | None = None
-    include_inputs_for_metrics: bool | None = None
-    use_mps_device: bool | None = None
+    overwrite_output_dir: bool | None = _flag()
+    save_safetensors: bool | None = _flag()
+    group_by_length: bool | None = _flag()
+    include_tokens_per_second: bool | None = _flag()
+    include_inputs_for_metrics: bool | None = _flag()
+    use_mps_device: bool | None = _flag()
     half_precision_backend: str | None = None
     fp16_backend: str | None = None
     fp16_opt_level: str | None = None
-    jit_mode_eval: bool | None = None
-    use_ipex: bool | None = None
-    use_legacy_prediction_loop: bool | None = None
+    jit_mode_eval: bool | None = _flag()
+    use_ipex: bool | None = _flag()
+    use_legacy_prediction_loop: bool | None = _flag()
     past_index: int | None = None
     ray_scope: str | None = None
     mp_parameters: str | None = None
     tpu_num_cores: int | None = None
-    tpu_metrics_debug: bool | None = None
+    tpu_metrics_debug: bool | None = _flag()
     fsdp_min_num_params: int | None = None
     fsdp_transformer_layer_cls_to_wrap: str | None = None
 

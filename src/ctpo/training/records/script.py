@@ -241,10 +241,10 @@ def _changed(args: CTPOConfig) -> dict[str, Any]:
         default = each.default
         if each.default_factory is not dataclasses.MISSING:
             default = each.default_factory()
-        value = values.get(
-            each.name
-        )  # None where CTPOConfig has turned settings of TRL's loss into an objective
-        if value is not None and each.name not in _DERIVED and value != default:
+        value = values.get(each.name)
+        # None is what CTPOConfig leaves of settings of TRL's loss; `to_dict` shows tokens that are None as set.
+        unset = value is None or getattr(args, each.name) is None
+        if not unset and each.name not in _DERIVED and value != default:
             changed[each.name] = value
     return changed
 

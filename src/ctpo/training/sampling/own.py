@@ -81,6 +81,8 @@ def own_rollouts(
     Raises:
         ValueError: if the arguments exclude each other, or a setting of TRL's generation would have no effect.
     """
+    if tools is not None and not isinstance(tools, list | tuple):
+        raise ValueError(f"tools={tools!r:.60} is no list; write tools=[...]")
     ours = [each for each in tools or () if isinstance(each, PythonTool | FunctionTool)]
     reports = args.anchor == "rollout" and not args.use_vllm and environments is None
     if rollout_func is not None or not (task is not None or ours or reports):

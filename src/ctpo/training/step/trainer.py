@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -39,6 +40,7 @@ from ctpo.training.records.environment import describe_environment
 from ctpo.training.records.recorder import RunRecorder
 from ctpo.training.records.script import recorded, settings_and_records
 from ctpo.training.records.window import Window
+from ctpo.training.run.start import check_enough
 from ctpo.training.sampling.account import RolloutAccount, tool_figures
 from ctpo.training.sampling.advantages import estimated, total_rewards
 from ctpo.training.sampling.checked import CheckedRewards
@@ -200,6 +202,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             args = CTPOConfig("ctpo-output")
         if not isinstance(args, CTPOConfig):
             raise ValueError(_not_ours(args))
+        if not isinstance(task, Task | str | None):
+            raise ValueError(f"task={task!r} is no ctpo.tasks.Task, nor the name of one")
         self.task = get_task(task) if isinstance(task, str) else task
         """What the script trains on, if it is a task."""
         own = own_rollouts(
@@ -234,22 +238,25 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         warn_if_inert(args)
         if args.keep_freed_memory and args.device.type == "cpu":
             fast_cpu.keep_freed_memory()
-        super().__init__(
-            model,
-            reward_funcs,
-            args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            reward_processing_classes=reward_processing_classes,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-            tools=tools,
-            rollout_func=rollout_func,
-            environment_factory=environment_factory,
-        )
+        with warnings.catch_warnings():
+            if own is not None:  # the script gave no rollout_func, so TRL's warning of it would puzzle
+                warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+            super().__init__(
+                model,
+                reward_funcs,
+                args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=reward_processing_classes,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+                tools=tools,
+                rollout_func=rollout_func,
+                environment_factory=environment_factory,
+            )
         if own is not None and self._is_vlm:
             raise ValueError(
                 "our engine samples text only, and processing_class is of a model that sees images"
@@ -600,8 +607,11 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             ignore_keys_for_eval: see transformers' Trainer.
 
         Raises:
-            UserError: if the checkpoint or the records cannot be continued.
+            UserError: if the training data does not fill one rollout batch, or the checkpoint or the records cannot be
+                continued.
         """
+        if hasattr(self.train_dataset, "__len__"):
+            check_enough(self.train_dataset, self.args)
         if not self.args.records or self.recorder is not None or trial is not None:
             return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         with recorded(self, resume_from_checkpoint) as checkpoint:
