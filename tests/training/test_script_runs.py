@@ -185,6 +185,16 @@ def test_interrupted_and_resumed_from_the_command_line_it_ends_the_same(
     assert (path / "summary.json").exists()
 
 
+def test_a_complete_training_is_not_resumed(
+    whole: Path, script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = records(whole)
+    monkeypatch.setenv(RESUME, str(whole))
+    with pytest.raises(UserError, match=r"checkpoint-6 is the end of its training \(max_steps=6\)"):
+        run_script(script, whole)
+    assert records(whole) == before
+
+
 def test_what_a_new_training_finds_is_set_aside(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     for number in (1, 2):

@@ -89,6 +89,12 @@ def recorded(trainer: ScriptTrainer, resume: str | bool | None) -> Iterator[str 
 
     def settle() -> tuple[Path | None, list[dict[str, Any]]]:
         checkpoint = _checkpoint(run, resume, trainer.identity())
+        if checkpoint is not None and 0 < args.max_steps <= _step(checkpoint):
+            # transformers would train one update more
+            raise UserError(
+                f"{checkpoint} is the end of its training (max_steps={args.max_steps}); load the model from there, or "
+                "raise max_steps to train further"
+            )
         logs.update(run.read_logs())
         records = _records_so_far(run, checkpoint, updates)
         run.open(settings_of(trainer), describe_environment(args.world_size))
