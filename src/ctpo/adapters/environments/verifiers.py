@@ -6,43 +6,76 @@ reply that our engine samples. So an environment's own loop, tools, stop conditi
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
+from ctpo.adapters.environments.completions import CompletionEnvironment, plain
 from ctpo.errors import UserError
 from ctpo.extras import require
 from ctpo.tasks.environment import Called, Unscorable
-from ctpo.tasks.task import Problem, Task
+from ctpo.tasks.task import Problem, ProblemSource, Task
 
 _MODEL: Final = "ctpo"
 _LAST_TURNS: Final = 10_000  # the environment's own limit ends a conversation earlier
 
 
 def from_verifiers(environment: Any, *, name: str = "verifiers", **settings: Any) -> Task:
-    """A task with the problems, the conversations and the rewards of a `verifiers` environment.
+    """A task with the problems, the conversations and the rewards of `verifiers`.
 
-    Its training set gives the problems of the split "train", and its evaluation set those of "test". The reward of a
-    response is what the rubric gives, at its last turn. Rubrics that compare the responses of a group are refused.
+    Up to 0.3 that is an environment. Its training set gives the problems of the split "train", and its evaluation set
+    those of "test". From 0.4 on it is a taskset or an environment with one; an eighth of its prompts is the split
+    "test". The reward of a response comes at its last turn. Rubrics that compare the responses of a group are refused.
 
     Args:
-        environment: an object of `verifiers.Environment`, for example `verifiers.load_environment("gsm8k")`.
+        environment: an object of `verifiers.Environment`, for example `verifiers.load_environment("gsm8k")`, or of
+            `verifiers.v1.Taskset` or `verifiers.v1.Env`.
         name: of the task.
         settings: further fields of the `Task`, for example `passing_reward`.
 
     Raises:
-        UserError: if the environment is of another kind, or scores groups of responses.
+        UserError: if the environment is of another kind, scores groups of responses, or starts other programs than
+            its tools.
 
     Example:
         task = from_verifiers(verifiers.load_environment("wordle"), name="wordle")
     """
     require("ctpo.adapters.environments.verifiers", "verifiers", "verifiers")
+    problems, factory = _generation(environment)(environment)
+    return Task(
+        **{
+            "name": name,
+            "problems": problems,
+            "environment": factory,
+            "chat": True,
+            "max_turns": _LAST_TURNS,
+            **settings,
+        }
+    )
+
+
+def _generation(
+    environment: Any,
+) -> Callable[[Any], tuple[ProblemSource, Callable[[], CompletionEnvironment]]]:
+    """What reads environments of this generation of `verifiers`."""
+    if not any(base.__module__.startswith("verifiers.v1.") for base in type(environment).__mro__):
+        return _source_of
+    try:
+        from ctpo.adapters.environments.verifiers_v1 import source_of
+    except ImportError as error:
+        raise UserError(
+            f"{type(environment).__name__} needs verifiers 0.4 ({error}); upgrade verifiers"
+        ) from None
+    return source_of
+
+
+def _source_of(environment: Any) -> tuple[ProblemSource, Callable[[], CompletionEnvironment]]:
+    """The problems and the environments of an environment up to 0.3."""
     for method in ("run_rollout", "get_dataset", "get_eval_dataset"):
         if not callable(getattr(environment, method, None)):
             raise UserError(
-                f"{type(environment).__name__} has no {method}, so it is no environment of verifiers up to 0.3; give a "
-                "SingleTurnEnv, MultiTurnEnv or ToolEnv"
+                f"{type(environment).__name__} has no {method}, so it is no environment of verifiers; give a "
+                "SingleTurnEnv, MultiTurnEnv or ToolEnv, or from verifiers 0.4 on a Taskset or an Env"
             )
     if getattr(environment, "requires_group_rollouts", False):
         raise UserError(
@@ -50,16 +83,7 @@ def from_verifiers(environment: Any, *, name: str = "verifiers", **settings: Any
             "reward functions of single responses"
         )
     rows = _Rows(environment)
-    return Task(
-        **{
-            "name": name,
-            "problems": rows,
-            "environment": lambda: VerifiersEnvironment(environment, rows),
-            "chat": True,
-            "max_turns": _LAST_TURNS,
-            **settings,
-        }
-    )
+    return rows, lambda: VerifiersEnvironment(environment, rows)
 
 
 class _Rows:
@@ -86,112 +110,41 @@ class _Rows:
         return self._sets[split]
 
     def _problem(self, identifier: str, row: Mapping[str, Any]) -> Problem:
-        messages = [_plain(message) for message in row["prompt"]]
+        messages = [plain(message) for message in row["prompt"]]
         return Problem(prompt=tuple(messages), answer=str(row.get("answer", "")), id=identifier)
 
 
-class VerifiersEnvironment:
-    """One conversation with an environment of `verifiers`."""
+class VerifiersEnvironment(CompletionEnvironment):
+    """One conversation with an environment of `verifiers` up to 0.3."""
 
     def __init__(self, environment: Any, rows: _Rows) -> None:
+        super().__init__(type(environment).__name__)
         self._environment, self._rows = environment, rows
-        self._run: asyncio.Task[Any] | None = None
-        self.schemas: list[Mapping[str, Any]] = []
 
-    async def reset(self, problem: Problem) -> list[dict[str, Any]]:
-        """The messages with which the environment first asks for a reply."""
-        await self.close()
-        self._requests: asyncio.Queue[list[Any]] = asyncio.Queue()
-        self._seen: list[Any] = []
-        self._run = asyncio.create_task(
-            self._environment.run_rollout(
-                self._rows.row(problem), _client(self._asked), _MODEL, {}, state_columns=["error"]
-            )
+    def _converse(self, problem: Problem) -> Coroutine[Any, Any, Any]:
+        row, client = self._rows.row(problem), _client(self._asked)
+        run: Coroutine[Any, Any, Any] = self._environment.run_rollout(
+            row, client, _MODEL, {}, state_columns=["error"]
         )
-        messages = await self._next()
-        if messages is None:
-            raise UserError(
-                f"verifiers ends problem {problem.id} before the model's first turn ({self._error()})"
-            )
-        return messages
+        return run
 
-    async def step(self, reply: str) -> tuple[list[dict[str, Any]] | None, float, bool]:
-        """What the environment answers, or the rubric's reward if it ends the conversation."""
-        return self._outcome(await self._answered(reply, []))
+    def _response(self, reply: str, calls: Sequence[Called], *, cut: bool) -> Any:
+        return _response(reply, calls, cut=cut)
 
-    async def use(self, reply: str, calls: Sequence[Called]) -> tuple[list[str], float, bool]:
-        """The results of the calls, or the rubric's reward if the environment ends the conversation."""
-        messages, reward, over = self._outcome(await self._answered(reply, calls))
-        results = [message["content"] for message in messages or ()]
-        if not over and len(results) != len(calls):
-            raise UserError(
-                f"{type(self._environment).__name__} answers {len(calls)} tool calls with {len(results)} messages"
-            )
-        return results if not over else [""] * len(calls), reward, over
+    def _too_long(self) -> Exception:
+        from verifiers.errors import OverlongPromptError
 
-    async def finish(self, reply: str) -> float:
-        """The rubric's reward for a response that was cut short."""
-        if self._run is None or self._run.done():
-            return 0.0
-        if reply and await self._answered(reply, [], cut=True) is None:
-            return self._reward()
-        self._waiting.set_exception(_too_long())  # the environment then ends the conversation and scores it
-        await self._run
-        return self._reward()
+        error: Exception = OverlongPromptError("the response has reached its length limit")
+        return error
 
-    async def close(self) -> None:
-        """Abandon a conversation that has not ended."""
-        if self._run is not None and not self._run.done():
-            self._run.cancel()
-            await asyncio.wait([self._run])
-        self._run = None
+    def _scored(self, outcome: Any) -> float:
+        if (error := self._error(outcome)) is not None:
+            raise Unscorable(error)
+        return float(outcome["reward"] or 0.0)
 
-    async def _asked(self, messages: list[Any], tools: list[Any] | None) -> Any:
-        """The client's side: wait for the reply to these messages."""
-        self.schemas = [_schema(tool) for tool in tools or ()]
-        self._waiting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._requests.put_nowait(messages)
-        return await self._waiting
-
-    async def _answered(
-        self, reply: str, calls: Sequence[Called], *, cut: bool = False
-    ) -> list[dict[str, Any]] | None:
-        self._waiting.set_result(_response(reply, calls, cut=cut))
-        return await self._next()
-
-    async def _next(self) -> list[dict[str, Any]] | None:
-        """The messages that are new in the environment's next request; None if the conversation has ended."""
-        assert self._run is not None
-        request = asyncio.create_task(self._requests.get())
-        await asyncio.wait([request, self._run], return_when=asyncio.FIRST_COMPLETED)
-        if not request.done():
-            request.cancel()
-            return None
-        messages, seen = request.result(), self._seen
-        if seen and messages[: len(seen)] != seen:
-            raise UserError(
-                f"{type(self._environment).__name__} rewrites what was said before; only conversations that grow are "
-                "supported"
-            )
-        self._seen = messages
-        # After what the last request had comes the model's own reply.
-        return [_plain(message) for message in (messages[len(seen) + 1 :] if seen else messages)]
-
-    def _outcome(
-        self, messages: list[dict[str, Any]] | None
-    ) -> tuple[list[dict[str, Any]] | None, float, bool]:
-        return (messages, 0.0, False) if messages is not None else (None, self._reward(), True)
-
-    def _reward(self) -> float:
-        if self._error() is not None:
-            raise Unscorable(str(self._error())[:200])
-        assert self._run is not None
-        return float(self._run.result()["reward"] or 0.0)
-
-    def _error(self) -> Any:
-        """What went wrong in the environment; it raises what is an error of ours or of a function there."""
-        assert self._run is not None
-        return self._run.result().get("error")
+    def _error(self, outcome: Any) -> str | None:
+        error = outcome.get("error")
+        return None if error is None else str(error)[:200]
 
 
 def _client(asked: Callable[[list[Any], list[Any] | None], Any]) -> Any:
@@ -231,32 +184,3 @@ def _response(reply: str, calls: Sequence[Called], *, cut: bool) -> Any:
     ending = "length" if cut else "tool_calls" if made else "stop"
     message = ResponseMessage(content=reply, tool_calls=made or None, finish_reason=ending, is_truncated=cut)
     return Response(id="", created=0, model=_MODEL, message=message)
-
-
-def _too_long() -> Exception:
-    from verifiers.errors import OverlongPromptError
-
-    error: Exception = OverlongPromptError("the response has reached its length limit")
-    return error
-
-
-def _plain(message: Any) -> dict[str, Any]:
-    """The message as a role and a text."""
-    fields = message if isinstance(message, Mapping) else message.model_dump()
-    content = fields.get("content")
-    if not isinstance(content, str):
-        parts = content or []
-        if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
-            raise UserError(
-                "a message of the environment holds something other than text, which is not supported"
-            )
-        content = "".join(part["text"] for part in parts)
-    return {"role": fields["role"], "content": content}
-
-
-def _schema(tool: Any) -> dict[str, Any]:
-    """The declaration of a tool as chat templates take it."""
-    return {
-        "type": "function",
-        "function": {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
-    }
