@@ -223,6 +223,15 @@ def test_what_models_write_in_xml(tokenizer: Any, text: str, outcomes: list[str]
     assert_outcomes(quiet.calls(text, ended=True), outcomes)
 
 
+def test_a_value_may_hold_the_marks_that_close_a_call(tokenizer: Any) -> None:
+    form = native(tokenizer, (FOLDER / "glm4moe.jinja").read_text())
+    call = "<tool_call>python\n<arg_key>code</arg_key>\n<arg_value>{}</arg_value>\n</tool_call>"
+    marks = "print('</tool_call>')"
+    assert_outcomes(form.calls(call.format(marks) + call.format("2"), ended=True), [marks, "2"])
+    unended = call.format("1").replace("</arg_value>", "")
+    assert_outcomes(form.calls(unended + call.format("2"), ended=True), ["!argument 'code' has no end", "2"])
+
+
 def assert_outcomes(calls: list[Call], outcomes: list[str]) -> None:
     assert len(calls) == len(outcomes)
     for call, outcome in zip(calls, outcomes, strict=True):

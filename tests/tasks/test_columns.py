@@ -162,6 +162,10 @@ def test_overlap_of_training_and_held_out_problems() -> None:
     )
     held_out = problems("what\nis ½? ", "How MANY?", "How many cats?")
     assert [each.id for each in overlap(train, held_out)] == ["0", "1"]
+    other = [
+        Problem(prompt="How many?", answer="2", id="other")
+    ]  # of an environment that asks everybody the same
+    assert [each.id for each in overlap(train, [*held_out, *other], by_answer=True)] == ["0", "1"]
 
 
 def test_any_mixture_gives_problems_or_one_line(tmp_path: Path) -> None:

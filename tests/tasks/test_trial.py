@@ -142,3 +142,13 @@ def test_the_documentation_shows_what_is_printed(
         return [line for line in lines.strip("\n").splitlines() if not timed.match(line)]
 
     assert kept(capsys.readouterr().out) == kept(printed[1])
+
+
+def test_the_environment_of_the_documentation_is_sound(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
+    program = re.search("```python\n(.*?)\n```\n", text, re.DOTALL)
+    assert program is not None
+    (tmp_path / "guess.py").write_text(program[1])
+    trial = try_task(get_task(str(tmp_path / "guess.py")), 64)
+    assert trial.findings == []
+    assert "no test problem is a training problem" in trial.passed

@@ -191,13 +191,16 @@ def _example(run: RunDirectory, last: int) -> list[str]:
 
 def _what_next(outcome: Outcome) -> str:
     assert outcome.summary is not None
+    from ctpo.training.config.trust import names_code
+
     run, seconds = outcome.run, outcome.summary["wall_clock_s"]
+    trust = " --trust" if names_code(run.read_recipe()) else ""  # whoever trained with this code trusts it
     return (
         f"{_clock(seconds)} in all, from the first import on. Saved in {run.path}:\n"
         f"  {run.model.name}/ (load it with transformers)  {run.curve.name}  {run.metrics.name}  "
         f"{run.summary.name}  transcripts/  {run.config.name}\n"
         "Next:\n"
-        f"  ctpo eval {_quoted(run.path)}\n"
+        f"  ctpo eval {_quoted(run.path)}{trust}\n"
         f"  ctpo report {_quoted(run.path)}\n"
         "  ctpo train objective=grpo            the same with the token ratio\n"
         "  ctpo train --help                    your own model, data and settings"

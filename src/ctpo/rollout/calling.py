@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ctpo.errors import one_line
 from ctpo.tasks.functions import FunctionTool, describe
 from ctpo.tasks.guard import place_of
 from ctpo.tasks.tool import SUCCESS
@@ -118,7 +119,7 @@ class FunctionCaller:
             known = place_of(error)
             place = f" ({known})" if known else ""
             warnings.warn(
-                f"tool {tool.name}{place} raises {describe(error)[:200]}; the model reads this, and "
+                f"tool {tool.name}{place} raises {one_line(describe(error))[:200]}; the model reads this, and "
                 "further errors of this tool are only counted",
                 stacklevel=2,
             )

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 
 from ctpo.errors import Notice
-from ctpo.tasks.prompts import asked, prompt_key
+from ctpo.tasks.prompts import Prompt, asked, prompt_key
 from ctpo.tasks.task import Problem
 
 
@@ -55,14 +55,23 @@ def repeats(problems: Sequence[Problem]) -> list[str]:
     return sentences
 
 
-def overlap(train: Iterable[Problem], held_out: Iterable[Problem]) -> list[Problem]:
+def overlap(
+    train: Iterable[Problem], held_out: Iterable[Problem], *, by_answer: bool = False
+) -> list[Problem]:
     """The held-out problems that also occur among the training problems.
 
     Two problems are the same if what the user asks is, apart from capitals, spaces and forms of the same character.
+
+    Args:
+        by_answer: whether the answers must be the same too. An environment may ask one question of all problems.
     """
-    trained = {_normal(problem) for problem in train}
-    return [problem for problem in held_out if _normal(problem) in trained]
+
+    def key(problem: Problem) -> tuple[str, str]:
+        return _normal(problem.prompt), problem.answer if by_answer else ""
+
+    trained = {key(problem) for problem in train}
+    return [problem for problem in held_out if key(problem) in trained]
 
 
-def _normal(problem: Problem) -> str:
-    return " ".join(unicodedata.normalize("NFKC", asked(problem.prompt)).casefold().split())
+def _normal(prompt: Prompt) -> str:
+    return " ".join(unicodedata.normalize("NFKC", asked(prompt)).casefold().split())

@@ -98,7 +98,9 @@ def try_task(task: Task, count: int, seed: int = 0) -> Trial:
         if not given:
             raise UserError(next(draw.missing or "there are no problems" for draw in trial.draws.values()))
         trial.note(list(_wrong_draws(task, trial.draws, count, seed)), "equal arguments give equal problems")
-        shared = overlap(trial.draws["train"].problems, _of_two_seeds(task, trial.draws["test"], count, seed))
+        tested = _of_two_seeds(task, trial.draws["test"], count, seed)
+        by_answer = task.environment is not None
+        shared = overlap(trial.draws["train"].problems, tested, by_answer=by_answer)
     if all(draw.problems for draw in trial.draws.values()):
         trial.note(
             [
@@ -153,8 +155,11 @@ def _wrong_draws(task: Task, draws: dict[str, Draw], count: int, seed: int) -> I
 
 
 def _repeats(task: Task, draws: dict[str, Draw]) -> Iterator[str]:
-    """What is repeated in the problems that a task makes itself. Of a dataset, a warning has said it."""
-    if not isinstance(task.problems, DatasetSource):
+    """What is repeated in the problems that a task makes itself. Of a dataset, a warning has said it.
+
+    Problems of an environment may have one prompt, because the environment makes the difference.
+    """
+    if not isinstance(task.problems, DatasetSource) and task.environment is None:
         for split, draw in draws.items():
             yield from (f"{split}: {sentence}" for sentence in repeats(draw.problems))
 

@@ -58,6 +58,8 @@ class TaggedCalls:
         value_end = re.compile(rf"(?P<end>{self.value_end})\s*(?={after})|{every}")
         while (argument := key.match(text, place)) is not None:
             ending = value_end.search(text, argument.end())
+            if ending is not None and not ending["end"]:
+                ending = self._later_end(text, ending, after) or ending
             if ending is None or not ending["end"]:
                 end = len(text) if ending is None else ending.end()
                 reason = f"argument {argument['key']!r} has no end"
@@ -75,6 +77,13 @@ class TaggedCalls:
                 as_json=False,
             )
         ]
+
+    def _later_end(self, text: str, closed: re.Match[str], after: str) -> re.Match[str] | None:
+        """The end of a value that itself holds the text of closing marks; None if another call begins before it."""
+        ending = re.compile(rf"(?P<end>{self.value_end})\s*(?={after})").search(text, closed.end())
+        if ending is None or re.compile(self.before).search(text, closed.end(), ending.start()):
+            return None
+        return ending
 
     def _value(self, text: str) -> str:
         quoted = _CDATA.fullmatch(text) if "<![CDATA[" in text[:64] else None

@@ -84,6 +84,11 @@ def check_recipe(
         raise UserError(f"{source} sets {name}: {written}, which {what}; if you trust it, {write}add --trust")
 
 
+def names_code(keys: Mapping[str, Any]) -> bool:
+    """Return whether the settings name a file of tasks or functions of the user's own."""
+    return any(_ASKED[name][0](keys.get(name)) for name in ("task", "tools"))
+
+
 def check_run(run: RunDirectory, keys: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse to go on with a run whose directory asks for more than data may.
 

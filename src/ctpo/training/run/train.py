@@ -115,7 +115,7 @@ def train(
         listener.notice(notice)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    trained_on = overlap(problems, heldout)
+    trained_on = overlap(problems, heldout, by_answer=task.environment is not None)
     if trained_on:
         listener.notice(
             f"{len(trained_on)} of {len(heldout)} held-out problems are also training problems, the first is "
