@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
@@ -46,10 +47,21 @@ class Framed:
 
     def ids(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Return the tokens. Only the template's own texts can become special tokens."""
-        ids: list[int] = []
-        for frame, body in zip(self.frames, (*self.bodies, ""), strict=True):
-            ids += template_ids(tokenizer, frame) + plain_ids(tokenizer, body)
-        return ids
+        known = _encoded.setdefault(tokenizer, {})
+        if self not in known:
+            if len(known) >= _MOST_ENCODED:
+                known.clear()
+            known[self] = [
+                token
+                for frame, body in zip(self.frames, (*self.bodies, ""), strict=True)
+                for token in template_ids(tokenizer, frame) + plain_ids(tokenizer, body)
+            ]
+        return list(known[self])
+
+
+_MOST_ENCODED: Final = 10_000
+"""The number of results whose tokens are kept per tokenizer. Responses to one problem get the same results."""
+_encoded: WeakKeyDictionary[PreTrainedTokenizerBase, dict[Framed, list[int]]] = WeakKeyDictionary()
 
 
 class ToolMessages:
