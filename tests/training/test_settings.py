@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 import typing
@@ -71,44 +72,58 @@ def test_what_is_shown_is_what_a_run_uses(overrides: dict[str, Any]) -> None:
     assert "output_dir" not in shown
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "printed"),
-    [
-        (["--show"], 0, "objective: ctpo"),
-        (["lerning_rate=1"], 2, "did you mean 'learning_rate'?"),
-        (["objective=ctpoo"], 2, "did you mean 'ctpo'?"),
-        (["objective=DPPO"], 2, "did you mean 'dppo-tv'?"),
-        (["lora_r=8"], 2, "lora_r=8 has no effect without use_peft=true; set that too, or drop it"),
-        (["use_peft=true", "lora_dropout=1"], 2, "lora_dropout=1 is out of range"),
-        (["curriculum.medium=1"], 2, "curriculum.medium is unknown; known: easy, normal, hard"),
-        (["objective_kwargs.log_hihg=1"], 2, "did you mean 'log_high'?"),
-        (
-            ["objective=gspo", "objective_kwargs.power=1"],
-            2,
-            "objective_kwargs.power is unknown for objective='gspo'",
-        ),
-        (["objective_kwargs={"], 2, "objective_kwargs='{' is not JSON"),
-        (["task=sudoku"], 2, "task 'sudoku' is unknown"),
-        (["learning_rate=fast"], 2, "learning_rate='fast' is not of type float"),
-        (["generation_batch_size=500"], 2, "use generation_batch_size="),
-        (["epsilon=0.1", "objective=ctpo"], 2, "Drop epsilon to train ctpo"),
-        (["behaviour_lag=-1"], 2, "behaviour_lag=-1 is negative"),
-        (["rollout_correction=ice"], 2, "rollout_correction='ice' is not one of auto, recipe, tis, icepop"),
-        (["rollout_correction=tis", "rollout_correction_kwargs.low=1"], 2, "kwargs.low is unknown for 'tis'"),
-        (["advantages=gae"], 2, "advantages='gae' is not one of trl, rloo"),
-    ],
-)
+ANSWERS = [
+    (["--show"], 0, "objective: ctpo"),
+    (["lerning_rate=1"], 2, "did you mean 'learning_rate'?"),
+    (["objective=ctpoo"], 2, "did you mean 'ctpo'?"),
+    (["objective=DPPO"], 2, "did you mean 'dppo-tv'?"),
+    (["lora_r=8"], 2, "lora_r=8 has no effect without use_peft=true; set that too, or drop it"),
+    (["use_peft=true", "lora_dropout=1"], 2, "lora_dropout=1 is out of range"),
+    (["curriculum.medium=1"], 2, "curriculum.medium is unknown; known: easy, normal, hard"),
+    (["objective_kwargs.log_hihg=1"], 2, "did you mean 'log_high'?"),
+    (
+        ["objective=gspo", "objective_kwargs.power=1"],
+        2,
+        "objective_kwargs.power is unknown for objective='gspo'",
+    ),
+    (["objective_kwargs={"], 2, "objective_kwargs='{' is not JSON"),
+    (["task=sudoku"], 2, "task 'sudoku' is unknown"),
+    (["learning_rate=fast"], 2, "learning_rate='fast' is not of type float"),
+    (["generation_batch_size=500"], 2, "use generation_batch_size="),
+    (["epsilon=0.1", "objective=ctpo"], 2, "Drop epsilon to train ctpo"),
+    (["behaviour_lag=-1"], 2, "behaviour_lag=-1 is negative"),
+    (["rollout_correction=ice"], 2, "rollout_correction='ice' is not one of auto, recipe, tis, icepop"),
+    (["rollout_correction=tis", "rollout_correction_kwargs.low=1"], 2, "kwargs.low is unknown for 'tis'"),
+    (["advantages=gae"], 2, "advantages='gae' is not one of trl, rloo"),
+]
+"""Words after `ctpo train`, the exit code, and a part of what is printed."""
+_PROGRAM = f"""
+import contextlib, io, json, sys
+from ctpo.cli.main import main
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        code = main(["train", *words])
+    print(json.dumps([code, out.getvalue(), sorted({HEAVY!r} & set(sys.modules))]))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers() -> list[tuple[int, str, list[str]]]:
+    """The answers to all of them and what was imported by then, in a fresh interpreter, as this has everything."""
+    asked = json.dumps([words for words, *_ in ANSWERS])
+    done = subprocess.run([sys.executable, "-c", _PROGRAM, asked], capture_output=True, text=True, check=True)
+    lines = (json.loads(line) for line in done.stdout.splitlines())
+    return [(code, printed, heavy) for code, printed, heavy in lines]
+
+
+@pytest.mark.parametrize("row", range(len(ANSWERS)), ids=[" ".join(words) for words, *_ in ANSWERS])
 def test_an_answer_that_needs_no_model_imports_nothing_heavy(
-    words: list[str], code: int, printed: str
+    answers: list[tuple[int, str, list[str]]], row: int
 ) -> None:
-    """In a fresh interpreter, because this one has imported everything."""
-    program = (
-        "import sys; from ctpo.cli.main import main; "
-        f"code = main(['train', *{words!r}]); print(code, *sorted(set(sys.modules) & {HEAVY!r}))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == str(code)
-    assert printed in done.stdout + done.stderr
+    _, expected, part = ANSWERS[row]
+    code, printed, heavy = answers[row]
+    assert (code, heavy) == (expected, [])
+    assert part in printed
 
 
 def test_knobs_under_their_old_names_are_taken_and_saved_under_the_new_ones() -> None:
