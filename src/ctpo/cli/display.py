@@ -166,7 +166,8 @@ def _before_after(summary: dict[str, Any]) -> Table:
     )
     if not same:
         table.add_row("problems", *(str(e["problems"]) for e in (before, after)))
-        table.add_row(f"gain over the same {before['problems']} problems", "", f"{after['gain']:+.3f}")
+        if "gain" in after:
+            table.add_row(f"gain over the same {before['problems']} problems", "", f"{after['gain']:+.3f}")
     table.add_row("tool calls per response", *(f"{e['tool_calls']:.2f}" for e in (before, after)))
     table.add_row("tokens per response", *(f"{e['tokens']:.1f}" for e in (before, after)))
     table.add_row("ended by the model", *(f"{e['finished']:.1%}" for e in (before, after)))

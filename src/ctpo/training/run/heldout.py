@@ -97,10 +97,14 @@ def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:
 def gain(evaluation: Evaluation, first: Mapping[str, float]) -> dict[str, float]:
     """The difference in pass@1 between an evaluation of all problems and the run's first one, for its record.
 
-    It is over the problems that both have. The first evaluation may have drawn fewer, in the same order.
+    It is over the problems that both have. The first evaluation may have drawn fewer, in the same order. Empty if its
+    record names no such number.
 
     Args:
         first: the record of the first evaluation.
     """
-    same = Evaluation(responses=evaluation.responses[: int(first["heldout_problems"])])
+    both = int(first["heldout_problems"])
+    if not 0 < both <= len(evaluation.responses):  # a record that somebody has changed
+        return {}
+    same = Evaluation(responses=evaluation.responses[:both])
     return {"heldout_gain": same.accuracy - first["heldout_pass@1"]}
