@@ -69,7 +69,7 @@ def chat_model(chat_task: Task, sandbox: Any) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from ctpo.rollout.chat import adapt_tool, encode_prompt, encode_result
+    from ctpo.rollout.chat import encode_prompt, task_format
 
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
@@ -86,13 +86,13 @@ def chat_model(chat_task: Task, sandbox: Any) -> Any:
         pad_token_id=tokenizer.eos_token_id,
     )
     model = LlamaForCausalLM(config)
-    tool = adapt_tool(CHAT_TOOL, tokenizer)
+    form = task_format(tokenizer, chat_task)
+    assert form is not None
     rows, weights = [], []
     for question, (program, _, last) in TALKS.items():
         result = sandbox.run([program])[0]
-        printed = encode_result(tokenizer, tool, [tool.render(result.status, result.stdout, result.stderr)])[
-            0
-        ]
+        output = CHAT_TOOL.body(CHAT_TOOL.render(result.status, result.stdout, result.stderr))
+        printed = form.result_ids(tokenizer, form.calls(f"```python\n{program}\n```", ended=False), [output])
         parts = [
             (encode_prompt(tokenizer, chat_task, question), 0.0),
             (tokenizer.encode(f"```python\n{program}\n```"), 1.0),

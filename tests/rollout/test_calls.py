@@ -12,10 +12,12 @@ import pytest
 import trl
 
 from ctpo.errors import UserError
-from ctpo.rollout.calls import Call, NativeFormat, call_format
+from ctpo.rollout import ToolRunner
+from ctpo.rollout.calls import Call, NativeFormat, block_call, call_format
 from ctpo.rollout.chat import encode_prompt, task_format
 from ctpo.rollout.template import Template, plain_ids
 from ctpo.tasks import CHAT_TOOL, FunctionTool, PythonTool, Task
+from ctpo.tasks.calls import PYTHON_SCHEMA
 
 from .conftest import CHATML, make_tokenizer
 
@@ -248,6 +250,54 @@ def test_text_becomes_what_the_schema_says(tokenizer: Any) -> None:
     for written, value in (("7", 7), ("seven", "seven"), ("[7]", "[7]")):
         (call,) = form.calls(text.format(written), ended=True)
         assert call.arguments == {"query": "12", "limit": value}
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ('\n{"name": "python", "arguments": {"code": "print(1)\\nprint(2)"}}\n', "print(1)\nprint(2)"),
+        ('{"name": "python", "arguments": "{\\"code\\": \\"print(3)\\"}"}', "print(3)"),
+        ('{"name": "python", "parameters": {"code": "print(4)"}}', "print(4)"),
+        ('{"arguments": {"code": "print(5)", "timeout": 3}}', "print(5)"),
+        ('{"name": "python", "arguments": {"code": "print(6)\nprint(7)"}}', "print(6)\nprint(7)"),
+        ('{"name": "python", "arguments": {"code": "```python\\nprint(8)\\n```"}}', "print(8)\n"),
+    ],
+)
+def test_the_program_of_a_call_in_json(text: str, program: str) -> None:
+    call = block_call(text, "...", [PYTHON_SCHEMA])
+    assert (call.name, call.arguments, call.error) == ("python", {"code": program}, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"name": "python"}', "the call has no 'arguments'"),
+        ('{"name": "python", "arguments": {}}', "arguments have no 'code'"),
+        ('{"name": "python", "arguments": [1]}', "arguments are a list, not an object"),
+        ('{"name": "python", "arguments": null}', "arguments are null, not an object"),
+        ('{"name": "python", "arguments": "print(1)"}', "arguments cannot be read as JSON"),
+        ('{"name": "python", "arguments": ""}', "arguments are empty"),
+        ('{"name": "search", "arguments": {"code": "print(1)"}}', "there is no function 'search'; call"),
+        ('{"name": {}, "arguments": {"code": "print(1)"}}', "there is no function an object"),
+        ('{"arguments": {"code": 5}}', "'code' is a number, not a string"),
+        ('{"arguments": {"code": " "}}', "'code' is empty"),
+        ('{"arguments": {"code": "1"}, "parameters": {"code": "2"}}', "'arguments' and 'parameters' differ"),
+        ('{"name": "python", "arguments": {"code": "print(1)"}', "Expecting ',' delimiter, line 1 column 53"),
+        ("[1]", "a list, not an object"),
+        ("print(1)", "Expecting value"),
+        (" ", "the call is empty"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"arguments": {"code": ' + "9" * 5000 + "}}", "a number is too long"),
+    ],
+)
+def test_an_unusable_call_fails_and_says_why_in_one_line(text: str, reason: str, sandbox: Any) -> None:
+    """With the Python tool alone, it reads like a program that failed."""
+    call = block_call(text, "...", [PYTHON_SCHEMA])
+    assert (call.arguments, reason in (call.error or "")) == ({}, True)
+    (made,) = ToolRunner(CHAT_TOOL, sandbox).run([call])
+    assert made.status == "error"
+    lines = CHAT_TOOL.body(made.output).splitlines()
+    assert lines == [f"tool call: {call.error}", "[error: the program failed]"]
 
 
 def test_a_block_runs_in_the_middle_of_a_turn_and_native_calls_at_its_end(tokenizer: Any) -> None:

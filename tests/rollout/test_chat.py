@@ -11,10 +11,10 @@ import torch
 
 from ctpo.errors import UserError
 from ctpo.rollout import ToolRunner, TransformersEngine
-from ctpo.rollout.chat import adapt_tool, encode_prompt, encode_result
+from ctpo.rollout.chat import encode_prompt, task_format
 from ctpo.rollout.local.decoders import PaddedDecoder, RaggedDecoder, decoder_for
 from ctpo.rollout.sampling import Sampling
-from ctpo.tasks import CHAT_TOOL, PythonTool, Task
+from ctpo.tasks import CHAT_TOOL, PythonTool, Task, get_task
 
 from .conftest import CHATML, NATIVE, TALKS
 
@@ -135,18 +135,55 @@ def test_native_calls_where_the_template_has_them(
     chat_tokenizer: Callable[..., Any], chat_task: Task
 ) -> None:
     tokenizer = chat_tokenizer(NATIVE)
-    tool = adapt_tool(CHAT_TOOL, tokenizer)
-    assert (tool.open, tool.close, tool.json_arguments) == ("<tool_call>", "</tool_call>", True)
-    assert tool.result_open == "<|im_end|>\n<|im_start|>tool\n"
     assert "Run a Python program" in tokenizer.decode(encode_prompt(tokenizer, chat_task, "q"))
     fenced = replace(chat_task, tool=replace(CHAT_TOOL, style="fenced"))
     assert "Run a Python program" not in tokenizer.decode(encode_prompt(tokenizer, fenced, "q"))
-    assert adapt_tool(replace(CHAT_TOOL, style="fenced"), tokenizer).open == "```python"
 
 
-def test_a_template_without_tools_refuses_native(chat_tokenizer: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match="tool=native: the model's chat template has no <tool_call>"):
-        adapt_tool(replace(CHAT_TOOL, style="native"), chat_tokenizer(CHATML))
+@pytest.mark.parametrize("name", ["aime25", "reasoning_gym:basic_arithmetic"])
+def test_a_model_reads_of_one_form_of_calls(chat_tokenizer: Callable[..., Any], name: str) -> None:
+    """A model that calls natively hears of that from its template, and any other from the system message."""
+    pytest.importorskip("reasoning_gym") if ":" in name else None
+    task = get_task(name)
+    blocks = "You can run Python: write a block that starts with ```python and ends with ```, print what you need, "
+    blocks += "and its output is shown to you."
+    shown = {
+        kind: tokenizer.decode(encode_prompt(tokenizer, each, "Q"))
+        for kind, tokenizer, each in (
+            ("fenced", chat_tokenizer(CHATML), task),
+            ("chosen", chat_tokenizer(NATIVE), replace(task, tool=replace(CHAT_TOOL, style="fenced"))),
+            ("native", chat_tokenizer(NATIVE), task),
+            ("none", chat_tokenizer(CHATML), replace(task, tool=None)),
+        )
+    }
+    assert shown["fenced"].startswith(
+        f"<|im_start|>system\nSolve the problem step by step. {blocks} "
+        + ("Put the final answer in" if name == "aime25" else "Give the final answer between")
+    )
+    assert shown["chosen"] == shown["fenced"]
+    assert shown["none"] == shown["fenced"].replace(f"{blocks} ", "")
+    head, _, tail = shown["native"].partition("</tools>")
+    assert "Run a Python program" in head
+    assert tail == shown["none"]
+
+
+def test_functions_are_described_below_a_system_message_that_has_a_place(
+    chat_tokenizer: Callable[..., Any],
+) -> None:
+    def look(query: str) -> str:
+        """Look something up.
+
+        Args:
+            query: the words.
+        """
+        return query
+
+    text = encode_prompt(chat_tokenizer(CHATML), replace(get_task("aime25"), tools=[look]), "Q")
+    shown = chat_tokenizer(CHATML).decode(text)
+    assert shown.startswith(
+        "<|im_start|>system\nSolve the problem step by step. Put the final answer in \\boxed{}.\n\n"
+    )
+    assert shown.count("starts with ```python") == shown.count("starts with ```tool_call") == 1
 
 
 def test_a_template_that_refuses_tool_messages_gets_output_blocks(
@@ -156,8 +193,10 @@ def test_a_template_that_refuses_tool_messages_gets_output_blocks(
         "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
     )
     tokenizer = chat_tokenizer(strict + CHATML)
-    tool = adapt_tool(CHAT_TOOL, tokenizer)
-    assert (tool.style, tool.result_open) == ("tags", "\n```output\n")
+    form = task_format(tokenizer, chat_task)
+    assert form is not None
+    calls = form.calls("```python\n1\n```", ended=False)
+    assert tokenizer.decode(form.result_ids(tokenizer, calls, ["1"])) == "\n```output\n1\n```\n"
     examples = (
         {"role": "user", "content": "2*2"},
         {"role": "assistant", "content": "```python\nprint(2*2)\n```"},
@@ -187,9 +226,10 @@ def test_missing_and_broken_templates_are_named(chat_tokenizer: Callable[..., An
         encode_prompt(chat_tokenizer("{{ raise_exception('never') }}"), chat_task, "q")
 
 
-def test_plain_tags_stay_as_they_are(chat_tokenizer: Callable[..., Any]) -> None:
-    tool = PythonTool()
+def test_plain_tags_stay_as_they_are(chat_tokenizer: Callable[..., Any], chat_task: Task) -> None:
     tokenizer = chat_tokenizer()
-    assert adapt_tool(tool, tokenizer) is tool
-    ids = encode_result(tokenizer, tool, ["<out>5</out>", "<out></out>"])
-    assert [tokenizer.decode(each) for each in ids] == ["<out>5</out>", "<out></out>"]
+    form = task_format(tokenizer, replace(chat_task, tool=PythonTool()))
+    assert form is not None
+    assert (form.style, form.instructions) == ("tags", "")
+    results = [form.result_ids(tokenizer, [], [text]) for text in ("5", "")]
+    assert [tokenizer.decode(each) for each in results] == ["<out>5</out>", "<out></out>"]

@@ -19,8 +19,9 @@ from ctpo.errors import UserError
 from ctpo.evaluation.judged import JudgedResponse, reward_figures, sample_problems
 from ctpo.rollout import Endpoint, EndpointEngine, Rollout, Sampling, TransformersEngine, Turn, VLLMEngine
 from ctpo.rollout.environments import EnvironmentRunner
-from ctpo.rollout.messages import Continuation, without_thoughts
+from ctpo.rollout.messages import Continuation
 from ctpo.rollout.template import Template
+from ctpo.rollout.thinking import without_thoughts
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.environment import Unscorable
 

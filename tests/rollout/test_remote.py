@@ -11,7 +11,7 @@ import pytest
 from ctpo.errors import UserError
 from ctpo.rollout import Endpoint, EndpointEngine, ToolRunner
 from ctpo.rollout.sampling import Sampling
-from ctpo.tasks import CHAT_TOOL, FunctionTool, Task
+from ctpo.tasks import CHAT_TOOL, FunctionTool, Task, get_task
 
 from .served import Answer, choice, serving
 
@@ -150,6 +150,21 @@ def test_a_server_without_tool_calls_gets_blocks(chat_task: Task, sandbox: Any) 
         UserError, match=r"tool=native: the endpoint takes no tool calls .*enable-auto-tool-choice"
     ):
         respond(native, sandbox, answer, "q")
+
+
+def test_blocks_are_asked_for_where_the_server_takes_no_calls(sandbox: Any) -> None:
+    task = get_task("aime25")
+
+    def answer(path: str, payload: dict[str, Any]) -> Answer:
+        return (400, {"error": {"message": "no tools"}}) if "tools" in payload else said("\\boxed{1}")
+
+    _, (offered, asked) = respond(task, sandbox, answer, "q")
+    opening, closing = "Solve the problem step by step. ", "Put the final answer in \\boxed{}."
+    assert offered["messages"][0] == {"role": "system", "content": opening + closing}
+    sentence = asked["messages"][0]["content"].removeprefix(opening).removesuffix(closing)
+    assert sentence.startswith(
+        "You can run Python: write a block that starts with ```python and ends with ```, "
+    )
 
 
 def test_calls_beyond_the_limit_are_not_offered(chat_task: Task, sandbox: Any) -> None:
@@ -377,7 +392,7 @@ def test_functions_are_offered_as_blocks_to_a_server_that_refuses_tools(several:
     reply, sent = respond_with_tools(several, sandbox, answer)
     assert [(each.name, each.status) for each in reply.calls] == [
         ("double", "ok"),
-        ("tool_call", "error"),
+        ("double", "error"),
         ("python", "ok"),
     ]
     assert sent[1]["stop"] == ["\n```\n"]

@@ -13,57 +13,8 @@ from hypothesis import strategies as st
 from ctpo.tasks import PythonTool
 
 TALKATIVE = PythonTool(error_mark=None)
-NATIVE = replace(TALKATIVE, open="<tool_call>", close="</tool_call>", json_arguments=True)
 FENCED = PythonTool(open="```python", close="\n```", result_open="\n```output\n", result_close="\n```\n")
 PLAIN = PythonTool()
-
-
-@pytest.mark.parametrize(
-    ("text", "program"),
-    [
-        ('\n{"name": "python", "arguments": {"code": "print(1)\\nprint(2)"}}\n', "print(1)\nprint(2)"),
-        ('{"name": "python", "arguments": "{\\"code\\": \\"print(3)\\"}"}', "print(3)"),
-        ('{"name": "python", "parameters": {"code": "print(4)"}}', "print(4)"),
-        ('{"arguments": {"code": "print(5)", "timeout": 3}}', "print(5)"),
-        ('{"name": "python", "arguments": {"code": "print(6)\nprint(7)"}}', "print(6)\nprint(7)"),
-        ('{"name": "python", "arguments": {"code": "```python\\nprint(8)\\n```"}}', "print(8)\n"),
-    ],
-)
-def test_the_program_of_a_json_call(text: str, program: str) -> None:
-    assert NATIVE.extract(text + "</tool_call>") == program
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ('{"name": "python"}', "the call has no 'arguments'"),
-        ('{"name": "python", "arguments": {}}', "arguments have no 'code'"),
-        ('{"name": "python", "arguments": [1]}', "arguments are a list, not an object"),
-        ('{"name": "python", "arguments": null}', "arguments are null, not an object"),
-        ('{"name": "python", "arguments": "print(1)"}', "arguments cannot be read as JSON"),
-        ('{"name": "python", "arguments": ""}', "arguments are empty"),
-        ('{"name": "search", "arguments": {"code": "print(1)"}}', "there is no function 'search'; call"),
-        ('{"name": {}, "arguments": {"code": "print(1)"}}', "there is no function an object"),
-        ('{"arguments": {"code": 5}}', "'code' is a number, not a string"),
-        ('{"arguments": {"code": " "}}', "'code' is empty"),
-        ('{"arguments": {"code": "1"}, "parameters": {"code": "2"}}', "'arguments' and 'parameters' differ"),
-        ('{"name": "python", "arguments": {"code": "print(1)"}', "Expecting ',' delimiter, line 1 column 53"),
-        ("[1]", "a list, not an object"),
-        ("print(1)", "Expecting value"),
-        (" ", "the call is empty"),
-        ("[" * 100_000, "nested too deeply"),
-        ('{"arguments": {"code": ' + "9" * 5000 + "}}", "a number is too long"),
-    ],
-)
-def test_an_unusable_call_fails_and_says_why_in_one_line(text: str, reason: str, sandbox: Any) -> None:
-    """The call is a program for the real sandbox, so every engine shows and counts it as a failure."""
-    (result,) = sandbox.run([NATIVE.extract(text + "</tool_call>")])
-    assert (result.status, result.stdout) == ("error", "")
-    assert result.stderr.startswith("tool call: ")
-    assert reason in result.stderr
-    assert result.stderr.strip().count("\n") == 0
-    shown = NATIVE.body(NATIVE.render(result.status, result.stdout, result.stderr))
-    assert shown == f"{result.stderr.strip()}\n[error: the program failed]"
 
 
 @pytest.mark.parametrize(

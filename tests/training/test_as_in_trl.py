@@ -84,14 +84,6 @@ def test_it_trains_as_trl_does(fit: Callable[..., Any], unchanged: torch.Tensor,
         assert "adaptive" not in name or len({0.05, *logged}) > 1
 
 
-def test_a_penalty_on_sequences_is_weighted_by_their_ratio(fit: Callable[..., Any]) -> None:
-    """TRL multiplies the penalty by the ratio that it clips: of the token, or with GSPO of the response."""
-    theirs = stock(fit, importance_sampling_level="sequence", beta=0.5)
-    knobs = {"ratio_low": 0.2, "ratio_high": 0.2, "reduction": "seq-mean-token-mean"}
-    ours = fit(CTPOTrainer, CTPOConfig, objective="gspo", objective_kwargs=knobs, beta=0.5, **PLAIN, **SHORT)
-    torch.testing.assert_close(parameters(ours), parameters(theirs), atol=2e-6, rtol=0)
-
-
 class Noisy:
     """A rollout engine whose log-probs differ from the trainer's: those of the model, scaled by a known factor."""
 

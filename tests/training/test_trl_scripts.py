@@ -17,7 +17,7 @@ from ctpo.errors import UserError
 from ctpo.tasks import CHAT_TOOL
 from ctpo.training.config.from_trl import LossSettingsNotice
 from ctpo.training.config.older import OlderKeyWarning
-from ctpo.training.sampling.lengths import LongPromptsWarning
+from ctpo.training.sampling.prompts import LongPromptsWarning
 
 SHORT = {
     "per_device_train_batch_size": 4,

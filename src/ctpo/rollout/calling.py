@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ctpo.errors import one_line
+from ctpo.rollout.background import BackgroundLoop
 from ctpo.tasks.functions import FunctionTool, describe
 from ctpo.tasks.guard import place_of
 from ctpo.tasks.tool import SUCCESS
@@ -61,8 +62,8 @@ class FunctionCaller:
     """
 
     def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_thread: threading.Thread | None = None
+        self.loop = BackgroundLoop("ctpo-coroutines")
+        """Where all coroutines run; a client that one of them opened stays usable for the others."""
         self._given_up: list[threading.Thread] = []
         self._warned: set[str] = set()
 
@@ -74,9 +75,7 @@ class FunctionCaller:
 
     def close(self) -> None:
         """Cancel what still runs on the event loop, and end the loop. Functions in threads go on."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._loop = None
+        self.loop.leave()
 
     def start(self, calls: Sequence[FunctionCall]) -> Batch:
         """Start these calls. They run while the caller does something else, and until its `with` block ends."""
@@ -87,21 +86,11 @@ class FunctionCaller:
         with self.start(calls) as batch:
             return batch.outcomes()
 
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop of all coroutines, in a thread of its own; a client that one of them opened stays usable."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._loop_thread = threading.Thread(
-                target=_run_loop, args=[self._loop], name="ctpo-coroutines", daemon=True
-            )
-            self._loop_thread.start()
-        return self._loop
-
     def leave_loop(self) -> None:
         """Use a new event loop from now on, because a call blocks the present one."""
-        assert self._loop_thread is not None
-        self.give_up(self._loop_thread)
-        self.close()
+        thread = self.loop.leave()
+        assert thread is not None
+        self.give_up(thread)
 
     def give_up(self, thread: threading.Thread) -> None:
         """Note a thread whose call is out of time."""
@@ -142,9 +131,7 @@ class Batch:
         with self._changed:
             self._start_workers()
         awaited = [i for i, call in enumerate(calls) if call.tool.is_async]
-        self._awaited = (
-            asyncio.run_coroutine_threadsafe(self._await(awaited), caller.loop()) if awaited else None
-        )
+        self._awaited = caller.loop.run(self._await(awaited)) if awaited else None
         rounds = math.ceil(len(awaited) / COROUTINES)
         self._loop_limit_s = rounds * max((calls[i].tool.timeout_s for i in awaited), default=0.0) + _GRACE_S
 
@@ -282,17 +269,3 @@ class Batch:
 
 def _late(tool: FunctionTool) -> Outcome:
     return Outcome(status="timeout", text=tool.out_of_time(), seconds=tool.timeout_s)
-
-
-def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    """Run an event loop until it is stopped, and let what still runs on it clean up."""
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    finally:
-        loop.close()

@@ -260,7 +260,7 @@ class FencedFormat:
         if block is None or not block.closed or (program is not None and program[0] > block.start):
             return program
         written = text[block.start : block.end]
-        return block.start, block.end, _checked(_block_call(block.program, written), self.schemas)
+        return block.start, block.end, block_call(block.program, written, self.schemas)
 
     def result_ids(
         self,
@@ -373,12 +373,19 @@ def _last_program(tool: PythonTool, text: str) -> tuple[int, int, Call] | None:
     return start, end, Call(name=FUNCTION, arguments={"code": program}, text=text[start:end])
 
 
-def _block_call(body: str, text: str) -> Written:
+def block_call(body: str, text: str, schemas: Sequence[Mapping[str, Any]]) -> Call:
+    """The call that a block of JSON holds.
+
+    Args:
+        body: what stands in the block.
+        text: the whole block.
+        schemas: the functions that may be called.
+    """
     try:
-        value = object_in(body)
+        written = Written.of(object_in(body), text, 0)
     except Unusable as reason:
-        return Written(error=str(reason), text=text, end=0)
-    return Written.of(value, text, 0)
+        written = Written(error=str(reason), text=text, end=0)
+    return _checked(written, schemas)
 
 
 def _checked(written: Written, schemas: Sequence[Mapping[str, Any]]) -> Call:

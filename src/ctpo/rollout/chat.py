@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,15 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ctpo.errors import UserError, well_formed
 from ctpo.rollout.calls import CallFormat, call_format
-from ctpo.rollout.template import Template, plain_ids
+from ctpo.rollout.template import Template
 from ctpo.tasks import PythonTool, Task
-from ctpo.tasks.calls import PYTHON_SCHEMA
-from ctpo.tasks.prompts import Message
+from ctpo.tasks.prompts import HOW_TO_CALL, Message, placed
 
-TOOL_SCHEMA = PYTHON_SCHEMA
-"""The declaration of the Python tool that chat templates and servers take."""
-
-_NATIVE_OPEN, _NATIVE_CLOSE = "<tool_call>", "</tool_call>"  # the form of Hermes, Qwen, SmolLM3 and others
 # Contents of a test conversation, to be looked for in what a template makes of it.
 _USER_TEXT, _ASSISTANT_TEXT, _TOOL_TEXT = "WHAT-WAS-ASKED", "WHAT-WAS-SAID", "WHAT-WAS-PRINTED"
 
@@ -48,60 +42,6 @@ def encode_prompt(
 def task_format(tokenizer: PreTrainedTokenizerBase, task: Task) -> CallFormat | None:
     """The form in which this model calls the tools of the task; None without tools."""
     return call_format(tokenizer, task.all_tools, task.template_kwargs)
-
-
-def adapt_tool(tool: PythonTool, tokenizer: PreTrainedTokenizerBase) -> PythonTool:
-    """The tool with the tags that this model uses for calls and results.
-
-    The tags around a result are the texts that the chat template puts before and after a tool's message, between two
-    messages of the assistant. So a conversation grows, token by token, into what the template would render.
-
-    Raises:
-        UserError: if the tool's style is native and the template has no tool calls that can be read here.
-    """
-    if tool.style == "tags":
-        return tool
-    result = _result_tags(tokenizer)
-    if _calls_natively(tool, tokenizer):
-        assert result is not None
-        native = dataclasses.replace(
-            tool, style="tags", open=_NATIVE_OPEN, close=_NATIVE_CLOSE, json_arguments=True
-        )
-        return _with_result(native, result)
-    if tool.style == "native":
-        raise UserError(
-            "tool=native: the model's chat template has no <tool_call> calls with tool messages; use tool=fenced"
-        )
-    adapted = dataclasses.replace(tool, style="tags")
-    return adapted if result is None else _with_result(adapted, result)
-
-
-def encode_result(
-    tokenizer: PreTrainedTokenizerBase, tool: PythonTool, outputs: Sequence[str]
-) -> list[list[int]]:
-    """The token ids of each rendered tool result.
-
-    Only the tags can become special tokens. If a program prints the text of a special token, it stays plain text.
-    """
-    before = tokenizer.encode(tool.result_open, add_special_tokens=False)
-    after = tokenizer.encode(tool.result_close, add_special_tokens=False)
-    bodies = {output: tool.body(output) for output in outputs}
-    ids = {
-        output: [*before, *plain_ids(tokenizer, body), *after] if body else [*before, *after]
-        for output, body in bodies.items()
-    }
-    return [ids[output] for output in outputs]
-
-
-def _with_result(tool: PythonTool, tags: tuple[str, str]) -> PythonTool:
-    return dataclasses.replace(tool, result_open=tags[0], result_close=tags[1])
-
-
-def _calls_natively(tool: PythonTool, tokenizer: PreTrainedTokenizerBase) -> bool:
-    if tool.style not in ("native", "auto"):
-        return False
-    form = call_format(tokenizer, [dataclasses.replace(tool, style="auto")])
-    return form is not None and form.style == "native"
 
 
 def _result_tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
@@ -165,14 +105,23 @@ def fold_results(messages: list[dict[str, str]], tool: PythonTool) -> list[dict[
 def with_instructions(messages: list[dict[str, str]], instructions: str, task: Task) -> list[dict[str, str]]:
     """The messages, of which the first says how to call tools, unless the task's own text shows it.
 
+    One paragraph stands where the task's system message has its place for it, and anything else below that message.
     Only the Python tool can be shown by the task's own text. Functions are always described.
     """
-    alone = task.tool if not task.functions else None
-    shown = alone is not None and any(alone.open in each["content"] for each in messages[:-1])
-    if not instructions or shown:
+    if not instructions:
         return messages
-    if messages[0]["role"] == "system":
-        return [{"role": "system", "content": f"{messages[0]['content']}\n\n{instructions}"}, *messages[1:]]
+    system, own = messages[0], task.system or ""
+    if (
+        HOW_TO_CALL in own
+        and system == {"role": "system", "content": placed(own, "")}
+        and "\n" not in instructions
+    ):
+        return [{"role": "system", "content": placed(own, instructions)}, *messages[1:]]
+    alone = task.tool if not task.functions else None
+    if alone is not None and any(alone.open in each["content"] for each in messages[:-1]):
+        return messages
+    if system["role"] == "system":
+        return [{"role": "system", "content": f"{system['content']}\n\n{instructions}"}, *messages[1:]]
     return [{"role": "system", "content": instructions}, *messages]
 
 
@@ -181,9 +130,3 @@ def _fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
         return messages
     first = {**messages[1], "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}
     return [first, *messages[2:]]
-
-
-def called_program(tokenizer: PreTrainedTokenizerBase, tool: PythonTool, ids: list[int]) -> str | None:
-    """The program of the tool call at the end of these tokens, or None without a completed call."""
-    text: str = tokenizer.decode(ids, skip_special_tokens=False)
-    return tool.last_call(text)

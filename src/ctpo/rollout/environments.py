@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from ctpo.errors import UserError
 from ctpo.rollout.calls import Call, CallFormat, call_format
 from ctpo.rollout.chat import encode_prompt
-from ctpo.rollout.messages import Continuation, without_thoughts
+from ctpo.rollout.messages import Continuation
 from ctpo.rollout.records import Rollout, ToolCall
 from ctpo.rollout.seats import OutOfTime, Request, Seat, Seats, outcomes
 from ctpo.rollout.template import Template
-from ctpo.rollout.thinking import ends_thinking
+from ctpo.rollout.thinking import ends_thinking, without_thoughts
 from ctpo.rollout.turns import PATIENCE, Accountable, Answer, Partner, Turn
 from ctpo.tasks.environment import (
     DeclaredTool,

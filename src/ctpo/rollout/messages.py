@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from ctpo.errors import UserError, well_formed
 from ctpo.rollout.template import Template, plain_ids, template_ids
-from ctpo.rollout.thinking import ends_thinking, next_thought, thought_end
+from ctpo.rollout.thinking import ends_thinking
 
 # Contents of a test conversation, to be looked for in what a template makes of it.
 _ASKED, _REPLIED = "WHAT-WAS-ASKED", "WHAT-WAS-REPLIED"
@@ -75,17 +75,3 @@ class Continuation:
         """What the template writes after an assistant's message that these messages follow; None if it refuses."""
         text = self._template.render([*_BEFORE, *map(dict, messages)], prompt=prompt)
         return text.rpartition(_REPLIED)[2] if text is not None and _REPLIED in text else None
-
-
-def without_thoughts(text: str, *, opened: bool) -> str:
-    """A model's turn without its thinking. A thought that does not end hides all that follows it.
-
-    Args:
-        opened: whether the turn begins inside of a thought.
-    """
-    kept: list[str] = []
-    place = thought_end(text, 0) if opened else 0
-    while (start := next_thought(text, place)) is not None:
-        kept.append(text[place:start])
-        place = thought_end(text, start)
-    return "".join([*kept, text[place:]])

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import queue
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from ctpo.errors import UserError
+from ctpo.rollout.background import BackgroundLoop
 from ctpo.tasks.environment import Environment, EnvironmentFactory, check_environment, made_wrong
-
-_RESPONSIVE_S: Final = 2.0
-"""How long an event loop may take to do nothing. Then something blocks it."""
 
 
 class OutOfTime(Exception):
@@ -36,7 +33,7 @@ class Request:
 class Seat:
     """One environment, and the thread in which its methods run. Coroutines run on the loop that all seats share."""
 
-    def __init__(self, environment: Environment, loop: Loop) -> None:
+    def __init__(self, environment: Environment, loop: BackgroundLoop) -> None:
         self.environment = environment
         self._loop = loop
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -86,40 +83,6 @@ def _settle(future: Future[Any], value: Any, error: BaseException | None) -> Non
             future.set_exception(error)
 
 
-class Loop:
-    """An event loop in a thread of its own, which starts when it is first needed."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._starting = threading.Lock()
-
-    def run(self, awaitable: Awaitable[Any]) -> Future[Any]:
-        """Begin to await something."""
-        with self._starting:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="ctpo-environments", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(_awaited(awaitable), self._loop)
-
-    def leave_if_stuck(self) -> None:
-        """Use another loop from now on, if something blocks this one."""
-        if self._loop is not None:
-            try:
-                self.run(asyncio.sleep(0)).result(timeout=_RESPONSIVE_S)
-            except TimeoutError:
-                self.close()
-
-    def close(self) -> None:
-        """Stop the loop."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._loop = None
-
-
-async def _awaited(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
-
-
 class Seats:
     """Environments of one kind, which are made when they are needed and used again.
 
@@ -129,7 +92,7 @@ class Seats:
 
     def __init__(self, factory: EnvironmentFactory) -> None:
         self._factory = factory
-        self._loop = Loop()
+        self._loop = BackgroundLoop("ctpo-environments")
         self._free: list[Seat] = []
 
     def take(self, count: int) -> list[Seat]:
@@ -156,8 +119,8 @@ class Seats:
         """Never use these seats again, because a call of them has not returned in time."""
         for seat in seats:
             seat.leave()
-        if seats:
-            self._loop.leave_if_stuck()
+        if seats and self._loop.is_stuck():
+            self._loop.leave()
 
     def close(self) -> None:
         """Call `close` of the environments that have it, and end all threads."""
@@ -166,7 +129,7 @@ class Seats:
                 outcomes([Request(seat=seat, method="close")], timeout_s=5.0)
             seat.leave()
         self._free = []
-        self._loop.close()
+        self._loop.leave()
 
 
 def outcomes(requests: Sequence[Request], *, timeout_s: float) -> list[Any]:

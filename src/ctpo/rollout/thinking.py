@@ -1,4 +1,4 @@
-"""Which parts of a model's text are thinking. What is called there is not run."""
+"""Which parts of a model's text are thinking. What is called there is not run, and no environment reads it."""
 
 from __future__ import annotations
 
@@ -47,3 +47,17 @@ def ends_thinking(text: str) -> bool:
 def after_thoughts(text: str) -> int:
     """Return where the last thinking of the text ends; 0 without one."""
     return max((match.end() for match in _CLOSES.finditer(text)), default=0)
+
+
+def without_thoughts(text: str, *, opened: bool) -> str:
+    """Return a model's turn without its thinking. A thought that does not end hides all that follows it.
+
+    Args:
+        opened: whether the turn begins inside of a thought.
+    """
+    kept: list[str] = []
+    place = thought_end(text, 0) if opened else 0
+    while (start := next_thought(text, place)) is not None:
+        kept.append(text[place:start])
+        place = thought_end(text, start)
+    return "".join([*kept, text[place:]])

@@ -26,8 +26,6 @@ PYTHON_SCHEMA: Final[Mapping[str, Any]] = {
     },
 }
 """The declaration of the Python tool that chat templates and servers take."""
-_ARGUMENT_NAMES: Final = ("arguments", "parameters")
-_SHAPE: Final = f'{{"name": "{FUNCTION}", "arguments": {{"code": "..."}}}}'
 _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
     "string": (str,),
     "integer": (int,),
@@ -105,39 +103,6 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def called_code(text: str) -> str:
-    """Return the program of the call that the text holds, or one that fails with the reason why there is none.
-
-    Example:
-        called_code('{"name": "python", "arguments": {"code": "print(1)"}}')  # "print(1)"
-        called_code('{"name": "search"}')  # "raise SystemExit('tool call: there is no function ...')"
-    """
-    try:
-        call = _json(text, "the call")
-        return code_of(call.get("name"), _arguments(call))
-    except Unusable as reason:
-        return failing_program(str(reason))
-
-
-def code_of(name: Any, arguments: Any) -> str:
-    """Return the program that a call of the function `name` with these arguments holds.
-
-    Args:
-        name: of the function; None counts as the Python tool, because there is no other.
-        arguments: a dictionary, or the text of one in JSON.
-
-    Raises:
-        Unusable: if there is none.
-    """
-    code: str = checked_arguments(name, arguments, [PYTHON_SCHEMA])[1]["code"]
-    return code
-
-
-def failing_program(reason: str) -> str:
-    """Return a program that prints the reason to stderr as one line, and fails."""
-    return f"raise SystemExit({'tool call: ' + reason!r})"
-
-
 def _program(arguments: dict[str, Any], hint: str) -> str:
     if "code" not in arguments:
         raise Unusable(f"arguments have no 'code'{hint}")
@@ -182,16 +147,7 @@ def _is(value: Any, kind: str) -> bool:
     return isinstance(value, _KINDS[kind]) and (kind == "boolean" or not isinstance(value, bool))
 
 
-def _arguments(call: dict[str, Any]) -> Any:
-    given = [call[name] for name in _ARGUMENT_NAMES if name in call]
-    if not given:
-        raise Unusable(f"the call has no 'arguments'; write {_SHAPE}")
-    if any(each != given[0] for each in given):
-        raise Unusable(f"'arguments' and 'parameters' differ; write {_SHAPE}")
-    return given[0]
-
-
-def _json(text: str, what: str, hint: str = f"; write {_SHAPE}") -> dict[str, Any]:
+def _json(text: str, what: str, hint: str) -> dict[str, Any]:
     if not text.strip():
         raise Unusable(f"{what} {'are' if what == 'arguments' else 'is'} empty{hint}")
     try:

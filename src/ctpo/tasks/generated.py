@@ -14,6 +14,7 @@ from ctpo.errors import UserError
 from ctpo.extras import require
 from ctpo.tasks.judge import Judge
 from ctpo.tasks.math.answers import final_answer, tagged_answer
+from ctpo.tasks.prompts import HOW_TO_CALL
 from ctpo.tasks.splits import digest, held_out
 from ctpo.tasks.task import Problem, Task, validate_request
 from ctpo.tasks.tool import CHAT_TOOL
@@ -21,9 +22,8 @@ from ctpo.tasks.tool import CHAT_TOOL
 if TYPE_CHECKING:
     from ctpo.sandbox import Sandbox, SandboxResult
 
-SYSTEM = (
-    "Solve the problem step by step. You can run Python: write a block that starts with ```python and ends with "
-    "```, print what you need, and its output is shown to you. Give the final answer between <answer> and </answer>."
+_SYSTEM = (
+    f"Solve the problem step by step. {HOW_TO_CALL} Give the final answer between <answer> and </answer>."
 )
 RIGHT = 1.0
 """An answer is right if reasoning-gym's own judge gives it at least this score. It also gives lower scores for answers
@@ -170,7 +170,7 @@ def generated_task(name: str) -> Task:
         problems=Generator(name).problems,
         check=GeneratorJudge(name),
         tool=CHAT_TOOL,
-        system=SYSTEM,
+        system=_SYSTEM,
         extract=extract,
     )
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 from ctpo.tasks.columns import Columns
 from ctpo.tasks.math import MathCheck, reference_answer
 from ctpo.tasks.math.check import extract
+from ctpo.tasks.prompts import HOW_TO_CALL
 from ctpo.tasks.sources import DatasetSource, HubDataset
 from ctpo.tasks.task import Task
 from ctpo.tasks.tool import CHAT_TOOL
 
-ANSWER_PROMPT = "Solve the problem step by step. Put the final answer in \\boxed{}."
-TOOL_PROMPT = (
-    "Solve the problem step by step. You can run Python: write a block that starts with ```python and ends with "
-    "```, print what you need, and its output is shown to you. Put the final answer in \\boxed{}."
-)
-
+_SYSTEM = f"Solve the problem step by step. {HOW_TO_CALL} Put the final answer in \\boxed{{}}."
 _USUAL = Columns()
 
 
@@ -28,7 +24,7 @@ def math_task(name: str, source: DatasetSource) -> Task:
         problems=source,
         check=MathCheck(),
         tool=CHAT_TOOL,
-        system=TOOL_PROMPT,
+        system=_SYSTEM,
         extract=extract,
     )
 

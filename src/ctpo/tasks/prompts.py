@@ -14,6 +14,8 @@ Prompt = str | tuple[Message, ...]
 
 ROLES: Final = ("system", "user", "assistant", "tool")
 _CALLS: Final = ("tool_calls", "function_call")
+HOW_TO_CALL: Final = "{how_to_call}"
+"""What a system message may hold in place of the sentences that say how tools are called."""
 
 
 def checked_prompt(value: Any) -> Prompt:
@@ -38,6 +40,21 @@ def checked_prompt(value: Any) -> Prompt:
             "which the model answers"
         )
     return messages
+
+
+def placed(system: str, sentences: str) -> str:
+    """The system message with these sentences where it has `HOW_TO_CALL`, and without that if there are none.
+
+    Example:
+        placed("Think. {how_to_call} Be brief.", "")  # "Think. Be brief."
+    """
+    if sentences:
+        return system.replace(HOW_TO_CALL, sentences)
+    return (
+        system.replace(f"{HOW_TO_CALL} ", "").replace(HOW_TO_CALL, "").rstrip()
+        if HOW_TO_CALL in system
+        else system
+    )
 
 
 def prompt_text(prompt: Prompt) -> str:

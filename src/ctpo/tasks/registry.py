@@ -26,7 +26,7 @@ from ctpo.tasks.chain_sums import CHAIN_SUMS
 from ctpo.tasks.columns import Columns
 from ctpo.tasks.generated import generated_task
 from ctpo.tasks.math import reference_answer
-from ctpo.tasks.mathematics import ANSWER_PROMPT, MATHEMATICS, TOOL_PROMPT, math_task
+from ctpo.tasks.mathematics import MATHEMATICS, math_task
 from ctpo.tasks.own import is_own_task, own_task
 from ctpo.tasks.rows import SUFFIXES
 from ctpo.tasks.sources import DatasetSource, HubDataset
@@ -138,8 +138,7 @@ def _with_tool(task: Task, tool: str | None) -> Task:
         return task
     style = _TOOLS[tool]
     if style is None:
-        system = ANSWER_PROMPT if task.system == TOOL_PROMPT else task.system
-        return dataclasses.replace(task, tool=None, system=system)
+        return dataclasses.replace(task, tool=None)
     return dataclasses.replace(task, tool=dataclasses.replace(task.tool, style=style))
 
 

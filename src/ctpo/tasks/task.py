@@ -11,7 +11,7 @@ from ctpo.errors import UserError, well_formed
 from ctpo.tasks.calls import FUNCTION
 from ctpo.tasks.functions import FunctionTool, as_tools
 from ctpo.tasks.guard import Complaint, guarded, on_problem, place_of_function
-from ctpo.tasks.prompts import Message, Prompt, checked_prompt
+from ctpo.tasks.prompts import Message, Prompt, checked_prompt, placed
 from ctpo.tasks.rewards import RewardReader
 from ctpo.tasks.tool import PythonTool
 
@@ -94,7 +94,8 @@ class Task:
     """Whether a prompt is the user's turn of a conversation, which the model's chat template renders."""
     system: str | None = None
     """The system message of the conversation. It implies `chat`. A prompt with a system message of its own keeps that
-    one instead."""
+    one instead. A model whose chat template has no calls that can be read is told how to call the tools: where the text
+    has `{how_to_call}`, or else below it. For any other model `{how_to_call}` is left out."""
     examples: tuple[Mapping[str, str], ...] = ()
     """Worked examples before the problem, as messages with `role` (user, assistant, tool) and `content`. They imply
     `chat`. A tool message holds the output of the program in the assistant's message before it."""
@@ -174,10 +175,11 @@ class Task:
     def messages(self, prompt: str | Sequence[Message]) -> list[dict[str, str]]:
         """The conversation that ends with this prompt: the user's turn, or messages of which the last is one.
 
-        The worked examples stand before it, and before them the system message: the prompt's own, or else the task's.
+        The worked examples stand before it, and before them the system message: the prompt's own, or else the task's
+        without the sentences on how to call tools.
         """
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*map(dict, prompt)]
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        system = [] if self.system is None else [{"role": "system", "content": placed(self.system, "")}]
         if any(turn["role"] == "system" for turn in turns):
             leading = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
             system, turns = turns[:leading], turns[leading:]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ctpo.tasks import fences
-from ctpo.tasks.calls import called_code
 
 Style = Literal["tags", "fenced", "native", "auto"]
 STYLES: tuple[Style, ...] = ("tags", "fenced", "native", "auto")
@@ -72,9 +71,7 @@ class PythonTool:
     `tags`: with the tags above, for every model. `fenced`: with the same opening and closing tags, and the output comes
     back as a tool message of the model's chat template if it has those (otherwise between the result tags). `native`:
     with the template's own tool calls. `auto`: native if the template has tool calls, otherwise fenced.
-    `ctpo.rollout.chat` turns the last three into the tags of a given model."""
-    json_arguments: bool = False
-    """Whether the text between the tags is a JSON tool call with the program as argument `code`."""
+    `ctpo.rollout.calls` chooses the form of a given model."""
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
@@ -100,7 +97,7 @@ class PythonTool:
     @property
     def fenced(self) -> bool:
         """Whether calls are fenced blocks. They are then read in every form of `ctpo.tasks.fences`."""
-        return self.open.startswith("```") and not self.json_arguments
+        return self.open.startswith("```")
 
     @property
     def closing_characters(self) -> str:
@@ -117,13 +114,8 @@ class PythonTool:
         return fences.opens_block(text) if self.fenced else self.open in text
 
     def extract(self, text_since_open: str) -> str:
-        """The program in the text after the opening tag, up to the closing tag or the end of the text.
-
-        A JSON call that cannot be used becomes a program that fails with the reason (`ctpo.tasks.calls`).
-        """
+        """The program in the text after the opening tag, up to the closing tag or the end of the text."""
         text = text_since_open.partition(self.close)[0]
-        if self.json_arguments:
-            return called_code(text)
         return fences.program_of(text) if self.fenced else text
 
     def last_call(self, text: str) -> str | None:

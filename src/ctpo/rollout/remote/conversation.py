@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctpo.errors import UserError, well_formed
-from ctpo.rollout.calls import Call, FencedFormat
+from ctpo.rollout.calls import Call, FencedFormat, block_call
 from ctpo.rollout.chat import with_instructions
 from ctpo.rollout.records import ToolCall
 from ctpo.rollout.remote.endpoint import Endpoint, RequestFailed
 from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import ToolRunner
 from ctpo.tasks import CHAT_TOOL, PythonTool, Task, fences
-from ctpo.tasks.calls import FUNCTION, PYTHON_SCHEMA, Unusable, checked_arguments, object_in
-from ctpo.tasks.prompts import Prompt
+from ctpo.tasks.calls import FUNCTION, PYTHON_SCHEMA, Unusable, checked_arguments
+from ctpo.tasks.prompts import HOW_TO_CALL, Prompt
 from ctpo.tasks.tool import SUCCESS
 
 _FENCE = "```"
@@ -232,7 +232,7 @@ class ChatConversation(Conversation):
             return text, []
         text = text[: block.end] + ("" if block.closed else _CLOSE)
         if block.language == fences.CALL:
-            return text, [_written(block.program, text[block.start :], self._schemas)]
+            return text, [block_call(block.program, text[block.start :], self._schemas)]
         return text, [_of_python(block.program)]
 
     def _next_message(self) -> dict[str, Any]:
@@ -256,7 +256,7 @@ class ChatConversation(Conversation):
     def _block_choice(self) -> dict[str, Any]:
         """The choice with the next message, which ends after a block that is a call."""
         messages = self._messages
-        if self._functions:  # Python's blocks are the business of the task's own system message
+        if self._functions or HOW_TO_CALL in (self._task.system or ""):
             form = FencedFormat(self._schemas, self._tool, None)
             messages = with_instructions(messages, form.instructions, self._task)
         if not self.may_call or not self._languages:
@@ -375,16 +375,6 @@ def _call(given: Any, schemas: Sequence[Mapping[str, Any]]) -> _Call:
     return _Call(
         id=identifier, call=call, message={"id": identifier, "type": "function", "function": function}
     )
-
-
-def _written(body: str, text: str, schemas: Sequence[Mapping[str, Any]]) -> Call:
-    """The call in a block of JSON."""
-    try:
-        value = object_in(body)
-        name, arguments = checked_arguments(value.get("name"), value.get("arguments"), schemas)
-        return Call(name=name, arguments=arguments, text=text)
-    except Unusable as reason:
-        return Call(name=fences.CALL, arguments={}, text=text, error=str(reason))
 
 
 def _of_python(program: str) -> Call:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from ctpo.errors import UserError
 from ctpo.rollout.environments import EnvironmentRunner
-from ctpo.rollout.messages import without_thoughts
 from ctpo.rollout.remote.conversation import Conversation
+from ctpo.rollout.thinking import without_thoughts
 from ctpo.tasks import Task
 from ctpo.tasks.environment import Step
 

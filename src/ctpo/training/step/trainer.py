@@ -46,8 +46,8 @@ from ctpo.training.sampling.advantages import estimated, total_rewards
 from ctpo.training.sampling.checked import CheckedRewards
 from ctpo.training.sampling.correction import corrected, correction_for
 from ctpo.training.sampling.groups import group_sampler
-from ctpo.training.sampling.lengths import leave_out_long_prompts
 from ctpo.training.sampling.own import heldout_data, own_rollouts, training_data
+from ctpo.training.sampling.prompts import leave_out_long_prompts
 from ctpo.training.sampling.turns import rewards_by_turn, spread, turn_advantages, turn_rewards_of
 from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch, Scored
 from ctpo.training.scoring.parts import Part, PartScorer, learns_from_entropy
