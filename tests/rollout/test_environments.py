@@ -310,7 +310,7 @@ class Patient:
 
 @pytest.mark.parametrize("third", ["ever", "block"])
 def test_coroutines_wait_together_and_are_given_up_alone(game: Task, third: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("ctpo.rollout.seats._RESPONSIVE_S", 0.2)
+    monkeypatch.setattr("ctpo.rollout.background._RESPONSIVE_S", 0.2)
     Patient.here, Patient.closed, Patient.everyone = 0, 0, asyncio.Event()
     runner = EnvironmentRunner(dataclasses.replace(game, environment=Patient, step_timeout_s=0.5))
     names = ["good", "good", third]

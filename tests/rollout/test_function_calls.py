@@ -187,8 +187,7 @@ def test_only_functions_declared_deterministic_are_remembered(tokenizer: Any) ->
         (answer,) = tools.answer([turn(tokenizer, written(*same))])
         assert answer is not None
         assert [call.output for call in answer.calls] == ["2", "2", '{"a": "a word"}', '{"a": "a word"}']
-    assert MADE[0] == "double 1"
-    assert MADE[1:] == ["look_up a"] * 4
+    assert sorted(MADE) == ["double 1", *["look_up a"] * 4]  # in which order threads begin is not said
     assert (tools.calls, tools.executed) == (8, 5)
 
 
