@@ -38,13 +38,12 @@ class BackgroundLoop:
 
     def is_stuck(self) -> bool:
         """Whether something blocks the loop."""
-        if self._running is None:
-            return False
-        try:
-            self.run(asyncio.sleep(0)).result(timeout=_RESPONSIVE_S)
-        except TimeoutError:
-            return True
-        return False
+        with self._changing:
+            if self._running is None:
+                return False
+            turned = threading.Event()
+            self._running[0].call_soon_threadsafe(turned.set)
+        return not turned.wait(_RESPONSIVE_S)
 
     def leave(self) -> threading.Thread | None:
         """End the loop, after cancelling what still runs on it. The next `run` starts another one.
