@@ -48,6 +48,7 @@ trainer = CTPOTrainer(
         sys.argv[1], objective="grpo", generation_batch_size=8, num_generations=4, per_device_train_batch_size=4,
         max_completion_length=16, max_steps=6, learning_rate=1e-3, temperature=2.0, logging_steps=5,
         save_steps=3, eval_strategy="steps", eval_steps=3,
+        load_best_model_at_end=True, metric_for_best_model="reward", greater_is_better=True,
         eval_on_start=True, use_cpu=True, report_to="none", seed=3, hub_token="hf_secret", disable_tqdm=True,
     ),
     processing_class=AutoTokenizer.from_pretrained(model_path(), padding_side="left"), callbacks=[Stop()],
@@ -122,6 +123,10 @@ def test_settings_and_summary(whole: Path, script: Path) -> None:
     assert summary["after"]["reward"] == records(whole)[3]["heldout_reward"]
     timed = [json.loads(each) for each in run.metrics.read_text().splitlines()][1:]
     assert all(each["generation_s"] > 0 for each in timed)
+    state = json.loads((whole / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(
+        whole / f"checkpoint-{state['best_global_step']}"
+    )  # not in .saving/
 
 
 def test_the_model_card_says_what_how_and_with_what_result(whole: Path, script: Path) -> None:

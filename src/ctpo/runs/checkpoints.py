@@ -230,12 +230,15 @@ def publish(folder: Path, target: Path) -> None:
     shutil.rmtree(folder.parent, ignore_errors=True)
 
 
-def rotate(run: Path, limit: int | None) -> None:
+def rotate(run: Path, limit: int | None, best: str | None = None) -> None:
     """Remove all checkpoints of a run but the newest `limit`; None removes nothing.
 
-    Each is moved into the staging folder before it is deleted, so that a kill never leaves half a checkpoint.
+    The newest and the one named `best` always stay, and count. Each of the others is moved into the staging folder
+    before it is deleted, so that a kill never leaves half a checkpoint.
     """
-    for old in all_checkpoints(run)[limit:] if limit else []:
+    held = all_checkpoints(run)
+    spare = [each for each in held[1:] if each.name != best]
+    for old in spare[max(0, limit - (len(held) - len(spare))) :] if limit else []:
         away = run / STAGING / old.name
         away.parent.mkdir(exist_ok=True)
         os.replace(old, away)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ctpo.errors import UserError
@@ -48,17 +49,28 @@ def staged(trainer: TrainerView, identity: Mapping[str, Any]) -> Iterator[Path]:
         trainer.accelerator.wait_for_everyone()
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
+        _place_best(trainer, folder, run / name)
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
             seal(folder, identity)
             publish(folder, run / name)
-            rotate(run, trainer.args.save_total_limit)
+            best = trainer.state.best_model_checkpoint
+            rotate(run, trainer.args.save_total_limit, None if best is None else Path(best).name)
         trainer.accelerator.wait_for_everyone()
     except (OSError, RuntimeError, SafetensorError) as error:
         if not is_disk_error(error):
             raise
         shutil.rmtree(run / STAGING, ignore_errors=True)
         raise WriteFailed(f"{name} could not be written to {run} ({reason(error)}); {advice(run)}") from None
+
+
+def _place_best(trainer: TrainerView, folder: Path, place: Path) -> None:
+    """If this is the best checkpoint so far, let transformers look for it where it will be, and not in `.saving/`."""
+    best = trainer.state.best_model_checkpoint
+    if best is not None and Path(best) == folder:
+        trainer.state.best_model_checkpoint = str(place)
+        if trainer.args.should_save:
+            trainer.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
 
 @contextmanager
