@@ -54,23 +54,38 @@ def stock_trainer(fit: Callable[..., Any], **settings: Any) -> Any:
 PLAIN = {"completion_head": False, "skip_zero_advantage": False, "max_tokens_per_micro_batch": 0}
 """TRL's own forward pass over whole micro-batches. Another pass rounds differently, and Adam enlarges that where
 gradients are nearly 0."""
+ONE_BATCH = {"max_steps": 4, "logging_steps": 2}
+"""One rollout batch, of which three updates are off-policy."""
 GRPO_AS_IN_TRL = {"ratio_low": 0.2, "ratio_high": 0.2, "ratio_dual": None, "reduction": "seq-mean-token-mean"}
 
 
-def test_with_grpo_it_trains_as_trl_does(fit: Callable[..., Any], stock: Any) -> None:
+@pytest.fixture(scope="module")
+def ctpo(fit: Callable[..., Any]) -> Any:
+    """Our trainer with its defaults, after one rollout batch."""
+    return fit(CTPOTrainer, CTPOConfig, **ONE_BATCH)
+
+
+@pytest.fixture(scope="module")
+def reported(fit: Callable[..., Any]) -> Any:
+    """The same with the rollout engine's log-probs for the anchor."""
+    return fit(CTPOTrainer, CTPOConfig, anchor="rollout", **ONE_BATCH)
+
+
+def test_with_grpo_it_trains_as_trl_does(fit: Callable[..., Any], stock: Any, ctpo: Any) -> None:
     """With the same clipping and reduction, parameters are the same after eight updates, four of them off-policy."""
     ours = fit(CTPOTrainer, CTPOConfig, objective="grpo", objective_kwargs=GRPO_AS_IN_TRL, **PLAIN)
-    moved = (parameters(stock) - parameters(fit(CTPOTrainer, CTPOConfig, max_steps=4))).abs().max()
+    moved = (parameters(stock) - parameters(ctpo)).abs().max()
     assert moved > 1e-4
     torch.testing.assert_close(parameters(ours), parameters(stock), atol=2e-6, rtol=0)
 
 
 def test_the_kl_penalty_trains_as_trls_does(fit: Callable[..., Any]) -> None:
     """TRL multiplies the estimate by the importance ratio (`use_bias_correction_kl`); so do we, where it is on."""
-    ours = fit(CTPOTrainer, CTPOConfig, objective="grpo", objective_kwargs=GRPO_AS_IN_TRL, beta=0.5, **PLAIN)
-    theirs = stock_trainer(fit, beta=0.5)
+    loss = {"objective": "grpo", "objective_kwargs": GRPO_AS_IN_TRL, "beta": 0.5}
+    ours = fit(CTPOTrainer, CTPOConfig, **loss, **PLAIN, **ONE_BATCH)
+    theirs = stock_trainer(fit, beta=0.5, **ONE_BATCH)
     torch.testing.assert_close(parameters(ours), parameters(theirs), atol=2e-6, rtol=0)
-    without = stock_trainer(fit, beta=0.5, use_bias_correction_kl=False)
+    without = stock_trainer(fit, beta=0.5, use_bias_correction_kl=False, **ONE_BATCH)
     assert (parameters(without) - parameters(theirs)).abs().max() > 1e-5
 
 
@@ -78,24 +93,18 @@ def test_ctpo_trains_otherwise(fit: Callable[..., Any], stock: Any) -> None:
     assert (parameters(fit(CTPOTrainer, CTPOConfig)) - parameters(stock)).abs().max() > 1e-4
 
 
-def test_the_rollout_engines_log_probs_are_as_good_an_anchor(fit: Callable[..., Any]) -> None:
-    recomputed = fit(CTPOTrainer, CTPOConfig, anchor="old")
-    reported = fit(CTPOTrainer, CTPOConfig, anchor="rollout")
-    torch.testing.assert_close(parameters(recomputed), parameters(reported), atol=2e-4, rtol=0)
+def test_the_rollout_engines_log_probs_are_as_good_an_anchor(ctpo: Any, reported: Any) -> None:
+    assert (ctpo.args.anchor, reported.args.anchor) == ("old", "rollout")
+    torch.testing.assert_close(parameters(ctpo), parameters(reported), atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("reduction", ["token-mean", "seq-mean-token-mean"])
 def test_accumulating_micro_batches_is_exact(fit: Callable[..., Any], reduction: str) -> None:
     """Two micro-batches of four rows, of different lengths, are one minibatch of eight."""
-    whole = fit(CTPOTrainer, CTPOConfig, objective_kwargs={"reduction": reduction}, **PLAIN)
-    halves = fit(
-        CTPOTrainer,
-        CTPOConfig,
-        objective_kwargs={"reduction": reduction},
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        **PLAIN,
-    )
+    settings = {"objective_kwargs": {"reduction": reduction}, **PLAIN, **ONE_BATCH}
+    whole = fit(CTPOTrainer, CTPOConfig, **settings)
+    parts = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    halves = fit(CTPOTrainer, CTPOConfig, **parts, **settings)
     torch.testing.assert_close(parameters(whole), parameters(halves), atol=2e-5, rtol=0)
 
 
@@ -151,14 +160,14 @@ def test_statistics_reach_the_log(off_policy: Any) -> None:
     )
 
 
-def test_kl_penalty_with_beta(fit: Callable[..., Any], stock: Any) -> None:
+def test_kl_penalty_with_beta(fit: Callable[..., Any], ctpo: Any) -> None:
     """beta > 0 loads TRL's reference model and adds the k3 estimate. At the start the two models agree."""
     trainer = fit(CTPOTrainer, CTPOConfig, beta=0.1, max_steps=4)
     assert trainer.ref_model is not None
     logged = [row["kl"] for row in trainer.state.log_history if "kl" in row]
     assert logged
     assert logged[0] > 0
-    assert (parameters(trainer) - parameters(fit(CTPOTrainer, CTPOConfig, max_steps=4))).abs().max() > 1e-5
+    assert (parameters(trainer) - parameters(ctpo)).abs().max() > 1e-5
 
 
 def test_warns_when_every_ratio_is_one(tmp_path: Any) -> None:
@@ -216,9 +225,10 @@ def test_evaluation_keeps_its_statistics_apart(off_policy: Any) -> None:
     assert trainer.objective_stats["train"].state_dict()
 
 
-def test_a_task_or_its_tool_is_enough_for_our_rollouts(fit: Callable[..., Any], arithmetic: Any) -> None:
+def test_a_task_or_its_tool_is_enough_for_our_rollouts(
+    fit: Callable[..., Any], arithmetic: Any, reported: Any
+) -> None:
     """Whoever asks for them, the parameters are those of the rollout function that is written out."""
-    reported = fit(CTPOTrainer, CTPOConfig, anchor="rollout", max_steps=4)
 
     def ours(**arguments: Any) -> Any:
         def trainer_class(**given: Any) -> Any:
