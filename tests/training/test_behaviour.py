@@ -156,7 +156,7 @@ def test_two_processes_sample_what_one_does(tmp_path: Path) -> None:
     """The rewards of the lagged batches are those of one process, because both processes hold the older weights."""
     words = (
         "rollout_batches=4 generation_batch_size=16 num_generations=4 train_problems=64 eval_problems=4 eval_every=0 "
-        "transcripts=0 max_completion_length=64 save_steps=1000 learning_rate=1e-3 behaviour_lag=2"
+        "transcripts=0 max_completion_length=80 save_steps=1000 learning_rate=1e-3 behaviour_lag=2"
     ).split()
     rewards = []
     for processes in (1, 2):
