@@ -204,6 +204,14 @@ def test_special_tokens_in_a_message_stay_text(chat_tokenizer: Callable[..., Any
         2,
         3,
     )  # those of the template, and not that of the message
+    for contents, places in {  # of the template's own tokens; a content may equal one of them, or be empty
+        ("<|im_start|>",): [1, 19, 21],
+        ("a", "<|im_end|>"): [1, 8, 10, 26, 28],
+        ("",): [1, 7, 9],
+    }.items():
+        ids = talk.ids([{"role": "user", "content": content} for content in contents])
+        assert [at for at, token in enumerate(ids) if token in (eos[0], start[0])] == places
+    assert not talk.opens_thought([{"role": "user", "content": "You wrote <think> and no more."}])
     bare = Continuation(Template(tokenizer), conversational=False)
     assert (
         tokenizer.decode(bare.ids([{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]))
