@@ -183,6 +183,7 @@ XML = "<tool_call>\n<function=python>\n<parameter=code>\n{}\n</parameter>\n</fun
         (PROGRAM.replace('"python"', '"rm"'), ["!there is no function 'rm'; call 'python' or 'search'"]),
         (PROGRAM.replace("}}", "}"), ["!Expecting ',' delimiter, line 2 column 1"]),
         (TOOL_CALL.format("[" * 100_000), ["!nested too deeply"]),
+        (TOOL_CALL.format(json.dumps([{"name": "python", "arguments": {"code": "1"}}] * 999)), ["1"] * 128),
         (
             TOOL_CALL.format('{"name": "python", "arguments": {"code": ' + "9" * 5000),
             ["!a number is too long"],

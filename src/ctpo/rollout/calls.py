@@ -355,7 +355,7 @@ class NativeFormat:
                 call = self.reader.next_call(text, place)
             if thought is not None and thought < place:
                 thought = next_thought(text, place)
-        return written
+        return written[:_MOST_CALLS]  # one list may hold any number
 
 
 def _last_program(tool: PythonTool, text: str) -> tuple[int, int, Call] | None:
