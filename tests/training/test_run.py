@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,18 @@ def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe) -> Outcome:
-    return train(small_recipe(tmp_path_factory.mktemp("runs") / "whole", transcripts=8))
+    """A finished run with a checkpoint at its end, started 500 seconds ago as its clock has it."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    return train(small_recipe(path, save_steps=8, transcripts=8), started=time.perf_counter() - 500)
+
+
+@pytest.fixture
+def copied(whole: Outcome, tmp_path: Path) -> RunDirectory:
+    """A copy of it without its summary."""
+    shutil.copytree(whole.run.path, tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    run.summary.unlink()
+    return run
 
 
 def test_files_of_a_run(whole: Outcome) -> None:
@@ -98,32 +110,37 @@ def test_time_is_accounted_for(whole: Outcome) -> None:
         assert parts == pytest.approx(record["batch_s"], abs=0.01)
 
 
-def test_the_time_of_a_run_counts_from_where_it_started(small_recipe: Recipe, tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Paused:
+    """A run of one rollout batch that was interrupted within it and resumed."""
+
+    path: Path
+    before: list[dict[str, Any]]
+    """Its records before it was resumed."""
+    finished: Outcome
+    seconds: tuple[float, float]
+    """How long each of its parts took."""
+
+
+@pytest.fixture(scope="module")
+def paused(tmp_path_factory: pytest.TempPathFactory, small_recipe: Recipe) -> Paused:
+    """Its first part was started 500 seconds ago, and its second 100."""
+    path, begun = tmp_path_factory.mktemp("paused") / "run", time.perf_counter()
+    recipe = small_recipe(path, rollout_batches=1)
+    stopped = train(recipe, listener=InterruptAt(1, 2), started=begun - 500)
+    before, again = stopped.run.records(), time.perf_counter()
+    finished = train({}, resume=path, started=again - 100)
+    return Paused(path, before, finished, (again - begun, time.perf_counter() - again))
+
+
+def test_the_time_of_a_run_counts_from_where_it_started(paused: Paused) -> None:
     """Imports and the first evaluation count; an interrupted run adds the times of its parts."""
-    path, settings = tmp_path / "run", {"rollout_batches": 1, "eval_problems": 4, "transcripts": 0}
-    begun = time.perf_counter()
-    stopped = train(small_recipe(path, **settings), listener=InterruptAt(1, 2), started=begun - 500)
-    first = time.perf_counter() - begun
-    assert 500 < stopped.run.records()[0]["seconds"] < 500 + first
-    begun = time.perf_counter()
-    summary = train({}, resume=path, started=begun - 100).summary
-    second = time.perf_counter() - begun
-    assert summary is not None
-    assert 600 < stopped.run.records()[-1]["seconds"] < summary["wall_clock_s"] < 600 + first + second
-    assert stopped.run.records()[-1]["batch_s"] < first + second
-
-
-def test_a_run_that_starts_again_keeps_the_time_of_its_first_evaluation(
-    small_recipe: Recipe, tmp_path: Path
-) -> None:
-    path, settings = tmp_path / "run", {"rollout_batches": 1, "eval_problems": 4, "transcripts": 0}
-    run = train(small_recipe(path, **settings), started=time.perf_counter() - 500).run
-    run.summary.unlink()
-    for checkpoint in path.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    again = train({}, resume=path)
-    assert run.records()[1]["seconds"] > run.records()[0]["seconds"] > 500
-    assert (again.summary or {})["wall_clock_s"] > 500
+    first, second = paused.seconds
+    (evaluated,), last = paused.before, paused.finished.run.records()[-1]
+    assert 500 < evaluated["seconds"] < 500 + first
+    assert paused.finished.summary is not None
+    assert 600 < last["seconds"] < paused.finished.summary["wall_clock_s"] < 600 + first + second
+    assert last["batch_s"] < first + second
 
 
 def test_saved_model_loads_and_gives_the_last_accuracy(whole: Outcome) -> None:
@@ -164,9 +181,10 @@ def test_interrupted_in_a_batch_and_resumed_it_ends_the_same(
         }
 
 
-def test_a_finished_run_can_be_trained_further(whole: Outcome, small_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_finished_run_can_be_trained_further(whole: Outcome, paused: Paused, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    train(small_recipe(path, rollout_batches=1, save_steps=4))
+    shutil.copytree(paused.path, path)
+    assert json.loads((path / "summary.json").read_text())["steps"] == 4
     longer = train({"rollout_batches": 2}, resume=path)
     assert longer.summary is not None
     assert longer.summary["steps"] == 8
@@ -204,38 +222,30 @@ def test_too_few_problems(small_recipe: Recipe, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_lacks_only_its_ending_gets_it(
-    whole: Outcome, small_recipe: Recipe, tmp_path: Path
-) -> None:
+def test_a_run_that_lacks_only_its_ending_gets_it(whole: Outcome, copied: RunDirectory) -> None:
     """As after a kill between the last update and the summary."""
-    path = tmp_path / "run"
-    run = train(small_recipe(path, save_steps=4)).run
-    expected = weights(run)
-    for leftover in (run.summary, run.model / "model.safetensors"):
-        leftover.unlink()
-    summary = train({}, resume=path).summary
+    (copied.model / "model.safetensors").unlink()
+    summary = train({}, resume=copied.path).summary
     assert summary is not None
     assert summary["after"] == (whole.summary or {})["after"]
-    assert all(torch.equal(weights(run)[name], expected[name]) for name in expected)
+    expected = weights(whole.run)
+    assert all(torch.equal(weights(copied)[name], expected[name]) for name in expected)
 
 
-def test_a_run_without_a_checkpoint_starts_again(
-    whole: Outcome, small_recipe: Recipe, tmp_path: Path
-) -> None:
-    path = tmp_path / "run"
-    run = train(small_recipe(path)).run
-    run.summary.unlink()
-    for checkpoint in path.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    assert train({}, resume=path).finished
-    assert [record["batch"] for record in run.records()] == [0, 1, 2]
+def test_a_run_without_a_checkpoint_starts_again(whole: Outcome, copied: RunDirectory) -> None:
+    """It keeps the time of its first evaluation."""
+    (checkpoint,) = copied.path.glob("checkpoint-*")
+    shutil.rmtree(checkpoint)
+    again = train({}, resume=copied.path)
+    assert again.finished
+    records, first = copied.records(), whole.run.records()[0]
+    assert [record["batch"] for record in records] == [0, 1, 2]
+    assert records[1]["seconds"] > records[0]["seconds"] == first["seconds"] > 500
+    assert (again.summary or {})["wall_clock_s"] > 500
 
 
-def test_clocks_go_on_after_an_interrupt(small_recipe: Recipe, tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    train(small_recipe(path, rollout_batches=1), listener=InterruptAt(1, 2))
-    resumed = train({}, resume=path)
-    record = resumed.run.records()[-1]
+def test_clocks_go_on_after_an_interrupt(paused: Paused) -> None:
+    record = paused.finished.run.records()[-1]
     assert record["training_s"] > 0
     assert record["batch_s"] > record["generation_s"] + record["tool_s"]
     assert record["seconds"] >= record["batch_s"]
