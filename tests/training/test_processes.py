@@ -21,7 +21,7 @@ from ctpo.training.processes import share
 from ctpo.training.step.minibatches import dealt_order
 
 SMALL = (
-    "rollout_batches=3 generation_batch_size=32 num_generations=4 train_problems=32 eval_problems=9 eval_every=1 "
+    "rollout_batches=3 generation_batch_size=32 num_generations=4 train_problems=32 eval_problems=9 eval_every=3 "
     "transcripts=9 max_completion_length=80 save_steps=2 learning_rate=1e-3 "
     # Both look at all processes: lengths are gathered, and so are the shares of rejected tokens (which are 0).
     "advantages=opo rollout_correction=trm-avg "
