@@ -15,6 +15,9 @@ import yaml
 
 from ctpo.cli.main import main
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from launcher import finish, launch
+
 SMALL = (
     "rollout_batches=2 generation_batch_size=32 num_generations=4 per_device_train_batch_size=8 "
     "eval_problems=16 eval_every=1 train_problems=64 save_steps=4"
@@ -96,30 +99,18 @@ def test_eval_of_the_shipped_model_before_training(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "ctpo.cli.main",
-        "train",
-        *SMALL,
-        "rollout_batches=40",
-        f"output_dir={path}",
-    ]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    path, log = tmp_path / "run", tmp_path / "log"
+    process = launch(["train", *SMALL, "eval_problems=4", "rollout_batches=40", f"output_dir={path}"], log)
     deadline = time.monotonic() + 120
     while not (path / "metrics.jsonl").exists() or (path / "metrics.jsonl").read_text().count("\n") < 2:
-        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert process.is_alive(), log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert f"ctpo train --resume {path}" in out
-    assert "Traceback" not in err
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    assert finish(process, 60) == 130, log.read_text()
+    assert f"ctpo train --resume {path}" in log.read_text()
+    assert "Traceback" not in log.read_text()
     done = json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])["batch"]
     assert main(["train", "--resume", str(path), f"rollout_batches={done + 1}"]) == 0
     assert json.loads((path / "summary.json").read_text())["rollout_batches"] == done + 1
