@@ -44,9 +44,9 @@ def read(folder: Path, name: str, content: bytes | str) -> list[Problem]:
         ("a.json", json.dumps([ROW, OTHER], indent=1), (1, 2)),
         ("a.jsonl", "\ufeff [" + TWO.replace("\n", ",") + "]", (1, 2)),
         ("a.json", "\n".join(json.dumps(row, indent=2) for row in (ROW, OTHER)), (1, 5)),
-        ("a.jsonl.gz", gzip.compress(TWO.encode()), (1, 2)),
+        ("a.jsonl.gz", gzip.compress(TWO.encode(), mtime=0), (1, 2)),
         ("a.csv", 'Answer,"Problem"\r\n2,1+1?\r\n\r\n3,"a\u2028b"\r\n', (2, 4)),
-        ("a.tsv.gz", gzip.compress("problem\tanswer\n1+1?\t2\na\u2028b\t3".encode()), (2, 3)),
+        ("a.tsv.gz", gzip.compress("problem\tanswer\n1+1?\t2\na\u2028b\t3".encode(), mtime=0), (2, 3)),
     ],
 )
 def test_the_same_two_rows(tmp_path: Path, name: str, content: bytes | str, ids: tuple[int, int]) -> None:
@@ -103,7 +103,7 @@ def test_names_of_columns_and_types_of_answers(row: dict[str, Any], columns: Col
         ("a.jsonl", TWO.encode("utf-16"), "a.jsonl is text in UTF-16; save it in UTF-8"),
         ("a.jsonl", TWO.encode("utf-16-le"), "has a zero byte at position 1"),
         ("a.jsonl", b'\n{"prompt": "\xff"}', r"line 2 is not UTF-8 \(byte 0xff\)"),
-        ("a.jsonl.gz", gzip.compress(TWO.encode())[:40], "cannot be unpacked with gzip"),
+        ("a.jsonl.gz", gzip.compress(TWO.encode(), mtime=0)[:40], "cannot be unpacked with gzip"),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd....", "is packed with zstd"),
         ("a.jsonl", TWO + '\n{"prompt": "x"', "line 3 is not JSON"),
         ("a.json", '[{"prompt": "x"},\n7', r"line 2 is not JSON .*: '7'"),
@@ -138,7 +138,7 @@ def test_what_cannot_be_read_takes_one_line(
 def test_a_small_file_may_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctpo.tasks.rows._EXPANDED_FREELY", 2**16)
     with pytest.raises(UserError, match="grows to more than 65,536 bytes when it is unpacked"):
-        read(tmp_path, "a.jsonl.gz", gzip.compress(b" " * 2**17))
+        read(tmp_path, "a.jsonl.gz", gzip.compress(b" " * 2**17, mtime=0))
 
 
 def test_repeats_are_counted_once_and_kept(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def _read_random(stem: Path, draw: random.Random) -> str | None:
     if draw.random() < 0.2:
         place = draw.randrange(len(content))
         content = content[:place] + draw.choice([b"", b"\xff", b"\0", b'"', b"\n"]) + content[place + 1 :]
-    content = gzip.compress(content) if draw.random() < 0.2 else content
+    content = gzip.compress(content, mtime=0) if draw.random() < 0.2 else content
     content = content[: draw.randrange(len(content))] if draw.random() < 0.1 else content
     path = stem.with_suffix(draw.choice([*[".jsonl", ".json", ".jsonl.gz"] * 3, ".csv", ".parquet"]))
     path.write_bytes(content)
