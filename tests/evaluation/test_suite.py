@@ -91,7 +91,7 @@ def test_several_tasks_are_averaged_and_printed(
     Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     plain = Task(name="own", problems=get_task("own.jsonl").problems, check=get_task("arithmetic").check)
     monkeypatch.setattr(
-        "ctpo.cli.eval.get_task", lambda name: plain if name == "own.jsonl" else get_task(name)
+        "ctpo.cli.eval.get_task", lambda name, tools: plain if name == "own.jsonl" else get_task(name, tools)
     )
     words = [
         "eval",

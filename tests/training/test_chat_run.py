@@ -103,17 +103,25 @@ def test_conversations_train_and_are_evaluated(small_recipe: Any, chat_folder: P
     )
     assert outcome.summary is not None
     assert (outcome.summary["prompts_left_out"], outcome.summary["heldout_in_training"]) == (1, 2)
-    transcripts = outcome.run.read_transcripts(0)
-    assert [row["answer"] for row in transcripts] == ["16", "14", "16", "0"]
-    assert transcripts[1]["prompt"] == "system: Count.\n\nuser: 7+7?"
-    assert transcripts[3]["completion"] == ""
+    transcripts = {row["prompt"][:30]: row for row in outcome.run.read_transcripts(0)}
+    answers = {prompt: row["answer"] for prompt, row in transcripts.items()}
+    assert answers == {
+        "8 + 8?": "16",
+        "system: Count.\n\nuser: 7+7?": "14",
+        "system: Count.\n\nuser: 8+8?": "16",
+        huge["prompt"][:30]: "0",
+    }
+    assert transcripts[huge["prompt"][:30]]["completion"] == ""
 
 
 @pytest.mark.parametrize(
     ("words", "part"),
     [
         (["columns.prompt=body"], "has no column 'body' (it has: text, solution)"),
-        (["task=gsm8k?tool=native"], "tool=native: the model's chat template has no <tool_call>"),
+        (
+            ["task=gsm8k?tool=native"],
+            "tool=native: the model's chat template has no calls with tool messages",
+        ),
         (["max_completion_length=512"], "which is the model's context of 512 less max_completion_length=512"),
         (["model=embedded"], "the model's tokenizer has no chat template"),
     ],

@@ -79,9 +79,9 @@ def reached(path: Path) -> int:
 
 
 def test_killed_again_and_again_it_ends_the_same(whole: Path, tmp_path: Path) -> None:
-    """Five kills spread over the run, two of them while a checkpoint is being written (about 30 ms) or soon after."""
+    """Three kills spread over the run, one of them while a checkpoint is being written (about 30 ms) or soon after."""
     path, draw, kills = tmp_path / "run", random.Random(), 0
-    for step, saving in ((0, False), (1, True), (3, False), (4, True), (5, False)):
+    for step, saving in ((0, False), (3, False), (4, True)):
         wait = draw.uniform(0, 0.02 if saving else 0.5)
         since: list[float] = []
 
@@ -95,7 +95,7 @@ def test_killed_again_and_again_it_ends_the_same(whole: Path, tmp_path: Path) ->
         kills += kill_when(start(path), due)
     if not (path / "summary.json").exists():
         assert finish(start(path)) == 0, path.with_suffix(".log").read_text()
-    assert kills >= 4
+    assert kills >= 2
     assert result_of(path) == result_of(whole)
 
 

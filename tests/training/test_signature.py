@@ -44,6 +44,7 @@ def test_every_argument_reaches_trl(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     original = GRPOTrainer.__init__
     names = list(inspect.signature(original).parameters)[1:]
     given: dict[str, Any] = {name: f"the {name}" for name in names}
+    given["tools"] = [abs]
     given["args"] = CTPOConfig(str(tmp_path), use_cpu=True, keep_freed_memory=False)
     monkeypatch.setattr(GRPOTrainer, "__init__", init)
     with pytest.raises(Reached) as reached:

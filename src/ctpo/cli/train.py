@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
         "ctpo train", "train", "transformers", "trl", "accelerate", "datasets", "pydantic", "yaml", "rich"
     )
     check_launch()
+    keys = _collect(args.words, args.resume, trust=args.trust)
     if args.resume is not None:
         _run_script_again(args.words, args.resume, trust=args.trust)
-    keys = _collect(args.words, args.resume, trust=args.trust)
     if args.show:
         return _show(keys if args.resume is None else _resumed(args.resume, keys, trust=args.trust))
     _check(keys, args.resume, trust=args.trust)

@@ -87,7 +87,7 @@ def _encoded(
     """The token ids of each prompt; None for one that leaves no room in the model's context.
 
     Raises:
-        UserError: if none leaves room.
+        UserError: if none leaves room, or the longest response alone fills the context.
     """
     room = engine.room(sampling)
     if room is None:
@@ -95,6 +95,11 @@ def _encoded(
     within = LengthLimit(engine.tokenizer, task, room)
     prompts = [within.ids(problem.prompt) for problem in problems]
     if problems and all(prompt is None for prompt in prompts):
+        if room < 1:
+            raise UserError(
+                f"a response of {sampling.max_new_tokens} tokens exceeds the model's context of "
+                f"{room + sampling.max_new_tokens}; lower the longest response"
+            )
         shortest = min(problems, key=lambda problem: len(prompt_text(problem.prompt)))
         raise UserError(
             f"no prompt of task {task.name!r} leaves room in the model's context: problem {shortest.id}, the shortest, "
