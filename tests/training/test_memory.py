@@ -13,13 +13,13 @@ _PROGRAM = """
 import resource, sys, torch
 from ctpo.cpu.memory import keep_freed_memory
 assert sys.argv[1] == "no" or keep_freed_memory()
-def work(times):
-    for _ in range(times):
+def work():
+    for _ in range(20):
         x = torch.ones(10_000_000)
         y = x + 1
-work(4)
+work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-work(12)
+work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -30,5 +30,5 @@ def test_a_second_round_of_work_takes_no_new_pages() -> None:
         command = [sys.executable, "-c", _PROGRAM, kept]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    # If small blocks lie in between, a few new pages may be needed still, but not for each of the 24 blocks.
+    # If small blocks lie in between, a few new pages may be needed still, but not for each of the forty blocks.
     assert faults("yes") * 10 < faults("no")
