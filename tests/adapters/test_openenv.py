@@ -125,11 +125,16 @@ def test_replies_become_actions_and_observations_messages(guess: str, sync: bool
 
     async def talk() -> list[Any]:
         one, other = factory(), factory()  # two sessions at the same time
-        said = [await one.reset(PROBLEM), await other.reset(Problem(prompt="", answer="2", id="two"))]
-        said += [await one.step("5"), await other.step("5"), await one.step("7"), await other.step("what?")]
+        answers = [await one.reset(PROBLEM), await other.reset(Problem(prompt="", answer="2", id="two"))]
+        answers += [
+            await one.step("5"),
+            await other.step("5"),
+            await one.step("7"),
+            await other.step("what?"),
+        ]
         await one.close()
         await other.close()
-        return said
+        return answers
 
     assert asyncio.run(talk()) == [
         *("1 to 9", "1 to 9"),
@@ -155,15 +160,15 @@ def test_the_tools_of_an_mcp_server_are_called(calculator: str) -> None:
     environment = from_openenv(lambda: MCPToolClient(base_url=calculator))()
 
     async def talk() -> list[Any]:
-        said: list[Any] = [await environment.reset(PROBLEM), environment.schemas]
+        answers: list[Any] = [await environment.reset(PROBLEM), environment.schemas]
         calls = [
             SimpleNamespace(name="add", arguments={"a": 3, "b": 4}, error=None),
             SimpleNamespace(name="add", arguments={}, error="no JSON"),
             SimpleNamespace(name="take", arguments={}, error=None),
         ]
-        said += [await environment.use("Let me see.", calls), await environment.step("7")]
+        answers += [await environment.use("Let me see.", calls), await environment.step("7")]
         await environment.close()
-        return said
+        return answers
 
     opening, schemas, (results, reward, over), ending = asyncio.run(talk())
     assert opening is None

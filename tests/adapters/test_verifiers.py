@@ -65,8 +65,8 @@ def test_a_single_turn_and_its_rubric() -> None:
     problems = task.problems("test", 9, 0)
     assert [(each.id, each.answer) for each in problems] == [("test-0", "4"), ("test-1", "6")]
     runner = EnvironmentRunner(task)
-    said = runner.reset([*problems, problems[1]])
-    assert [each["content"] for each in said[1]] == ["Be brief.", "3+3?"]
+    answers = runner.reset([*problems, problems[1]])
+    assert [each["content"] for each in answers[1]] == ["Be brief.", "3+3?"]
     steps = runner.step([0, 1], ["4", "7"])
     assert [(step.reward, step.done) for step in steps] == [(1.0, True), (0.0, True)]
     assert runner.finish_texts([2], ["6"]) == [1.0]  # cut short, and scored as it is
@@ -78,13 +78,13 @@ def test_several_turns() -> None:
 
     async def talk() -> list[Any]:
         environment, problem = first(task)
-        said = [await environment.reset(problem), await environment.step("2"), await environment.step("4")]
+        answers = [await environment.reset(problem), await environment.step("2"), await environment.step("4")]
         await environment.reset(problem)
-        said += [await environment.step("9"), await environment.finish("")]
+        answers += [await environment.step("9"), await environment.finish("")]
         await environment.reset(problem)
         for guess in ("1", "2", "3"):
-            said.append(await environment.step(guess))
-        return said
+            answers.append(await environment.step(guess))
+        return answers
 
     asked = [{"role": "user", "content": "2+2?"}]
     higher, lower = ([{"role": "user", "content": word}] for word in ("higher", "lower"))

@@ -156,13 +156,17 @@ def test_a_simulated_user(guess: Any) -> None:
 
     async def talk() -> list[Any]:
         environment = task.environment()
-        said = [await environment.reset(problem), await environment.step("1"), await environment.step("3")]
+        answers = [await environment.reset(problem), await environment.step("1"), await environment.step("3")]
         await environment.reset(problem)
-        said += [await environment.step("5"), await environment.finish("4"), await environment.reset(problem)]
-        said += [await environment.step("2"), await environment.step("2"), await environment.finish("3")]
+        answers += [
+            await environment.step("5"),
+            await environment.finish("4"),
+            await environment.reset(problem),
+        ]
+        answers += [await environment.step("2"), await environment.step("2"), await environment.finish("3")]
         await environment.reset(problem)
         await environment.close()
-        return said
+        return answers
 
     higher, lower = ([{"role": "user", "content": word}] for word in ("higher", "lower"))
     assert asyncio.run(talk()) == [
@@ -180,8 +184,8 @@ def test_tools_and_a_stop_condition(numbers: Any) -> None:
     async def talk() -> list[Any]:
         environment = task.environment()
         await environment.reset(problem)
-        said = [environment.schemas, await environment.use("Hm.", [called(a=2, b=3), broken])]
-        return said + [await environment.use("1", [called(a=turn, b=0)]) for turn in range(3)]
+        answers = [environment.schemas, await environment.use("Hm.", [called(a=2, b=3), broken])]
+        return answers + [await environment.use("1", [called(a=turn, b=0)]) for turn in range(3)]
 
     (schema,), (results, *rest), *turns = asyncio.run(talk())
     assert schema["function"]["name"] == "add"

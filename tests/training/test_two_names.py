@@ -53,11 +53,11 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[CTPOCon
     """The configurations of LOSSES, ours and TRL's. Making one resets accelerate, so all are made before a trainer."""
     path, made = str(tmp_path_factory.mktemp("configs")), {}
     for name, (settings, preset) in LOSSES.items():
-        with pytest.warns(LossSettingsNotice) as told:
+        with pytest.warns(LossSettingsNotice) as notices:
             ours = CTPOConfig(path, use_cpu=True, max_completion_length=80, **settings)
-        assert len(told) == 1
-        assert f"of GRPOConfig: objective={preset!r}" in str(told[0].message)
-        assert told[0].filename == __file__
+        assert len(notices) == 1
+        assert f"of GRPOConfig: objective={preset!r}" in str(notices[0].message)
+        assert notices[0].filename == __file__
         assert ours.objective == preset
         made[name] = ours, GRPOConfig(path, use_cpu=True, **settings)
     return made
@@ -284,9 +284,9 @@ def test_from_grpo(tmp_path: Path) -> None:
 def test_older_keys_get_a_sentence(tmp_path: Path) -> None:
     older = {"evaluation_strategy": "steps", "warmup_ratio": 0.1, "no_cuda": True, "vllm_max_model_len": 512}
     idle = {"overwrite_output_dir": True, "use_liger_loss": True, "logging_dir": "logs", "vllm_dtype": "auto"}
-    with pytest.warns(OlderKeyWarning) as told:
+    with pytest.warns(OlderKeyWarning) as notices:
         config = CTPOConfig(str(tmp_path), **older, **idle)
-    sentences = [str(each.message) for each in told if each.category is OlderKeyWarning]
+    sentences = [str(each.message) for each in notices if each.category is OlderKeyWarning]
     assert len(sentences) == 8
     assert all(any(f"{key}=" in each for each in sentences) for key in (*older, *idle))
     assert str(config.eval_strategy.value) == "steps"

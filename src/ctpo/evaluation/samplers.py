@@ -132,8 +132,8 @@ def endpoint_responses(
     with open_environments(task, tools) as environments:
         playing = None
         if environments is not None:
-            said = environments.reset(repeated)
-            prompts = [opening(messages, prompt) for messages, prompt in zip(said, prompts, strict=True)]
+            openings = environments.reset(repeated)
+            prompts = [opening(messages, prompt) for messages, prompt in zip(openings, prompts, strict=True)]
             playing = Playing(environments, task)
         replies = engine.respond(task, prompts, sampling, tools=tools, playing=playing, seeds=seeds)
     beyond = [reply.error is not None and _BEYOND_CONTEXT.match(reply.error) is not None for reply in replies]

@@ -136,10 +136,10 @@ class OpenEnvEnvironment:
                     "one of them"
                 )
             return str(fields[self._observe])
-        said = {name: value for name, value in fields.items() if name not in _NO_TEXT}
-        if len(said) == 1:
-            return str(next(iter(said.values())))
-        return json.dumps(said, ensure_ascii=False, default=str) if said else ""
+        texts = {name: value for name, value in fields.items() if name not in _NO_TEXT}
+        if len(texts) == 1:
+            return str(next(iter(texts.values())))
+        return json.dumps(texts, ensure_ascii=False, default=str) if texts else ""
 
 
 def _fields(observation: Any) -> dict[str, Any]:

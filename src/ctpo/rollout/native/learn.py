@@ -35,7 +35,7 @@ _DESCRIBED: Final = (
     ObjectCalls("<|tool_call|>", ""),
     PythonCalls("<|tool_call_start|>", "<|tool_call_end|>"),
 )
-"""Forms of templates that write no calls themselves. The model is told the opening marker, or has a token for it."""
+"""Forms of templates that write no calls themselves. The prompt, or a token for it, shows the opening marker."""
 
 
 def learn_calls(template: Template) -> CallReader | None:

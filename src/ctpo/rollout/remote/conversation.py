@@ -77,7 +77,7 @@ class Conversation:
     ) -> None:
         self.reply = Reply()
         self.done = False
-        self.said = ""
+        self.last_text = ""
         """The text of the last turn, without thinking that the server has taken out."""
         self.calls: list[Call] = []
         """The calls of the last turn, which are to be made."""
@@ -163,7 +163,7 @@ class TextConversation(Conversation):
         if stop and tool is not None:
             text, program = tool.first_call(text, stopped=ended and choice.get("stop_reason", "") is not None)
             self.calls = [] if program is None else [_of_python(program)]
-        self.said = text
+        self.last_text = text
         self.reply.text += text
 
     def go_on(self, messages: Sequence[Mapping[str, str]]) -> None:
@@ -214,7 +214,7 @@ class ChatConversation(Conversation):
             stopped = choice.get("finish_reason") == "stop" and choice.get("stop_reason", "") is not None
             text, self.calls = self._first_block(text, stopped=stopped)
         self._messages.append({"role": "assistant", "content": text})
-        self.said = text
+        self.last_text = text
         self.reply.text += thinking + text
 
     def go_on(self, messages: Sequence[Mapping[str, str]]) -> None:

@@ -59,4 +59,4 @@ class Playing:
 
 
 def _reply(conversation: Conversation) -> str:
-    return without_thoughts(conversation.said, opened=False)
+    return without_thoughts(conversation.last_text, opened=False)

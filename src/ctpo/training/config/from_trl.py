@@ -34,7 +34,7 @@ LOSS_SETTINGS: Final[Mapping[str, Any]] = {
     "vespo_lambda_neg": 2.0,
 }
 """The settings of TRL's loss that an objective replaces, with TRL's defaults. `CTPOConfig` has None for each of them,
-so that a value that a script gives can be told from none. A test compares the defaults with the installed TRL."""
+so that a value that a script gives differs from none given. A test compares the defaults with the installed TRL."""
 DENOMINATORS: Final = ("minibatch", "rollout-batch", "micro-batch")
 
 _CLIPPED: Final = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")

@@ -1,4 +1,4 @@
-"""Reward functions of a user's own, with their mistakes told in one line and without harm to the rest of a batch."""
+"""Reward functions of a user's own, whose mistakes are reported in one line and do not harm the rest of a batch."""
 
 from __future__ import annotations
 
