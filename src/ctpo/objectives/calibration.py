@@ -145,7 +145,9 @@ def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | 
     Args:
         profile: from `position_profile`, of calls with a cumulative ratio (any preset of the ctpo family). `edge`,
             `count`, `log_ratio_mean` and `log_ratio_std` are read, and if they are there `position_mean` and the tails
-            (`cell_edge`, `gain`, `harm`, see `Tails`). `position_profile` says how to pool calls. Its `length` should
+            (`cell_edge`, `gain`, `harm`, see `Tails`). If it holds `spread`, a standard deviation that leaves out how
+            the mean moves between the updates of a batch, that is fitted, with the weights 2·`spread_count`.
+            `position_profile` says how to pool calls. Its `length` should
             be one that no token exceeds, because tokens past it are counted in the last bin.
         share: the share of the tokens to clip, in (0, 0.5).
         power: a fixed exponent, such as 0.5 for √t; None fits it too.
@@ -198,7 +200,11 @@ def _usable_bins(profile: Mapping[str, Tensor]) -> dict[int, tuple[float, float,
 
     A variance that grows as t needs the mean position. If the profile lacks it, the middle of the bin is taken.
     """
-    columns = [profile[key].double().tolist() for key in ("edge", "count", "log_ratio_mean", "log_ratio_std")]
+    count, std = profile["count"], profile["log_ratio_std"]
+    if "spread" in profile:
+        moved = (count >= 2) & (std > _STILL)
+        count, std = profile["spread_count"] + 1, torch.where(moved, profile["spread"], 0.0)
+    columns = [each.double().tolist() for each in (profile["edge"], count, profile["log_ratio_mean"], std)]
     given = profile["position_mean"].tolist() if "position_mean" in profile else [None] * len(columns[0])
     bins, first = {}, 1
     for i, (edge, count, mean, std, position) in enumerate(zip(*columns, given, strict=True)):

@@ -21,10 +21,17 @@ from ctpo.runs.reader import Record, Run, number, numbers
 Column = list[float | None]
 """One value per position bin; None where the bin holds no token or the file has no value."""
 
-_MEANS: Final = ("position_mean", "gradient_removed")
-_COUNTS: Final = ("count", "high", "low", "dual")
+SPLIT: Final = tuple(f"gradient_{name}" for name in ("signal", "pull", "signal_along", "pull_along"))
+"""Columns of the split of the gradient's coefficients into signal and pull."""
+_MEANS: Final = (
+    *("position_mean", "ess", "gradient_ess", *SPLIT),
+    *("gradient_removed", "gradient_removed_gain", "gradient_removed_harm", "gradient_removed_weighted"),
+)
+_COUNTS: Final = ("count", "high", "low", "dual", "gain_count", "gain_clipped", "harm_clipped")
+_SPREAD: Final = ("spread", "spread_count")
+"""Columns that earlier releases did not write. Their `log_ratio_std` is of all updates of a rollout batch together."""
 _MOMENTS: Final = ("log_ratio_mean", "log_ratio_std", "weight_mean", "weight_std")
-_CALIBRATED: Final = (*_COUNTS, "position_mean", "log_ratio_mean", "log_ratio_std")
+_CALIBRATED: Final = (*("count", "high", "low", "dual", "position_mean", "log_ratio_mean", "log_ratio_std"),)
 """Columns without which there is nothing to calibrate."""
 
 
@@ -64,6 +71,15 @@ class Profile:
     signed: SignedHistogram | None
     power: float | None
     """Exponent p of the fit std = s t^p."""
+    within: bool
+    """Whether the spread is measured within updates; False in files of earlier releases, which pooled them."""
+    updates: dict[str, Column]
+    """The figures of each update of the rollout batch, in order; empty if pooled, or written by an earlier release."""
+
+    @property
+    def spread(self) -> Column:
+        """The standard deviation of the cumulative log ratio: within updates, or of all in an old file."""
+        return self.columns["spread" if self.within else "log_ratio_std"]
 
     @property
     def positions(self) -> Column:
@@ -91,6 +107,11 @@ def read_profiles(run: Run) -> dict[int, Profile]:
             damaged += 1
         else:
             profiles[int(record["batch"])] = profile
+    if any(not profile.within for profile in profiles.values()):
+        run.notes.append(
+            "profile.jsonl was written by an earlier release: its spread and exponents pool the updates of a rollout "
+            "batch, whose different means make the exponent too large"
+        )
     if damaged:
         run.notes.append(f"profile.jsonl: {damaged} damaged profiles are left out")
     edges = {profile.edge for profile in profiles.values()}
@@ -148,6 +169,10 @@ def pooled(profiles: Sequence[Profile]) -> Profile:
         squares = [_squares(mean, std, centre) for mean, std in zip(means, stds, strict=True)]
         columns[f"{name}_mean"] = centre
         columns[f"{name}_std"] = [None if q is None else math.sqrt(q) for q in _average(squares, weights)]
+    freedom = [profile.columns["spread_count"] for profile in profiles]
+    variances = [[None if s is None else s * s for s in profile.columns["spread"]] for profile in profiles]
+    columns["spread"] = [None if v is None else math.sqrt(v) for v in _average(variances, freedom)]
+    columns["spread_count"] = sum_columns(freedom)
     for name in _MEANS:
         columns[name] = _average([profile.columns[name] for profile in profiles], weights)
     names = {name for profile in profiles for name in profile.limits}
@@ -163,6 +188,8 @@ def pooled(profiles: Sequence[Profile]) -> Profile:
         histogram=pooled_histogram([profile.histogram for profile in profiles]),
         signed=_pooled_signed([profile.signed for profile in profiles]),
         power=sum(powers) / len(powers) if powers else None,
+        within=all(profile.within for profile in profiles),
+        updates={},
     )
 
 
@@ -195,11 +222,12 @@ def _check(path: Path, place: int, line: Mapping[str, Any], first: Mapping[str, 
         bins = len(line["edge"])
         signed = line["log_ratio_histogram"]
         cells = len(signed["edge"]) + 1
-        wrong = [name for name in _CALIBRATED if len(line[name]) != bins]
+        needed = (*_CALIBRATED, *(_SPREAD if "spread" in line else ()))
+        wrong = [name for name in needed if len(line[name]) != bins]
         wrong += [
             side for side in ("gain", "harm") if any(len(row) not in (0, cells) for row in signed[side])
         ]
-        finite = all(math.isfinite(x) for name in _CALIBRATED for x in line[name] if x is not None)
+        finite = all(math.isfinite(x) for name in needed for x in line[name] if x is not None)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{where} lacks figures ({error}); it was written by another version, or by hand"
@@ -218,8 +246,11 @@ def _profile(record: Record) -> Profile | None:
     edge = [each for each in ends if each is not None]
     if not edge or len(edge) < len(ends) or edge[0] < 1 or any(a >= b for a, b in itertools.pairwise(edge)):
         return None
-    columns = {name: numbers(record.get(name)) for name in (*_COUNTS, *_MOMENTS, *_MEANS)}
-    for name in (*_COUNTS, "position_mean", "log_ratio_std", "weight_std"):
+    columns = {name: numbers(record.get(name)) for name in (*_COUNTS, *_MOMENTS, *_MEANS, *_SPREAD)}
+    if "spread" not in record:  # earlier releases weighted what was removed
+        columns["gradient_removed_weighted"] = columns.pop("gradient_removed")
+        columns["gradient_removed"] = []
+    for name in (*_COUNTS, *_SPREAD, "position_mean", "log_ratio_std", "weight_std"):
         columns[name] = [None if value is None or value < 0 else value for value in columns[name]]
     for name, column in columns.items():
         if len(column) != len(edge):
@@ -239,7 +270,18 @@ def _profile(record: Record) -> Profile | None:
         histogram=_histogram(record.get("histogram")),
         signed=_signed(record.get("log_ratio_histogram"), len(edge)),
         power=number(record.get("spread_power")),
+        within="spread" in record,
+        updates=_updates(record.get("updates")),
     )
+
+
+def _updates(written: object) -> dict[str, Column]:
+    """The figures of single updates; empty if their lists do not fit each other."""
+    if not isinstance(written, dict):
+        return {}
+    columns = {str(name): numbers(column) for name, column in written.items()}
+    length = len(columns.get("update", []))
+    return columns if length and all(len(column) == length for column in columns.values()) else {}
 
 
 def _histogram(written: object) -> Histogram | None:

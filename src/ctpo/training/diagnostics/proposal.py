@@ -24,6 +24,10 @@ _SQUARE_ROOT: Final = (0.35, 0.65)
 """Exponents that count as growth with the square root of the position."""
 _HARD: Final = 0.05
 """The share of clipped tokens from which the run's own band is taken to have changed the drift."""
+_POOLED: Final = (
+    "the profile was written by an earlier release, which pooled the updates of a rollout batch: their different means "
+    "add to the spread, and the exponent comes out too large; train again for one within updates"
+)
 _SHORT: Final = 0.7
 """Responses are short if the longest has less than this part of the tokens allowed."""
 
@@ -96,7 +100,8 @@ def propose(
     Raises:
         UserError: if there is nothing to fit, or a value is out of range.
     """
-    columns = calibration_columns(pooled(list(profiles.values())))
+    everything = pooled(list(profiles.values()))
+    columns = calibration_columns(everything)
     try:
         fit = calibrate(columns, share, power)
     except ValueError as error:
@@ -106,6 +111,8 @@ def propose(
     clipped = sum(row.clipped * row.count for row in rows) / total
     expected = sum(row.proposed * row.count for row in rows) / total
     warnings = [*_warnings_of_fit(fit, rows, total), *_warnings_of_run(rows, clipped, recipe)]
+    if not everything.within:
+        warnings.insert(0, _POOLED)
     return Proposal((min(profiles), max(profiles)), fit, rows, expected, clipped, warnings)
 
 
@@ -122,6 +129,10 @@ def calibration_columns(profile: Profile) -> dict[str, Tensor]:
     signed = profile.signed
     histogram = {"cell_edge": signed.edges, "gain": signed.gain, "harm": signed.harm}
     values = {"edge": profile.edge, **columns, **histogram}
+    if profile.within:
+        values |= {
+            name: [each or 0.0 for each in profile.columns[name]] for name in ("spread", "spread_count")
+        }
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
 
@@ -133,7 +144,8 @@ def _rows(columns: Mapping[str, Tensor], fit: Calibration) -> list[Row]:
     fitted = (fit.scale * tails.positions**fit.power).tolist()
     edges, counts = [round(edge) for edge in columns["edge"].tolist()], columns["count"].tolist()
     firsts = [1, *(edge + 1 for edge in edges)]
-    figures = (firsts, edges, counts, columns["log_ratio_std"].tolist(), fitted, clipped, proposed)
+    std = columns.get("spread", columns["log_ratio_std"])
+    figures = (firsts, edges, counts, std.tolist(), fitted, clipped, proposed)
     return [
         Row(first, last, round(count), *rest)
         for first, last, count, *rest in zip(*figures, strict=False)

@@ -8,8 +8,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ctpo.training.diagnostics.drift import EngineDrift
+from ctpo.training.diagnostics.gradients import UpdateGradients
 from ctpo.training.diagnostics.online import OnlineBand
 from ctpo.training.diagnostics.profile import PositionProfile, ProfileSums
+from ctpo.training.diagnostics.pull import null_sizes
 from ctpo.training.diagnostics.record import profile_figures, profile_line
 from ctpo.training.diagnostics.samples import sample_rows
 from ctpo.training.scoring.microbatch import MicroBatch, Scored
@@ -28,12 +30,15 @@ class _Gathered:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "closed": None if self.closed is None else self.closed.flat(),
+            "sums": None if self.closed is None else self.closed.flat(),
             "drift": self.drift.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any], edges: list[int]) -> None:
-        self.closed = None if state["closed"] is None else ProfileSums.from_flat(state["closed"], edges)
+        known = "sums" in state  # an earlier release gathered other sums
+        self.closed = (
+            ProfileSums.from_flat(state["sums"], edges) if known and state["sums"] is not None else None
+        )
         self.drift.load_state_dict(state["drift"])
 
 
@@ -47,6 +52,7 @@ class Diagnostics:
     def __init__(self, trainer: TrainerView) -> None:
         self._trainer, self._on = trainer, trainer.args.diagnostics
         self._profile = PositionProfile(lambda: trainer.objective, trainer.args.max_completion_length)
+        self._gradients = UpdateGradients(trainer)
         self._gathered = {"log": _Gathered()}
         args = trainer.args
         self._online = (
@@ -67,10 +73,25 @@ class Diagnostics:
         """Whether the objective must return its details, because a second call would not give the same."""
         return self._on and not self._trainer.objective.row_wise
 
+    def null_sizes(self, advantages: Tensor) -> Tensor | None:
+        """[B] the mean |A| of each response's group, for the micro-batches (`MicroBatch.null_sizes`)."""
+        args = self._trainer.args
+        return null_sizes(advantages, args.num_generations, self._trainer.accelerator) if self._on else None
+
     def generated(self, rollouts: MicroBatch) -> None:
         """Add the drift of a rollout batch that was just generated, if the trainer has scored it too."""
         if self._on and rollouts.old_logps is not None and rollouts.rollout_logps is not None:
             self._add_drift(rollouts.old_logps, rollouts.rollout_logps, rollouts.response_mask)
+
+    def starting(self, rows: int) -> None:
+        """Measure the gradient so far, before a micro-batch of training with this many responses adds to it."""
+        if self._on:
+            self._gradients.starting(rows)
+
+    def updated(self, norm: Any) -> None:
+        """Take the norm of an update's gradient before it is clipped."""
+        if self._on:
+            self._gradients.updated(norm, self._trainer.state.global_step)
 
     def observe(self, done: list[Scored], rows: int) -> None:
         """Add one micro-batch of training with this many responses, in the parts in which it was scored."""
@@ -81,7 +102,11 @@ class Diagnostics:
         self._open, self.last = True, done
         for part in done:
             batch = part.batch
-            self._profile.add(part.logps, part.anchor_logps, part.signal, batch.response_mask, part.details)
+            self._profile.add(
+                *(part.logps, part.anchor_logps, part.signal, batch.response_mask, part.details),
+                update=self._trainer.state.global_step,
+                null_size=None if batch.null_sizes is None else batch.weighted(batch.null_sizes),
+            )
             if batch.rollout_logps is not None and batch.old_logps is None and self._same_weights():
                 self._add_drift(part.logps, batch.rollout_logps, batch.response_mask)
 
@@ -90,7 +115,8 @@ class Diagnostics:
         if not self._open:
             return
         self._open = False
-        sums = self._profile.close(self._trainer.accelerator)
+        accelerator = self._trainer.accelerator
+        sums = self._profile.close(accelerator, self._gradients.close(accelerator))
         if self._profile.extremes is not None:
             names = ("clip_ratio/low_min", "clip_ratio/high_max")
             self._extremes = dict(zip(names, self._profile.extremes, strict=True))
@@ -135,7 +161,12 @@ class Diagnostics:
         """What a resumed run continues from."""
         online = None if self._online is None else self._online.state_dict()
         gathered = {name: reader.state_dict() for name, reader in self._gathered.items()}
-        state = {"open": self._open, "profile": self._profile.state_dict(), "online": online}
+        state = {
+            "open": self._open,
+            "profile": self._profile.state_dict(),
+            "gradients": self._gradients.state_dict(),
+            "online": online,
+        }
         return {**state, **gathered.pop("log"), **gathered, "used": self._used, "extremes": self._extremes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -144,6 +175,8 @@ class Diagnostics:
         for name, reader in self._gathered.items():  # a run of an earlier release logged what it recorded
             reader.load_state_dict(state.get(name, state), self._profile.edges)
         self._profile.load_state_dict(state["profile"])
+        if "gradients" in state:
+            self._gradients.load_state_dict(state["gradients"])
         self._used = dict(state["used"])
         self._extremes = dict(state.get("extremes", {}))
         if self._online is not None:

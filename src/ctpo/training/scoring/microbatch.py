@@ -57,6 +57,8 @@ class MicroBatch:
     """[B, T] boolean: tokens that the rollout correction removed from the denominators too."""
     rewards: Tensor | None = None
     """[B] the weighted sum over the reward functions, if diagnostics asked for it."""
+    null_sizes: Tensor | None = None
+    """[B] the mean |A| of the response's group, if diagnostics asked for it and groups have one."""
     multimodal: Mapping[str, Any] = field(default_factory=dict)
     """TRL's inputs named in `MULTIMODAL`, as they came."""
 
@@ -64,8 +66,9 @@ class MicroBatch:
     def of(cls, inputs: Mapping[str, Any]) -> MicroBatch:
         """The micro-batch in TRL's dictionary.
 
-        `minibatch_num_tokens`, `minibatch_num_sequences`, `rewards`, `rollout_weights` and `rejection_mask` are entries
-        that `CTPOTrainer` adds. Without the first two, the micro-batch counts as the whole minibatch.
+        `minibatch_num_tokens`, `minibatch_num_sequences`, `rewards`, `null_sizes`, `rollout_weights` and
+        `rejection_mask` are entries that `CTPOTrainer` adds. Without the first two, the micro-batch counts as the whole
+        minibatch.
         """
         response_mask: Tensor = inputs["completion_mask"].bool()
         if "tool_mask" in inputs:
@@ -89,6 +92,7 @@ class MicroBatch:
             rollout_weights=inputs.get("rollout_weights"),
             rejection_mask=rejection_mask,
             rewards=inputs.get("rewards"),
+            null_sizes=inputs.get("null_sizes"),
             multimodal={name: inputs[name] for name in MULTIMODAL if inputs.get(name) is not None},
         )
 

@@ -280,6 +280,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """The micro-batch's share of the loss. All parts of it but the last have been through the backward pass."""
         batch, training = MicroBatch.of(inputs), self.model.training
+        if training:
+            self.diagnostics.starting(len(batch))
         parts = self.part_scorer.parts(model, batch)
         done: list[Scored] = []
         for part in parts[:-1]:
@@ -454,6 +456,9 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             rewards = response_rewards(self, rollouts["advantages"]) if self.args.diagnostics else None
             if rewards is not None:
                 rollouts["rewards"] = rewards
+            null_sizes = self.diagnostics.null_sizes(rollouts["advantages"])
+            if null_sizes is not None:
+                rollouts["null_sizes"] = null_sizes
             self.diagnostics.generated(MicroBatch.of(rollouts))
             group = self.num_generations if self.args.whole_groups else 1
             self._buffered_inputs: list[dict[str, Any]] = deal(
@@ -564,6 +569,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         norm = super()._get_grad_norm(model, grad_norm)
         self.guard.judge(model, norm, self.accelerator)
         self.window.updated(norm, self._get_learning_rate())
+        self.diagnostics.updated(norm)
         return norm
 
     def _minibatch_totals(self) -> dict[str, Tensor]:
