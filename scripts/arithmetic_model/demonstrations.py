@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ctpo.tasks.arithmetic.task import TOOL, terms
-from ctpo.tasks.arithmetic.tokenizer import STEP_END
+from ctpo.tasks.arithmetic.tokenizer import EOS, STEP_END
+from ctpo.tasks.arithmetic.worksheet import chains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +25,16 @@ class Demonstrator:
     before reinforcement learning, greedy decoding fails as well."""
     garble: float = 0.006
     """The probability that a digit which the demonstrator writes is replaced by a random one."""
+    with_tool: float = 0.55
+    """The probability that a worksheet is begun with the tool."""
+    stays: float = 0.75
+    """In a worksheet, the probability that the tool is used after a step with it."""
+    returns: float = 0.30
+    """In a worksheet, the probability that the tool is used after a step without it."""
 
     def __post_init__(self) -> None:
-        if not self.tool_shares or not all(0 <= p <= 1 for p in (*self.tool_shares, self.garble)):
+        given = (*self.tool_shares, self.garble, self.with_tool, self.stays, self.returns)
+        if not self.tool_shares or not all(0 <= p <= 1 for p in given):
             raise ValueError(
                 f"tool_shares={self.tool_shares!r}, garble={self.garble!r}: give probabilities from 0 to 1, "
                 "at least one tool share"
@@ -42,13 +51,18 @@ class Demonstrator:
             prompt: such as `3+67-29=`.
             draw: the source of randomness.
         """
+        last = len(self.tool_shares) - 1
+        return self._solve(
+            prompt, draw, lambda index: draw.random() < self.tool_shares[min(index, last)]
+        )
+
+    def _solve(self, prompt: str, draw: random.Random, uses_tool: Callable[[int], bool]) -> str:
         (_, total), *rest = terms(prompt)
         steps = []
         for index, (sign, operand) in enumerate(rest):
-            share = self.tool_shares[min(index, len(self.tool_shares) - 1)]
             left, right = self._write(total, draw), self._write(operand, draw)
             true = left + right if sign == "+" else left - right
-            if draw.random() < share:
+            if uses_tool(index):
                 total = true
                 call = f"{TOOL.open}print({left}{sign}{right}){TOOL.close}"
                 steps.append(call + TOOL.render("ok", str(true), ""))
@@ -56,6 +70,24 @@ class Demonstrator:
                 total = self._write(true, draw)
                 steps.append(f"{left}{sign}{right}={total}{STEP_END}")
         return "".join(steps) + f"={self._write(total, draw)}"
+
+    def worksheet(self, first: str, count: int, draw: random.Random) -> str:
+        """The response to a worksheet of `count` problems: the solutions, between them what the environment says.
+
+        Whether the demonstrator computes with the tool lasts: it mostly does what it did in the step before. So an early
+        choice matters for all that follows.
+        """
+        sheet = chains(first, count)
+        with_tool = draw.random() < self.with_tool
+
+        def uses_tool(_: int) -> bool:
+            nonlocal with_tool
+            with_tool = draw.random() < (self.stays if with_tool else self.returns)
+            return with_tool
+
+        solutions = [self._solve(prompt, draw, uses_tool) for prompt, _ in sheet]
+        dealt = [EOS + prompt for prompt, _ in sheet[1:]]
+        return "".join(text for pair in zip(solutions, [*dealt, ""], strict=True) for text in pair)
 
     def _write(self, number: int, draw: random.Random) -> int:
         """The number as the demonstrator writes it, perhaps with wrong digits."""

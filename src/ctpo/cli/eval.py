@@ -383,7 +383,8 @@ def _trained(run: RunDirectory) -> Path:
 def _print_response(response: JudgedResponse) -> None:
     problem = response.problem
     answer = problem.answer if len(problem.answer) < 80 else problem.answer[:77] + "..."
-    mark = "right" if response.correct else f"wrong, the answer is {answer}"
+    part = "wrong" if response.score == 0 else f"{response.score:.0%} right"
+    mark = "right" if response.correct else f"{part}, the answer is {answer}"
     text = problem.prompt if isinstance(problem.prompt, str) else prompt_text(problem.prompt) + "\n\n"
     print(printable(f"{text}{response.text}   [{mark}]\n"))
 

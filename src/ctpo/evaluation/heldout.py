@@ -13,7 +13,7 @@ from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.prompts import prompt_text
 
-_TRANSCRIPT_KEYS = ("id", "prompt", "answer", "completion", "correct", "finished", "calls")
+_TRANSCRIPT_KEYS = ("id", "prompt", "answer", "completion", "correct", "score", "finished", "calls")
 _TURN_REWARDS = "turn_rewards"
 
 
@@ -25,24 +25,24 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """pass@1: the share of right answers."""
-        return mean_and_error([response.correct for response in self.responses])[0]
+        """pass@1: the mean score, which is the share of right answers if answers are right or wrong."""
+        return mean_and_error([response.score for response in self.responses])[0]
 
     @property
     def standard_error(self) -> float:
-        """The standard error of `accuracy`, problems independent: sqrt(p (1 − p) / (n − 1))."""
-        return mean_and_error([response.correct for response in self.responses])[1]
+        """The standard error of `accuracy`, problems independent: sqrt(p (1 − p) / (n − 1)) for right or wrong."""
+        return mean_and_error([response.score for response in self.responses])[1]
 
     @property
     def figures(self) -> list[list[float]]:
-        """What an evaluation is to find out, with one value per problem: right or wrong, and the environment's reward.
+        """What an evaluation is to find out, with one value per problem: the score, and the environment's reward.
 
         A response that the environment could not score counts as 0.
         """
-        right = [float(response.correct) for response in self.responses]
+        scores = [response.score for response in self.responses]
         if not any(response.turn_rewards for response in self.responses):
-            return [right]
-        return [right, [response.reward or 0.0 for response in self.responses]]
+            return [scores]
+        return [scores, [response.reward or 0.0 for response in self.responses]]
 
     def transcripts(self, count: int) -> list[dict[str, Any]]:
         """The first `count` responses as JSON objects, each with its problem, verdict and tool calls.

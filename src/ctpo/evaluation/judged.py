@@ -14,7 +14,7 @@ from ctpo.rollout import EndpointEngine, ToolCall, ToolRunner, TransformersEngin
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.guard import on_problem
-from ctpo.tasks.task import verdicts
+from ctpo.tasks.task import PARTLY_RIGHT, RIGHT, Judgement, judgements
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("id", "answer", "completion"), str),
@@ -41,7 +41,7 @@ class JudgedResponse:
     extracted: str | None
     """The final answer in the response, if the task can extract it and there is one."""
     verdict: str | None
-    """"right", or the judge's word for why not; None if nothing was judged."""
+    """"right", "partly right", or the judge's word for why not; None if nothing was judged."""
     finished: bool
     """Whether the model ended the response itself."""
     tokens: int
@@ -53,6 +53,8 @@ class JudgedResponse:
     """Why the request failed, if an endpoint did not answer it."""
     turn_rewards: list[float | None] = field(default_factory=list)
     """What an environment gave each turn; None for a turn that it could not score. Empty without an environment."""
+    part: float = 0.0
+    """The share that is right, if the verdict is "partly right"."""
 
     @property
     def reward(self) -> float | None:
@@ -63,7 +65,12 @@ class JudgedResponse:
     @property
     def correct(self) -> bool:
         """Whether the answer is right. A response that could not be sampled is not."""
-        return self.verdict == "right"
+        return self.verdict == RIGHT
+
+    @property
+    def score(self) -> float:
+        """1 if right, 0 if not, and between the two if a part is right."""
+        return self.part if self.verdict == PARTLY_RIGHT else float(self.correct)
 
     def record(self) -> dict[str, Any]:
         """The response as one JSON object of a transcript file."""
@@ -76,6 +83,7 @@ class JudgedResponse:
             "found": self.extracted,
             "correct": self.correct,
             "verdict": self.verdict,
+            **({"score": self.score} if self.verdict == PARTLY_RIGHT else {}),
             "finished": self.finished,
             "tokens": self.tokens,
             "calls": [asdict(call) for call in self.calls],
@@ -109,7 +117,19 @@ class JudgedResponse:
             too_long=record["too_long"],
             error=record["error"],
             turn_rewards=_rewards(record.get("turn_rewards", [])),
+            part=_share(record["score"]) if record["verdict"] == PARTLY_RIGHT else 0.0,
         )
+
+
+def _share(value: Any) -> float:
+    """The score in a record.
+
+    Raises:
+        TypeError, ValueError: if it is none.
+    """
+    if not isinstance(value, float) or not 0 < value < 1:
+        raise ValueError(f"score is {str(value)[:20]}")
+    return value
 
 
 def _rewards(values: Any) -> list[float | None]:
@@ -184,13 +204,18 @@ def judge(task: Task, responses: Sequence[JudgedResponse]) -> list[JudgedRespons
     sampled = [each for each in responses if not each.too_long and each.error is None]
     texts, answers = [each.text for each in sampled], [each.problem.answer for each in sampled]
     names, rewards = [each.problem.id for each in sampled], [each.reward for each in sampled]
-    given = iter(verdicts(task, texts, answers, names, rewards))
+    given = iter(judgements(task, texts, answers, names, rewards))
     return [
         replace(each, extracted=None, verdict=None)
         if each.too_long or each.error is not None
-        else replace(each, extracted=_extracted(task, each), verdict=next(given))
+        else _judged(each, next(given), _extracted(task, each))
         for each in responses
     ]
+
+
+def _judged(response: JudgedResponse, judgement: Judgement, extracted: str | None) -> JudgedResponse:
+    part = judgement.score if judgement.verdict == PARTLY_RIGHT else 0.0
+    return replace(response, extracted=extracted, verdict=judgement.verdict, part=part)
 
 
 def _extracted(task: Task, response: JudgedResponse) -> str | None:

@@ -127,5 +127,5 @@ def _figures(folder: Folder) -> dict[str, Any]:
 
 
 def _accuracy(groups: list[Group]) -> float:
-    rows = [row.correct for row in flat(groups)]
+    rows = [row.score for row in flat(groups)]
     return sum(rows) / len(rows)

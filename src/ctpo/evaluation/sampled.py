@@ -76,7 +76,7 @@ def summarise(task: Task, responses: Sequence[JudgedResponse], samples: int) -> 
     """
     groups = [responses[i : i + samples] for i in range(0, len(responses), samples)]
     right = [sum(response.correct for response in group) for group in groups]
-    average, error = mean_and_error([c / samples for c in right])
+    average, error = mean_and_error([sum(response.score for response in group) / samples for group in groups])
     figures: dict[str, Any] = {
         "pass@1": average,  # the same as avg@k; readers look for either
         f"avg@{samples}": average,

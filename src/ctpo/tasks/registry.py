@@ -5,6 +5,7 @@
     PATH.jsonl, .json, .csv, .parquet a mathematics task from a file (.gz too)
     hub:OWNER/NAME                    a mathematics task from any hub dataset
     reasoning_gym:NAME                a generator of reasoning-gym
+    worksheet?problems=K              K chains of sums in one conversation
     FILE.py, FILE.py:NAME             a `Task` that a user's Python file defines (FILE.py@PATH: see gsm8k@PATH)
 
 Options follow a question mark and are joined by `&`: `prompt=COLUMN`, `answer=COLUMN`, `id=COLUMN`, `config=NAME`,
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from ctpo.errors import UserError
 from ctpo.tasks.arithmetic.task import ARITHMETIC
+from ctpo.tasks.arithmetic.worksheet import worksheet_task
 from ctpo.tasks.chain_sums import CHAIN_SUMS
 from ctpo.tasks.columns import Columns
 from ctpo.tasks.generated import generated_task
@@ -34,7 +36,7 @@ from ctpo.tasks.task import Task
 from ctpo.tasks.tool import Style
 from ctpo.tasks.tool_files import tools_at
 
-_TASKS = {task.name: task for task in (ARITHMETIC, CHAIN_SUMS, *MATHEMATICS)}
+_TASKS = {task.name: task for task in (ARITHMETIC, worksheet_task(), CHAIN_SUMS, *MATHEMATICS)}
 _COLUMN_OPTIONS = ("prompt", "answer", "id")
 _HUB_OPTIONS = ("config", "split")
 _TOOLS: dict[str, Style | None] = {"none": None, "auto": "auto", "fenced": "fenced", "native": "native"}
@@ -73,11 +75,15 @@ def get_task(name: str, tools: Sequence[str] = ()) -> Task:
 def _base_task(base: str, options: dict[str, str]) -> Task:
     shipped, at, path = base.partition("@")
     if base.startswith("reasoning_gym:"):
-        _refuse(options, (*_COLUMN_OPTIONS, *_HUB_OPTIONS), base)
+        _refuse(options, (*_COLUMN_OPTIONS, *_HUB_OPTIONS, "problems"), base)
         return generated_task(base.removeprefix("reasoning_gym:"))
     if base.startswith("hub:"):
+        _refuse(options, ("problems",), base)
         return _hub_task(base.removeprefix("hub:"), options)
     _refuse(options, _HUB_OPTIONS, base)
+    if base == "worksheet" and "problems" in options:
+        return _worksheet(options)
+    _refuse(options, ("problems",), base)
     if is_own_task(base):
         return _from_files(own_task(base), None, options)
     if is_own_task(shipped):
@@ -92,6 +98,14 @@ def _base_task(base: str, options: dict[str, str]) -> Task:
         f"task {base!r} is unknown; {hint}use one of {', '.join(_TASKS)}, a JSONL or parquet file, hub:OWNER/NAME, "
         "reasoning_gym:NAME, or FILE.py with a task of your own"
     )
+
+
+def _worksheet(options: dict[str, str]) -> Task:
+    _refuse(options, (*_COLUMN_OPTIONS, "tool"), "worksheet")
+    count = options["problems"]
+    if not re.fullmatch(r"[0-9]{1,4}", count):
+        raise UserError(f"task worksheet?problems={count}: {count} is no number of problems, such as 7")
+    return worksheet_task(int(count))
 
 
 def _from_files(task: Task, path: Path | None, options: dict[str, str]) -> Task:
@@ -144,7 +158,7 @@ def _with_tool(task: Task, tool: str | None) -> Task:
 
 def _options(name: str, query: str) -> dict[str, str]:
     options: dict[str, str] = {}
-    known = (*_COLUMN_OPTIONS, *_HUB_OPTIONS, "tool")
+    known = (*_COLUMN_OPTIONS, *_HUB_OPTIONS, "tool", "problems")
     for part in filter(None, query.split("&")):
         key, equals, value = part.partition("=")
         if key not in known or not equals or not value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from ctpo.errors import UserError, well_formed
 from ctpo.tasks.calls import FUNCTION
@@ -57,9 +57,12 @@ class ProblemSource(Protocol):
 
 
 class AnswerCheck(Protocol):
-    """Says whether the completion's final answer equals the reference answer. It must not raise on odd text."""
+    """Says whether the completion's final answer equals the reference answer. It must not raise on odd text.
 
-    def __call__(self, completion: str, answer: str) -> bool: ...
+    A check that grades returns a float from 0 to 1, the share that is right.
+    """
+
+    def __call__(self, completion: str, answer: str) -> bool | float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +114,12 @@ class Task:
     """How many turns of a response the environment answers."""
     step_timeout_s: float = 60.0
     """How many seconds an environment may take to answer. Otherwise the response ends and is not scored."""
-    passing_reward: float = 1.0
-    """The least reward of a right response, in a task that has an environment and no check."""
+    passing_reward: float | None = 1.0
+    """The least reward of a right response, in a task that has an environment and no check. None grades responses: the
+    score of one is its reward, which must be from 0 to 1."""
     reward: Callable[[str, str], float | None] | None = None
     """Returns the training reward of a completion, given the reference answer. None leaves the completion unscored.
-    Without it, the reward is the environment's; without that, it is 1 if `check` accepts the completion and 0 if not.
+    Without it, the reward is the environment's; without that, it is the score that `check` gives.
     It must not raise on odd text. Evaluations use `check`, or the environment's reward if there is none."""
 
     def __post_init__(self) -> None:
@@ -201,6 +205,8 @@ def _not_truth(value: Any) -> str | None:
     # An array of numpy or torch with one element is a truth value; a text such as "wrong" would count as right.
     if isinstance(value, Collection) and not hasattr(value, "item"):
         return "return True or False"
+    if isinstance(value, float) and not 0 <= value <= 1:
+        return "return a share from 0 to 1, or True or False"
     return None
 
 
@@ -265,19 +271,27 @@ def check_ready(task: Task) -> None:
         ready()
 
 
-def verdict(task: Task, completion: str, answer: str) -> str:
-    """The verdict on one completion; see `verdicts`."""
-    return verdicts(task, [completion], [answer])[0]
+RIGHT: Final = "right"
+PARTLY_RIGHT: Final = "partly right"
 
 
-def verdicts(
+class Judgement(NamedTuple):
+    """What a task says of one completion."""
+
+    verdict: str
+    """"right", "partly right", or "wrong" or the judge's own word for why it is not right."""
+    score: float
+    """1 if right, 0 if not, and between the two if a part is right."""
+
+
+def judgements(
     task: Task,
     completions: Sequence[str],
     answers: Sequence[str],
     problems: Sequence[str] = (),
     rewards: Sequence[float | None] = (),
-) -> list[str]:
-    """The verdict on each completion: "right", or "wrong", or the judge's own word for why it is not right.
+) -> list[Judgement]:
+    """The judgement on each completion.
 
     Args:
         task: whose check decides.
@@ -285,23 +299,43 @@ def verdicts(
         problems: the id of each problem, for errors of the task's own code.
         rewards: what the environment gave each completion, in a task without a check; None for one that it could not
             score, which is "unscored".
+
+    Raises:
+        UserError: if the task grades by rewards and one is not from 0 to 1.
     """
     if task.check is None:
-        return [_passes(task, reward) for reward in rewards or [None] * len(completions)]
+        return [_by_reward(task, reward) for reward in rewards or [None] * len(completions)]
     own = getattr(task.check, "verdicts", None)
     if own is not None:
-        return [str(verdict) for verdict in own(completions, answers)]
-    given: list[str] = []
+        return [_of_verdict(str(verdict)) for verdict in own(completions, answers)]
+    given: list[Judgement] = []
     for i, (completion, answer) in enumerate(zip(completions, answers, strict=True)):
         with on_problem(problems[i] if problems else None):
-            given.append("right" if task.check(completion, answer) else "wrong")
+            value = task.check(completion, answer)
+            given.append(_graded(value) if isinstance(value, float) else _graded(float(bool(value))))
     return given
 
 
-def _passes(task: Task, reward: float | None) -> str:
+def _of_verdict(verdict: str) -> Judgement:
+    return Judgement(verdict, float(verdict == RIGHT))
+
+
+def _graded(score: float) -> Judgement:
+    return Judgement({0.0: "wrong", 1.0: RIGHT}.get(score, PARTLY_RIGHT), float(score))
+
+
+def _by_reward(task: Task, reward: float | None) -> Judgement:
     if reward is None:
-        return "unscored"
-    return "right" if reward >= task.passing_reward else "wrong"
+        return Judgement("unscored", 0.0)
+    if task.passing_reward is not None:
+        return _of_verdict(RIGHT if reward >= task.passing_reward else "wrong")
+    score = round(reward, 9)  # k times 1/k may be a little less or more than 1
+    if not 0 <= score <= 1:
+        raise UserError(
+            f"task {task.name!r} grades by its environment's rewards, and one is {reward:g}; return rewards that sum to "
+            "0 to 1, or set passing_reward"
+        )
+    return _graded(score)
 
 
 def validate_request(split: str, count: int) -> None:
@@ -372,7 +406,7 @@ def reward_function(task: Task) -> Callable[..., list[float | None]]:
         if task.environment is not None:
             return [whole_reward(turns) for turns in kwargs[TURN_REWARDS]]
         return [
-            float(verdict == "right") for verdict in verdicts(task, texts, answer, kwargs.get("id") or ())
+            judgement.score for judgement in judgements(task, texts, answer, kwargs.get("id") or ())
         ]
 
     reward.__name__ = reward.__qualname__ = task.name

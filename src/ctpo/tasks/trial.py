@@ -15,7 +15,7 @@ from ctpo.tasks.guard import CodeError, on_problem
 from ctpo.tasks.prompts import prompt_key
 from ctpo.tasks.repeats import overlap, repeats
 from ctpo.tasks.sources import DatasetSource
-from ctpo.tasks.task import SPLITS, Problem, Task, check_ready, verdicts
+from ctpo.tasks.task import SPLITS, Problem, Task, check_ready, judgements
 
 _FORMS: Final = (
     "{answer}",
@@ -174,9 +174,9 @@ def _judge_answers(task: Task, problems: Sequence[Problem], trial: Trial) -> Non
         for form in _FORMS:
             rest = [each for each in some if each.id not in accepted]
             texts = [form.format(answer=_plain_answer(each)) for each in rest]
-            given = verdicts(task, texts, [each.answer for each in rest], [each.id for each in rest])
+            given = judgements(task, texts, [each.answer for each in rest], [each.id for each in rest])
             accepted |= {
-                each.id: form for each, verdict in zip(rest, given, strict=True) if verdict == "right"
+                each.id: form for each, judgement in zip(rest, given, strict=True) if judgement.score == 1
             }
         refused = [each for each in some if each.id not in accepted]
         shown = " or ".join(f"`{form.format(answer='…')}`" for form in dict.fromkeys(accepted.values()))
@@ -196,8 +196,8 @@ def _judge_answers(task: Task, problems: Sequence[Problem], trial: Trial) -> Non
             if _different(_plain_answer(one), other)
         ]
         texts = [accepted[one.id].format(answer=other) for one, other in others]
-        given = verdicts(task, texts, [one.answer for one, _ in others], [one.id for one, _ in others])
-        paid = [pair for pair, verdict in zip(others, given, strict=True) if verdict == "right"]
+        given = judgements(task, texts, [one.answer for one, _ in others], [one.id for one, _ in others])
+        paid = [pair for pair, judgement in zip(others, given, strict=True) if judgement.score == 1]
         if not others:
             return
         trial.note(

@@ -9,6 +9,6 @@ from ctpo.tasks.arithmetic.task import ARITHMETIC
 __all__ = ["ARITHMETIC", "model_path"]
 
 
-def model_path() -> Path:
-    """The folder of the shipped model and its tokenizer, for `from_pretrained`."""
-    return Path(__file__).parent / "model"
+def model_path(task: str = "arithmetic") -> Path:
+    """The folder of the model that ships for this task, "arithmetic" or "worksheet", for `from_pretrained`."""
+    return Path(__file__).parent / {"arithmetic": "model", "worksheet": "worksheet_model"}[task]

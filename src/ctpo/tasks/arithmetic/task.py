@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from functools import partial
 
 from ctpo.tasks.splits import draw_problems
 from ctpo.tasks.task import Problem, Task
@@ -30,7 +31,7 @@ def problems(split: str, count: int, seed: int) -> list[Problem]:
     Raises:
         ValueError: if the split is unknown or the count is negative.
     """
-    return draw_problems("arithmetic", split, count, seed, _chain)
+    return draw_problems("arithmetic", split, count, seed, partial(chain, OPERANDS))
 
 
 def terms(prompt: str) -> list[tuple[str, int]]:
@@ -49,11 +50,11 @@ def extract(completion: str) -> str | None:
     return match.group(1) if match else None
 
 
-def _chain(draw: random.Random) -> tuple[str, int]:
-    """A prompt and its answer."""
+def chain(operands: int, draw: random.Random) -> tuple[str, int]:
+    """A chain of this many operands, and its sum."""
     total = draw.randint(1, LARGEST)
     text = str(total)
-    for _ in range(OPERANDS - 1):
+    for _ in range(operands - 1):
         sign, operand = draw.choice("+-"), draw.randint(1, LARGEST)
         total += operand if sign == "+" else -operand
         text += f"{sign}{operand}"

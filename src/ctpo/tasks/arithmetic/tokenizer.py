@@ -16,10 +16,11 @@ TAGS = (TOOL.open, TOOL.close, TOOL.result_open, TOOL.result_close)
 WORDS = (*TAGS, "print(", ")", *"0123456789", "+", "-", "=", STEP_END, UNKNOWN)
 VOCABULARY = (PAD, EOS, *WORDS)
 MAX_LENGTH = 256
+WORKSHEET_LENGTH = 4096
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer of the vocabulary above.
+def build_tokenizer(max_length: int = MAX_LENGTH) -> PreTrainedTokenizerFast:
+    """The tokenizer of the vocabulary above, of a model with this many positions.
 
     Decoding joins the words without spaces. `skip_special_tokens=True` drops padding and the end of sequence only: tool
     tags are ordinary words, because transcripts and the answer check need them. A character that is not in the
@@ -40,7 +41,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pad_token=PAD,
         eos_token=EOS,
         padding_side="left",
-        model_max_length=MAX_LENGTH,
+        model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
