@@ -52,9 +52,7 @@ class Demonstrator:
             draw: the source of randomness.
         """
         last = len(self.tool_shares) - 1
-        return self._solve(
-            prompt, draw, lambda index: draw.random() < self.tool_shares[min(index, last)]
-        )
+        return self._solve(prompt, draw, lambda index: draw.random() < self.tool_shares[min(index, last)])
 
     def _solve(self, prompt: str, draw: random.Random, uses_tool: Callable[[int], bool]) -> str:
         (_, total), *rest = terms(prompt)
@@ -74,8 +72,8 @@ class Demonstrator:
     def worksheet(self, first: str, count: int, draw: random.Random) -> str:
         """The response to a worksheet of `count` problems: the solutions, between them what the environment says.
 
-        Whether the demonstrator computes with the tool lasts: it mostly does what it did in the step before. So an early
-        choice matters for all that follows.
+        Whether the demonstrator computes with the tool lasts: it mostly does what it did in the step before. So an
+        early choice matters for all that follows.
         """
         sheet = chains(first, count)
         with_tool = draw.random() < self.with_tool
@@ -86,7 +84,7 @@ class Demonstrator:
             return with_tool
 
         solutions = [self._solve(prompt, draw, uses_tool) for prompt, _ in sheet]
-        dealt = [EOS + prompt for prompt, _ in sheet[1:]]
+        dealt = [EOS + STEP_END + prompt for prompt, _ in sheet[1:]]
         return "".join(text for pair in zip(solutions, [*dealt, ""], strict=True) for text in pair)
 
     def _write(self, number: int, draw: random.Random) -> int:

@@ -61,7 +61,7 @@ class WorksheetConfig:
     """Optimizer steps."""
     batch: int = 96
     """Problems per step, each of a chain of its own."""
-    counts: tuple[int, ...] = (1, 4, 12, 24)
+    counts: tuple[int, ...] = (1, 4, 12, 24, 56)
     """The lengths of worksheets, in problems. Each step has worksheets of one of them, as many as the batch takes."""
     lr: float = 4e-3
     """The peak learning rate, which rises and falls as in `WarmupConfig`."""
@@ -158,7 +158,9 @@ def main() -> None:
         "--worksheets", action="store_true", help="train the embedded model further, on worksheets"
     )
     parser.add_argument(
-        "--steps", type=int, help=f"optimizer steps ({WarmupConfig.steps}; worksheets {WorksheetConfig.steps})"
+        "--steps",
+        type=int,
+        help=f"optimizer steps ({WarmupConfig.steps}; worksheets {WorksheetConfig.steps})",
     )
     parser.add_argument("--seed", type=int, default=WarmupConfig.seed, help="default %(default)s")
     options = parser.parse_args()
@@ -201,11 +203,12 @@ def environment_mask(ids_BT: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -
         tokenizer.convert_tokens_to_ids(first): tokenizer.convert_tokens_to_ids(last)
         for first, last in ((TOOL.result_open, TOOL.result_close), (EOS, "="))
     }
+    results = tokenizer.convert_tokens_to_ids(TOOL.result_open)
     inside_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
     for row, ids in enumerate(ids_BT.tolist()):
         until = None
         for place, token in enumerate(ids):
-            inside_BT[row, place] = until is not None or token in ends and token != tokenizer.eos_token_id
+            inside_BT[row, place] = until is not None or token == results
             if until is None:
                 until = ends.get(token)
             elif token == until:

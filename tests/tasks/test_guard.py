@@ -12,7 +12,7 @@ from ctpo.errors import UserError
 from ctpo.tasks import Problem, Task, get_task, reward_function
 from ctpo.tasks.guard import Guarded
 from ctpo.tasks.judge import Judge
-from ctpo.tasks.task import verdicts
+from ctpo.tasks.task import judgements
 
 
 def _problems(split: str, count: int, seed: int) -> list[Problem]:
@@ -43,14 +43,14 @@ def test_an_exception_names_file_line_problem_and_completion() -> None:
         r"\(problem sum-4, the completion '7', the answer '4'\); correct it"
     )
     with pytest.raises(UserError, match=expected) as caught:
-        verdicts(_task(check=_divide), ["7"], ["4"], ["sum-4"])
+        judgements(_task(check=_divide), ["7"], ["4"], ["sum-4"])
     assert isinstance(caught.value.__cause__, ZeroDivisionError)  # a script's traceback shows both
     with pytest.raises(UserError, match=expected):
         reward_function(_task(check=_divide))(["p"], ["7"], ["4"], id=["sum-4"])
     with pytest.raises(
         UserError, match=r"check raises ValueError: invalid literal.*completion '7* … 7*x'"
     ) as long:
-        verdicts(_task(check=_divide), ["7" * 500 + "x"], ["4"], ["sum-4"])
+        judgements(_task(check=_divide), ["7" * 500 + "x"], ["4"], ["sum-4"])
     assert len(str(long.value)) < 700
 
 

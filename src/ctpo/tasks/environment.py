@@ -35,7 +35,9 @@ class Environment(Protocol):
     An environment may have more methods. `finish(reply) -> float | None` is called in place of `step` if the
     response ends before the environment ends it: at its length limit, or at the task's `max_turns`. `reply` is what
     the model has written of the turn. What it returns counts as the turn's reward. `tools() -> list` gives the
-    functions that the model may call in the conversation, each typed and with a docstring.
+    functions that the model may call in the conversation, each typed and with a docstring. `answers_at_once = True`
+    says that no method takes longer than a decoding step. Responses are then answered in the step in which they ask.
+    Otherwise other responses are decoded meanwhile, which costs steps.
 
     Example:
         class Guess:

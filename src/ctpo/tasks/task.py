@@ -332,8 +332,8 @@ def _by_reward(task: Task, reward: float | None) -> Judgement:
     score = round(reward, 9)  # k times 1/k may be a little less or more than 1
     if not 0 <= score <= 1:
         raise UserError(
-            f"task {task.name!r} grades by its environment's rewards, and one is {reward:g}; return rewards that sum to "
-            "0 to 1, or set passing_reward"
+            f"task {task.name!r} grades by its environment's rewards, and one is {reward:g}; return rewards that "
+            "sum to 0 to 1, or set passing_reward"
         )
     return _graded(score)
 
@@ -405,9 +405,7 @@ def reward_function(task: Task) -> Callable[..., list[float | None]]:
             return rewards
         if task.environment is not None:
             return [whole_reward(turns) for turns in kwargs[TURN_REWARDS]]
-        return [
-            judgement.score for judgement in judgements(task, texts, answer, kwargs.get("id") or ())
-        ]
+        return [judgement.score for judgement in judgements(task, texts, answer, kwargs.get("id") or ())]
 
     reward.__name__ = reward.__qualname__ = task.name
     return reward

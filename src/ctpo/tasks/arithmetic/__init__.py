@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from ctpo.tasks.arithmetic.task import ARITHMETIC
 
-__all__ = ["ARITHMETIC", "model_path"]
+__all__ = ["ARITHMETIC", "SHIPPED_MODELS", "model_location", "model_path"]
+
+SHIPPED_MODELS: Final = {"embedded": "model", "embedded-worksheet": "worksheet_model"}
+"""The names of the models that ship with the package, for the tasks arithmetic and worksheet, and their folders."""
 
 
-def model_path(task: str = "arithmetic") -> Path:
-    """The folder of the model that ships for this task, "arithmetic" or "worksheet", for `from_pretrained`."""
-    return Path(__file__).parent / {"arithmetic": "model", "worksheet": "worksheet_model"}[task]
+def model_path(name: str = "embedded") -> Path:
+    """The folder of a shipped model and its tokenizer, for `from_pretrained`."""
+    return Path(__file__).parent / SHIPPED_MODELS[name]
+
+
+def model_location(model: str) -> str:
+    """The folder of the shipped model with this name, or else the name itself: a directory or a hub id."""
+    return str(model_path(model)) if model in SHIPPED_MODELS else model

@@ -2,7 +2,7 @@
 
 The prompt is the first chain. The model computes it, ends its turn with the answer, and is dealt the next chain:
 
-    3+67-29+5=<py>print(3+67)</py><out>70</out>70-29=41;41+5=46;=46<eos>81-7+30+2=...
+    3+67-29+5=<py>print(3+67)</py><out>70</out>70-29=41;41+5=46;=46<eos>;81-7+30+2=...
 
 Every problem earns 1/k if it is right, where k is the number of problems. So the reward of a response is the share of
 right answers, and each turn has a reward of its own.
@@ -17,6 +17,7 @@ from typing import Final
 
 from ctpo.errors import UserError
 from ctpo.tasks.arithmetic.task import TOOL, chain, extract, terms
+from ctpo.tasks.arithmetic.tokenizer import STEP_END
 from ctpo.tasks.splits import digest, draw_problems, held_out
 from ctpo.tasks.task import Problem, Task
 
@@ -45,6 +46,8 @@ class Worksheet:
         count: k, the number of problems.
     """
 
+    answers_at_once = True
+
     def __init__(self, count: int) -> None:
         self._count = count
         self._chains: list[tuple[str, int]] = []
@@ -59,7 +62,7 @@ class Worksheet:
         right = extract(reply) == str(self._chains[self._done][1])
         self._done += 1
         over = self._done == self._count
-        return None if over else self._chains[self._done][0], right / self._count, over
+        return None if over else f"{STEP_END}{self._chains[self._done][0]}", right / self._count, over
 
 
 def chains(first: str, count: int) -> list[tuple[str, int]]:

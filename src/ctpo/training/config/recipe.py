@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from ctpo.errors import UserError
 from ctpo.tasks import get_task
+from ctpo.tasks.arithmetic import SHIPPED_MODELS
 from ctpo.training.config.from_trl import LOSS_SETTINGS
 
 EMBEDDED_MODEL: Final = "embedded"
@@ -63,7 +64,8 @@ class Recipe:
         "name, file or generator of the task: it gives prompts, tool and answer check (ctpo eval --help)",
     )
     model: str = _key(
-        EMBEDDED_MODEL, "'embedded' (ships with the arithmetic task), a model directory, or a hub id"
+        EMBEDDED_MODEL,
+        "'embedded' or 'embedded-worksheet' (ship for the tasks arithmetic and worksheet), a directory, or a hub id",
     )
     dataset: Path | None = _key(
         None, "JSONL or parquet file of training problems (see columns); unset for the task's own problems"
@@ -255,7 +257,7 @@ def merge(keys: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
 def _check_model(model: str) -> None:
     path = Path(model)
     try:
-        if model in (EMBEDDED_MODEL, SMOLLM2) or any(
+        if model in (*SHIPPED_MODELS, SMOLLM2) or any(
             (path / name).is_file() for name in ("config.json", "adapter_config.json")
         ):
             return

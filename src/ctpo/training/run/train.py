@@ -21,12 +21,12 @@ from ctpo.runs.checkpoints import Unusable, compare, read_clocks, sealed_identit
 from ctpo.runs.directory import RunDirectory
 from ctpo.runs.identity import deciding_settings
 from ctpo.tasks import Problem, Task, get_task
-from ctpo.tasks.arithmetic import model_path
+from ctpo.tasks.arithmetic import model_location
 from ctpo.tasks.repeats import overlap
 from ctpo.tasks.task import as_conversation, check_ready, with_template_kwargs
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.launch import check_joined
-from ctpo.training.config.recipe import EMBEDDED_MODEL, Recipe
+from ctpo.training.config.recipe import Recipe
 from ctpo.training.config.settings import build, resolved
 from ctpo.training.processes import any_of, on_main
 from ctpo.training.records.environment import describe_environment
@@ -320,7 +320,7 @@ def _location(recipe: Recipe, config: CTPOConfig, start: Start) -> str:
 
 
 def _model(recipe: Recipe) -> str:
-    return str(model_path()) if recipe.model == EMBEDDED_MODEL else recipe.model
+    return model_location(recipe.model)
 
 
 def _loading(config: CTPOConfig, *names: str) -> dict[str, Any]:
