@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CALLS = ("observe", "close", "figures", "generated", "samples")
+CALLS = ("starting", "observe", "updated", "null_sizes", "close", "figures", "generated", "samples")
 
 
 def main() -> None:

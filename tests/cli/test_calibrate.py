@@ -135,6 +135,27 @@ def test_pooled_lines_are_one_profile(tmp_path: Path) -> None:
         torch.testing.assert_close(columns[name], expected.double(), rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_profiles_of_an_earlier_release_are_read_and_named(
+    lines: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They hold one spread over all updates of a rollout batch; so does a run that was resumed with this release."""
+    new = ("spread", "spread_count", "ess", "gradient_ess", "updates", "gain_count")
+    old = [{key: value for key, value in line.items() if key not in new} for line in lines]
+    for i, content in enumerate((old, [old[0], *lines[1:]])):
+        shown = printed(capsys, str(write(tmp_path / str(i), content)))
+        assert "an earlier release, which pooled the updates of a rollout batch" in shown
+        last = next(line for line in shown.splitlines() if "-64 " in line).split()
+        assert float(last[2]) == pytest.approx(pooled_std(content, -1), rel=0.01)
+    assert "earlier release" not in printed(capsys, str(write(tmp_path / "new", lines)))
+
+
+def pooled_std(lines: list[dict[str, Any]], place: int) -> float:
+    rows = [[line[name][place] for name in ("count", "log_ratio_mean", "log_ratio_std")] for line in lines]
+    n = sum(count for count, _, _ in rows)
+    mean = sum(count * m for count, m, _ in rows) / n
+    return math.sqrt(sum(count * (s * s + (m - mean) ** 2) for count, m, s in rows) / n)
+
+
 def changed(lines: list[dict[str, Any]], **changes: Any) -> list[dict[str, Any]]:
     return [lines[0], {**lines[1], **changes}, lines[2]]
 

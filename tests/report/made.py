@@ -59,8 +59,7 @@ def profile(batch: int, seed: int) -> dict[str, Any]:
         "high": [sum(v > 0.05 * math.sqrt(p) for p, v in each) for each in bins],
         "low": [sum(v < -0.025 * math.sqrt(p) for p, v in each) for each in bins],
         "dual": [0] * len(bins), "log_ratio_mean": means, "log_ratio_std": stds, "weight_mean": means,
-        "weight_std": stds, "spread": stds, "spread_count": [40.0] * len(bins),
-        "gradient_removed": [0.5] * len(bins), "spread_scale": 0.2 / batch, "spread_power": 0.5,
+        "weight_std": stds, "gradient_removed": [0.5] * len(bins), "spread_scale": 0.2 / batch, "spread_power": 0.5,
         "spread_power_stderr": 0.01,
         "histogram": {
             "edge": CELLS, "count": [sum(a < v <= b for v in everything) for a, b in itertools.pairwise(ends)],

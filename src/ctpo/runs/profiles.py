@@ -107,11 +107,6 @@ def read_profiles(run: Run) -> dict[int, Profile]:
             damaged += 1
         else:
             profiles[int(record["batch"])] = profile
-    if any(not profile.within for profile in profiles.values()):
-        run.notes.append(
-            "profile.jsonl was written by an earlier release: its spread and exponents pool the updates of a rollout "
-            "batch, whose different means make the exponent too large"
-        )
     if damaged:
         run.notes.append(f"profile.jsonl: {damaged} damaged profiles are left out")
     edges = {profile.edge for profile in profiles.values()}

@@ -95,8 +95,8 @@ _METRICS = (
     ),
     _Metric(
         key="gradient_removed", title="Gradient removed",
-        text="Share of the sum of weight times advantage, in absolute values, that the trust region removed. It counts "
-        "each clipped token by its weight.",
+        text="Share of the gradient that the trust region removed. Each token counts by the size of its advantage, "
+        "whatever its weight. Runs of earlier releases counted it by its weight too.",
         y=_share("share of gradient"),
     ),
     _Metric(
@@ -139,9 +139,20 @@ _METRICS = (
     ),
     _Metric(
         key="grad_norm", title="Gradient norm",
-        text="Norm of the gradient before it is clipped, averaged over the batch's updates. Spikes often come before a "
+        text="Norm of the gradient of the batch's last update, before it is clipped. Spikes often come before a "
         "collapse.",
         y=Axis(label="norm", low=0),
+    ),
+    _Metric(
+        key="gradient_norm_max", title="Largest gradient norm",
+        text="The largest norm of the gradient among the batch's updates, before it is clipped.",
+        y=Axis(label="norm", low=0),
+    ),
+    _Metric(
+        key="gradient_noise", title="Noise of the gradient",
+        text="Share of the squared norm of an update's gradient that is sampling noise, from the micro-batches that it "
+        "accumulates. Near 1, a larger minibatch would give a better direction; near 0 it would not.",
+        y=_share("share of the squared norm"),
     ),
     _Metric(
         key="skipped_updates", title="Skipped updates",

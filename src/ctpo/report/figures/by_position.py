@@ -25,12 +25,17 @@ _LOWEST_SPREAD = 1e-4
 is certain, and would leave little room for the rest."""
 _MOST_FRAMES, _FEWER_FRAMES, _MANY_GROUPS = 13, 7, 12
 """With more than `_MANY_GROUPS` groups, a figure has fewer frames, so that the page stays small."""
+_MOST_UPDATES = 240
 _POSITION = Axis(label="position in the response, tokens")
 _LOG_POSITION = Axis(label="position in the response, tokens (log scale)", scale="log")
 _CLIPPED = {
     "all": ("high", "low", "dual"), "upper limit": ("high",), "lower limit": ("low",), "dual clip": ("dual",)
 }  # fmt: skip
 """The curves of clipped shares, and the counts that each adds up."""
+_POOLED = (
+    " Some of these runs were recorded by an earlier release, which pooled the updates of a rollout batch. Their means "
+    "differ, so the spread of those runs grows too fast."
+)
 _LIMITS = ("high", "low", "dual")
 _LIMIT_NAMES = ("upper limit", "lower limit", "dual clip")
 
@@ -47,15 +52,20 @@ def figures(collection: Collection) -> list[Figure]:
     x = pooled([each for group in profiles for run in group for each in run.values()]).positions
     several = len(collection.groups) > 1
     removed = _curves(frames, x, lambda profile: profile.columns["gradient_removed"])
+    old = any(not each.within for group in profiles for run in group for each in run.values())
     candidates = [
         _clip(labels, frames, x, several=several),
+        _by_sign(labels, frames, x),
         Figure(
             id="gradient-by-position", section="position", title="Gradient removed, by position",
-            text="Share of the sum of weight times advantage, in absolute values, that the trust region removed at "
-            "each position. Each clipped token counts by its weight, so a few tokens with large ratios show here.",
+            text="Share of the gradient that the trust region removed at each position. Each token counts by the size "
+            "of its advantage, whatever its weight, so tokens clipped at the lower limit count as well.",
             x=_POSITION, y=Axis(label="share of gradient", low=0, percent=True), frames=labels, series=removed,
         ),
-        _spread(labels, frames, x),
+        _spread(labels, frames, x, old=old),
+        _mean(labels, frames, x),
+        _effective(labels, frames, x),
+        _split(labels, frames, x),
         Figure(
             id="trust-region", section="position", title="Trust region over the log ratio",
             text="The log ratio that weights each token: its mean, with bands of one and two standard deviations. "
@@ -65,7 +75,8 @@ def figures(collection: Collection) -> list[Figure]:
             parts=("mean, ± 1 and 2 s.d.", *_LIMIT_NAMES), one_group=True,
         ),
         _histogram(labels, frames),
-        _exponents(profiles),
+        _exponents(profiles, old=old),
+        _norms(profiles),
     ]  # fmt: skip
     return [figure for figure in candidates if any(has_values(each.y) for each in figure.series)]
 
@@ -155,8 +166,96 @@ def _clip(labels: list[str], frames: Frames, x: Column, *, several: bool) -> Fig
     )  # fmt: skip
 
 
-def _spread(labels: list[str], frames: Frames, x: Column) -> Figure:
-    curves = _curves(frames, x, lambda profile: profile.columns["log_ratio_std"])
+def _by_sign(labels: list[str], frames: Frames, x: Column) -> Figure:
+    """Return the clipped shares of the tokens of either sign of the advantage, one group at a time."""
+
+    def clipped(profile: Profile, side: str) -> Column:
+        counts, gains = profile.columns["count"], profile.columns["gain_count"]
+        of = [
+            None if count is None or gain is None else gain if side == "gain" else count - gain
+            for count, gain in zip(counts, gains, strict=True)
+        ]
+        cut = profile.columns[f"{side}_clipped"]
+        return [None if part is None or not n else part / n for part, n in zip(cut, of, strict=True)]
+
+    return Figure(
+        id="clip-by-sign", section="position", title="Clip fraction by sign of the advantage, by position",
+        text="Share of the tokens with a positive advantage that were clipped, and of those with a negative one. If "
+        "one sign is cut far more often, what is left pushes the ratios the other way, whatever the reward says.",
+        x=_POSITION, y=Axis(label="share of the sign's tokens", low=0, percent=True),
+        series=[
+            each
+            for part, side in enumerate(("gain", "harm"))
+            for each in _curves(frames, x, partial(clipped, side=side), part)
+        ],
+        frames=labels, parts=("positive advantage", "negative advantage"), one_group=True,
+    )  # fmt: skip
+
+
+def _mean(labels: list[str], frames: Frames, x: Column) -> Figure:
+    """Return the mean of the prefix's log ratio, with the line of a constant drift per token."""
+    series = _curves(frames, x, lambda profile: profile.columns["log_ratio_mean"])
+    for curve in list(series):
+        assert curve.group is not None
+        assert curve.frame is not None
+        counts = sum_columns([each.columns["count"] for each in frames[curve.frame][curve.group]])
+        known = [
+            (t, m, n) for t, m, n in zip(curve.x, curve.y, counts, strict=True) if t and m is not None and n
+        ]
+        slope = math.fsum(n * t * m for t, m, n in known) / (math.fsum(n * t * t for t, m, n in known) or 1.0)
+        line = [None if t is None else slope * t for t in curve.x]
+        series.append(
+            Series(group=curve.group, frame=curve.frame, x=curve.x, y=line, role="reference", name="−κt line")
+        )
+    return Figure(
+        id="mean-by-position", section="position", title="Mean of the prefix's log ratio",
+        text="Mean of log ρ_t at each position, over all updates. Dashed: a line through 0. Tokens drawn from the old "
+        "policy lower the mean by their KL divergence each, so it falls as −κt, while the spread grows as √t. A "
+        "band around 0 then clips late tokens more often.",
+        x=_POSITION, y=Axis(label="mean log ratio, nats"), series=series, frames=labels,
+    )  # fmt: skip
+
+
+def _effective(labels: list[str], frames: Frames, x: Column) -> Figure:
+    parts = ("ess", "gradient_ess")
+    return Figure(
+        id="ess-by-position", section="position", title="Effective sample size by position",
+        text="The number of equally weighted tokens that would give as precise an estimate, as a share of the tokens "
+        "of an update. After clipping, a cut token weighs nothing. If the first curve falls towards 0, a few tokens "
+        "carry all the weight there.",
+        x=_POSITION, y=Axis(label="share of tokens", low=0, high=1, percent=True),
+        series=[
+            each
+            for part, name in enumerate(parts)
+            for each in _curves(frames, x, partial(_column, name=name), part)
+        ],
+        frames=labels, parts=("all weights", "weights after clipping"), one_group=True,
+    )  # fmt: skip
+
+
+def _split(labels: list[str], frames: Frames, x: Column) -> Figure:
+    parts = ("gradient_signal_along", "gradient_pull_along")
+    return Figure(
+        id="signal-and-pull", section="position", title="Signal and pull along the drift",
+        text="How a token's coefficient acts on its log ratio: above 0 it takes the policy on away from the old one, "
+        "below 0 back. The pull is the part that would be left if the rewards were dealt out at random, which only "
+        "clipping makes. Where the pull is as large as the signal, the policy stops there for no reason of the reward.",
+        x=_POSITION, y=Axis(label="coefficient × log ratio, nats"),
+        series=[
+            each
+            for part, name in enumerate(parts)
+            for each in _curves(frames, x, partial(_column, name=name), part)
+        ],
+        frames=labels, parts=("signal", "pull"), one_group=True,
+    )  # fmt: skip
+
+
+def _column(profile: Profile, name: str) -> Column:
+    return profile.columns[name]
+
+
+def _spread(labels: list[str], frames: Frames, x: Column, *, old: bool) -> Figure:
+    curves = _curves(frames, x, lambda profile: profile.spread)
     by_place = {(curve.frame, curve.group): curve for curve in curves}
     series = list(curves)
     for frame, group, profiles in _groups(frames):
@@ -169,9 +268,9 @@ def _spread(labels: list[str], frames: Frames, x: Column) -> Figure:
     tops = [value for curve in curves if curve.frame == 0 for value in curve.y if value]
     return Figure(
         id="spread-by-position", section="position", title="Spread of the prefix's log ratio",
-        text="Standard deviation of the cumulative log ratio log ρ_t at each position. On log scales a power of t is "
-        "a straight line. Dashed: growth as √t, as if token ratios were independent. If the curve is steeper, a √t "
-        "band clips late tokens more often.",
+        text="Standard deviation of the cumulative log ratio log ρ_t at each position, around the mean of its update. "
+        "On log scales a power of t is a straight line. Dashed: growth as √t, as if token ratios were independent. If "
+        "the curve is steeper, a √t band clips late tokens more often." + _POOLED * old,
         x=_LOG_POSITION, y=Axis(
             label="standard deviation, nats (log scale)", scale="log", low=max(tops, default=1.0) * _LOWEST_SPREAD
         ), series=series,
@@ -270,7 +369,37 @@ def _outline(histogram: Histogram) -> tuple[Values, Values]:
     return x, y
 
 
-def _exponents(profiles: Sequence[Sequence[dict[int, Profile]]]) -> Figure:
+def _norms(profiles: Sequence[Sequence[dict[int, Profile]]]) -> Figure:
+    """Return the gradient's norm in every update, thinned in long runs."""
+    series = []
+    for group, runs in enumerate(profiles):
+        by_run = []
+        for run in runs:
+            lists = [profile.updates for profile in run.values() if "gradient_norm" in profile.updates]
+            by_run.append(
+                {
+                    number: norm
+                    for updates in lists
+                    for number, norm in zip(updates["update"], updates["gradient_norm"], strict=True)
+                    if number is not None
+                }
+            )
+        numbers = sorted({number for norms in by_run for number in norms})
+        numbers = [numbers[index] for index in thinned(len(numbers), _MOST_UPDATES)]
+        band = over_seeds([[norms.get(number) for number in numbers] for norms in by_run if norms])
+        if has_values(band.mean):
+            series.append(
+                Series(group=group, x=numbers, y=band.mean, low=drawn(band.low), high=drawn(band.high))
+            )
+    return Figure(
+        id="gradient-norm-by-update", section="training", title="Gradient norm, update by update",
+        text="Norm of the gradient of every update, before it is clipped. Look for whether it grows within a rollout "
+        "batch, whose later updates are further from the policy that sampled.",
+        x=Axis(label="updates", low=0, whole=True), y=Axis(label="norm", low=0), series=series, small=True,
+    )  # fmt: skip
+
+
+def _exponents(profiles: Sequence[Sequence[dict[int, Profile]]], *, old: bool) -> Figure:
     series = []
     for group, runs in enumerate(profiles):
         batches = sorted({batch for run in runs for batch in run})
@@ -287,6 +416,7 @@ def _exponents(profiles: Sequence[Sequence[dict[int, Profile]]]) -> Figure:
     return Figure(
         id="spread-exponent", section="position", title="How fast the spread grows",
         text="Exponent p of the fit std(log ρ_t) = s·t^p in each rollout batch. At 0.5 (dashed) token ratios behave as "
-        "if they were independent, which a √t band assumes. Above 0.5, the ratios of a response drift together.",
+        "if they were independent, which a √t band assumes. Above 0.5, the ratios of a response drift together."
+        + _POOLED * old,
         x=Axis(label="rollout batches", low=0, whole=True), y=Axis(label="exponent p"), series=series,
     )  # fmt: skip
