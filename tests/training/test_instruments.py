@@ -97,7 +97,8 @@ def test_the_spread_is_exact_at_every_position() -> None:
     line = profile_line(profile_of(parts, Processes()), preset("ctpo"))
     for place, positions in enumerate(measured_positions(line["edge"]).tolist()):
         at = [t - 1 for t in positions if t]
-        assert line["spread_count"][place] == pytest.approx(freedom[at].sum() / len(at), rel=1e-6)
+        width = line["edge"][place] - (line["edge"][place - 1] if place else 0)
+        assert line["spread_count"][place] == pytest.approx(freedom[at].sum() * width / len(at), rel=1e-6)
         if freedom[at].sum():
             expected = math.sqrt(squares[at].sum() / freedom[at].sum())
             assert line["spread"][place] == pytest.approx(expected, rel=1e-6)

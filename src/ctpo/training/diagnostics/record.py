@@ -86,7 +86,8 @@ def as_profile(sums: ProfileSums) -> dict[str, Tensor]:
     count = sums.count.clamp(min=1)
     mean = sums.row("log_ratio") / count
     around, freedom = sums.within
-    positions = (measured_positions(sums.edges) > 0).sum(dim=1).to(freedom)
+    measured = (measured_positions(sums.edges) > 0).sum(dim=1).to(freedom)
+    widths = count.new_tensor(sums.edges).diff(prepend=count.new_zeros(1))
     return {
         "edge": count.new_tensor(sums.edges),
         "count": sums.count,
@@ -97,7 +98,7 @@ def as_profile(sums: ProfileSums) -> dict[str, Tensor]:
         "log_ratio_mean": mean,
         "log_ratio_std": (sums.row("log_ratio_squared") / count - mean.square()).clamp(min=0).sqrt(),
         "spread": (around / freedom.clamp(min=1)).sqrt(),
-        "spread_count": freedom / positions,
+        "spread_count": freedom * widths / measured,
     }
 
 
