@@ -208,3 +208,13 @@ def _read_random(stem: Path, draw: random.Random) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def test_difficulties(tmp_path: Path) -> None:
+    values = ["easy", 0.5, 1, True, None, float("nan"), "", " 0.25 "]
+    rows = [json.dumps({**ROW, "prompt": str(i), "level": value}) for i, value in enumerate(values)]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    problems = read_problems(tmp_path / "a.jsonl", Columns(difficulty="level"))
+    expected = ["easy", 0.5, 1.0, "True", None, None, None, "0.25"]
+    assert [problem.difficulty for problem in problems] == expected
+    assert {problem.difficulty for problem in read_problems(tmp_path / "a.jsonl")} == {None}

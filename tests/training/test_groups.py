@@ -14,6 +14,8 @@ from trl.trainer.utils import RepeatSampler
 
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.errors import UserError
+from ctpo.tasks import Problem
+from ctpo.training.sampling.data import check_difficulties, dataset_rows
 from ctpo.training.sampling.groups import choose
 from ctpo.training.sampling.stream import Curriculum, ProblemStream, solve_rates
 
@@ -216,6 +218,20 @@ def test_a_column_of_difficulties() -> None:
         ValueError, match=r"difficulty=7 in the training data is none; use easy, normal, hard"
     ):
         solve_rates([7], curriculum)
+
+
+def test_problems_with_difficulties_are_training_data(tmp_path: Path) -> None:
+    def problems(*difficulties: Any) -> list[Problem]:
+        return [Problem(prompt="1", answer="1", id=f"p{i}", difficulty=d) for i, d in enumerate(difficulties)]
+
+    assert [row["difficulty"] for row in dataset_rows(problems(0.5, None, "easy"))] == ["0.5", None, "easy"]
+    assert all("difficulty" not in row for row in dataset_rows(problems(None, None)))
+    config = CTPOConfig(output_dir=str(tmp_path), use_cpu=True, curriculum={"normal": 1})
+    check_difficulties(problems("0.5", None, "hard"), config, "level")
+    with pytest.raises(UserError, match=r"difficulty=5 in the training data \(p1\) is none"):
+        check_difficulties(problems(0.5, 5), config, None)
+    with pytest.raises(UserError, match=r"columns\.difficulty=level: no training problem has a value there"):
+        check_difficulties(problems(None, None), config, "level")
 
 
 @pytest.mark.parametrize(

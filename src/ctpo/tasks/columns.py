@@ -27,6 +27,7 @@ _ANSWERS: Final = (
 )
 _INDEX: Final = "extra_info.index"
 _IDS: Final = ("id", "unique_id", "problem_idx", "problem_id", "question_id", "uid", "uuid", _INDEX)
+_DIFFICULTIES: Final = ("difficulty",)
 _WHOLE: Final = 2**53
 """Below this size, a float that is a whole number was probably written as one."""
 
@@ -42,6 +43,8 @@ class Columns:
     answer: str | Sequence[str] = _ANSWERS
     id: str | Sequence[str] = _IDS
     """A row without it is named by its file and line number. The index of verl's rows counts within a `data_source`."""
+    difficulty: str | Sequence[str] = _DIFFICULTIES
+    """A row without it is a problem of unknown difficulty. Only a curriculum asks whether a value can be used."""
 
     def problem(
         self, row: Mapping[str, Any], place: str, name: str, answer: Callable[[str], str] = str
@@ -61,6 +64,7 @@ class Columns:
             prompt=_prompt(row, self.prompt, place),
             answer=_reference(row, self.answer, place, answer),
             id=_identifier(row, self.id) or name,
+            difficulty=_difficulty(row, self.difficulty),
         )
 
 
@@ -135,6 +139,15 @@ def _identifier(row: Mapping[str, Any], names: str | Sequence[str]) -> str | Non
         return None
     source = row.get("data_source")
     return f"{source}:{value}" if column == _INDEX and isinstance(source, str) else str(value)
+
+
+def _difficulty(row: Mapping[str, Any], names: str | Sequence[str]) -> float | str | None:
+    """What a row says about its difficulty; None for an empty cell or NaN, which say nothing."""
+    value = _first(row, names)[1]
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        return None if math.isnan(value) else float(value)
+    text = "" if value is None else str(value).strip()
+    return text or None
 
 
 def _column(row: Mapping[str, Any], names: str | Sequence[str], place: str, what: str) -> tuple[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,4 @@ def _with_unique_ids(name: str, problems: list[Problem]) -> list[Problem]:
     """The problems with ids that do not repeat. Several competitions in one task all count their problems from 1."""
     ids = [problem.id for problem in problems]
     unique = len(set(ids)) == len(ids)
-    return [
-        Problem(prompt=each.prompt, answer=each.answer, id=f"{name}-{each.id if unique else i}")
-        for i, each in enumerate(problems)
-    ]
+    return [replace(each, id=f"{name}-{each.id if unique else i}") for i, each in enumerate(problems)]

@@ -23,7 +23,7 @@ Tool = PythonTool | FunctionTool
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One question of a task. Its three fields become the columns of a training dataset.
+    """One question of a task. Its fields become the columns of a training dataset.
 
     An unpaired surrogate in a field is read as U+FFFD, because tokenizers refuse it.
 
@@ -38,6 +38,9 @@ class Problem:
     """The reference answer, in the form the task's `check` expects."""
     id: str
     """The name of the problem, which is the same in every run."""
+    difficulty: float | str | None = None
+    """Where a curriculum starts with this problem (`curriculum` in docs/training.md): a number from 0 (always solved)
+    to 1, or easy, normal or hard. None if it is unknown. Nothing else reads it."""
 
     def __post_init__(self) -> None:
         try:
@@ -48,6 +51,13 @@ class Problem:
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, well_formed(value))
+
+    def columns(self) -> dict[str, Any]:
+        """The problem as a row of a dataset, with a difficulty only if it is known."""
+        row = dict(vars(self))
+        if self.difficulty is None:
+            del row["difficulty"]
+        return row
 
 
 class ProblemSource(Protocol):

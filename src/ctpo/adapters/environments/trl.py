@@ -56,7 +56,7 @@ class TRLEnvironment:
     def reset(self, problem: Problem) -> Any:
         """The prompt with the environment's text at its end. None, which stands for the prompt, if there is no text."""
         return _then(
-            self._environment.reset(**vars(problem)), lambda text: self._opening(problem.prompt, text)
+            self._environment.reset(**problem.columns()), lambda text: self._opening(problem.prompt, text)
         )
 
     def use(self, reply: str, calls: Sequence[Called]) -> Any:

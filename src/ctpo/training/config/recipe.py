@@ -36,7 +36,7 @@ RIVALS: Final = {
 removes the others from the recipe."""
 
 DEFAULT_TRAIN_PROBLEMS: Final = 16_384
-COLUMNS: Final = ("prompt", "answer", "id")
+COLUMNS: Final = ("prompt", "answer", "id", "difficulty")
 _LARGEST: Final = 1e6
 """The largest number of seconds or megabytes that a program may be given."""
 _COUNTS: Final = (
@@ -74,7 +74,8 @@ class Recipe:
         None, "JSONL or parquet file of held-out problems; unset for the task's own problems"
     )
     columns: dict[str, str] | None = _key(
-        None, "columns that hold prompt, answer and id, e.g. {prompt: question}; unset for the usual names"
+        None,
+        "columns that hold prompt, answer, id and difficulty, e.g. {prompt: question}; unset for the usual names",
     )
     train_problems: int | None = _key(
         None, f"number of training problems drawn from the task; unset for {DEFAULT_TRAIN_PROBLEMS}"

@@ -267,6 +267,11 @@ def _check_together(recipe: Recipe, settings: Any) -> None:
             f"rollout_batch_size={recipe.rollout_batch_size} has no effect with use_vllm=True, because vLLM sizes its "
             "own batches; drop it"
         )
+    difficulty = (recipe.columns or {}).get("difficulty")
+    if difficulty is not None and not settings.curriculum:
+        raise UserError(
+            f"columns.difficulty={difficulty} has no effect without curriculum; set that, or drop it"
+        )
     unused = settings.rollout_correction == "auto" and settings.rollout_correction_kwargs
     if unused and not settings.use_vllm:
         raise UserError(NOTHING_CORRECTED)

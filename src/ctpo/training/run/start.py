@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from ctpo.tasks.task import ProblemSource
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.recipe import DEFAULT_TRAIN_PROBLEMS, Recipe, merge
 from ctpo.training.config.trust import check_run
+from ctpo.training.sampling.data import check_difficulties, check_enough
 
 MAY_CHANGE: Final = {
     *("rollout_batches", "max_steps", "num_train_epochs", "eval_every", "eval_stderr", "transcripts"),
@@ -120,7 +121,8 @@ def train_problems(recipe: Recipe, task: Task, config: CTPOConfig) -> list[Probl
     """The training problems, from the recipe's dataset or from the task.
 
     Raises:
-        UserError: if the dataset cannot be read, or has too few problems for one rollout batch.
+        UserError: if the dataset cannot be read, has too few problems for one rollout batch, or has difficulties that
+            the curriculum cannot use.
     """
     if recipe.dataset is None:
         source = _source(recipe, task)
@@ -128,22 +130,8 @@ def train_problems(recipe: Recipe, task: Task, config: CTPOConfig) -> list[Probl
     else:
         problems = _read(recipe.dataset, recipe, task)
     check_enough(problems, config)
+    check_difficulties(problems, config, (recipe.columns or {}).get("difficulty"))
     return problems
-
-
-def check_enough(problems: Sequence[Problem], config: CTPOConfig) -> None:
-    """Check that the problems are enough for one rollout batch.
-
-    Raises:
-        UserError: if they are not.
-    """
-    needed = config.generation_batch_size // config.num_generations
-    if len(problems) < needed:
-        raise UserError(
-            f"{len(problems)} training problems do not fill one rollout batch of {needed} prompts "
-            f"(generation_batch_size={config.generation_batch_size} / num_generations={config.num_generations}); "
-            "give more problems or lower generation_batch_size"
-        )
 
 
 def settle_length(config: CTPOConfig, problems: int) -> None:
@@ -161,17 +149,6 @@ def settle_length(config: CTPOConfig, problems: int) -> None:
         raise UserError(
             f"max_steps={config.max_steps} is not a whole number of rollout batches of {updates} updates; use {nearest}"
         )
-
-
-def dataset_rows(problems: Sequence[Problem]) -> list[dict[str, Any]]:
-    """The problems as rows of a training dataset. Its columns have one type, so a text among messages becomes one."""
-    rows = [dict(vars(problem)) for problem in problems]
-    if all(isinstance(row["prompt"], str) for row in rows):
-        return rows
-    for row in rows:
-        text = row["prompt"]
-        row["prompt"] = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
-    return rows
 
 
 def heldout_problems(recipe: Recipe, task: Task) -> list[Problem]:

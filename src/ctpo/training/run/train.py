@@ -39,9 +39,7 @@ from ctpo.training.run.shared import share_answers
 from ctpo.training.run.start import (
     MAY_CHANGE,
     Start,
-    check_enough,
     check_unfinished,
-    dataset_rows,
     heldout_problems,
     prepare,
     settle,
@@ -49,6 +47,7 @@ from ctpo.training.run.start import (
     train_problems,
 )
 from ctpo.training.run.stop import StopCleanly
+from ctpo.training.sampling.data import check_enough, dataset_rows
 from ctpo.training.sampling.masking import check_void_turns
 from ctpo.training.sampling.prompts import leave_out_long
 from ctpo.training.sampling.reward import Verdicts, reward_functions

@@ -98,7 +98,9 @@ class GroupSampler:
             shuffle=trainer.shuffle_dataset,
             curriculum=self._curriculum,
             problems=data["id"] if "id" in names else None,
-            difficulty=solve_rates(data["difficulty"], self._curriculum)
+            difficulty=solve_rates(
+                data["difficulty"], self._curriculum, data["id"] if "id" in names else None
+            )
             if rated and self._curriculum
             else None,
         )

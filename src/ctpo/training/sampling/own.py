@@ -16,8 +16,8 @@ from ctpo.tasks import FunctionTool, Problem, PythonTool, Task
 from ctpo.tasks.task import with_template_kwargs
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.recipe import DEFAULT_TRAIN_PROBLEMS
-from ctpo.training.run.start import dataset_rows
 from ctpo.training.sampling.correction import mark_in_process
+from ctpo.training.sampling.data import dataset_rows
 from ctpo.training.sampling.rollout_func import make_rollout_func
 from ctpo.training.view import SamplingView
 

@@ -6,6 +6,7 @@ order if there is no curriculum, and otherwise from buckets of easy, normal and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -87,7 +88,9 @@ class ProblemStream:
             self._problem = np.unique(np.array([str(name) for name in problems]), return_inverse=True)[1]
         self._rates = np.full(int(self._problem.max(initial=-1)) + 1, np.nan)
         if difficulty is not None:
-            self._rates[self._problem] = np.asarray(difficulty, dtype=np.float64)
+            rates = np.asarray(difficulty, dtype=np.float64)
+            known = ~np.isnan(rates)
+            self._rates[self._problem[known]] = rates[known]
         self._credit = [0.0, 0.0, 0.0]
         self._taken = np.zeros(rows, dtype=bool)
 
@@ -199,10 +202,18 @@ class ProblemStream:
         return self._curriculum.buckets(self._rates)[self._problem]
 
 
-def solve_rates(column: Sequence[Any], curriculum: Curriculum) -> list[float]:
+def solve_rates(
+    column: Sequence[Any], curriculum: Curriculum, names: Sequence[Any] | None = None
+) -> list[float]:
     """The solve rates that a column `difficulty` stands for: easy, normal or hard, or a number from 0 to 1.
 
-    A number d stands for the solve rate 1 − d. None stands for NaN, an unknown rate.
+    A number d, which may be written as text, stands for the solve rate 1 − d. None and NaN stand for NaN, an unknown
+    rate.
+
+    Args:
+        column: one value per row.
+        curriculum: says which rates are normal.
+        names: of the rows, for errors.
 
     Raises:
         ValueError: if a value is something else.
@@ -211,14 +222,22 @@ def solve_rates(column: Sequence[Any], curriculum: Curriculum) -> list[float]:
     levels = {"easy": 1.0, "normal": middle, "medium": middle, "hard": 0.0}
 
     def rate(value: Any) -> float:
-        if value is None:
-            return float("nan")
-        if isinstance(value, str) and value.lower() in levels:
-            return levels[value.lower()]
-        if isinstance(value, int | float) and 0 <= value <= 1:
-            return 1.0 - float(value)
-        raise ValueError(
-            f"difficulty={value!r} in the training data is none; use easy, normal, hard, or a number from 0 to 1"
-        )
+        """NaN also for what is no difficulty."""
+        if isinstance(value, str) and value.strip().lower() in levels:
+            return levels[value.strip().lower()]
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            return math.nan
+        return 1.0 - number if 0 <= number <= 1 else math.nan
 
-    return [rate(value) for value in column]
+    rates = [rate(value) for value in column]
+    for i, (value, known) in enumerate(zip(column, rates, strict=True)):
+        unknown = value is None or (isinstance(value, float) and math.isnan(value))
+        if math.isnan(known) and not unknown:
+            whose = "" if names is None else f" ({names[i]})"
+            raise ValueError(
+                f"difficulty={value!r:.60} in the training data{whose} is none; use easy, normal, hard, or a number "
+                "from 0 to 1"
+            )
+    return rates

@@ -40,11 +40,11 @@ from ctpo.training.records.environment import describe_environment
 from ctpo.training.records.recorder import RunRecorder
 from ctpo.training.records.script import recorded, settings_and_records
 from ctpo.training.records.window import Window
-from ctpo.training.run.start import check_enough
 from ctpo.training.sampling.account import RolloutAccount, tool_figures
 from ctpo.training.sampling.advantages import estimated, total_rewards
 from ctpo.training.sampling.checked import CheckedRewards
 from ctpo.training.sampling.correction import corrected, correction_for
+from ctpo.training.sampling.data import check_enough
 from ctpo.training.sampling.groups import group_sampler
 from ctpo.training.sampling.own import heldout_data, own_rollouts, training_data
 from ctpo.training.sampling.prompts import leave_out_long_prompts
