@@ -73,7 +73,8 @@ def _print(path: Path, proposal: Proposal) -> None:
     for row in proposal.rows:
         span = str(row.last) if row.first == row.last else f"{row.first}-{row.last}"
         shares = (f"{100 * share:.1f} %" for share in (row.clipped, row.proposed))
-        rows.append([span, f"{row.count:,}", f"{row.std:.3g}", f"{row.fitted:.3g}", *shares])
+        std = "–" if row.std is None else f"{row.std:.3g}"
+        rows.append([span, f"{row.count:,}", std, f"{row.fitted:.3g}", *shares])
     count = sum(row.count for row in proposal.rows)
     total = [
         *("all", f"{count:,}", "", ""),

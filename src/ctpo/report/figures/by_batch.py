@@ -151,8 +151,8 @@ _METRICS = (
     _Metric(
         key="gradient_noise", title="Noise of the gradient",
         text="Share of the squared norm of an update's gradient that is sampling noise, from the micro-batches that it "
-        "accumulates. Near 1, a larger minibatch would give a better direction; near 0 it would not. It is an estimate, and "
-        "single batches may read above 1 or below 0.",
+        "accumulates. Near 100 %, a larger minibatch would give a better direction; near 0 it would not. It is an "
+        "estimate, and single batches may read beyond either end.",
         y=_share("share of the squared norm"),
     ),
     _Metric(

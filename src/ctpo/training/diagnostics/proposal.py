@@ -40,8 +40,8 @@ class Row:
     last: int
     """First and last position, in tokens."""
     count: int
-    std: float
-    """Measured spread of the log ratio, nats."""
+    std: float | None
+    """Measured spread of the log ratio, nats; None if no position has two responses of one update."""
     fitted: float
     """Spread by the fit, nats."""
     clipped: float
@@ -144,8 +144,10 @@ def _rows(columns: Mapping[str, Tensor], fit: Calibration) -> list[Row]:
     fitted = (fit.scale * tails.positions**fit.power).tolist()
     edges, counts = [round(edge) for edge in columns["edge"].tolist()], columns["count"].tolist()
     firsts = [1, *(edge + 1 for edge in edges)]
-    std = columns.get("spread", columns["log_ratio_std"])
-    figures = (firsts, edges, counts, std.tolist(), fitted, clipped, proposed)
+    std = columns.get("spread", columns["log_ratio_std"]).tolist()
+    behind = columns.get("spread_count", columns["count"]).tolist()
+    stds = [value if tokens else None for value, tokens in zip(std, behind, strict=True)]
+    figures = (firsts, edges, counts, stds, fitted, clipped, proposed)
     return [
         Row(first, last, round(count), *rest)
         for first, last, count, *rest in zip(*figures, strict=False)
