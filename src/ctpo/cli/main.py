@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "calibrate": "propose a trust region from the drift that a run recorded",
     "compare": "compare objectives over seeds, all tuned alike",
     "report": "make one self-contained page of runs or of a comparison",
+    "fidelity": "which objective suits a pair of policies: gradients against on-policy ones",
     "theory": "exact bias and variance of the objectives on policies small enough to enumerate",
     "sandbox": "run untrusted Python programs, and check that they are contained here",
 }
@@ -36,6 +37,7 @@ first steps:
   ctpo calibrate runs/NAME            a trust region from the drift that the run recorded
   ctpo theory                         exact bias and variance of each objective, on policies one can enumerate
   ctpo compare study.yaml             objectives against each other over seeds
+  ctpo fidelity runs/NAME --lag 4     which objective suits a run, from gradients alone
   ctpo report runs/NAME               a page of plots, statistics and transcripts of runs or of a comparison
   ctpo sandbox check                  does the isolation of model-written programs hold on this machine?
 
@@ -43,7 +45,7 @@ what to install:
   pip install ctpo                    the objectives, `ctpo theory` and `ctpo sandbox`
   pip install 'ctpo[report]'          also `ctpo report`, `ctpo calibrate` and figures
   pip install 'ctpo[train]'           also `ctpo train` and `ctpo eval`
-  pip install 'ctpo[compare]'         also `ctpo compare`
+  pip install 'ctpo[compare]'         also `ctpo compare` and `ctpo fidelity`
 """
 
 USAGE: Final = 2

@@ -91,11 +91,7 @@ def objective_estimator(spec: str, problem: Problem) -> Estimator:
     Raises:
         UserError: if the preset or a knob is unknown, a value is out of range, or the preset needs turns.
     """
-    name, _, query = spec.partition("?")
-    try:
-        objective = preset(name, **_knobs(query))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"objective {spec!r}: {error}") from None
+    objective = read_objective(spec)
     if objective.needs_turns:
         raise UserError(f"objective {spec!r}: the responses enumerated here have one turn each; use 'ctpo'")
     region = objective.trust_region
@@ -106,6 +102,20 @@ def objective_estimator(spec: str, problem: Problem) -> Estimator:
         objective = dataclasses.replace(objective, trust_region=_moment_band(region, problem))
     family = FAMILIES[family_of(objective.ratio)]
     return dataclasses.replace(family, name=spec, coefficients=coefficients_of(objective))
+
+
+def read_objective(spec: str) -> Objective:
+    """Return the objective of a preset's name, with knobs after a question mark: "ctpo?log_high=0.1&log_dual=none".
+
+    Raises:
+        UserError: if the preset or a knob is unknown, or a value is out of range.
+    """
+    name, _, query = spec.partition("?")
+    try:
+        objective = preset(name, **_knobs(query))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"objective {spec!r}: {error}") from None
+    return objective
 
 
 def family_of(ratio: Ratio) -> str:

@@ -124,14 +124,22 @@ def train_problems(recipe: Recipe, task: Task, config: CTPOConfig) -> list[Probl
         UserError: if the dataset cannot be read, has too few problems for one rollout batch, or has difficulties that
             the curriculum cannot use.
     """
-    if recipe.dataset is None:
-        source = _source(recipe, task)
-        problems = source("train", recipe.train_problems or DEFAULT_TRAIN_PROBLEMS, config.seed)
-    else:
-        problems = _read(recipe.dataset, recipe, task)
+    problems = all_train_problems(recipe, task, config)
     check_enough(problems, config)
     check_difficulties(problems, config, (recipe.columns or {}).get("difficulty"))
     return problems
+
+
+def all_train_problems(recipe: Recipe, task: Task, config: CTPOConfig) -> list[Problem]:
+    """The training problems, however few.
+
+    Raises:
+        UserError: if the dataset cannot be read.
+    """
+    if recipe.dataset is None:
+        source = _source(recipe, task)
+        return list(source("train", recipe.train_problems or DEFAULT_TRAIN_PROBLEMS, config.seed))
+    return _read(recipe.dataset, recipe, task)
 
 
 def settle_length(config: CTPOConfig, problems: int) -> None:

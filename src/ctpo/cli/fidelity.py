@@ -1,0 +1,366 @@
+"""`ctpo fidelity`: which objective suits a pair of policies, answered without training."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ctpo.cli.quiet import quieten, sole_use
+from ctpo.cli.table import table
+from ctpo.errors import UserError
+from ctpo.extras import require
+from ctpo.runs.checkpoints import all_checkpoints, step_of
+from ctpo.runs.directory import RunDirectory
+from ctpo.training.config.recipe import (
+    EMBEDDED_MODEL,
+    Recipe,
+    embedded_recipe,
+    merge,
+    parse_overrides,
+    read_recipe,
+)
+from ctpo.training.config.sources import preset_knobs
+from ctpo.training.config.trust import check_recipe
+
+_DESCRIPTION: Final = """\
+Sample responses from two policies, and say for every objective how its gradient on the responses of the one compares
+with the on-policy gradient of the other. No training is needed. docs/fidelity.md defines the figures.
+
+BEHAVIOUR samples and TARGET is updated. Each is a run's directory (its trained model), a checkpoint, a model's
+directory or `embedded`. One run and --lag N take the run's last policy as the target, and as the behaviour policy the
+checkpoint N rollout batches before it.
+
+The task, the advantages and the temperature come from RECIPE and key=value, else from the run that holds TARGET or
+BEHAVIOUR, else from the embedded recipe. All objectives get the reduction of the recipe's objective.
+"""
+_EPILOG: Final = """\
+examples:
+  ctpo fidelity runs/NAME --lag 4                           the last policy of a run, and an older one
+  ctpo fidelity runs/NAME/checkpoint-64 runs/NAME --recommend
+  ctpo fidelity embedded runs/NAME --objective ctpo --objective 'ctpo?log_low=0.25&log_high=0.5&log_dual=0.5'
+  ctpo fidelity A B recipe.yaml max_completion_length=512 --lengths 100,300 --problems 64
+The same command goes on where it was interrupted.
+"""
+DEFAULT_OBJECTIVES: Final = (
+    "reinforce",
+    "grpo",
+    "grpo?ratio_low=0.8&ratio_high=4&ratio_dual=10",
+    "cispo",
+    "gspo",
+    "ctpo",
+    "ctpo?log_low=0.25&log_high=0.5&log_dual=0.5",
+    "ctpo-fixed",
+    "sequence",
+    "minpro",
+    "sapo",
+)
+"""What is compared if no objective is named; the recipe's own is added."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `ctpo fidelity`."""
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    add = parser.add_argument
+    add(
+        "words",
+        nargs="+",
+        metavar="BEHAVIOUR TARGET [RECIPE] [key=value]",
+        help="the two policies, and the task",
+    )
+    add("--lag", type=int, metavar="N", help="rollout batches between the two policies of one run")
+    add(
+        "--objective",
+        action="append",
+        metavar="NAME[?KNOB=VALUE&…]",
+        help="an objective to compare; may be repeated (default: a list of common ones)",
+    )
+    add(
+        "--problems",
+        type=int,
+        default=128,
+        metavar="N",
+        help="problems that both policies answer (default 128)",
+    )
+    add("--batch-size", type=int, default=64, metavar="B", help="responses of one batch (default 64)")
+    add("--blocks", type=int, default=8, metavar="K", help="blocks of problems, for the errors (default 8)")
+    add(
+        "--directions", type=int, default=16, metavar="P", help="random directions of the sketch (default 16)"
+    )
+    add(
+        "--lengths",
+        metavar="EDGES",
+        help="edges of the bins of response length, such as 100,300 (default: thirds)",
+    )
+    add("--seed", type=int, default=0, help="of problems, responses and directions (default 0)")
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where samples and results are kept (default: under fidelity/)",
+    )
+    add("--recommend", action="store_true", help="say which objectives are within noise of the best")
+    add("--figure", type=Path, metavar="FILE", help="draw the figures to a .png or .svg")
+    add("--json", action="store_true", help="print fidelity.json instead of tables")
+    add(
+        "--trust",
+        action="store_true",
+        help="run the code and obey the unsafe settings that the recipe or the run names",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print the figures."""
+    require("ctpo fidelity", "compare", "transformers", "trl", "pydantic", "yaml", "rich", "scipy")
+    behaviour, target, keys = _resolve(args)
+    objectives = _objectives(args.objective, keys)
+    lengths = _lengths(args.lengths)
+    from ctpo.training.config.settings import check
+
+    _, settings = check(keys)
+    from rich.console import Console
+
+    console = Console(stderr=True, soft_wrap=True)
+    with console.status("loading torch and transformers …") as status:
+        quieten()
+        from ctpo.lab.fidelity import Sizes, fidelity
+
+        sizes = Sizes(
+            problems=args.problems,
+            batch=args.batch_size,
+            blocks=args.blocks,
+            directions=args.directions,
+            lengths=lengths,
+            seed=args.seed,
+        )
+        sizes.check(settings.get("num_generations", 8))
+        output = args.output or Path("fidelity") / f"{_word(behaviour)}-{_word(target)}"
+        with sole_use(output):
+            result = fidelity(
+                behaviour,
+                target,
+                keys,
+                objectives,
+                output=output,
+                sizes=sizes,
+                progress=lambda stage, done, of: status.update(f"{stage}: {done} of {of}"),
+            )
+    if args.figure is not None:
+        from ctpo.lab.fidelity.figure import draw
+
+        draw(result, args.figure)
+    if args.json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+        return 0
+    _print(result)
+    if args.recommend:
+        _print_recommendation(result)
+    print(f"everything: {output / 'fidelity.json'}" + (f"; figure: {args.figure}" if args.figure else ""))
+    return 0
+
+
+def _resolve(args: argparse.Namespace) -> tuple[str, str, dict[str, Any]]:
+    """Both policies and the keys of the recipe. Imports nothing heavy."""
+    names = [word for word in args.words if "=" not in word or os.path.exists(word)]
+    overrides = parse_overrides(word for word in args.words if word not in names)
+    wanted = 2 if args.lag is None else 1
+    if not wanted <= len(names) <= wanted + 1:
+        what = "BEHAVIOUR and TARGET" if args.lag is None else "one RUN with --lag"
+        raise UserError(
+            f"{len(names)} names are given ({' '.join(names)}); give {what}, and at most one recipe after them"
+        )
+    recipe = Path(names[wanted]) if len(names) > wanted else None
+    if args.lag is not None:
+        behaviour, target = _lagged(Path(names[0]), args.lag)
+        sources = [names[0]]
+    else:
+        behaviour, target = (_model(name) for name in names[:2])
+        sources = [names[1], names[0]]
+    held = next((run for run in map(_run_of, sources) if run is not None), None)
+    if recipe is not None:
+        keys, origin = read_recipe(recipe), recipe
+    elif held is not None:
+        keys, origin = held.read_recipe(), held.config
+    elif EMBEDDED_MODEL in sources or "task" not in overrides:
+        keys, origin = embedded_recipe(), None
+    else:
+        keys, origin = {}, None
+    keys = merge(keys, overrides)
+    if origin is not None and not args.trust:
+        check_recipe(keys, overrides, origin)
+    return behaviour, target, {**keys, "output_dir": "unnamed", "model": target}
+
+
+def _run_of(name: str) -> RunDirectory | None:
+    """The run that a name means or lies in."""
+    path = Path(name)
+    for folder in (path, path.parent):
+        run = RunDirectory(folder)
+        if name != EMBEDDED_MODEL and folder.is_dir() and run.config.is_file():
+            return run
+    return None
+
+
+def _model(name: str) -> str:
+    """The directory of a policy's weights."""
+    run = RunDirectory(Path(name))
+    if name == EMBEDDED_MODEL or not run.holds_a_run:
+        Recipe(model=name)  # refuses what is neither a model directory nor a hub id
+        return name
+    if run.model.is_dir():
+        return str(run.model)
+    checkpoints = all_checkpoints(run.path)
+    if not checkpoints:
+        raise UserError(f"{name} has neither a trained model nor a checkpoint; wait for one, or name a model")
+    return str(checkpoints[0])
+
+
+def _lagged(path: Path, lag: int) -> tuple[str, str]:
+    """The policies of one run, `lag` rollout batches apart."""
+    run = RunDirectory(path)
+    if lag < 1:
+        raise UserError(f"--lag {lag} is no distance; use 1 or more")
+    if not run.config.is_file():
+        raise UserError(f"{path} is no run (it holds no config.yaml); --lag takes the checkpoints of a run")
+    checkpoints = {step_of(each): each for each in all_checkpoints(path)}
+    if not checkpoints:
+        raise UserError(f"{path} has no checkpoints; train with save_steps, or name two models")
+    from ctpo.training.config.settings import build
+
+    _, config = build({**run.read_recipe(), "output_dir": "unnamed"})
+    updates = config.updates_per_rollout_batch
+    last = max(checkpoints)
+    step = last - lag * updates
+    if step not in checkpoints:
+        there = ", ".join(
+            str((last - each) // updates) for each in sorted(checkpoints, reverse=True) if each != last
+        )
+        raise UserError(
+            f"--lag {lag}: {path} has no checkpoint-{step}; its checkpoints lie {there or 'no'} rollout batches before "
+            "the last (see save_steps and save_total_limit)"
+        )
+    return str(checkpoints[step]), str(checkpoints[last])
+
+
+def _objectives(given: Sequence[str] | None, keys: Mapping[str, Any]) -> list[str]:
+    """The objectives to compare, checked by name."""
+    if given is None:
+        own = str(keys.get("objective") or "ctpo")
+        knobs = keys.get("objective_kwargs")
+        # A run's own recipe spells every knob out; the reduction is that of all objectives anyway.
+        usual = {**preset_knobs().get(own, {}), "reduction": None}
+        changed = {name: value for name, value in dict(knobs or {}).items() if value != usual.get(name)}
+        changed.pop("reduction", None)
+        if changed:
+            own += "?" + "&".join(f"{name}={value}" for name, value in changed.items())
+        return list(dict.fromkeys([own, *DEFAULT_OBJECTIVES]))
+    known = preset_knobs()
+    for spec in given:
+        name = spec.partition("?")[0]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+            raise UserError(f"--objective {spec}: {name!r} is no preset; {hint}")
+    repeated = [spec for spec in given if list(given).count(spec) > 1]
+    if repeated:
+        raise UserError(f"--objective {repeated[0]} is given twice; drop one")
+    return list(given)
+
+
+def _lengths(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(each) for each in (text or "").split(",") if each)
+    except ValueError:
+        raise UserError(f"--lengths {text} are no whole numbers; write for example 100,300") from None
+
+
+def _word(location: str) -> str:
+    """A path as one word for a folder's name."""
+    parts = [part for part in Path(location).parts if part not in ("/", "..")]
+    return "-".join(parts[-2:]) or "model"
+
+
+def _print(result: Mapping[str, Any]) -> None:
+    """Print the pair, and one table for each kind of advantages."""
+    drift, reference, sketch = result["drift"], result["reference"], result["sketch"]
+    sizes = result["sizes"]
+    print(
+        f"{result['behaviour']} -> {result['target']}, task {result['task']}: {sizes['responses']} responses of "
+        f"each, {result['tokens']:.0f} tokens; reward {result['rewards']['behaviour']:.3f} -> "
+        f"{result['rewards']['target']:.3f}"
+    )
+    print(
+        f"drift: log ratio per token ± {drift['token_std']:.3g}, per response {drift['log_ratio_mean']:+.3g} ± "
+        f"{drift['log_ratio_std']:.3g} nats"
+    )
+    print(
+        f"reference: cosine of its halves {reference['half_cosine']:.3f}, so {reference['cosine']:.3f} with the true "
+        "gradient, by which cosines are divided"
+    )
+    print(
+        f"sketch: {100 * sketch['error']:.2g} % from autograd; norms × {sketch['norm']:.2f} at {sizes['directions']} "
+        f"directions; engine and forward pass differ by at most {sketch['engine_gap']:.1g} nats"
+    )
+    for kind, own in result["on_policy"].items():
+        head = ["objective", f"cos of {sizes['batch']}", "cos of E", "component of E", "S/N", "pull"]
+        rows = [["on-policy", _pm(own["batch_cosine"]), "1", "1", "1", "0"], []]
+        for row in result["objectives"]:
+            found = row["advantages"][kind]
+            cells = [found[key] for key in ("batch_cosine", "cosine", "component", "signal_to_noise")]
+            rows.append([row["objective"], *map(_pm, cells), _pm(row["pull"])])
+        print(f"\n{table(head, rows, title=f'advantages per {kind}; ± standard error')}")
+    positions = result["positions"]
+    shown = positions[-6:]
+    head = ["effective share of the weights at t", *map(str, shown)]
+    rows = [
+        [row["objective"], *(_short(value) for value in row["ess"][-len(shown) :])]
+        for row in result["objectives"]
+    ]
+    print(f"\n{table(head, rows)}")
+    bins = result["lengths"]
+    if len(bins) > 1:
+        names = [f"{each['from']}–{'' if each['below'] is None else each['below'] - 1}" for each in bins]
+        head = ["component by length", *names]
+        rows = [
+            ["responses", *(str(each["responses"]) for each in bins)],
+            ["log ratio, std", *(_short(each["log_ratio_std"]) for each in bins)],
+            [],
+            *(
+                [row["objective"], *(_pm(each["component"]) for each in row["lengths"])]
+                for row in result["objectives"]
+            ),
+        ]
+        print(f"\n{table(head, rows)}")
+    print(
+        f"\ncos of {sizes['batch']}: of one batch's gradient with the on-policy gradient; cos of E, component of E: of "
+        "the expectation, the component relative to on-policy\nS/N: on-policy responses that one response is worth; "
+        "pull: component under advantages that know nothing, relative to the on-policy signal"
+    )
+
+
+def _print_recommendation(result: Mapping[str, Any]) -> None:
+    found = result["recommended"]
+    if found["best"] is None:
+        print(
+            "\nNo objective can be recommended: the samples do not determine the cosines; take more problems."
+        )
+        return
+    names = ", ".join(found["within_noise"])
+    print(
+        f"\nFor this pair, these objectives are within noise of the best, {found['best']}: {names}.\n{found['rule']}"
+    )
+
+
+def _pm(estimate: Mapping[str, float | None]) -> str:
+    value, error = estimate["value"], estimate["stderr"]
+    if value is None:
+        return "–"
+    return f"{value:.2f} ± {error:.2f}" if error is not None else f"{value:.2f}"
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

@@ -1,0 +1,115 @@
+"""What an objective does to each sampled token: the coefficient of ∇log π_t, by autograd of the objective itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import torch
+from torch import Tensor
+
+from ctpo.errors import UserError
+from ctpo.lab.fidelity.samples import Samples
+from ctpo.objectives import Objective, preset
+from ctpo.objectives import advantages as library
+from ctpo.objectives.reductions import Reduction
+from ctpo.objectives.tokens import turns_of
+from ctpo.training.config.config import CTPOConfig
+from ctpo.training.sampling.advantages import estimated
+from ctpo.training.sampling.turns import turn_advantages
+
+ON_POLICY = "reinforce"
+"""The preset whose gradient on a policy's own responses is the on-policy gradient: every weight is 1."""
+
+
+def objective_of(objective: Objective, reduction: Reduction) -> Objective:
+    """The objective with the reduction that all of a comparison share."""
+    return dataclasses.replace(objective, reduction=reduction)
+
+
+def on_policy(reduction: Reduction) -> Objective:
+    """REINFORCE, with the reduction that all of a comparison share."""
+    return objective_of(preset(ON_POLICY), reduction)
+
+
+def coefficients(
+    objective: Objective, logps: Tensor, samples: Samples, advantages: Tensor, batch: int
+) -> Tensor:
+    """[N, T] each token's k_t = −B ∂loss/∂log π_t, where one batch of B responses is one call of the objective.
+
+    The gradient of a batch is then the mean over its responses of Σ_t k_t ∇log π_t.
+
+    Args:
+        objective: any objective.
+        logps: [N, T] of the target.
+        samples: of the behaviour policy, whose number is a multiple of `batch`.
+        advantages: [N, T].
+        batch: B.
+    """
+    out = torch.zeros(logps.shape, dtype=torch.float64)
+    for first in range(0, len(samples), batch):
+        rows = slice(first, first + batch)
+        mask = samples.mask[rows]
+        leaf = logps[rows].clone().requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of log-probs above 0 by rounding
+            result = objective(
+                leaf,
+                samples.logps[rows],
+                advantages[rows],
+                mask,
+                turn_ids=turns_of(mask) if objective.needs_turns else None,
+            )
+        (gradient,) = torch.autograd.grad(result.loss, leaf)
+        out[rows] = -batch * gradient.double()
+    return torch.where(samples.mask, out, torch.zeros_like(out))
+
+
+def recipe_advantages(samples: Samples, config: CTPOConfig) -> Tensor:
+    """[N, T] the advantages that the recipe's estimator gives the responses.
+
+    Raises:
+        UserError: if it needs rewards per turn, and there are none.
+    """
+    group = config.num_generations
+    weights = torch.tensor(config.reward_weights or [1.0] * samples.rewards.shape[1], dtype=torch.float64)
+    if config.advantages == "turns":
+        if samples.turn_rewards.shape[1] == 0:
+            raise UserError(
+                "advantages=turns: the task gives no rewards per turn; set advantages=trl, or take another task"
+            )
+        return turn_by_turn(samples, config)
+    if config.advantages == "trl":
+        values = library.several_rewards(
+            samples.rewards,
+            group,
+            weights,
+            aggregation=config.multi_objective_aggregation,
+            scale=_scale(config),
+        )
+    else:
+        values = estimated(config.advantages, samples.rewards, weights, group, samples.sampled)
+    return values[:, None].expand(samples.mask.shape).float()
+
+
+def turn_by_turn(samples: Samples, config: CTPOConfig) -> Tensor:
+    """[N, T] the advantages of single turns, each normalised in its group."""
+    numbers = samples.turns.clamp(max=samples.turn_rewards.shape[1] - 1)
+    turns = torch.where(samples.mask, numbers + 1, torch.zeros_like(numbers)).amax(dim=1)
+    totals = samples.rewards.sum(dim=1)
+    values = turn_advantages(
+        samples.turn_rewards.clone(), turns, totals, config.num_generations, scale=_scale(config)
+    )
+    gathered = values.gather(1, numbers)
+    return torch.where(samples.mask, gathered, torch.zeros_like(gathered)).float()
+
+
+def null_advantages(samples: Samples, seed: int) -> Tensor:
+    """[N, T] one normal number per response, independent of everything."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(len(samples), 1, generator=generator).expand(samples.mask.shape)
+
+
+def _scale(config: CTPOConfig) -> str:
+    value = config.scale_rewards
+    return value if isinstance(value, str) else ("group" if value else "none")
