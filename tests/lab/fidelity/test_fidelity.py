@@ -1,0 +1,206 @@
+"""Gradient fidelity against enumeration by hand, autograd and identities."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ctpo.lab.fidelity.coefficients import coefficients, null_advantages, objective_of, on_policy
+from ctpo.lab.fidelity.measure import Moments, estimates, figures, reference_cosine
+from ctpo.lab.fidelity.report import Design, Gradients, Measured, measure
+from ctpo.lab.fidelity.samples import Samples
+from ctpo.lab.fidelity.sketch import TOLERANCE, Scorer, check, dot, unit
+from ctpo.objectives import preset
+from ctpo.objectives.reductions import Reduction
+
+T, PARAMETERS = 3, 6
+SUM = Reduction("seq-mean-token-mean")
+PI = (0.25, 0.75)
+"""The target's probabilities of 0 and 1. The behaviour policy draws both alike."""
+
+
+class Bigram(nn.Module):
+    """A policy whose logits depend on the token before; token 2 is the prompt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.tensor(PI).log().repeat(3, 1))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> Any:
+        return SimpleNamespace(logits=self.table[input_ids])
+
+
+def responses(counts: dict[tuple[int, ...], int], log_prob: Any, copies: int = 1) -> Samples:
+    """Each response as often as a policy draws it, so that a mean over them is the policy's expectation."""
+    rows = [row for row, count in counts.items() for _ in range(count)] * copies
+    actions = torch.tensor(rows)
+    count = len(rows)
+    return Samples(
+        ids=torch.cat([torch.full((count, 1), 2), actions], 1),
+        prompt=torch.ones(count, dtype=torch.long),
+        length=torch.full((count,), T),
+        mask=torch.ones(count, T, dtype=torch.bool),
+        logps=torch.tensor([[log_prob(a) for a in row] for row in rows]),
+        rewards=torch.tensor([[float(row[0] == row[2] == 1)] for row in rows], dtype=torch.float64),
+        turns=torch.zeros(count, T, dtype=torch.long),
+        turn_rewards=torch.zeros(count, 0, dtype=torch.float64),
+    )
+
+
+ALL = list(itertools.product((0, 1), repeat=T))
+UNIFORM = dict.fromkeys(ALL, 1)
+TARGET = {row: round(64 * math.prod(PI[a] for a in row)) for row in ALL}
+
+
+def measured(samples: Samples) -> tuple[Measured, np.ndarray[Any, Any], dict[str, torch.Tensor]]:
+    """A sample with an exact sketch: the directions are √n times a basis, so that the mean of squares is the norm."""
+    scorer = Scorer(Bigram(), temperature=1.0, vocabulary=2)
+    target = responses(TARGET, lambda a: math.log(PI[a]))
+    k = coefficients(on_policy(SUM), target.logps, target, advantages(target), len(target))
+    u = unit(scorer.gradient(target, k))
+    basis = math.sqrt(PARAMETERS) * torch.eye(PARAMETERS)
+    directions = [u, *({"table": row.reshape(3, 2)} for row in basis)]
+    sketch = torch.stack([scorer.derivative(samples, each) for each in directions], 1)
+    along = np.array([dot(each, u) for each in directions[1:]])
+    return Measured(samples=samples, logps=scorer.log_probs(samples), sketch=sketch), along, u
+
+
+def advantages(samples: Samples) -> torch.Tensor:
+    return (samples.rewards - 0.3).expand(samples.mask.shape).float()
+
+
+def design(along: np.ndarray[Any, Any], batch: int, blocks: int) -> Design:
+    return Design(
+        group=1, batch=batch, blocks=blocks, reduction=SUM, rho=1.0, along=along, lengths=(), seed=0
+    )
+
+
+def score(previous: int, action: int) -> np.ndarray[Any, Any]:
+    """∇ log π(action | previous) of the bigram policy, by hand."""
+    gradient = np.zeros((3, 2))
+    gradient[previous] = -np.array(PI)
+    gradient[previous, action] += 1
+    return gradient.reshape(-1)
+
+
+def expectation(weight: Any) -> np.ndarray[Any, Any]:
+    """E_b mean_t weight(r_t, A) ∇log π_t by hand, for a weight that contains the advantage."""
+    total = np.zeros(PARAMETERS)
+    for row in ALL:
+        advantage = float(row[0] == row[2] == 1) - 0.3
+        for t, action in enumerate(row):
+            ratio = PI[action] / 0.5
+            total += weight(ratio, advantage) * score(2 if t == 0 else row[t - 1], action) / T / len(ALL)
+    return total
+
+
+def test_bias_and_pull_are_those_of_enumeration() -> None:
+    low, high = 0.2, 0.28
+    clipped = objective_of(preset("grpo", ratio_low=low, ratio_high=high), SUM)
+    off, along, u = measured(responses(UNIFORM, lambda a: math.log(0.5), copies=3))
+    on, _, _ = measured(responses(TARGET, lambda a: math.log(PI[a]), copies=3))
+    shape = design(along, 8, 3)
+    one = Gradients(off, shape)
+    two = Gradients(on, design(along, 64, 3))
+    moments = one.moments(one.responses(one.coefficients(clipped, advantages(off.samples))))
+    own = two.moments(two.responses(two.coefficients(on_policy(SUM), advantages(on.samples))))
+
+    def kept(ratio: float, sign: float) -> float:
+        return ratio * (ratio <= 1 + high if sign > 0 else ratio >= 1 - low)
+
+    wanted = expectation(lambda r, a: kept(r, a) * a)
+    truth = np.zeros(PARAMETERS)
+    for row in ALL:
+        advantage = float(row[0] == row[2] == 1) - 0.3
+        scores = sum(score(2 if t == 0 else row[t - 1], a) for t, a in enumerate(row))
+        truth += math.prod(PI[a] for a in row) * advantage * scores / T
+    direction = truth / np.linalg.norm(truth)
+    np.testing.assert_allclose(u["table"].flatten().numpy(), direction, atol=1e-5)
+    found = figures(moments, own, 1.0, 8)
+    assert found["component"] == pytest.approx(wanted @ direction / np.linalg.norm(truth), abs=1e-5)
+    assert found["cosine"] == pytest.approx(wanted @ direction / np.linalg.norm(wanted), abs=1e-4)
+
+    many, along, _ = measured(responses(UNIFORM, lambda a: math.log(0.5), copies=300))
+    null = Gradients(many, design(along, 8, 8))
+    draw = null_advantages(many.samples, 0)
+    gradients = [null.responses(null.coefficients(clipped, sign * draw)) for sign in (1.0, -1.0)]
+    pull = null.moments((gradients[0] + gradients[1]) / 2)
+    # E A over A > 0 is 1/√(2π), and what is clipped depends on the sign of A alone.
+    half = 1 / math.sqrt(2 * math.pi)
+    expected = expectation(lambda r, a: half * (kept(r, 1) - kept(r, -1))) @ direction
+    error = pull.means[:, 0].std(ddof=1) / math.sqrt(8)
+    assert expected < -10 * error  # clipping pulls back to the behaviour policy
+    assert abs(pull.signal - expected) < 4 * error
+
+
+def test_identical_policies_agree_with_on_policy_sampling() -> None:
+    samples = responses(TARGET, lambda a: math.log(PI[a]), copies=4)
+    same, along, _ = measured(samples)
+    shape = Design(group=4, batch=16, blocks=4, reduction=SUM, rho=0.9, along=along, lengths=(2,), seed=0)
+    names = ("reinforce", "grpo", "cispo", "gspo", "ctpo", "ctpo-fixed", "sequence", "minpro", "sapo")
+    config: Any = SimpleNamespace(
+        num_generations=4,
+        reward_weights=None,
+        advantages="trl",
+        multi_objective_aggregation="sum_then_normalize",
+        scale_rewards="none",
+    )
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
+    place = (order[:, None] * T + torch.arange(T)).flatten()
+    same = Measured(samples=samples.rows(order), logps=same.logps[order], sketch=same.sketch[place])
+    result = measure(same, same, {n: objective_of(preset(n), SUM) for n in names}, config, shape)
+    own = result["on_policy"]["response"]
+    for row in result["objectives"]:
+        found = row["advantages"]["response"]
+        for key, value in own.items():
+            assert found[key]["value"] == pytest.approx(value["value"], rel=1e-4), (row["objective"], key)
+        assert found["component"]["value"] == pytest.approx(1, rel=1e-4)
+        assert found["component"]["stderr"] < 1e-4
+        assert abs(row["pull"]["value"]) < 1e-4
+        assert row["ess"] == pytest.approx([1.0] * len(row["ess"]), rel=1e-4)
+    assert set(result["recommended"]["within_noise"]) == set(names)
+    assert result["drift"]["log_ratio_std"] == pytest.approx(0, abs=1e-5)
+
+
+def test_check_compares_with_autograd() -> None:
+    samples = responses(UNIFORM, lambda a: math.log(0.5))
+    scorer = Scorer(Bigram(), temperature=0.7, vocabulary=2)
+    directions = [unit(scorer.direction(0, 0)), *(scorer.direction(0, j) for j in range(1, 4))]
+    sketch = torch.stack([scorer.derivative(samples, each) for each in directions], 1)
+    along = np.array([dot(directions[0], each) for each in directions[1:]])
+    assert check(scorer, samples, directions.__getitem__, sketch, along).error < 1e-5
+    sketch[:, 2] *= 1.1  # one direction is wrong
+    assert check(scorer, samples, directions.__getitem__, sketch, along).error > TOLERANCE
+
+
+def test_values_are_right_on_average_and_errors_are_those_of_repeated_draws() -> None:
+    generator = np.random.default_rng(0)
+    n, count, draws = 50, 400, 150
+    found, squares = [], []
+    for _ in range(draws):
+        # Groups with mean (1, 0, …) and unit noise, in coordinates of an exact sketch with √n times a basis.
+        x = generator.standard_normal((count, n))
+        x[:, 0] += 1.0
+        coordinates = np.concatenate([x[:, :1], math.sqrt(n) * x], 1)
+        coordinates[:, 1] = 0
+        moments = Moments.of(coordinates, 8)
+        squares.append(moments.norm_square)
+        found.append(estimates(moments, moments, 1.0, 8)["batch_cosine"])
+    values = np.array([each.value for each in found])
+    assert np.mean(squares) == pytest.approx(1.0, abs=0.05)  # 1 + 50/400 if noise added to it
+    assert values.mean() == pytest.approx(1 / math.sqrt(1 + n / 8), rel=0.02)
+    assert np.mean([each.error for each in found]) == pytest.approx(values.std(), rel=0.25)
+
+
+def test_reference_cosine_corrects_for_the_noise_of_the_halves() -> None:
+    # Halves with signal 1 and noise variance v each: c = 1/(1 + v), and the whole has cosine 1/√(1 + v/2).
+    for v in (0.1, 1.0, 3.0):
+        assert reference_cosine(1 / (1 + v)) == pytest.approx(1 / math.sqrt(1 + v / 2))
+    assert reference_cosine(-0.2) == 0
