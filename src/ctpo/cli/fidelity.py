@@ -240,8 +240,8 @@ def _lagged(path: Path, lag: int) -> tuple[str, str]:
             str((last - each) // updates) for each in sorted(checkpoints, reverse=True) if each != last
         )
         raise UserError(
-            f"--lag {lag}: {path} has no checkpoint-{step}; its checkpoints lie {there or 'no'} rollout batches before "
-            "the last (see save_steps and save_total_limit)"
+            f"--lag {lag}: {path} has no checkpoint {lag} rollout batches before its last; there "
+            f"are some {there or 0} before (see save_steps and save_total_limit)"
         )
     return str(checkpoints[step]), str(checkpoints[last])
 
