@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ctpo.objectives import Objective, preset
-from ctpo.objectives.ratios import CumulativeRatio, PrefixMeanRatio, SequenceRatio, TokenRatio
+from ctpo.objectives.ratios import CumulativeRatio, DecayedRatio, PrefixMeanRatio, SequenceRatio, TokenRatio
 from ctpo.objectives.surrogates import Linear, MinClip, StopGradientWeight
 from ctpo.objectives.trust_regions import LogBand, RatioBand, Unbounded
 
 PRESETS = [
     *("ctpo", "ctpo-fixed", "ctpo-fixed-matched", "ctpo-calibrated", "ctpo-geomean", "ctpo-prefix-gradient"),
+    "ctpo-decay",
     *(
         "sequence",
         "ppo",
@@ -32,6 +33,8 @@ COMPOSED: dict[str, tuple[Any, Any, Any]] = {
     "weight": (SequenceRatio(), LogBand(0.1, 0.3), StopGradientWeight()),
     "scaled-weight": (CumulativeRatio(), LogBand(0.01, 0.02, power=0.5), StopGradientWeight()),
     "weight-of-a-differentiated-ratio": (SequenceRatio("through"), LogBand(0.1, 0.3), StopGradientWeight()),
+    "decayed-weight": (DecayedRatio(0.7), LogBand(0.2, 0.3), StopGradientWeight()),
+    "decayed-at-once": (DecayedRatio(1e-30), LogBand(0.1, 0.1, 0.2, 0.5), MinClip()),
     "token-through": (TokenRatio("through"), RatioBand(0.2, 0.2, 3.0), MinClip()),
     "mean-through": (PrefixMeanRatio("through"), LogBand(0.05, 0.05, None, -0.5), MinClip()),
     "sequence-through": (SequenceRatio("through"), LogBand(2.0, 2.0, 3.0), MinClip()),

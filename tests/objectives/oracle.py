@@ -26,13 +26,15 @@ def clip(x: float, lo: float, hi: float) -> float:
     return min(max(x, lo), hi)
 
 
-def weight_of(family: str, d: list[float], k: int) -> float:
+def weight_of(family: str, d: list[float], k: int, decay: float = 1.0) -> float:
     """log weight of the k-th generated token of a row whose log ratios are d."""
     prefix = d[: k + 1]
     if family == "token":
         return d[k]
     if family == "cumulative":
         return math.fsum(prefix)
+    if family == "decayed":
+        return math.fsum(x * decay ** (k - s) for s, x in enumerate(prefix))
     if family == "prefix-mean":
         return math.fsum(prefix) / len(prefix)
     if family == "sequence":
@@ -95,7 +97,7 @@ def evaluate(
         }[reduction]
         for k, t in enumerate(where):
             a = adv[i][t] if isinstance(adv[i], list) else adv[i]
-            x = weight_of(spec["family"], d, k)
+            x = weight_of(spec["family"], d, k, spec.get("decay", 1.0))
             lo, hi, dual = bounds(spec, k + 1) if "low" in spec else (-math.inf, math.inf, None)
             if spec.get("surrogate", "min-clip") == "min-clip":
                 value, slope, c, b = ppo_term(x, a, lo, hi, dual)

@@ -30,6 +30,7 @@ SPECS: dict[str, dict[str, Any]] = {
     # 1.2815515655446004 is the 0.9 quantile of the standard normal distribution.
     "ctpo-calibrated": {**CTPO, **dict.fromkeys(("low", "high", "dual"), 0.28 * 1.2815515655446004)},
     "ctpo-geomean": {**CTPO, "family": "prefix-mean", "power": -0.5},
+    "ctpo-decay": {**CTPO, "family": "decayed", "decay": 0.98},
     "ctpo-prefix-gradient": {**CTPO, "gradient": "through"},
     "sequence": {"family": "sequence", "low": 0.5, "high": 4.0, "dual": 5.0},
     "ppo": {"family": "token", "low": 0.2, "high": 0.2},

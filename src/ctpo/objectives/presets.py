@@ -22,6 +22,7 @@ from ctpo.objectives.objective import Objective
 from ctpo.objectives.presets_ctpo import (
     ctpo,
     ctpo_calibrated,
+    ctpo_decay,
     ctpo_fixed,
     ctpo_fixed_matched,
     ctpo_geomean,
@@ -82,6 +83,7 @@ _PRESETS: Final[dict[str, Callable[..., Objective]]] = {
     "prefix-quantile": prefix_quantile,
     "ctpo-vespo": ctpo_vespo,
     "ctpo-turn": ctpo_turn,
+    "ctpo-decay": ctpo_decay,
     "lusp": lusp,
     "fspo": fspo,
     "gmpo": gmpo,

@@ -15,13 +15,14 @@ from ctpo.objectives.presets_shared import compose_parts, smoothing
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.ratios import (
     CumulativeRatio,
+    DecayedRatio,
     PerTurnRatio,
     PrefixMeanRatio,
     SequenceRatio,
 )
 from ctpo.objectives.reductions import Reduction
 from ctpo.objectives.soft_surrogates import GammaWeight
-from ctpo.objectives.surrogates import Gated, MinClip
+from ctpo.objectives.surrogates import Gated, MinClip, StopGradientWeight, Surrogate
 from ctpo.objectives.trust_regions import LogBand, PerTurnRegion, RatioBand, Unbounded
 
 
@@ -163,6 +164,26 @@ def ctpo_turn(
     """
     band = PerTurnRegion(LogBand(log_low, log_high, log_dual, power))
     return compose_parts(PerTurnRatio(CumulativeRatio()), band, MinClip(), reduction)
+
+
+def ctpo_decay(
+    decay: float = 0.98,
+    log_low: float = 0.025,
+    log_high: float = 0.05,
+    log_dual: float | None = 0.05,
+    power: float = 0.5,
+    surrogate: str = "min-clip",
+    reduction: str = "token-mean",
+) -> Objective:
+    """`ctpo` with a product that forgets: log ρ_t = c_t = decay · c_{t−1} + d_t over the sampled tokens.
+
+    decay 1 is `ctpo` and decay 0 the token ratio. `surrogate` "min-clip" is that of `ctpo`. "stop-gradient" is
+    −sg(clip(ρ_t)) A log π_t: the bounds only truncate the weight, every token keeps its gradient, and there is no
+    pull to the anchor; `log_dual` then plays no part. Ours, from arXiv 2605.07331 and arXiv 2506.13585.
+    """
+    kinds: dict[str, Surrogate] = {"min-clip": MinClip(), "stop-gradient": StopGradientWeight()}
+    chosen = kinds[checks.choice("surrogate", surrogate, kinds)]
+    return compose_parts(DecayedRatio(decay), LogBand(log_low, log_high, log_dual, power), chosen, reduction)
 
 
 def sequence_quantile(

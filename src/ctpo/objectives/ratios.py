@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from ctpo.objectives import checks
 from ctpo.objectives.numerics import LOG_WEIGHT_CAP, SATURATION
 from ctpo.objectives.tokens import Tokens
 
@@ -89,6 +90,45 @@ class CumulativeRatio:
 
     def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
         return tokens.layout.suffix_sum(slopes)
+
+
+@dataclass(frozen=True)
+class DecayedRatio:
+    """c_t = decay · c_{t−1} + d_t: the ratio of the prefix, in which a token counts less with every later one.
+
+    A token s tokens back enters the product as r^(decay^s), so the weight spreads by at most 1/√(1 − decay²) times
+    what one token does, however long the response. decay 1 is `CumulativeRatio` and decay 0 is `TokenRatio`. What the
+    model did not sample leaves c as it is. The gradient is that of the current token. Ours, from arXiv 2605.07331.
+
+    Attributes:
+        decay: per sampled token, in [0, 1].
+
+    Raises:
+        ValueError: a decay outside of [0, 1].
+    """
+
+    gradient: ClassVar[GradientPath] = "token"
+
+    decay: float
+
+    def __post_init__(self) -> None:
+        if checks.number("decay", self.decay, 0.0) > 1:
+            raise ValueError(f"decay: {self.decay!r} must be <= 1.")
+
+    @property
+    def log_cap(self) -> float:
+        return SATURATION if self.decay == 0 else LOG_WEIGHT_CAP
+
+    def statistic(self, tokens: Tokens) -> Tensor:
+        """c_t."""
+        if self.decay == 0:
+            return tokens.log_ratio
+        if self.decay == 1:
+            return tokens.layout.prefix_sum(tokens.log_ratio)
+        return tokens.layout.decayed_sum(tokens.log_ratio, tokens.mask, self.decay)
+
+    def pullback(self, tokens: Tokens, slopes: Tensor) -> Tensor:
+        return slopes
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@
 #include <string.h>
 
 /* Which log ratios make up the log weight of a token. */
-enum { TOKEN, CUMULATIVE, PREFIX_MEAN, SEQUENCE, SEQUENCE_MEAN, MIN_PREFIX, UNIT };
+enum { TOKEN, CUMULATIVE, PREFIX_MEAN, SEQUENCE, SEQUENCE_MEAN, MIN_PREFIX, UNIT, DECAYED };
 /* What a token's loss does with its weight. */
 enum { MIN_CLIP, STOP_GRADIENT_WEIGHT, LINEAR };
 /* What the sum of the token losses is divided by. */
@@ -25,6 +25,7 @@ enum { DONE, BAD_SEGMENTS, NO_MEMORY };
 typedef struct {
   /* The objective. Bounds are log ratios at the first token; at token t they are multiplied by t^power. */
   int64_t ratio, surrogate, through, divisor;
+  double decay;           /* of a running sum that forgets, per sampled token */
   double low, high, dual, power;
   double widest;          /* the largest finite one of `high` and `dual`, 0 if there is none */
   double log_cap, exp_cap; /* ceilings of a log weight: outside the bounds, and always */

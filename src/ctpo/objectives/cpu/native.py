@@ -14,7 +14,7 @@ from torch import Tensor
 from ctpo.objectives.cpu.library import library
 from ctpo.objectives.inputs import Inputs
 from ctpo.objectives.numerics import EXP_CAP, FAR, POSITIVE_LOGP, SATURATION, compute_dtype
-from ctpo.objectives.ratios import Ratio
+from ctpo.objectives.ratios import DecayedRatio, Ratio
 from ctpo.objectives.reductions import Count, Reduction
 from ctpo.objectives.stats import SUMS
 from ctpo.objectives.surrogates import Linear, MinClip, StopGradientWeight, Surrogate
@@ -23,7 +23,7 @@ from ctpo.objectives.trust_regions import LogBand, RatioBand, Unbounded
 
 _RATIOS: Final = (
     "TokenRatio", "CumulativeRatio", "PrefixMeanRatio", "SequenceRatio", "SequenceMeanRatio", "MinPrefixRatio",
-    "UnitRatio",
+    "UnitRatio", "DecayedRatio",
 )  # fmt: skip
 """In the order of the enumeration in native.c; so are the next two."""
 _SURROGATES: Final = (MinClip, StopGradientWeight, Linear)
@@ -39,7 +39,7 @@ class Call(ctypes.Structure):
 
     _fields_ = (
         *((name, _INTEGER) for name in ("ratio", "surrogate", "through", "divisor")),
-        *((name, _REAL) for name in ("low", "high", "dual", "power", "widest", "log_cap", "exp_cap")),
+        *((name, _REAL) for name in ("decay", "low", "high", "dual", "power", "widest", "log_cap", "exp_cap")),
         *((name, _REAL) for name in ("saturation", "far", "positive_logp", "norm_length", "length_power")),
         *((name, _INTEGER) for name in ("tokens", "sequences", "row_length")),
         *((name, _POINTER) for name in ("edges", "numbers")),
@@ -178,6 +178,7 @@ def _template(parts: Parts) -> Call:
         surrogate=_SURROGATES.index(type(parts.surrogate)),
         through=through and type(parts.ratio).__name__ != "TokenRatio",
         divisor=_DIVISORS.get(reduction.name, _BY_SEQUENCES),
+        decay=parts.ratio.decay if isinstance(parts.ratio, DecayedRatio) else 1.0,
         low=-FAR if linear else max(bases.lower, -FAR),
         high=FAR if linear else min(bases.upper, FAR),
         dual=FAR if bases.dual is None else min(bases.dual, FAR),

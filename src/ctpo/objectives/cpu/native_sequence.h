@@ -120,6 +120,32 @@ static void NAME(running_sums)(int64_t n, int mean, NAME(State) *state, NAME(Chu
   state->sum = before[3] + c3;
 }
 
+/* Log ratios to their running sums that forget; in double, in four quarters as above. Every token also needs the
+   share that is left of what was before its quarter. */
+static void NAME(decayed_sums)(double decay, int64_t n, NAME(State) *state, NAME(Chunk) *chunk) {
+  REAL *x = chunk->log_weight;
+  int64_t q = n / 4;
+  double step[CHUNK], sum[CHUNK], share[CHUNK], c[4] = {0, 0, 0, 0}, left[4] = {1, 1, 1, 1}, before = state->sum;
+  VECTOR for (int64_t j = 0; j < n; j++) step[j] = chunk->response[j] ? decay : 1.0;
+  for (int64_t j = 0; j < q; j++) {
+    for (int k = 0; k < 4; k++) {
+      int64_t i = j + k * q;
+      sum[i] = c[k] = step[i] * c[k] + x[i];
+      share[i] = left[k] *= step[i];
+    }
+  }
+  for (int64_t j = 4 * q; j < n; j++) {
+    sum[j] = c[3] = step[j] * c[3] + x[j];
+    share[j] = left[3] *= step[j];
+  }
+  for (int k = 0; k < 4; k++) {
+    int64_t first = k * q, last = k < 3 ? first + q : n;
+    VECTOR for (int64_t j = first; j < last; j++) x[j] = (REAL)(sum[j] + share[j] * before);
+    before = c[k] + left[k] * before;
+  }
+  state->sum = before;
+}
+
 /* Log ratios to the ratio's statistic: the log weight before any bound. */
 static void NAME(statistic)(const Call *call, int64_t n, NAME(State) *state, NAME(Chunk) *chunk) {
   REAL *x = chunk->log_weight;
@@ -127,6 +153,9 @@ static void NAME(statistic)(const Call *call, int64_t n, NAME(State) *state, NAM
     case CUMULATIVE:
     case PREFIX_MEAN:
       NAME(running_sums)(n, call->ratio == PREFIX_MEAN, state, chunk);
+      break;
+    case DECAYED:
+      NAME(decayed_sums)(call->decay, n, state, chunk);
       break;
     case SEQUENCE:
     case SEQUENCE_MEAN:

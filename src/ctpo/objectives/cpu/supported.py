@@ -12,6 +12,7 @@ from ctpo.objectives.inputs import Inputs
 from ctpo.objectives.numerics import ask_torch
 from ctpo.objectives.ratios import (
     CumulativeRatio,
+    DecayedRatio,
     MinPrefixRatio,
     PrefixMeanRatio,
     Ratio,
@@ -31,6 +32,7 @@ RATIOS: Final[tuple[type, ...]] = (
     SequenceMeanRatio,
     MinPrefixRatio,
     UnitRatio,
+    DecayedRatio,
 )
 SURROGATES: Final[tuple[type, ...]] = (MinClip, StopGradientWeight, Linear)
 REGIONS: Final[tuple[type, ...]] = (LogBand, RatioBand, Unbounded)

@@ -28,6 +28,19 @@ class Layout(ABC):
         """The sum over the sequence up to and including each token; the shape of `values`."""
 
     @abstractmethod
+    def decayed_sum(self, values: Tensor, steps: Tensor, decay: float) -> Tensor:
+        """x_t = decay · x_{t−1} + v_t over the sequence's tokens under `steps`; elsewhere x_t = x_{t−1} + v_t.
+
+        Args:
+            values: v, one per token.
+            steps: booleans of the same shape, true where the sum forgets.
+            decay: above 0 and below 1.
+
+        Returns:
+            The shape of `values`.
+        """
+
+    @abstractmethod
     def suffix_sum(self, values: Tensor) -> Tensor:
         """The sum from each token to the end of its sequence; the shape of `values`."""
 

@@ -7,11 +7,14 @@ so a NaN in one segment cannot reach the next.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ctpo.objectives import checks
 from ctpo.objectives.layouts.layout import Layout, interpolated
+from ctpo.objectives.layouts.recurrence import decayed_sum
 from ctpo.objectives.numerics import prefix_dtype, reads_are_free
 
 
@@ -35,6 +38,14 @@ class Packed(Layout):
         wide = values.to(prefix_dtype(values.device))
         running = wide.cumsum(0)
         return running - (running - wide)[self.start]
+
+    def decayed_sum(self, values: Tensor, steps: Tensor, decay: float) -> Tensor:
+        """The sum over the whole tensor, less what the segments before have left of it."""
+        wide = values.to(prefix_dtype(values.device))
+        running, count = decayed_sum(wide, steps, decay), steps.to(wide.dtype).cumsum(0)
+        before = torch.cat([torch.zeros_like(running[:1]), running[:-1]])[self.start]
+        passed = count - (count - steps.to(wide.dtype))[self.start]
+        return running - before * (passed * math.log(decay)).exp()
 
     def suffix_sum(self, values: Tensor) -> Tensor:
         wide = values.to(prefix_dtype(values.device))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ctpo.objectives.layouts.layout import Layout, interpolated
 from ctpo.objectives.layouts.packed import Packed, turn_keys
+from ctpo.objectives.layouts.recurrence import decayed_sum
 from ctpo.objectives.numerics import prefix_dtype
 
 
@@ -15,6 +16,9 @@ class Padded(Layout):
 
     def prefix_sum(self, values: Tensor) -> Tensor:
         return values.to(prefix_dtype(values.device)).cumsum(-1)
+
+    def decayed_sum(self, values: Tensor, steps: Tensor, decay: float) -> Tensor:
+        return decayed_sum(values.to(prefix_dtype(values.device)), steps, decay)
 
     def suffix_sum(self, values: Tensor) -> Tensor:
         return values.to(prefix_dtype(values.device)).flip(-1).cumsum(-1).flip(-1)
@@ -70,6 +74,9 @@ class PaddedTurns(Layout):
 
     def prefix_sum(self, values: Tensor) -> Tensor:
         return self.flat.prefix_sum(values.reshape(-1)).reshape(self.shape)
+
+    def decayed_sum(self, values: Tensor, steps: Tensor, decay: float) -> Tensor:
+        return self.flat.decayed_sum(values.reshape(-1), steps.reshape(-1), decay).reshape(self.shape)
 
     def suffix_sum(self, values: Tensor) -> Tensor:
         return self.flat.suffix_sum(values.reshape(-1)).reshape(self.shape)

@@ -9,6 +9,7 @@ Shapes: B rows, t positions per rank, W ranks, K chunks per rank.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from ctpo.objectives.layouts.layout import Layout
 from ctpo.objectives.layouts.packed import Packed
 from ctpo.objectives.layouts.padded import Padded
+from ctpo.objectives.layouts.recurrence import decayed_sum, linear_recurrence
 from ctpo.objectives.numerics import prefix_dtype, reads_are_free
 
 
@@ -180,6 +182,23 @@ class Sharded(Layout):
         local = wide.reshape(*wide.shape[:-1], count, wide.shape[-1] // count).cumsum(-1)
         totals = local[..., -1] if local.shape[-1] else local.sum(-1)
         return (local + self._before(totals).unsqueeze(-1)).reshape(wide.shape)
+
+    def decayed_sum(self, values: Tensor, steps: Tensor, decay: float) -> Tensor:
+        """A chunk takes over the sum of the chunks before it, decayed once more by each of its own tokens."""
+        wide = self._wide(values)
+        if self.chunks is None:
+            everywhere = self._global(steps.to(torch.uint8)) > 0
+            return self.inner.decayed_sum(self._global(wide), everywhere, decay)[..., self.own]
+        count = len(self.own_chunks)
+        shape = (*wide.shape[:-1], count, wide.shape[-1] // count)
+        if shape[-1] == 0:
+            return wide  # on every rank, as all hold equally many tokens
+        local = decayed_sum(wide.reshape(shape), steps.reshape(shape), decay)
+        left = (steps.reshape(shape).to(wide.dtype).cumsum(-1) * math.log(decay)).exp()  # of what was before
+        ends = self._gather(torch.stack([local[..., -1], left[..., -1]]))[..., self.chunks]
+        sums = linear_recurrence(*ends)
+        before = torch.cat([torch.zeros_like(sums[..., :1]), sums[..., :-1]], dim=-1)[..., self.own_chunks]
+        return (local + before.unsqueeze(-1) * left).reshape(wide.shape)
 
     def suffix_sum(self, values: Tensor) -> Tensor:
         wide = self._wide(values)
