@@ -52,7 +52,10 @@ def test_decay_1_is_ctpo_and_decay_0_the_token_ratio(backend: str, surrogate: st
         same(out, expected, rtol=0)
         assert torch.equal(grad, wanted)
     if surrogate == "min-clip":
-        (out, grad), (expected, wanted) = run(preset("ctpo-decay", decay=1.0), batch), run(preset("ctpo"), batch)
+        (out, grad), (expected, wanted) = (
+            run(preset("ctpo-decay", decay=1.0), batch),
+            run(preset("ctpo"), batch),
+        )
         same(out, expected, rtol=0)
         assert torch.equal(grad, wanted)
 
@@ -103,9 +106,13 @@ def test_what_the_model_did_not_sample_leaves_the_product_as_it_is(backend: str)
 def test_float32_rows_of_8192_keep_their_digits(backend: str) -> None:
     batch = make(rows=4, length=8192, drift=0.05, seed=3)
     exact, _ = run(preset("ctpo-decay", surrogate="stop-gradient"), batch)
-    rounded, _ = run(preset("ctpo-decay", surrogate="stop-gradient", backend=backend), batch.to(torch.float32))
+    rounded, _ = run(
+        preset("ctpo-decay", surrogate="stop-gradient", backend=backend), batch.to(torch.float32)
+    )
     assert rounded.loss.item() == pytest.approx(exact.loss.item(), rel=1e-4)
-    assert rounded.stats["log_ratio_std"].item() == pytest.approx(exact.stats["log_ratio_std"].item(), rel=1e-5)
+    assert rounded.stats["log_ratio_std"].item() == pytest.approx(
+        exact.stats["log_ratio_std"].item(), rel=1e-5
+    )
 
 
 def test_stop_gradient_weights_keep_every_token() -> None:
@@ -128,7 +135,12 @@ def test_stop_gradient_weights_keep_every_token() -> None:
 
 
 def test_decays_out_of_range_are_refused() -> None:
-    for decay, words in ((1.5, "must be <= 1"), (-0.1, "must be >= 0"), (math.nan, "is not a number"), (True, "is not")):
+    for decay, words in (
+        (1.5, "must be <= 1"),
+        (-0.1, "must be >= 0"),
+        (math.nan, "is not a number"),
+        (True, "is not"),
+    ):
         with pytest.raises(ValueError, match=f"decay: .* {words}"):
             DecayedRatio(decay)
     with pytest.raises(ValueError, match="surrogate: 'clip' is not known"):

@@ -21,6 +21,8 @@ OTHER: dict[str, Any] = {
     "level": "sequence",
     "ema": 0.5,
     "length": 50,
+    "decay": 0.9,
+    "surrogate": "stop-gradient",
     "w_min": 0.5,
     "q": 0.4,
     "share": 0.2,

@@ -22,6 +22,7 @@ from ctpo.objectives.clipped_mean import ClippedMeanRatio
 from ctpo.objectives.quantile_gate import QuantileGate
 from ctpo.objectives.ratios import (
     CumulativeRatio,
+    DecayedRatio,
     FlippedRatio,
     MinPrefixRatio,
     PrefixMeanRatio,
@@ -39,6 +40,7 @@ from ctpo.objectives.trust_regions import Limits, RatioBand
 _FAMILY_OF: Final[dict[type, str]] = {
     TokenRatio: "token",
     CumulativeRatio: "cumulative",
+    DecayedRatio: "cumulative",
     PrefixMeanRatio: "prefix-mean",
     SequenceRatio: "sequence",
     SequenceMeanRatio: "sequence-mean",

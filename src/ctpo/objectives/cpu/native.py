@@ -39,7 +39,10 @@ class Call(ctypes.Structure):
 
     _fields_ = (
         *((name, _INTEGER) for name in ("ratio", "surrogate", "through", "divisor")),
-        *((name, _REAL) for name in ("decay", "low", "high", "dual", "power", "widest", "log_cap", "exp_cap")),
+        *(
+            (name, _REAL)
+            for name in ("decay", "low", "high", "dual", "power", "widest", "log_cap", "exp_cap")
+        ),
         *((name, _REAL) for name in ("saturation", "far", "positive_logp", "norm_length", "length_power")),
         *((name, _INTEGER) for name in ("tokens", "sequences", "row_length")),
         *((name, _POINTER) for name in ("edges", "numbers")),

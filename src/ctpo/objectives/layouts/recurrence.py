@@ -55,9 +55,7 @@ def linear_recurrence(values: Tensor, factors: Tensor) -> Tensor:
     """
     step = 1
     while step < values.shape[-1]:
-        earlier, product = (
-            torch.nn.functional.pad(x[..., :-step], (step, 0)) for x in (values, factors)
-        )
+        earlier, product = (torch.nn.functional.pad(x[..., :-step], (step, 0)) for x in (values, factors))
         values, factors = values + factors * earlier, factors * product
         step *= 2
     return values
