@@ -14,6 +14,7 @@ from ctpo.objectives.advantages import (
     batch_normalised,
     by_turn,
     dr_grpo,
+    each_turn,
     gae,
     group_normalised,
     max_rl,
@@ -246,3 +247,19 @@ def test_turns_that_do_not_fit(arguments: Any, words: str) -> None:
     rewards, turns, *discount = arguments
     with pytest.raises(ValueError, match=re.escape(words)):
         returns_to_go(rewards, turns.long(), **({"discount": discount[0]} if discount else {}))
+
+
+def test_each_turn_is_its_column_among_those_that_have_it() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 9.0], [0.0, 2.0, 3.0], [5.0, 4.0, 7.0], [2.0, 9.0, 9.0]])
+    turns = torch.tensor([2, 3, 2, 1])
+    got = each_turn(rewards, turns, 4, estimator=dr_grpo)
+    expected = torch.tensor([[-1.0, -2.0, 0.0], [-2.0, 0.0, 0.0], [3.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(got, expected)  # column means: 2 of four, 2 of three; the third turn is alone
+    shuffled = torch.tensor([3, 1, 0, 2])
+    scattered = each_turn(rewards[shuffled], turns[shuffled], torch.tensor([7, 7, 7, 7]), estimator=dr_grpo)
+    torch.testing.assert_close(scattered, got[shuffled])
+    # Where all have all turns, a column is what `group_normalised` gives for it.
+    full = each_turn(rewards, torch.full((4,), 3), 2)
+    torch.testing.assert_close(full, torch.stack([group_normalised(c, 2) for c in rewards.T], dim=1))
+    with pytest.raises(ValueError, match="expected"):
+        each_turn(rewards[0], turns, 4)

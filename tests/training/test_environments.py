@@ -113,21 +113,28 @@ def turns_in(mask: list[int]) -> list[list[int]]:
     return found
 
 
-def test_turn_rewards_become_advantages_of_tokens(trained: Any) -> None:
-    import statistics
-
-    tokenizer = trained.processing_class
-    mask = (whole(trained, "completion_mask") * whole(trained, "tool_mask")).tolist()
-    ids, advantages = whole(trained, "completion_ids").tolist(), whole(trained, "advantages")
-    prompts = tokenizer.batch_decode(whole(trained, "prompt_ids"), skip_special_tokens=True)
-    returns = []
+def earned(trainer: Any) -> tuple[list[list[float]], list[str], list[list[int]]]:
+    """The rewards of each response's turns, read from the transcript alone; its prompt, and the mask of its tokens."""
+    tokenizer = trainer.processing_class
+    mask = (whole(trainer, "completion_mask") * whole(trainer, "tool_mask")).tolist()
+    ids = whole(trainer, "completion_ids").tolist()
+    prompts = tokenizer.batch_decode(whole(trainer, "prompt_ids"), skip_special_tokens=True)
+    rewards = []
     for row, prompt in enumerate(prompts):
         worth = 1 + int(prompt.split("id")[1][0]) % 2  # the row's answer, which reached the environment
         turns = [[ids[row][place] for place in turn] for turn in turns_in(mask[row])]
         said = [tokenizer.decode(turn, skip_special_tokens=True) for turn in turns]
         ended = [turn[-1] in (*ENDS, tokenizer.eos_token_id) for turn in turns]  # not cut by the length limit
-        rewards = [worth * min(len(text), 5) * whole for text, whole in zip(said, ended, strict=True)]
-        returns.append([sum(rewards[k:]) for k in range(len(rewards))])
+        rewards.append([worth * min(len(text), 5) * whole for text, whole in zip(said, ended, strict=True)])
+    return rewards, prompts, mask
+
+
+def test_turn_rewards_become_advantages_of_tokens(trained: Any) -> None:
+    import statistics
+
+    rewards, prompts, mask = earned(trained)
+    advantages = whole(trained, "advantages")
+    returns = [[sum(each[k:]) for k in range(len(each))] for each in rewards]
     assert {len(each) for each in returns} >= {3}
     for row, own in enumerate(returns):
         group = [returns[i] for i in range(len(prompts)) if prompts[i] == prompts[row]]
@@ -140,6 +147,27 @@ def test_turn_rewards_become_advantages_of_tokens(trained: Any) -> None:
         torch.testing.assert_close(advantages[row], expected, atol=1e-4, rtol=1e-4)
     logged = list(trained._logs["rewards"]["lengths"])[-16:]
     assert sorted(logged) == sorted(each[0] for each in returns)
+
+
+def test_each_turn_is_compared_with_the_same_turn_of_the_others(tmp_path: Path) -> None:
+    import statistics
+
+    trainer = trainer_of(tmp_path, advantages="each-turn", max_steps=1, max_completion_length=50)
+    rewards, prompts, mask = earned(trainer)
+    advantages = whole(trainer, "advantages")
+    assert len({len(each) for each in rewards}) > 1  # some are cut by the length limit, and have fewer turns
+    for row, own in enumerate(rewards):
+        expected = torch.zeros(len(mask[row]))
+        for k, places in enumerate(turns_in(mask[row])):
+            at_k = [
+                each[k]
+                for each, prompt in zip(rewards, prompts, strict=True)
+                if prompt == prompts[row] and len(each) > k
+            ]
+            if len(at_k) > 1:
+                expected[places] = (own[k] - statistics.mean(at_k)) / (statistics.stdev(at_k) + 1e-4)
+        torch.testing.assert_close(advantages[row], expected, atol=1e-4, rtol=1e-4)
+    assert (advantages != 0).any()
 
 
 def test_a_resumed_run_and_another_layout_end_alike(trained: Any, tmp_path: Path) -> None:

@@ -347,6 +347,48 @@ def by_turn(
     return torch.stack(columns, dim=1) if columns else returns
 
 
+def each_turn(
+    rewards: Tensor,
+    turns: Tensor,
+    group: Tensor | int,
+    *,
+    estimator: Callable[[Tensor, Tensor | int], Tensor] = group_normalised,
+) -> Tensor:
+    """A_ik = (r_ik − mean_j r_jk) / std_j r_jk, the advantage of each turn k of a response i by its own reward alone.
+
+    Mean and standard deviation are over those responses j to the same prompt that have a turn k. Later rewards do not
+    count, unlike in `by_turn`. That suits turns which do not influence each other's rewards, such as the problems of a
+    worksheet: what the others earn would be noise. Where a turn prepares a later one, `by_turn` is right.
+
+    Args:
+        rewards: [B, K] the reward of each turn; entries past a response's last turn are ignored.
+        turns: [B] how many turns each response has.
+        group: as in `group_normalised`.
+        estimator: gives the advantages [B] of rewards [B] and [B] ids of groups, as in `by_turn`.
+
+    Returns:
+        [B, K], 0 past a response's last turn, and 0 for a turn that no other response of the group has.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        # Two responses. The first gets 1 in its first turn and 0 in its second, the other one 0 in its only turn.
+        each_turn(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([2, 1]), 2)  # [[0.71, 0], [-0.71, 0]]
+    """
+    if rewards.ndim != 2 or turns.shape != rewards.shape[:1]:
+        raise ValueError(
+            f"rewards, turns: {tuple(rewards.shape)}, {tuple(turns.shape)}; expected [B, K], [B]."
+        )
+    rewards = rewards.detach().to(compute_dtype(rewards))
+    ids = _Groups(group, rewards.shape[0], rewards.device).ids
+    advantages = torch.zeros_like(rewards)
+    for k in range(rewards.shape[1]):
+        (having,) = (turns > k).nonzero(as_tuple=True)
+        advantages[having, k] = estimator(rewards[having, k], ids[having])
+    return advantages
+
+
 def _standardised(values: Tensor, centre: _Groups, spread: _Groups | None, epsilon: float) -> Tensor:
     """(x − mean) / (std + ε) over the values that are not NaN; groups of mean and std, and None for no division."""
 

@@ -15,7 +15,19 @@ from ctpo.training.config.from_trl import DENOMINATORS
 from ctpo.training.config.groups import GroupSettings, check_groups
 from ctpo.training.config.sources import correction_knobs
 
-ADVANTAGES: Final = ("trl", "rloo", "maxrl", "opo", "batch", "reinforce++", "reinforce++-baseline", "turns")
+ADVANTAGES: Final = (
+    "trl",
+    "rloo",
+    "maxrl",
+    "opo",
+    "batch",
+    "reinforce++",
+    "reinforce++-baseline",
+    "turns",
+    "each-turn",
+)
+TURN_ADVANTAGES: Final = ("turns", "each-turn")
+"""Those that differ between the turns of a response."""
 ANCHORS: Final = ("old", "rollout")
 COMPUTE_DTYPES: Final = ("auto", "float32", "bfloat16")
 
@@ -253,7 +265,7 @@ def _check_advantages(settings: Settings, trl_defaults: Mapping[str, Any]) -> No
         return
     for name in ("scale_rewards", "multi_objective_aggregation"):
         value = getattr(settings, name)
-        if settings.advantages == "turns" and name == "scale_rewards":
+        if settings.advantages in TURN_ADVANTAGES and name == "scale_rewards":
             continue  # returns are divided as TRL divides rewards
         if value != trl_defaults[name]:
             raise ValueError(

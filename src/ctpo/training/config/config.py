@@ -88,8 +88,9 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
         default="trl",
         metadata={
             "help": "How rewards become advantages: `trl` (as `scale_rewards` and `multi_objective_aggregation` say), "
-            "`turns` (one per turn, from the rewards that an environment gives to turns), `rloo`, `maxrl`, `opo`, "
-            "`batch`, `reinforce++` or `reinforce++-baseline` (docs/training.md)."
+            "`turns` (one per turn, from the rewards that an environment gives to turns, later ones included), "
+            "`each-turn` (the same without later rewards), `rloo`, `maxrl`, `opo`, `batch`, "
+            "`reinforce++` or `reinforce++-baseline` (docs/training.md)."
         },
     )
     dynamic_sampling_rounds: int = field(

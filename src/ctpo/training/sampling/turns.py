@@ -15,16 +15,19 @@ from ctpo.tasks.task import TURN_REWARDS
 TurnRewards = Sequence[tuple[int, float]]
 
 
-def turn_rewards_of(inputs: Sequence[Mapping[str, Any]]) -> list[TurnRewards]:
+def turn_rewards_of(inputs: Sequence[Mapping[str, Any]], name: str) -> list[TurnRewards]:
     """The turn rewards of each response, from the rows to which TRL has added what the rollout function returned.
+
+    Args:
+        name: the setting that needs them, "turns" or "each-turn".
 
     Raises:
         UserError: if there are none, because no environment gives rewards.
     """
     if not all(TURN_REWARDS in row for row in inputs):
         raise UserError(
-            "advantages=turns: the responses have no rewards per turn; give the task an environment, or a rollout_func "
-            f"that returns {TURN_REWARDS}, or set advantages=trl"
+            f"advantages={name}: the responses have no rewards per turn; give the task an environment, or a "
+            f"rollout_func that returns {TURN_REWARDS}, or set advantages=trl"
         )
     return [row[TURN_REWARDS] for row in inputs]
 
@@ -60,28 +63,38 @@ def rewards_by_turn(
     return rewards, turns
 
 
-def turn_advantages(rewards: Tensor, turns: Tensor, totals: Tensor, group: int, *, scale: str) -> Tensor:
-    """[B, K] the advantage of each turn: that of `by_turn`, divided as TRL divides rewards.
+def turn_advantages(
+    rewards: Tensor, turns: Tensor, totals: Tensor, group: int, *, name: str, scale: str
+) -> Tensor:
+    """[B, K] the advantage of each turn: that of `by_turn` or `each_turn`, divided as TRL divides rewards.
 
     Whatever else a response earned than its turns' rewards, such as a punishment of its length, counts in its last
-    turn. So the return of the first turn is the response's whole reward.
+    turn. So the rewards of the turns sum to the response's whole reward.
 
     Args:
         rewards: [B, K] of the turns, of all processes. The groups lie one after the other.
         turns: [B] how many turns each response has.
         totals: [B] the rewards of the responses; NaN for one that is not scored, whose advantages are 0.
         group: responses per prompt.
+        name: "turns" counts the return from a turn on, "each-turn" the turn's own reward alone.
         scale: TRL's `scale_rewards`: "group", "batch" or "none".
     """
     last = (turns - 1).clamp(min=0).unsqueeze(-1)
     rest = totals - rewards.sum(dim=1)
     rewards = rewards.scatter_add(1, last, rest.unsqueeze(-1))
+    turns = turns.clamp(min=1)
 
-    def estimator(returns: Tensor, groups: Tensor | int) -> Tensor:
-        returns = torch.where(totals.isnan(), totals, returns)
-        return library.several_rewards(returns.unsqueeze(-1), groups, scale=scale)
+    def estimator(values: Tensor, groups: Tensor | int) -> Tensor:
+        return library.several_rewards(values.unsqueeze(-1), groups, scale=scale)
 
-    return library.by_turn(rewards, turns.clamp(min=1), group, estimator=estimator)
+    if name == "each-turn":
+        rewards = torch.where(totals.isnan().unsqueeze(-1), torch.nan, rewards)
+        return library.each_turn(rewards, turns, group, estimator=estimator)
+
+    def of_returns(returns: Tensor, groups: Tensor | int) -> Tensor:
+        return estimator(torch.where(totals.isnan(), totals, returns), groups)
+
+    return library.by_turn(rewards, turns, group, estimator=of_returns)
 
 
 def spread(advantages: Tensor, turn_rewards: Sequence[TurnRewards], mask: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from ctpo.objectives.penalties import kl_penalty
 from ctpo.runs.atomic import write_text
 from ctpo.runs.identity import describe_model
 from ctpo.tasks import Task, get_task, reward_function
+from ctpo.training.config.checks import TURN_ADVANTAGES
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.diagnostics.samples import response_rewards
 from ctpo.training.diagnostics.watch import Diagnostics
@@ -513,7 +514,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self.window.add(stats)
             if not self.rollout_account.model_tokens:
                 self.rollout_account.model_tokens = int(MicroBatch.of(rollouts).response_mask.sum())
-        if self.args.advantages == "turns":
+        if self.args.advantages in TURN_ADVANTAGES:
             rollouts["advantages"] = self._turn_advantages(inputs, rollouts, mode)
         elif self.args.advantages != "trl":
             rollouts["advantages"] = self._estimate_advantages(rollouts, mode)
@@ -549,13 +550,14 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _turn_advantages(self, inputs: Any, rollouts: dict[str, Any], mode: str) -> Tensor:
         """The advantages [B, T] of this process's tokens, one per turn."""
-        mask, pairs = MicroBatch.of(rollouts).response_mask, turn_rewards_of(inputs)
+        mask, pairs = MicroBatch.of(rollouts).response_mask, turn_rewards_of(inputs, self.args.advantages)
         rewards, turns = (each.to(mask.device) for each in rewards_by_turn(pairs, mask))
         everyone = turn_advantages(
             self.accelerator.gather(self.accelerator.pad_across_processes(rewards, dim=1)).cpu(),
             self.accelerator.gather(turns).cpu(),
             total_rewards(self._rewards_per_func, self.reward_weights),
             self.num_generations if mode == "train" else self.num_generations_eval,
+            name=self.args.advantages,
             scale=self.args.scale_rewards,
         )
         first = self.accelerator.process_index * len(mask)
