@@ -107,6 +107,22 @@ def test_one_record_per_rollout_batch_whenever_the_script_logs_and_evaluates(who
     assert "batch-0001.jsonl" in sampled <= {"batch-0001.jsonl", "batch-0002.jsonl"}  # not after the third
 
 
+def test_updates_of_a_batch_in_which_training_ends_have_a_record(tmp_path: Path) -> None:
+    short = tmp_path / "short.py"
+    short.write_text(SCRIPT.replace("max_steps=6", "max_steps=3").replace("eval_on_start=True, ", ""))
+    run_script(short, tmp_path / "out")
+    lines = records(tmp_path / "out")
+    assert [(each["batch"], each["step"], each.get("updates")) for each in lines] == [
+        *((0, 0, None), (1, 2, None), (2, 3, 1))
+    ]
+    assert lines[2]["grad_norm"] > 0
+    assert "heldout_reward" in lines[2]
+    run = RunDirectory(tmp_path / "out")
+    assert [json.loads(each)["step"] for each in run.profile.read_text().splitlines()] == [2, 3]
+    assert [each["step"] for each in run.rewind(3, 2)] == [0, 2]  # as a longer training continues
+    assert [json.loads(each)["step"] for each in run.profile.read_text().splitlines()] == [2]
+
+
 def test_settings_and_summary(whole: Path, script: Path) -> None:
     run = RunDirectory(whole)
     recipe = run.read_recipe()

@@ -203,14 +203,16 @@ class RunDirectory:
         Raises:
             UserError: if a record before that step is missing, or is there twice.
         """
-        kept = [record for record in self.records() if record["step"] <= step]
+        # Training ended within a batch, and goes on there: its record will be that of the updates that follow.
+        kept = [record for record in self.records() if record["step"] <= step and "updates" not in record]
         first = 0 if from_start or not kept else kept[0]["step"]
         expected = [*range(first, step + 1, updates)] if kept or (step and from_start) else []
         missing = sorted(set(expected) - {record["step"] for record in kept})
         if missing or len(kept) != len(expected):
             problem = f"lacks the record of update {missing[0]}" if missing else "holds a record twice"
             raise UserError(f"{self.metrics} {problem}; restore the file, or start a new run")
-        profiles = [line for line in read_records(self.profile) if line["step"] <= step]
+        steps = {record["step"] for record in kept}
+        profiles = [line for line in read_records(self.profile) if line["step"] in steps]
         if profiles or self.profile.exists():
             write_json_lines(self.profile, profiles)
         write_json_lines(self.metrics, kept)

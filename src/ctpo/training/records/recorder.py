@@ -137,9 +137,12 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         batch, updates = divmod(state.global_step - 1, self._updates)
         self._listener.progressed(batch + 1, updates + 1)
-        if updates + 1 < self._updates:
+        partial = updates + 1 < self._updates
+        if partial and state.global_step < state.max_steps:
             return
         batch += 1
+        if partial:
+            self._trainer.diagnostics.close()  # the trainer does it at the end of a batch
         figures = self._trainer.record_figures()
         line = self._trainer.diagnostics.line
         account = self._trainer.rollout_account.over_processes(self._trainer.accelerator)
@@ -147,6 +150,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             "batch": batch,
             "step": state.global_step,
             "epoch": state.epoch,
+            **({"updates": updates + 1} if partial else {}),  # of a batch in which training ended
             **_costs(account, self._clock.batch_seconds),
             **figures,
             **rollout_figures(account),
