@@ -8,6 +8,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +19,7 @@ from ctpo.extras import require
 from ctpo.training.config.sources import preset_knobs
 
 if TYPE_CHECKING:
-    from ctpo.lab.theory import Analysis, Estimator, Problem, Setup
+    from ctpo.lab.theory import Analysis, Estimator, Problem, Pull, Setup
 
 _DESCRIPTION: Final = """\
 Enumerate every response of a small autoregressive policy. For each ratio family, and for any objective of the
@@ -39,6 +40,7 @@ examples:
   ctpo theory                                              the families, V=2, T=8
   ctpo theory --objective ctpo --objective 'ctpo?log_high=0.2&log_dual=0.2' --objective grpo
   ctpo theory --advantage target --figure theory.png       with the true advantage the prefix is enough
+  ctpo theory --pull --objective ctpo --objective grpo     the force that clipping leaves, whatever the reward
   ctpo theory --distance 1e-3 --draws 200                  averages over problems; the bias is first order
 """
 _EXACT: Final = 1e-12
@@ -89,6 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="sample sizes for which the mean squared error is printed (default 64 4096)",
     )
+    add(
+        "--pull",
+        action="store_true",
+        help="also the pull of clipping under advantages that say nothing, and what the weights cost in samples",
+    )
     add("--json", action="store_true", help="print JSON instead of tables")
     add(
         "--figure",
@@ -107,27 +114,35 @@ def run(args: argparse.Namespace) -> int:
     if args.figure is not None:
         require("ctpo theory --figure", "report", "matplotlib")
     _check_presets(args.objective)
-    from ctpo.lab.theory import Setup, analyse
+    from ctpo.lab.theory import Setup, analyse, pulls
 
     chosen = {field.name: getattr(args, field.name) for field in dataclasses.fields(Setup)}
     from_file = Path(args.policy).suffix in (".json", ".npz")
     setup = Setup(**{**chosen, "policy": "random"} if from_file else chosen)
-    analyses = []
+    analyses, pulled = [], []
     for seed in range(args.seed, args.seed + args.draws):
         problem = _problem(dataclasses.replace(setup, seed=seed), args.policy if from_file else None)
-        analyses.append(analyse(problem, _estimators(args, problem)))
+        estimators = _estimators(args, problem)
+        analyses.append(analyse(problem, estimators))
+        if args.pull:
+            pulled.append(pulls(problem, estimators))
     if args.figure is not None:
         from ctpo.lab.theory.figure import draw
 
         draw(analyses[0], args.figure, _title(args, problem))
     if args.json:
-        print(json.dumps(_report(args, problem, analyses), indent=2))
+        report = _report(args, problem, analyses)
+        for draw, rows in zip(report["draws"], pulled, strict=False):
+            draw["pull"] = [{key: _finite(value) for key, value in vars(row).items()} for row in rows]
+        print(json.dumps(report, indent=2))
     else:
         print(_title(args, problem))
         if len(analyses) == 1:
             _print_one(analyses[0], args.trajectories)
         else:
             _print_averages(analyses, args.trajectories)
+        if pulled:
+            _print_pulls(pulled)
         if args.figure is not None:
             print(f"figure: {args.figure}")
     return 0
@@ -256,6 +271,32 @@ def _print_averages(analyses: list[Analysis], sizes: Sequence[int]) -> None:
         "means over problems; biases ± standard error, in |grad J|\n"
         "best N: share of the problems in which the estimator has the least mean squared error from N trajectories"
     )
+
+
+def _print_pulls(draws: list[list[Pull]]) -> None:
+    rows = []
+    for each in zip(*draws, strict=True):
+        size, cost = (fmean(getattr(row, name) for row in each) for name in ("size", "cost"))
+        back = [row.back for row in each if row.back == row.back]
+        rows.append(
+            [
+                each[0].name,
+                "none" if size < _EXACT else _short(size),
+                f"{fmean(back):+.3f}" if back else "",
+                _short(cost),
+            ]
+        )
+    print(f"\n{table(['estimator', 'pull', 'back', 'cost'], rows)}\n")
+    print(
+        "pull: length of the expected gradient if advantages are independent of everything, in |grad J|\n"
+        "back: its cosine with -grad KL(b, pi), the way back to b\n"
+        "cost: responses that are worth one without weights: mean over t of E[w²] / E[w]², w the weight where A > 0"
+    )
+
+
+def _finite(value: Any) -> Any:
+    """The value, with None for a number that is not finite."""
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _ranges(best: list[tuple[float, str]]) -> str:

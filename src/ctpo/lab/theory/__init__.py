@@ -5,6 +5,7 @@ from ctpo.lab.theory.families import FAMILIES, Estimator
 from ctpo.lab.theory.policies import SHARINGS, Policy, Sharing
 from ctpo.lab.theory.presets import objective_estimator
 from ctpo.lab.theory.problems import ADVANTAGES, REWARDS, Problem
+from ctpo.lab.theory.pull import Pull, pulls
 from ctpo.lab.theory.setups import POLICIES, Setup
 from ctpo.lab.theory.tables import read_tables
 from ctpo.lab.theory.trees import Tree
@@ -20,11 +21,13 @@ __all__ = [
     "Estimator",
     "Policy",
     "Problem",
+    "Pull",
     "Row",
     "Setup",
     "Sharing",
     "Tree",
     "analyse",
     "objective_estimator",
+    "pulls",
     "read_tables",
 ]

@@ -150,11 +150,16 @@ def analyse(problem: Problem, estimators: list[Estimator]) -> Analysis:
         'token'
     """
     by_name = moments(problem, {estimator.name: estimator.coefficients for estimator in estimators})
-    norm = problem.gradient.norm().item()
-    unit = norm if norm > _NO_GRADIENT * problem.reward.abs().max().item() else 1.0
+    norm, unit = problem.gradient.norm().item(), unit_of(problem)
     rows = tuple(_row(estimator, by_name[estimator.name], problem, unit) for estimator in estimators)
     rewards = tuple(expected_reward(p, problem.reward).item() for p in (problem.behaviour, problem.target))
     return Analysis(rows, unit, norm, (rewards[0], rewards[1]), distances(problem), log_ratio_spread(problem))
+
+
+def unit_of(problem: Problem) -> float:
+    """Return ‖∇J(π)‖, or 1 if that is 0 to rounding."""
+    norm = problem.gradient.norm().item()
+    return norm if norm > _NO_GRADIENT * problem.reward.abs().max().item() else 1.0
 
 
 def _row(estimator: Estimator, exact: Moments, problem: Problem, unit: float) -> Row:
