@@ -132,8 +132,8 @@ def run(args: argparse.Namespace) -> int:
         draw(analyses[0], args.figure, _title(args, problem))
     if args.json:
         report = _report(args, problem, analyses)
-        for draw, rows in zip(report["draws"], pulled, strict=False):
-            draw["pull"] = [{key: _finite(value) for key, value in vars(row).items()} for row in rows]
+        for figures, rows in zip(report["draws"], pulled, strict=False):
+            figures["pull"] = [{key: _finite(value) for key, value in vars(row).items()} for row in rows]
         print(json.dumps(report, indent=2))
     else:
         print(_title(args, problem))
