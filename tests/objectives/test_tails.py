@@ -65,6 +65,44 @@ def clipped_by_the_objective(batch: tuple[Tensor, ...], knobs: dict[str, float],
     return (details.clip.abs() == 1).double().reshape(len(batch[0]), bins, -1).mean(dim=(0, 2))
 
 
+def walk(seed: int, fall: float = 0.02, rows: int = 2000) -> tuple[Tensor, ...]:
+    """Independent steps with a mean of −fall; advantages of both signs that have nothing to do with them."""
+    g = torch.Generator().manual_seed(seed)
+    d = WIDTH * torch.randn(rows, LENGTH, generator=g, dtype=torch.float64) - fall
+    logps = torch.full_like(d, -2.0)
+    advantages = torch.randn(rows, generator=g, dtype=torch.float64)
+    return logps, logps - d, advantages, torch.ones_like(d, dtype=torch.bool)
+
+
+def test_a_centre_that_follows_the_mean_clips_evenly() -> None:
+    """Steps with a mean of −κ: √t about 0 clips late tokens below, and √t about −κt the share everywhere."""
+
+    profile = profile_of(walk(0))
+    followed, fixed = (calibrate(profile, 0.1, 0.5, drift=drift) for drift in (True, False))
+    assert followed.drift == pytest.approx(0.02, rel=0.02)
+    assert "log_drift" not in fixed.knobs
+    even, uneven = (clipped_by_the_objective(walk(1), fit.knobs) for fit in (followed, fixed))
+    assert (even - 0.1).abs().max() < 0.025
+    assert (uneven - 0.1).abs().max() > 0.05
+    torch.testing.assert_close(torch.tensor(followed.clip_fraction), even.float(), rtol=0, atol=0.02)
+    # Without tails the band is that of a normal law about the same centre.
+    normal = calibrate({k: v for k, v in profile.items() if k != "gain"}, 0.1, 0.5, drift=True)
+    assert (normal.drift, normal.centre) == (followed.drift, pytest.approx(0.0, abs=0.01))
+    assert normal.low == pytest.approx(1.2816 * WIDTH, rel=0.06)
+
+
+def test_the_bounds_fall_by_the_drift() -> None:
+    """As if the log ratios were higher by the drift, in a band that does not move."""
+    logps, old, advantages, mask = walk(3, rows=40)
+    mask[:, 5:9] = False
+    moved = preset("ctpo-calibrated", scale=0.03, log_drift=0.02)(logps, old, advantages, mask)
+    still = preset("ctpo-calibrated", scale=0.03)(logps, old - 0.02 * mask, advantages, mask)
+    for name in ("clip_fraction_high", "clip_fraction_low", "clip_fraction_dual"):
+        assert moved.stats[name] == still.stats[name] > 0
+    expected = still.token_loss * (-0.02 * mask.cumsum(1)).exp()
+    torch.testing.assert_close(moved.token_loss, expected, rtol=1e-9, atol=1e-12)
+
+
 def test_counts_above_and_below_a_band() -> None:
     """Whole cells exactly, by a loop; inside of a cell in proportion."""
     edges = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])

@@ -27,6 +27,7 @@ examples:
   ctpo calibrate runs/NAME --share 0.05         clip fewer
   ctpo calibrate runs/NAME --batches 8          use its last 8 rollout batches
   ctpo calibrate runs/NAME --power 0.5          keep the square root of t
+  ctpo calibrate runs/NAME --drift              let the centre of the band follow the mean
   ctpo train objective=ctpo-calibrated calibrate_online=true
                                                 let a run calibrate itself after each rollout batch
 """
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--share", type=float, default=0.1, help="share of the tokens to clip, above 0, below 0.5 [0.1]")
     add("--batches", type=int, metavar="LAST", help="use only the last LAST rollout batches [all]")
     add("--power", type=float, help="exponent of t, instead of the fitted one")
+    add("--drift", action="store_true", help="let the band's centre follow the mean, in proportion to t")
     add("--json", action="store_true", help="print JSON")
 
 
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     profiles = read_checked_profiles(directory)
     recipe = directory.read_recipe() if directory.config.is_file() else {}
     chosen = list(profiles.items())[-(args.batches or len(profiles)) :]
-    proposal = propose(dict(chosen), args.share, args.power, recipe)
+    proposal = propose(dict(chosen), args.share, args.power, recipe, args.drift)
     if args.json:
         print(json.dumps(proposal.as_dict(), indent=2, allow_nan=False))
     else:
@@ -69,6 +71,8 @@ def _print(path: Path, proposal: Proposal) -> None:
     first, last = proposal.batches
     print(f"{path}, rollout batches {first} to {last}")
     print(f"spread of the log ratio: {fit.scale:.3g} * t^{fit.power:.2f} (exponent ± {fit.power_stderr:.2f})")
+    if fit.drift:
+        print(f"mean of the log ratio: {-fit.drift:.3g} * t")
     rows = []
     for row in proposal.rows:
         span = str(row.last) if row.first == row.last else f"{row.first}-{row.last}"
@@ -83,9 +87,11 @@ def _print(path: Path, proposal: Proposal) -> None:
     head = ("tokens", "count", "spread", "fitted", "clipped", "proposed")
     print(f"\n{table(head, [*rows, [], total], left=0)}\n")
     power = f"t^{fit.power:.3g}"
+    centre = f" - {fit.drift:.3g} * t" if fit.drift else ""
     print(
         "clipped: by the run's own band, above and below together, without the dual clip\n"
-        f"proposed: what [-{fit.low:.3g} * {power}, {fit.high:.3g} * {power}] would have clipped of the same tokens"
+        f"proposed: what [-{fit.low:.3g} * {power}, {fit.high:.3g} * {power}]{centre} would have clipped "
+        "of the same tokens"
     )
     for warning in proposal.warnings:
         print(one_line(f"note: {warning}"))

@@ -49,29 +49,29 @@ class Tails:
         edges, gain, harm, positions = (profile[name].double().cpu() for name in names)
         return Tails(edges, gain, harm, positions.clamp(min=1))
 
-    def clipped(self, low: float, high: float, power: float) -> tuple[Tensor, Tensor]:
-        """Two [K]: the tokens with A < 0 below −low·t^power, and those with A > 0 above high·t^power.
+    def clipped(self, low: float, high: float, power: float, drift: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Two [K]: the tokens with A < 0 below −low·t^power − drift·t, and with A > 0 above high·t^power − drift·t.
 
         A cell that a bound cuts counts in proportion.
         """
-        growth = self.positions**power
-        return _above(self.harm.flip(1), -self.edges.flip(0), low * growth), _above(
-            self.gain, self.edges, high * growth
+        growth, fall = self.positions**power, drift * self.positions
+        return _above(self.harm.flip(1), -self.edges.flip(0), low * growth + fall), _above(
+            self.gain, self.edges, high * growth - fall
         )
 
-    def clip_fraction(self, low: float, high: float, power: float) -> Tensor:
+    def clip_fraction(self, low: float, high: float, power: float, drift: float = 0.0) -> Tensor:
         """[K] the share of a bin's tokens that a band clips; 0 in an empty bin."""
-        below, above = self.clipped(low, high, power)
+        below, above = self.clipped(low, high, power, drift)
         return (below + above) / (self.gain + self.harm).sum(dim=1).clamp(min=1)
 
-    def bases(self, power: float, share: float) -> tuple[float, float]:
+    def bases(self, power: float, share: float, drift: float = 0.0) -> tuple[float, float]:
         """(low, high) of the band that clips this share of the tokens of either sign, over all positions; at least 0.
 
         If fewer tokens of a sign than the share moved towards its bound, that bound is 0.
         """
-        growth = self.positions**power
-        sides = ((self.harm.flip(1), -self.edges.flip(0)), (self.gain, self.edges))
-        low, high = (_base(counts, edges, growth, share) for counts, edges in sides)
+        growth, fall = self.positions**power, drift * self.positions
+        sides = ((self.harm.flip(1), -self.edges.flip(0), fall), (self.gain, self.edges, -fall))
+        low, high = (_base(counts, edges, growth, offset, share) for counts, edges, offset in sides)
         return low, high
 
 
@@ -82,7 +82,7 @@ class Calibration:
     Attributes:
         scale: the standard deviation of log ρ_t at t = 1, nats.
         power: the exponent of its growth in t.
-        centre: the mean of log ρ_t in units of t^power, nats.
+        centre: the mean of log ρ_t (with a drift, what that leaves of it) in units of t^power, nats.
         scale_stderr: the standard error of `scale` (delta method); NaN if the bins leave no degree of freedom.
         power_stderr: the standard error of `power`, likewise; 0 if the power was given.
         low, high: the band [−low·t^power, high·t^power] in nats: `log_low` and `log_high` of the preset `ctpo`.
@@ -91,6 +91,7 @@ class Calibration:
             is counted from the tails if there are any. Otherwise it is that of normal log ratios with the bin's mean
             and standard deviation, and as many positive advantages as negative ones.
         share: the share of the tokens to clip, as asked for.
+        drift: how fast the centre of the band falls, nats per token; 0 if it was not fitted.
     """
 
     scale: float
@@ -103,13 +104,15 @@ class Calibration:
     positions: tuple[float, ...]
     clip_fraction: tuple[float, ...]
     share: float
+    drift: float = 0.0
 
     @property
     def knobs(self) -> dict[str, float]:
         """The knobs of the preset `ctpo-calibrated` that give this band; `band_bases` of them is (low, high)."""
         reach = -_NORMAL.inv_cdf(self.share)
         scale, centre = (self.low + self.high) / (2 * reach), (self.high - self.low) / 2
-        return {"scale": scale, "power": self.power, "centre": centre, "share": self.share}
+        knobs = {"scale": scale, "power": self.power, "centre": centre, "share": self.share}
+        return {**knobs, "log_drift": self.drift} if self.drift else knobs
 
 
 def band_bases(scale: float, share: float, centre: float = 0.0) -> tuple[float, float]:
@@ -131,7 +134,9 @@ def band_bases(scale: float, share: float, centre: float = 0.0) -> tuple[float, 
     return max(reach - centre, 0.0), max(reach + centre, 0.0)
 
 
-def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | None = None) -> Calibration:
+def calibrate(
+    profile: Mapping[str, Tensor], share: float = 0.1, power: float | None = None, drift: bool = False
+) -> Calibration:
     """The spread fitted to a profile, and the band that clips `share` of the tokens at every position.
 
     The fit is log std_i = log scale + power · log t_i + e_i over the bins, by least squares with the weights
@@ -142,6 +147,9 @@ def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | 
     of either sign, counted (`Tails.bases`), because log ratios are seldom normal and drift the way their advantage
     points. Otherwise they are `band_bases` of scale and centre.
 
+    With `drift`, the centre of the band follows the mean: mean_i = −drift · t_i + e_i is fitted by least squares with
+    the weights n_i / std_i², and the bounds are those about −drift·t.
+
     Args:
         profile: from `position_profile`, of calls with a cumulative ratio (any preset of the ctpo family). `edge`,
             `count`, `log_ratio_mean` and `log_ratio_std` are read, and if they are there `position_mean` and the tails
@@ -151,6 +159,7 @@ def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | 
             be one that no token exceeds, because tokens past it are counted in the last bin.
         share: the share of the tokens to clip, in (0, 0.5).
         power: a fixed exponent, such as 0.5 for √t; None fits it too.
+        drift: whether the centre of the band follows the mean, in proportion to t.
 
     Raises:
         ValueError: too few bins with two tokens and a spread, tails without extent, or an argument out of range.
@@ -168,19 +177,20 @@ def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | 
     weights = [2 * (n - 1) for _, n, _, _ in bins]
     intercept, slope, intercept_stderr, slope_stderr = _line(x, y, weights, power)
     scale = math.exp(intercept)
-    # Under independent steps the centre grows as t. With one exponent for all, its mean over tokens is taken.
+    fall = _fall(bins) if drift else 0.0
+    # Under independent steps the mean falls as t. What a drift leaves of it, or all, is averaged in units of t^power.
     total = math.fsum(n for _, n, _, _ in bins)
-    centre = math.fsum(n * mean / t**slope for t, n, mean, _ in bins) / total
+    centre = math.fsum(n * (mean + fall * t) / t**slope for t, n, mean, _ in bins) / total
     low, high = band_bases(scale, share, centre)
-    clip_fraction = tuple(_clipped(low, high, t**slope, mean, std) for t, _, mean, std in bins)
+    clip_fraction = tuple(_clipped(low, high, t**slope, mean + fall * t, std) for t, _, mean, std in bins)
     tails = Tails.of(profile)
     if tails is not None:
-        low, high = tails.bases(slope, share)
+        low, high = tails.bases(slope, share, fall)
         if low + high <= 0:
             raise ValueError(
                 f"profile: fewer than a share of {share} of the tokens moved the way of their advantage."
             )
-        clip_fraction = tuple(tails.clip_fraction(low, high, slope)[list(usable)].tolist())
+        clip_fraction = tuple(tails.clip_fraction(low, high, slope, fall)[list(usable)].tolist())
     return Calibration(
         scale=scale,
         power=slope,
@@ -192,6 +202,7 @@ def calibrate(profile: Mapping[str, Tensor], share: float = 0.1, power: float | 
         positions=tuple(t for t, _, _, _ in bins),
         clip_fraction=clip_fraction,
         share=share,
+        drift=fall,
     )
 
 
@@ -217,6 +228,12 @@ def _usable_bins(profile: Mapping[str, Tensor]) -> dict[int, tuple[float, float,
 
 def _usable(count: float, mean: float, std: float) -> bool:
     return count >= 2 and std > _STILL and math.isfinite(mean) and math.isfinite(std)
+
+
+def _fall(bins: list[tuple[float, float, float, float]]) -> float:
+    """Minus the slope of a line through 0 to the means of the bins, which are (position, count, mean, std)."""
+    across = math.fsum(n / std**2 * t * t for t, n, _, std in bins)
+    return -math.fsum(n / std**2 * t * mean for t, n, mean, std in bins) / across
 
 
 def _line(
@@ -247,15 +264,15 @@ def _clipped(low: float, high: float, growth: float, mean: float, std: float) ->
     return (above + below) / 2
 
 
-def _base(counts: Tensor, edges: Tensor, growth: Tensor, share: float) -> float:
-    """The smallest bound at t = 1, at least 0, beyond which at most the share of the tokens lies."""
+def _base(counts: Tensor, edges: Tensor, growth: Tensor, offset: Tensor, share: float) -> float:
+    """The smallest base, at least 0, for which at most the share of the tokens lies above base·growth + offset."""
     allowed = share * float(counts.sum())
-    low, high = 0.0, float((edges[-1] / growth).max())
-    if float(_above(counts, edges, growth * 0).sum()) <= allowed:
+    low, high = 0.0, float(((edges[-1] - offset) / growth).max())
+    if float(_above(counts, edges, offset).sum()) <= allowed:
         return 0.0
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if float(_above(counts, edges, middle * growth).sum()) > allowed:
+        if float(_above(counts, edges, middle * growth + offset).sum()) > allowed:
             low = middle
         else:
             high = middle

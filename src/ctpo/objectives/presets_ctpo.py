@@ -82,16 +82,19 @@ def ctpo_calibrated(
     share: float = 0.1,
     centre: float = 0.0,
     dual: bool = True,
+    log_drift: float = 0.0,
     reduction: str = "token-mean",
 ) -> Objective:
-    """`ctpo` with the band that `calibrate` proposes if log ρ_t ~ N(centre·t^power, (scale·t^power)²).
+    """`ctpo` with the band that `calibrate` proposes if log ρ_t ~ N(centre·t^power − log_drift·t, (scale·t^power)²).
 
-    A share of the tokens passes each bound at every t. `scale` and `centre` are in nats. With `dual`, the dual clip
+    A share of the tokens passes each bound at every t. `scale` and `centre` are in nats, `log_drift` in nats per
+    token: it lets the band follow a mean that falls as t while the spread grows as √t. With `dual`, the dual clip
     lies at the upper bound. Measure scale, power and centre with `calibrate`: the default scale is that of one small
     prototype, where log ρ_t had a standard deviation of about 2 after 50 tokens. Ours.
     """
     low, high = band_bases(scale, share, centre)
-    return ctpo(low, high, high if checks.flag("dual", dual) else None, power, reduction)
+    band = LogBand(low, high, high if checks.flag("dual", dual) else None, power, log_drift=log_drift)
+    return compose_parts(CumulativeRatio(), band, MinClip(), reduction)
 
 
 def ctpo_geomean(

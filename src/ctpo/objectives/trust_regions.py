@@ -66,12 +66,14 @@ class TrustRegion(Protocol):
 
 @dataclass(frozen=True)
 class Bases:
-    """Bounds in log space at t = 1, in nats. At position t they are multiplied by t^power."""
+    """Bounds in log space at t = 1, in nats. At position t they are multiplied by t^power, and lowered by drift·t."""
 
     lower: float
     upper: float
     dual: float | None
     power: float
+    drift: float = 0.0
+    """Nats per token."""
 
     def at(self, tokens: Tokens, statistic: Statistic | None, length: Tensor | None = None) -> Limits:
         """The bounds at every token, on a statistic of their own unless that is None.
@@ -82,12 +84,15 @@ class Bases:
             length: what takes the place of the position t, broadcastable to the tokens.
         """
         own = None if statistic is None else statistic.statistic(tokens).detach().to(tokens.logps.dtype)
-        if self.power == 0.0:
+        if self.power == 0.0 and self.drift == 0.0:
             return Limits(self.lower, self.upper, self.dual, own)
-        scale = (tokens.positions() if length is None else length).to(tokens.logps.dtype).pow(self.power)
+        place = (tokens.positions() if length is None else length).to(tokens.logps.dtype)
+        scale = place.pow(self.power)
 
         def scaled(base: float) -> Bound:
-            return base if math.isinf(base) else scale * base
+            if math.isinf(base):
+                return base
+            return scale * base - self.drift * place if self.drift else scale * base
 
         dual = None if self.dual is None else scaled(self.dual)
         return Limits(scaled(self.lower), scaled(self.upper), dual, own)
@@ -98,6 +103,7 @@ class Bases:
 class LogBand:
     """[−log_low·t^power, log_high·t^power] on a log ratio, with a dual clip at log_dual·t^power.
 
+    All three lie lower by log_drift·t, if that is given.
     t is the number of sampled tokens so far, from 1. power 0.5 follows the spread of a sum of independent steps, 0 is a
     fixed band, and −0.5 fits a mean. "Rethinking Importance Sampling in LLM Policy Optimization: A Cumulative Token
     Perspective", arXiv 2605.07331.
@@ -107,9 +113,11 @@ class LogBand:
         log_dual: bound for A < 0, nats at t = 1; None for no dual clip.
         power: exponent of t.
         statistic: what the bounds apply to; None is the ratio that weighs.
+        log_drift: how fast the centre of the band falls, nats per token. The mean of log ρ_t under the old policy is
+            −KL of the first t actions, so it falls as t while the spread grows as √t.
 
     Raises:
-        ValueError: a bound below 0, or a power that is not finite.
+        ValueError: a bound below 0, or a power or a drift that is not finite.
     """
 
     log_low: float
@@ -117,18 +125,20 @@ class LogBand:
     log_dual: float | None = None
     power: float = 0.0
     statistic: Statistic | None = None
+    log_drift: float = 0.0
 
     def __post_init__(self) -> None:
         checks.number("log_low", self.log_low, 0.0)
         checks.number("log_high", self.log_high, 0.0)
         checks.finite("power", self.power)
+        checks.finite("log_drift", self.log_drift)
         if self.log_dual is not None:
             checks.number("log_dual", self.log_dual, 0.0)
 
     @property
     def bases(self) -> Bases:
         """The bounds at t = 1."""
-        return Bases(-self.log_low, self.log_high, self.log_dual, self.power)
+        return Bases(-self.log_low, self.log_high, self.log_dual, self.power, self.log_drift)
 
     def limits(self, tokens: Tokens, advantages: Tensor, log_weight: Tensor) -> Limits:
         return self.bases.at(tokens, self.statistic)

@@ -43,6 +43,8 @@ def objective_refusal(ratio: Ratio, region: TrustRegion, surrogate: Surrogate) -
     for part, known in ((ratio, RATIOS), (region, REGIONS), (surrogate, SURROGATES)):
         if type(part) not in known:
             return f"it does not know {type(part).__name__}"
+    if isinstance(region, LogBand) and region.log_drift:
+        return "the centre of its bounds moves with the position (log_drift)"
     if getattr(region, "statistic", None) is not None:
         return "its bounds apply to the ratio that weighs, not to a statistic of their own"
     return None

@@ -18,7 +18,7 @@ class OnlineBand:
     Only the last rollout batch counts. Averages over earlier ones were tried on the embedded task, where drift falls
     tenfold within a few rollout batches; they followed it more slowly (docs/diagnostics.md). The sums cover all
     processes, so each process fits the same band. If a rollout batch cannot be fitted, because nothing has moved, the
-    band stays as it is.
+    band stays as it is. If the settings give a `log_drift` other than 0, the centre of the band follows the mean, too.
 
     Args:
         settings: all knobs of the objective. The band in use first is the one they describe.
@@ -27,15 +27,17 @@ class OnlineBand:
 
     def __init__(self, settings: Mapping[str, Any], build: Callable[..., Objective]) -> None:
         self._share, self._build = float(settings["share"]), build
-        self._knobs: dict[str, float] = {name: float(settings[name]) for name in _FITTED}
+        self._drift = bool(settings["log_drift"])
+        self._fitted = (*_FITTED, "log_drift") if self._drift else _FITTED
+        self._knobs: dict[str, float] = {name: float(settings[name]) for name in self._fitted}
 
     def update(self, sums: ProfileSums) -> Objective:
         """The objective with the band for the next rollout batch, fitted to these sums."""
         try:
-            knobs = calibrate(as_profile(sums), self._share).knobs
+            knobs = calibrate(as_profile(sums), self._share, drift=self._drift).knobs
         except ValueError:
             return self.objective()
-        self._knobs = {name: knobs[name] for name in _FITTED}
+        self._knobs = {name: knobs.get(name, 0.0) for name in self._fitted}
         return self.objective()
 
     def objective(self) -> Objective:

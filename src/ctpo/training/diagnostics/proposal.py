@@ -78,7 +78,7 @@ class Proposal:
             "objective": "ctpo-calibrated",
             "objective_kwargs": self.knobs,
             "spread": {name: getattr(fit, name) for name in names},
-            "band": {"low": fit.low, "high": fit.high},
+            "band": {"low": fit.low, "high": fit.high, **({"drift": fit.drift} if fit.drift else {})},
             "expected_clip_fraction": self.expected,
             "measured_clip_fraction": self.clipped,
             "bins": [asdict(row) for row in self.rows],
@@ -87,7 +87,11 @@ class Proposal:
 
 
 def propose(
-    profiles: Mapping[int, Profile], share: float, power: float | None, recipe: Mapping[str, Any]
+    profiles: Mapping[int, Profile],
+    share: float,
+    power: float | None,
+    recipe: Mapping[str, Any],
+    drift: bool = False,
 ) -> Proposal:
     """The band that would have clipped the share of the tokens, fitted to rollout batches pooled together.
 
@@ -96,6 +100,7 @@ def propose(
         share: of the tokens to clip, in (0, 0.5).
         power: the exponent of t; None to fit it.
         recipe: the run's keys.
+        drift: whether the centre of the band follows the mean.
 
     Raises:
         UserError: if there is nothing to fit, or a value is out of range.
@@ -103,7 +108,7 @@ def propose(
     everything = pooled(list(profiles.values()))
     columns = calibration_columns(everything)
     try:
-        fit = calibrate(columns, share, power)
+        fit = calibrate(columns, share, power, drift)
     except ValueError as error:
         raise UserError(str(error).rstrip(".")) from None
     rows = _rows(columns, fit)
@@ -139,7 +144,7 @@ def calibration_columns(profile: Profile) -> dict[str, Tensor]:
 def _rows(columns: Mapping[str, Tensor], fit: Calibration) -> list[Row]:
     tails = Tails.of(columns)
     assert tails is not None
-    proposed = tails.clip_fraction(fit.low, fit.high, fit.power).tolist()
+    proposed = tails.clip_fraction(fit.low, fit.high, fit.power, fit.drift).tolist()
     clipped = ((columns["high"] + columns["low"]) / columns["count"].clamp(min=1)).tolist()
     fitted = (fit.scale * tails.positions**fit.power).tolist()
     edges, counts = [round(edge) for edge in columns["edge"].tolist()], columns["count"].tolist()
