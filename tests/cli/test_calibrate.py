@@ -203,3 +203,20 @@ def test_bad_input(lines: list[dict[str, Any]], tmp_path: Path, capsys: pytest.C
     (damaged / "profile.jsonl").unlink()
     assert main(["calibrate", str(damaged)]) == 2
     assert "has no profile.jsonl: it ran without diagnostics" in capsys.readouterr().err
+
+
+def test_the_centre_may_follow_the_mean(
+    lines: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The slope is that of the recorded means, and the proposal is the preset's with that knob."""
+    run = write(tmp_path / "run", lines)
+    shown = json.loads(printed(capsys, str(run), "--drift", "--json"))
+    plain = json.loads(printed(capsys, str(run), "--json"))
+    assert "log_drift" not in plain["objective_kwargs"]
+    kwargs = shown["objective_kwargs"]
+    assert abs(kwargs["log_drift"]) < 0.002  # the steps have the mean 0
+    region = preset("ctpo-calibrated", **kwargs).trust_region
+    assert (region.log_low, region.log_high) == pytest.approx(
+        (shown["band"]["low"], shown["band"]["high"]), rel=1e-4
+    )
+    assert f"objective_kwargs.log_drift={kwargs['log_drift']:g}" in printed(capsys, str(run), "--drift")

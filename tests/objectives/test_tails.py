@@ -96,10 +96,10 @@ def test_the_bounds_fall_by_the_drift() -> None:
     logps, old, advantages, mask = walk(3, rows=40)
     mask[:, 5:9] = False
     moved = preset("ctpo-calibrated", scale=0.03, log_drift=0.02)(logps, old, advantages, mask)
-    still = preset("ctpo-calibrated", scale=0.03)(logps, old - 0.02 * mask, advantages, mask)
+    still = preset("ctpo-calibrated", scale=0.03)(logps, old - 0.02 * mask.double(), advantages, mask)
     for name in ("clip_fraction_high", "clip_fraction_low", "clip_fraction_dual"):
         assert moved.stats[name] == still.stats[name] > 0
-    expected = still.token_loss * (-0.02 * mask.cumsum(1)).exp()
+    expected = still.token_loss * (-0.02 * mask.double().cumsum(1)).exp()
     torch.testing.assert_close(moved.token_loss, expected, rtol=1e-9, atol=1e-12)
 
 
