@@ -14,6 +14,7 @@ from ctpo.objectives import Objective, preset
 from ctpo.objectives import advantages as library
 from ctpo.objectives.reductions import Reduction
 from ctpo.objectives.tokens import turns_of
+from ctpo.training.config.checks import TURN_ADVANTAGES
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.sampling.advantages import estimated
 from ctpo.training.sampling.turns import turn_advantages
@@ -73,10 +74,11 @@ def recipe_advantages(samples: Samples, config: CTPOConfig) -> Tensor:
     """
     group = config.num_generations
     weights = torch.tensor(config.reward_weights or [1.0] * samples.rewards.shape[1], dtype=torch.float64)
-    if config.advantages == "turns":
+    if config.advantages in TURN_ADVANTAGES:
         if samples.turn_rewards.shape[1] == 0:
             raise UserError(
-                "advantages=turns: the task gives no rewards per turn; set advantages=trl, or take another task"
+                f"advantages={config.advantages}: the task gives no rewards per turn; set advantages=trl, or take "
+                "another task"
             )
         return turn_by_turn(samples, config)
     if config.advantages == "trl":
@@ -93,12 +95,13 @@ def recipe_advantages(samples: Samples, config: CTPOConfig) -> Tensor:
 
 
 def turn_by_turn(samples: Samples, config: CTPOConfig) -> Tensor:
-    """[N, T] the advantages of single turns, each normalised in its group."""
+    """[N, T] the advantages of single turns: the recipe's, or else each by its own reward in its group."""
+    name = config.advantages if config.advantages in TURN_ADVANTAGES else "each-turn"
     numbers = samples.turns.clamp(max=samples.turn_rewards.shape[1] - 1)
     turns = torch.where(samples.mask, numbers + 1, torch.zeros_like(numbers)).amax(dim=1)
     totals = samples.rewards.sum(dim=1)
     values = turn_advantages(
-        samples.turn_rewards.clone(), turns, totals, config.num_generations, scale=_scale(config)
+        samples.turn_rewards, turns, totals, config.num_generations, name=name, scale=_scale(config)
     )
     gathered = values.gather(1, numbers)
     return torch.where(samples.mask, gathered, torch.zeros_like(gathered)).float()
