@@ -16,6 +16,7 @@ from ctpo.errors import UserError
 from ctpo.extras import require
 from ctpo.runs.checkpoints import all_checkpoints, step_of
 from ctpo.runs.directory import RunDirectory
+from ctpo.tasks.arithmetic import SHIPPED_MODELS
 from ctpo.training.config.recipe import (
     EMBEDDED_MODEL,
     Recipe,
@@ -32,8 +33,8 @@ Sample responses from two policies, and say for every objective how its gradient
 with the on-policy gradient of the other. No training is needed. docs/fidelity.md defines the figures.
 
 BEHAVIOUR samples and TARGET is updated. Each is a run's directory (its trained model), a checkpoint, a model's
-directory or `embedded`. One run and --lag N take the run's last policy as the target, and as the behaviour policy the
-checkpoint N rollout batches before it.
+directory, or a shipped model (`embedded`). One run and --lag N take the run's last policy as the target, and as the
+behaviour policy the checkpoint N rollout batches before it.
 
 The task, the advantages and the temperature come from RECIPE and key=value, else from the run that holds TARGET or
 BEHAVIOUR, else from the embedded recipe. All objectives get the reduction of the recipe's objective.
@@ -55,6 +56,7 @@ DEFAULT_OBJECTIVES: Final = (
     "ctpo",
     "ctpo?log_low=0.25&log_high=0.5&log_dual=0.5",
     "ctpo-fixed",
+    "ctpo-decay?surrogate=stop-gradient",
     "sequence",
     "minpro",
     "sapo",
@@ -200,7 +202,7 @@ def _run_of(name: str) -> RunDirectory | None:
     path = Path(name)
     for folder in (path, path.parent):
         run = RunDirectory(folder)
-        if name != EMBEDDED_MODEL and folder.is_dir() and run.config.is_file():
+        if name not in SHIPPED_MODELS and folder.is_dir() and run.config.is_file():
             return run
     return None
 
@@ -208,7 +210,7 @@ def _run_of(name: str) -> RunDirectory | None:
 def _model(name: str) -> str:
     """The directory of a policy's weights."""
     run = RunDirectory(Path(name))
-    if name == EMBEDDED_MODEL or not run.holds_a_run:
+    if name in SHIPPED_MODELS or not run.holds_a_run:
         Recipe(model=name)  # refuses what is neither a model directory nor a hub id
         return name
     if run.model.is_dir():

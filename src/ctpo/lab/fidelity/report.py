@@ -32,6 +32,7 @@ from ctpo.lab.fidelity.samples import Samples
 from ctpo.lab.fidelity.sketch import residual
 from ctpo.objectives import Objective
 from ctpo.objectives.reductions import Reduction
+from ctpo.training.config.checks import TURN_ADVANTAGES
 from ctpo.training.config.config import CTPOConfig
 
 Array = NDArray[np.float64]
@@ -128,7 +129,7 @@ def measure(
     groups = design.batch / design.group
     off, on = Gradients(behaviour, design), Gradients(target, design)
     unit = on_policy(design.reduction)
-    kinds = {"response" if config.advantages != "turns" else "turn": recipe_advantages}
+    kinds = {"turn" if config.advantages in TURN_ADVANTAGES else "response": recipe_advantages}
     if behaviour.samples.turn_rewards.shape[1] > 1 and config.advantages == "trl":
         kinds["turn"] = turn_by_turn
     yardsticks = {

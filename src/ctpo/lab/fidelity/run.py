@@ -28,10 +28,10 @@ from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import open_tools
 from ctpo.runs.atomic import write_json
 from ctpo.tasks import Problem, Task, get_task
-from ctpo.tasks.arithmetic import model_path
+from ctpo.tasks.arithmetic import model_location
 from ctpo.tasks.task import as_conversation, check_ready, with_template_kwargs
 from ctpo.training.config.config import CTPOConfig
-from ctpo.training.config.recipe import EMBEDDED_MODEL, Recipe
+from ctpo.training.config.recipe import Recipe
 from ctpo.training.config.settings import build
 from ctpo.training.run.start import all_train_problems
 from ctpo.training.sampling.reward import reward_functions
@@ -103,7 +103,7 @@ def fidelity(
     docs/fidelity.md defines the figures. What is done is stored in `output`, and the same call goes on from there.
 
     Args:
-        behaviour, target: directories of models, "embedded", or hub ids.
+        behaviour, target: directories of models, names of shipped ones, or hub ids.
         keys: of the recipe: task, rewards, advantages, lengths and temperature.
         objectives: presets with their knobs, such as "ctpo?log_high=0.4".
         output: a directory of this measurement alone.
@@ -195,8 +195,8 @@ class _Pair:
         options = _mapping(config.model_init_kwargs)
         for name in ("dtype", "torch_dtype"):
             options.pop(name, None)  # derivatives need float32
-        self.behaviour, self.tokenizer = load_model(_location(behaviour), **options)
-        self.target, other = load_model(_location(target), **options)
+        self.behaviour, self.tokenizer = load_model(model_location(behaviour), **options)
+        self.target, other = load_model(model_location(target), **options)
         if self.tokenizer.get_vocab() != other.get_vocab():
             raise UserError(
                 f"{behaviour} and {target} have different tokenizers; compare checkpoints of one model"
@@ -259,10 +259,6 @@ def _with_reduction(spec: str, reduction: Reduction) -> Objective:
     """The objective of a specification, with the common reduction unless it names one itself."""
     objective = read_objective(spec)
     return objective if "reduction=" in spec else objective_of(objective, reduction)
-
-
-def _location(name: str) -> str:
-    return str(model_path()) if name == EMBEDDED_MODEL else name
 
 
 def _temperature(config: CTPOConfig) -> float:
