@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from ctpo.training.config.recipe import (
     parse_overrides,
     read_recipe,
 )
-from ctpo.training.config.sources import preset_knobs
+from ctpo.training.config.sources import check_presets, preset_knobs
 from ctpo.training.config.trust import check_recipe
 
 _DESCRIPTION: Final = """\
@@ -260,13 +259,7 @@ def _objectives(given: Sequence[str] | None, keys: Mapping[str, Any]) -> list[st
         if changed:
             own += "?" + "&".join(f"{name}={value}" for name, value in changed.items())
         return list(dict.fromkeys([own, *DEFAULT_OBJECTIVES]))
-    known = preset_knobs()
-    for spec in given:
-        name = spec.partition("?")[0]
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
-            raise UserError(f"--objective {spec}: {name!r} is no preset; {hint}")
+    check_presets(given)
     repeated = [spec for spec in given if list(given).count(spec) > 1]
     if repeated:
         raise UserError(f"--objective {repeated[0]} is given twice; drop one")
@@ -311,8 +304,8 @@ def _print(result: Mapping[str, Any]) -> None:
         head = ["objective", f"cos of {sizes['batch']}", "cos of E", "component of E", "S/N", "pull"]
         rows = [["on-policy", _pm(own["batch_cosine"]), "1", "1", "1", "0"], []]
         for row in result["objectives"]:
-            found = row["advantages"][kind]
-            cells = [found[key] for key in ("batch_cosine", "cosine", "component", "signal_to_noise")]
+            figures = row["advantages"][kind]
+            cells = [figures[key] for key in ("batch_cosine", "cosine", "component", "signal_to_noise")]
             rows.append([row["objective"], *map(_pm, cells), _pm(row["pull"])])
         print(f"\n{table(head, rows, title=f'advantages per {kind}; ± standard error')}")
     positions = result["positions"]
@@ -345,15 +338,16 @@ def _print(result: Mapping[str, Any]) -> None:
 
 
 def _print_recommendation(result: Mapping[str, Any]) -> None:
-    found = result["recommended"]
-    if found["best"] is None:
+    recommended = result["recommended"]
+    if recommended["best"] is None:
         print(
             "\nNo objective can be recommended: the samples do not determine the cosines; take more problems."
         )
         return
-    names = ", ".join(found["within_noise"])
+    names = ", ".join(recommended["within_noise"])
     print(
-        f"\nFor this pair, these objectives are within noise of the best, {found['best']}: {names}.\n{found['rule']}"
+        f"\nFor this pair, these objectives are within noise of the best, {recommended['best']}: {names}.\n"
+        f"{recommended['rule']}"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ctpo.cli.table import table
 from ctpo.errors import UserError
 from ctpo.extras import require
-from ctpo.training.config.sources import preset_knobs
+from ctpo.training.config.sources import check_presets
 
 if TYPE_CHECKING:
     from ctpo.lab.theory import Analysis, Estimator, Problem, Pull, Setup
@@ -113,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--trajectories {min(args.trajectories)} is out of range; use 1 or more")
     if args.figure is not None:
         require("ctpo theory --figure", "report", "matplotlib")
-    _check_presets(args.objective)
+    check_presets(args.objective)
     from ctpo.lab.theory import Setup, analyse, pulls
 
     chosen = {field.name: getattr(args, field.name) for field in dataclasses.fields(Setup)}
@@ -146,17 +145,6 @@ def run(args: argparse.Namespace) -> int:
         if args.figure is not None:
             print(f"figure: {args.figure}")
     return 0
-
-
-def _check_presets(specs: Sequence[str]) -> None:
-    """Refuse a preset that does not exist, before torch is imported."""
-    known = preset_knobs()
-    for spec in specs:
-        name = spec.partition("?")[0]
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
-            raise UserError(f"objective {spec!r}: {name!r} is no preset; {hint}")
 
 
 def _problem(setup: Setup, file: str | None) -> Problem:

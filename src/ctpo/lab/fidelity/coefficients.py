@@ -87,7 +87,7 @@ def recipe_advantages(samples: Samples, config: CTPOConfig) -> Tensor:
             group,
             weights,
             aggregation=config.multi_objective_aggregation,
-            scale=_scale(config),
+            scale=config.scale_rewards,
         )
     else:
         values = estimated(config.advantages, samples.rewards, weights, group, samples.sampled)
@@ -101,7 +101,7 @@ def turn_by_turn(samples: Samples, config: CTPOConfig) -> Tensor:
     turns = torch.where(samples.mask, numbers + 1, torch.zeros_like(numbers)).amax(dim=1)
     totals = samples.rewards.sum(dim=1)
     values = turn_advantages(
-        samples.turn_rewards, turns, totals, config.num_generations, name=name, scale=_scale(config)
+        samples.turn_rewards, turns, totals, config.num_generations, name=name, scale=config.scale_rewards
     )
     gathered = values.gather(1, numbers)
     return torch.where(samples.mask, gathered, torch.zeros_like(gathered)).float()
@@ -111,8 +111,3 @@ def null_advantages(samples: Samples, seed: int) -> Tensor:
     """[N, T] one normal number per response, independent of everything."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(len(samples), 1, generator=generator).expand(samples.mask.shape)
-
-
-def _scale(config: CTPOConfig) -> str:
-    value = config.scale_rewards
-    return value if isinstance(value, str) else ("group" if value else "none")

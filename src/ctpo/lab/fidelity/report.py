@@ -146,8 +146,8 @@ def measure(
         for kind, advantages in kinds.items():
             gradients = off.responses(off.coefficients(objective, advantages(behaviour.samples, config)))
             moments = off.moments(gradients)
-            found = estimates(moments, own[kind], design.rho, groups)
-            row["advantages"][kind] = {key: each.as_json for key, each in found.items()}
+            figures = estimates(moments, own[kind], design.rho, groups)
+            row["advantages"][kind] = {key: each.as_json for key, each in figures.items()}
             if kind == first:
                 kept[name] = moments
                 row["lengths"] = [
@@ -221,18 +221,18 @@ def _bins(behaviour: Measured, target: Measured, edges: Sequence[int]) -> list[_
         )
         edges = sorted({round(each) for each in thirds.tolist()} - {int(lengths[0].min())})
     limits = [0, *edges, None]
-    found = []
+    bins = []
     for low, high in pairwise(limits):
         inside = [(each >= low) & (each < (math.inf if high is None else high)) for each in lengths]
         values = whole[inside[0]]
         drift = (float(values.mean()), float(values.std())) if len(values) else (math.nan, math.nan)
-        found.append(_Bin(low=low or 0, high=high, behaviour=inside[0], target=inside[1], drift=drift))
-    return found
+        bins.append(_Bin(low=low or 0, high=high, behaviour=inside[0], target=inside[1], drift=drift))
+    return bins
 
 
 def _in_bin(off: Moments, on: Moments, design: Design) -> dict[str, Any]:
-    found = estimates(off, on, design.rho, design.batch / design.group)
-    return {key: found[key].as_json for key in ("component", "signal_to_noise")}
+    figures = estimates(off, on, design.rho, design.batch / design.group)
+    return {key: figures[key].as_json for key in ("component", "signal_to_noise")}
 
 
 def _null(off: Gradients, objective: Objective, samples: Samples, design: Design) -> Moments:

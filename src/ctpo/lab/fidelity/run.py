@@ -155,7 +155,7 @@ def fidelity(
         lengths=sizes.lengths,
         seed=sizes.seed,
     )
-    found = measure(
+    figures = measure(
         measured_off, measured_on, chosen, config, design, lambda done, of: progress("objectives", done, of)
     )
     result = {
@@ -172,7 +172,7 @@ def fidelity(
         },
         "reference": {"half_cosine": half, "cosine": design.rho},
         "sketch": {"error": checked.error, "norm": checked.norm, "engine_gap": gap},
-        **found,
+        **figures,
     }
     write_json(output / RESULT, result)
     return result
@@ -302,7 +302,7 @@ def _sampled(
     size = max(1, (recipe.rollout_batch_size or _ROWS_AT_ONCE) // group)
     plan = [("behaviour", pair.behaviour, 0), ("reference", pair.target, half), ("target", pair.target, 0)]
     chunks = -(-half // size)
-    found = []
+    policies = []
     with open_tools(
         task,
         timeout_s=recipe.tool_timeout_s,
@@ -330,8 +330,8 @@ def _sampled(
                         tools=tools,
                     ).save(path)
                 parts.append(Samples.load(path))
-            found.append(Samples.joined(parts))
-    return found
+            policies.append(Samples.joined(parts))
+    return policies
 
 
 def _sketched(

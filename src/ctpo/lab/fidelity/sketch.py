@@ -101,8 +101,8 @@ class Scorer:
         for rows, part in self._parts(samples):
             values = self._score(leaves, part)
             weighted = (values * coefficients[rows, : values.shape[1]].to(values)).sum()
-            found = torch.autograd.grad(weighted, list(leaves.values()), allow_unused=True)
-            for name, each in zip(total, found, strict=True):
+            gradients = torch.autograd.grad(weighted, list(leaves.values()), allow_unused=True)
+            for name, each in zip(total, gradients, strict=True):
                 if each is not None:
                     total[name] += each
         return total

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import ast
 import builtins
+import difflib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from importlib.util import find_spec
@@ -79,6 +80,24 @@ def preset_knobs() -> Mapping[str, Mapping[str, Any]]:
         from ctpo.objectives import preset_defaults, preset_names
 
         return {name: preset_defaults(name) for name in preset_names()}
+
+
+def check_presets(specs: Iterable[str]) -> None:
+    """Check that presets exist, before torch is imported.
+
+    Args:
+        specs: names of presets, each with or without knobs: "ctpo?log_high=0.1".
+
+    Raises:
+        UserError: if one does not.
+    """
+    known = preset_knobs()
+    for spec in specs:
+        name = spec.partition("?")[0]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+            raise UserError(f"objective {spec!r}: {name!r} is no preset; {hint}")
 
 
 @cache

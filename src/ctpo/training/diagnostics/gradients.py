@@ -116,12 +116,12 @@ def _figures(norm: Tensor, partial: Tensor) -> Tensor:
     aa, ab, bb, az, bz = aa + a * a, ab + a * b, bb + b * b, az + a * z, bz + b * z
     determinant = aa * bb - ab * ab
     mean, noise = (az * bb - bz * ab) / determinant, (bz * aa - az * ab) / determinant
-    found = (done.min() > 0) & (determinant > 1e-9 * aa * bb)
+    known = (done.min() > 0) & (determinant > 1e-9 * aa * bb)
     unknown = torch.full_like(norm, math.nan)
     return torch.stack(
         [
             norm,
-            torch.where(found, mean * everything.square(), unknown),
-            torch.where(found, noise * everything, unknown),
+            torch.where(known, mean * everything.square(), unknown),
+            torch.where(known, noise * everything, unknown),
         ]
     )
