@@ -47,6 +47,7 @@ trainer = CTPOTrainer(
     args=CTPOConfig(
         sys.argv[1], objective="grpo", generation_batch_size=8, num_generations=4, per_device_train_batch_size=4,
         max_completion_length=16, max_steps=6, learning_rate=1e-3, temperature=2.0, logging_steps=5,
+        lr_scheduler_type="constant",
         save_steps=3, eval_strategy="steps", eval_steps=3,
         load_best_model_at_end=True, metric_for_best_model="reward", greater_is_better=True,
         eval_on_start=True, use_cpu=True, report_to="none", seed=3, hub_token="hf_secret", disable_tqdm=True,
@@ -107,20 +108,36 @@ def test_one_record_per_rollout_batch_whenever_the_script_logs_and_evaluates(who
     assert "batch-0001.jsonl" in sampled <= {"batch-0001.jsonl", "batch-0002.jsonl"}  # not after the third
 
 
-def test_updates_of_a_batch_in_which_training_ends_have_a_record(tmp_path: Path) -> None:
-    short = tmp_path / "short.py"
-    short.write_text(SCRIPT.replace("max_steps=6", "max_steps=3").replace("eval_on_start=True, ", ""))
-    run_script(short, tmp_path / "out")
-    lines = records(tmp_path / "out")
+def test_a_batch_in_which_training_ends_has_a_record_and_a_longer_training_the_record_of_it_all(
+    whole: Path, script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, path = tmp_path / "short.py", tmp_path / "out"
+    short.write_text(SCRIPT.replace("max_steps=6", "max_steps=3"))
+    run_script(short, path)
+    lines = records(path)
     assert [(each["batch"], each["step"], each.get("updates")) for each in lines] == [
         *((0, 0, None), (1, 2, None), (2, 3, 1))
     ]
     assert lines[2]["grad_norm"] > 0
     assert "heldout_reward" in lines[2]
-    run = RunDirectory(tmp_path / "out")
-    assert [json.loads(each)["step"] for each in run.profile.read_text().splitlines()] == [2, 3]
-    assert [each["step"] for each in run.rewind(3, 2)] == [0, 2]  # as a longer training continues
-    assert [json.loads(each)["step"] for each in run.profile.read_text().splitlines()] == [2]
+    profiles = (path / "profile.jsonl").read_text().splitlines()
+    assert [json.loads(each)["step"] for each in profiles] == [2, 3]
+    monkeypatch.setenv(RESUME, str(path))
+    run_script(script, path)
+    assert records(path) == records(whole)
+    assert (path / "profile.jsonl").read_text() == (whole / "profile.jsonl").read_text()
+    first, second = (json.loads(each) for each in (path / "metrics.jsonl").read_text().splitlines()[1:3])
+    assert second["batch_s"] > second["training_s"] > 0
+    assert second["seconds"] > first["seconds"]
+
+
+def test_an_early_end_by_a_callback_has_a_record_too(tmp_path: Path) -> None:
+    early = tmp_path / "early.py"
+    early.write_text(SCRIPT.replace("raise KeyboardInterrupt", "control.should_training_stop = True"))
+    run_script(early, tmp_path / "out", stop=3)
+    assert [(each["step"], each.get("updates")) for each in records(tmp_path / "out")] == [
+        *((0, None), (2, None), (3, 1))
+    ]
 
 
 def test_settings_and_summary(whole: Path, script: Path) -> None:

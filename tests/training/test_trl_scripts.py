@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 import trl
 from datasets import Dataset
 from rollout.conftest import make_tokenizer
-from trl import ModelConfig, ScriptArguments, TrlParser
+from transformers import AutoTokenizer
+from trl import GRPOConfig, ModelConfig, ScriptArguments, TrlParser
 
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.errors import UserError
-from ctpo.tasks import CHAT_TOOL
+from ctpo.tasks import CHAT_TOOL, FunctionTool
 from ctpo.training.config.from_trl import LossSettingsNotice
 from ctpo.training.config.older import OlderKeyWarning
 from ctpo.training.sampling.prompts import LongPromptsWarning
@@ -98,6 +100,65 @@ def test_a_script_with_a_command_line(model: str, tmp_path: Path) -> None:
     assert {f"rewards/{name}_reward/mean" for name in ("length", "some")} <= logged
     assert {"eval_reward", "clip_ratio/region_mean", "clip_ratio/high_max", "objective/ess"} <= logged
     assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_switches_of_a_command_line(tmp_path: Path) -> None:
+    """A field that is True by default in TRL or transformers, now or in an older release, has a `--no_` switch."""
+    parser = TrlParser((ScriptArguments, CTPOConfig, ModelConfig))
+    theirs = TrlParser((ScriptArguments, GRPOConfig, ModelConfig))
+    assert set(theirs._option_string_actions) <= set(parser._option_string_actions)
+    common = ["--output_dir", str(tmp_path), "--use_cpu"]
+
+    def parsed(*words: str) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", OlderKeyWarning)
+            return parser.parse_args_and_config([*common, *words])[1]
+
+    assert parsed("--gradient_checkpointing").activation_checkpointing is True
+    for words in (["--no_gradient_checkpointing"], ["--gradient-checkpointing", "False"]):
+        assert parsed("--gradient_checkpointing", *words).activation_checkpointing is False
+    scales = {"--no_scale_rewards": "none", "--scale_rewards": "group", "--scale-rewards=False": "none"}
+    assert {word: parsed(word).scale_rewards for word in scales} == scales
+    assert parsed("--scale_rewards", "batch").scale_rewards == "batch"
+    with pytest.raises(SystemExit):
+        parsed("--no_scale_rewards", "batch")
+    with pytest.raises(ValueError, match="scale_rewards='some' is not one of group, batch, none"):
+        parsed("--scale_rewards", "some")
+    with pytest.warns(OlderKeyWarning, match="save_safetensors=False has no effect"):
+        parser.parse_args_and_config([*common, "--no-save-safetensors"])
+    file = tmp_path / "train.yaml"
+    file.write_text("gradient_checkpointing: true\nscale_rewards: false\n")
+    for words, kept in ((["--no-gradient-checkpointing"], False), ([], True)):
+        config = parsed("--config", str(file), *words)
+        assert (config.activation_checkpointing, config.scale_rewards) == (kept, "none")
+
+
+def test_our_tools_count_in_the_length_of_a_prompt(model: str, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = chats(4)
+    bare, declared = (
+        len(
+            tokenizer.apply_chat_template(rows[0]["prompt"], tools=tools, add_generation_prompt=True)[
+                "input_ids"
+            ]
+        )
+        for tools in (None, [add])
+    )
+    assert declared > bare + 100
+
+    def kept(limit: int, *, anchor: str = "old", **tools: Any) -> int:
+        config = CTPOConfig(
+            str(tmp_path), use_cpu=True, report_to="none", anchor=anchor, max_prompt_length=limit, **SHORT
+        )
+        return len(CTPOTrainer(model, length_reward, config, rows, **tools).train_dataset)
+
+    assert kept(declared, tools=[FunctionTool(add)]) == 4
+    with pytest.raises(ValueError, match=f"all 4 training prompts .* max_prompt_length={declared - 1}"):
+        kept(declared - 1, tools=[FunctionTool(add)])
+    assert kept(declared, tools=[add]) == kept(bare, anchor="rollout") == 4
+    for limit, others in ((declared - 1, {"tools": [add]}), (bare - 1, {"anchor": "rollout"})):
+        with pytest.raises(ValueError, match="all 4 training prompts"):
+            kept(limit, **others)
 
 
 def test_arguments_that_would_train_nothing(model: str, tmp_path: Path) -> None:

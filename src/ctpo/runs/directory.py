@@ -203,7 +203,7 @@ class RunDirectory:
         Raises:
             UserError: if a record before that step is missing, or is there twice.
         """
-        # Training ended within a batch, and goes on there: its record will be that of the updates that follow.
+        # A training that ended within a batch goes on there, and will write the record of the whole batch.
         kept = [record for record in self.records() if record["step"] <= step and "updates" not in record]
         first = 0 if from_start or not kept else kept[0]["step"]
         expected = [*range(first, step + 1, updates)] if kept or (step and from_start) else []

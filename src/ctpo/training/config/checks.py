@@ -28,6 +28,7 @@ ADVANTAGES: Final = (
 )
 TURN_ADVANTAGES: Final = ("turns", "each-turn")
 """Those that differ between the turns of a response."""
+SCALES: Final = ("group", "batch", "none")
 ANCHORS: Final = ("old", "rollout")
 COMPUTE_DTYPES: Final = ("auto", "float32", "bfloat16")
 
@@ -83,6 +84,7 @@ class Settings(BatchSettings, GroupSettings, Protocol):
     generation_kwargs: dict[str, Any] | None
     rollout_correction: str
     rollout_correction_kwargs: dict[str, Any] | str | None
+    scale_rewards: str | bool
     top_entropy_quantile: float
     vllm_importance_sampling_correction: bool
     objective: str | None
@@ -261,6 +263,9 @@ def _check_correction(settings: Settings, trl_defaults: Mapping[str, Any]) -> No
 def _check_advantages(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
     if settings.advantages not in ADVANTAGES:
         raise ValueError(f"advantages={settings.advantages!r} is not one of {', '.join(ADVANTAGES)}")
+    scale = settings.scale_rewards
+    if scale not in SCALES and not isinstance(scale, bool):  # which TRL reads as "group" and "none"
+        raise ValueError(f"scale_rewards={scale!r} is not one of {', '.join(SCALES)}")
     if settings.advantages == "trl":
         return
     for name in ("scale_rewards", "multi_objective_aggregation"):

@@ -28,7 +28,7 @@ from ctpo.training.config.from_trl import (
     given_loss_settings,
     translate,
 )
-from ctpo.training.config.older import BARE_FLAG, OLDER_KEYS, OlderKeys
+from ctpo.training.config.older import OLDER_KEYS, OlderKeys, switch
 
 _READ_AS_OBJECTIVE = "A setting of TRL's loss. It becomes the objective with that loss (docs/porting.md)."
 _DERIVED = ("steps_per_generation", "generation_batch_size", "bf16")
@@ -142,7 +142,7 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
     gradient_checkpointing: bool | None = field(
         default=None,
         metadata={
-            **BARE_FLAG,
+            **switch("gradient_checkpointing"),
             "help": "The name of activation_checkpointing in older versions of transformers: recompute activations in "
             "the backward pass, which saves memory and costs time. Off if neither is set. If on, pack_rows has no "
             "effect.",
@@ -151,6 +151,15 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
     max_prompt_length: int | None = field(
         default=None,
         metadata={"help": "Training prompts of more tokens are left out. (TRL up to 0.27 cut them.)"},
+    )
+    scale_rewards: str = field(
+        default="group",
+        metadata={
+            **switch("scale_rewards"),
+            "help": "What the advantages of `trl` and `turns` divide by: `group`, the standard deviation of a group's "
+            "rewards; `batch`, that of all rewards; `none`, nothing. TRL up to 0.21 had True and False here, which "
+            "mean `group` and `none`.",
+        },
     )
     loss_type: str | None = field(default=None, metadata={"help": _READ_AS_OBJECTIVE})
     importance_sampling_level: str | None = field(default=None, metadata={"help": _READ_AS_OBJECTIVE})
@@ -268,6 +277,10 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         self._read_trls_settings()
+        # A command line gives the words of what was once a boolean.
+        self.scale_rewards = {"true": "group", "false": "none"}.get(
+            str(self.scale_rewards).lower(), self.scale_rewards
+        )
         if _will_run_on_cpu(self):
             self.bf16: bool | None = bool(self.bf16)
         check_batches(self)

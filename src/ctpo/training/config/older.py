@@ -6,6 +6,7 @@ no longer does anything is accepted with a warning. This module imports neither 
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
@@ -15,12 +16,39 @@ class OlderKeyWarning(FutureWarning):
     """A key of an older release of TRL or transformers was read or ignored."""
 
 
-BARE_FLAG: Final[Mapping[str, Any]] = {"nargs": "?", "const": True}
-"""Metadata of a field that is None or a boolean: on a command line, its name alone means True, as for a boolean."""
+class _Switch(argparse.Action):
+    """A word of the command line that sets a field: its name alone to True, and its name after `--no_` to False."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        negated = (option_string or "").lstrip("-").replace("-", "_") == f"no_{self.dest}"
+        if negated and values is not True:
+            parser.error(f"{option_string} takes no value")
+        setattr(namespace, self.dest, False if negated else values)
 
 
-def _flag() -> Any:
-    return field(default=None, metadata=dict(BARE_FLAG))
+def switch(name: str = "") -> dict[str, Any]:
+    """Metadata of a field whose name alone, on a command line, means True.
+
+    transformers' parser knows such switches only for fields that are boolean by default.
+
+    Args:
+        name: of a field whose default is or was True in TRL or transformers. Then `--no_NAME` means False, as it does
+            there.
+    """
+    bare: dict[str, Any] = {"nargs": "?", "const": True}
+    if not name:
+        return bare
+    return {**bare, "action": _Switch, "aliases": [f"--no_{name}", f"--no-{name.replace('_', '-')}"]}
+
+
+def _flag(name: str = "") -> Any:
+    return field(default=None, metadata=switch(name))
 
 
 @dataclass
@@ -32,7 +60,7 @@ class OlderKeys:
     vllm_device: str | None = None
     vllm_dtype: str | None = None
     vllm_max_model_len: int | None = None
-    vllm_enable_prefix_caching: bool | None = _flag()
+    vllm_enable_prefix_caching: bool | None = _flag("vllm_enable_prefix_caching")
     # gone since TRL 0.27
     wandb_log_unique_prompts: bool | None = _flag()
     # gone since TRL 0.28
@@ -54,7 +82,7 @@ class OlderKeys:
     push_to_hub_organization: str | None = None
     logging_dir: str | None = None
     overwrite_output_dir: bool | None = _flag()
-    save_safetensors: bool | None = _flag()
+    save_safetensors: bool | None = _flag("save_safetensors")
     group_by_length: bool | None = _flag()
     include_tokens_per_second: bool | None = _flag()
     include_inputs_for_metrics: bool | None = _flag()

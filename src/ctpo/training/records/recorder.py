@@ -82,6 +82,9 @@ class Recorded(Protocol):
 class RunRecorder(TrainerCallback):  # type: ignore[misc]
     """Writes one line of metrics per rollout batch, and samples of some updates token by token.
 
+    Where training ends within a rollout batch, `updates` in its record says how many updates the batch had by then. A
+    training that goes on from there writes the batch's record again, with all of its updates.
+
     It depends neither on when the trainer logs nor on when it evaluates. Every process takes part in gathering; the
     main process writes. The record of a rollout batch waits for an evaluation of transformers that is due at the same
     step, and takes its figures.
@@ -97,6 +100,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         samples_due: whether samples of this rollout batch are written; they always are with held-out figures.
         resumed_at: optimizer steps of the checkpoint that the run continues from.
         judged: whether a reward is 1 for a right response and 0 for a wrong one, so that its mean is pass@1.
+        early_end_is_final: whether training that stops before `max_steps` has ended, and has not been interrupted.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         samples_due: Callable[[int], bool] = lambda batch: False,
         resumed_at: int | None = None,
         judged: bool = False,
+        early_end_is_final: bool = True,
     ) -> None:
         self._trainer, self._run, self._clock, self._listener = trainer, run, clock, listener
         self._updates, self._samples = updates_per_batch, samples
@@ -119,6 +124,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         self._waiting: tuple[dict[str, Any], dict[str, Any] | None] | None = None
         self._heldout: dict[str, float] = {}
         self._resumed_at, self._judged = resumed_at, judged
+        self._early_end_is_final = early_end_is_final
         trainer.window.open = True
         trainer.diagnostics.gather_for_records()
 
@@ -137,12 +143,15 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         batch, updates = divmod(state.global_step - 1, self._updates)
         self._listener.progressed(batch + 1, updates + 1)
-        partial = updates + 1 < self._updates
-        if partial and state.global_step < state.max_steps:
-            return
-        batch += 1
-        if partial:
-            self._trainer.diagnostics.close()  # the trainer does it at the end of a batch
+        if updates + 1 == self._updates:
+            self._record(state)
+            if args.eval_strategy == "no":
+                self.write()
+            self._clock.start_batch()
+
+    def _record(self, state: TrainerState) -> None:
+        """Let the record of the rollout batch wait to be written; every process must call."""
+        batch, updates = -(-state.global_step // self._updates), state.global_step % self._updates
         figures = self._trainer.record_figures()
         line = self._trainer.diagnostics.line
         account = self._trainer.rollout_account.over_processes(self._trainer.accelerator)
@@ -150,7 +159,7 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             "batch": batch,
             "step": state.global_step,
             "epoch": state.epoch,
-            **({"updates": updates + 1} if partial else {}),  # of a batch in which training ended
+            **({"updates": updates} if updates else {}),
             **_costs(account, self._clock.batch_seconds),
             **figures,
             **rollout_figures(account),
@@ -162,9 +171,6 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
             if rows:
                 self._run.write_samples(batch, rows)
         self._waiting = (record, line)
-        if args.eval_strategy == "no":
-            self.write()
-        self._clock.start_batch()
 
     def on_evaluate(
         self,
@@ -188,6 +194,12 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.write()
+        ended = self._early_end_is_final or state.global_step >= state.max_steps
+        if ended and state.global_step % self._updates:
+            # Not before the last checkpoint: a longer training continues from what it holds of the whole batch.
+            self._trainer.diagnostics.close()  # as the trainer does at the end of a batch
+            self._record(state)
+            self.write()
 
     def hold(self, record: dict[str, Any]) -> None:
         """Let a record wait for the figures of an evaluation that comes before the next update."""

@@ -191,6 +191,7 @@ def _run(
         updates_per_batch=updates,
         samples=recipe.transcripts,
         evaluate=evaluate,
+        early_end_is_final=False,
     )
     trainer.recorder = recorder
     stop = StopCleanly(lambda asked: any_of(asked, trainer.accelerator))

@@ -48,8 +48,7 @@ class OwnRollouts:
         """What TRL expects of a `rollout_func`; see `make_rollout_func`."""
         if self._rollout is None:
             partner = self._stack.enter_context(open_tools(self._task))
-            encode = self._encode if self._as_trl else None
-            self._rollout = make_rollout_func(partner, task=self._task, encode=encode)
+            self._rollout = make_rollout_func(partner, task=self._task, encode=self.encode)
         return self._rollout(prompts, trainer)
 
     def close(self) -> None:
@@ -57,8 +56,9 @@ class OwnRollouts:
         self._rollout = None
         self._stack.close()
 
-    def _encode(self, tokenizer: Any, prompt: Any) -> list[int]:
-        if isinstance(prompt, str) and not self._task.conversational:
+    def encode(self, tokenizer: Any, prompt: Any) -> list[int]:
+        """The tokens of a prompt that the model continues: with the tools, and as TRL makes them of a plain text."""
+        if self._as_trl and isinstance(prompt, str) and not self._task.conversational:
             ids: list[int] = tokenizer(text=prompt)["input_ids"]
             return ids
         return encode_prompt(tokenizer, self._task, prompt)

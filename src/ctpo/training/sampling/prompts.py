@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -62,19 +62,33 @@ class LongPromptsWarning(UserWarning):
     """Training prompts were left out because they are too long."""
 
 
-def leave_out_long_prompts(trainer: SamplingView, limit: int) -> Any:
+def leave_out_long_prompts(
+    trainer: SamplingView, limit: int, encode: Callable[[Any, Any], list[int]] | None = None
+) -> Any:
     """The trainer's training data without prompts of more than `limit` tokens, its template and tools counted.
 
     Images and the tools of an environment are not counted. A stream is filtered while it is read.
 
+    Args:
+        trainer: whose data it is.
+        limit: tokens per prompt.
+        encode: returns the tokens of a prompt, given the tokenizer, where our engine samples; None where TRL does.
+
     Raises:
         ValueError: if no prompt is left.
+        UserError: if the model's chat template does not fit the task.
     """
+
+    def short(row: Mapping[str, Any]) -> bool:
+        if encode is not None:
+            return len(encode(trainer.processing_class, row["prompt"])) <= limit
+        return prompt_tokens(trainer, row) <= limit
+
     data = trainer.train_dataset
     if isinstance(data, IterableDataset):
-        return data.filter(lambda row: prompt_tokens(trainer, row) <= limit)
+        return data.filter(short)
     assert isinstance(data, Dataset)
-    kept = [i for i, row in enumerate(data) if prompt_tokens(trainer, row) <= limit]
+    kept = [i for i, row in enumerate(data) if short(row)]
     if not kept:
         raise ValueError(
             f"all {len(data)} training prompts have more tokens than max_prompt_length={limit}; raise it"
@@ -90,7 +104,7 @@ def leave_out_long_prompts(trainer: SamplingView, limit: int) -> Any:
 
 
 def prompt_tokens(trainer: SamplingView, row: Mapping[str, Any]) -> int:
-    """The number of tokens of a row's prompt."""
+    """The number of tokens of a row's prompt where TRL makes the tokens."""
     tokenizer, prompt = trainer.processing_class, row["prompt"]
     if not is_conversational({"prompt": prompt}):
         return len(tokenizer(text=prompt)["input_ids"])

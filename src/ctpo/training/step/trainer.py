@@ -263,7 +263,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 "our engine samples text only, and processing_class is of a model that sees images"
             )
         if args.max_prompt_length is not None:
-            self.train_dataset = leave_out_long_prompts(self, args.max_prompt_length)
+            encode = None if own is None else own.encode
+            self.train_dataset = leave_out_long_prompts(self, args.max_prompt_length, encode)
         # TRL's own correction is replaced. Where vLLM's is on, TRL scores the rollout batch for it.
         self.vllm_importance_sampling_correction = self.use_vllm and self.rollout_correction is not None
         self._rewards_per_func = torch.zeros(0, 0)
