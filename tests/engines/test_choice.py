@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from ctpo.engines.choice import EngineChoice, split_engine
+from ctpo.engines.choice import EngineChoice, engine_keys, split_engine
 from ctpo.errors import UserError
 from ctpo.training.config.recipe import merge, parse_overrides
+from ctpo.training.config.trust import check_recipe
 
 
 def test_the_words_of_a_command_line() -> None:
@@ -21,6 +24,31 @@ def test_the_words_of_a_command_line() -> None:
         overrides={"actor_rollout_ref.actor.optim.lr": 2e-4, "+a.b": [1, 2]},
     )
     assert rest == {"task": "arithmetic", "seed": 3, "objective_kwargs": {"power": 1}}
+
+
+def test_keys_and_choice_are_each_others_inverse() -> None:
+    keys = {"engine": "verl", "ray_address": "auto", "engine.trainer.nnodes": 2}
+    assert engine_keys(split_engine(keys)[0]) == keys
+    assert engine_keys(EngineChoice()) == {}
+
+
+@pytest.mark.parametrize(
+    ("keys", "asks"),
+    [
+        ({"engine.trainer.nnodes": 2}, False),
+        ({"engine.data.custom_cls.path": "theirs.py"}, True),
+        ({"engine.actor_rollout_ref.model.trust_remote_code": True}, True),
+        ({"ray_address": "ray://elsewhere:10001"}, True),
+    ],
+)
+def test_a_file_may_not_name_code_or_clusters_alone(keys: dict[str, object], asks: bool) -> None:
+    keys = {"engine": "verl", **keys}
+    check_recipe(keys, keys, Path("theirs.yaml"))  # the command line has them too
+    if asks:
+        with pytest.raises(UserError, match=r"theirs\.yaml sets .*--trust"):
+            check_recipe(keys, {}, Path("theirs.yaml"))
+    else:
+        check_recipe(keys, {}, Path("theirs.yaml"))
 
 
 def test_a_recipe_without_an_engine_trains_here() -> None:

@@ -3,8 +3,8 @@
     python -m ctpo.adapters.verl_recipe recipes/paper-qwen3-4b [KEY=VALUE …]
 
 It proves that verl's trainer can be imported, that every key exists in verl's configuration, and that verl's own
-dataclasses and `validate_config` accept every value. It also proves that the loss is registered under the chosen name, and that the tool file and the judge can
-be loaded. It does not prove that the run fits the GPUs.
+dataclasses and `validate_config` accept every value. It also proves that the loss is registered under the chosen name,
+and that the tool file and the judge can be loaded. It does not prove that the run fits the GPUs.
 """
 
 from __future__ import annotations

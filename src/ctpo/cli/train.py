@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ctpo.cli.quiet import is_main_process, quieten
+from ctpo.engines.choice import VERL, EngineChoice, engine_keys, split_engine
 from ctpo.errors import UserError
 from ctpo.extras import require
 from ctpo.runs.checkpoints import is_checkpoint
@@ -81,7 +82,12 @@ def run(args: argparse.Namespace) -> int:
         _run_script_again(args.words, args.resume, trust=args.trust)
     if args.show:
         return _show(keys if args.resume is None else _resumed(args.resume, keys, trust=args.trust))
+    choice, keys = split_engine(keys)
+    if choice.name == VERL and args.resume is not None:
+        raise UserError("--resume is not there yet for engine=verl; start a new run")
     _check(keys, args.resume, trust=args.trust)
+    if choice.name == VERL:
+        return _train_with_verl(keys, choice, started=args.started)
     from ctpo.cli.display import open_display
 
     with open_display(shown=is_main_process()) as display:
@@ -97,6 +103,16 @@ def run(args: argparse.Namespace) -> int:
             add_curve(outcome.run)
         display.finished(outcome)
     return 0 if outcome.finished else INTERRUPTED
+
+
+def _train_with_verl(keys: dict[str, Any], choice: EngineChoice, *, started: float) -> int:
+    """Train with verl on Ray, whose own lines are shown."""
+    quieten()
+    from ctpo.engines.verl.run import train
+
+    finished = train(keys, choice, started=started)
+    print(f"ctpo: trained by verl; the model and the records are in {finished.run.path}")
+    return 0
 
 
 def _run_script_again(words: Sequence[str], resume: Path, *, trust: bool) -> None:
@@ -166,7 +182,9 @@ def _show(keys: dict[str, Any]) -> int:
 
     from ctpo.training.config.settings import resolved
 
-    print(yaml.safe_dump(resolved(keys), sort_keys=False, allow_unicode=True), end="")
+    choice, rest = split_engine(keys)
+    shown = {**resolved(rest), **engine_keys(choice)}
+    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
     return 0
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ctpo.errors import UserError
+from ctpo.training.config.recipe import ENGINE
 
 LOCAL: Final = "local"
 VERL: Final = "verl"
 ENGINES: Final = (LOCAL, VERL)
-_NAME, _ADDRESS, _PREFIX = "engine", "ray_address", "engine."
+_NAME, _ADDRESS, _PREFIX = ENGINE, "ray_address", f"{ENGINE}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,18 @@ def split_engine(keys: Mapping[str, Any]) -> tuple[EngineChoice, dict[str, Any]]
     if address is not None and not isinstance(address, str):
         raise UserError(f"{_ADDRESS}={address!r} is not of type str; write for example {_ADDRESS}=auto")
     return EngineChoice(name=str(name), ray_address=address, overrides=overrides), rest
+
+
+def engine_keys(choice: EngineChoice) -> dict[str, Any]:
+    """The keys of a recipe that make this choice; none for the engine `local`."""
+    if choice.name == LOCAL:
+        return {}
+    address = {} if choice.ray_address is None else {_ADDRESS: choice.ray_address}
+    return {
+        _NAME: choice.name,
+        **address,
+        **{f"{_PREFIX}{key}": each for key, each in choice.overrides.items()},
+    }
 
 
 def _number(value: Any) -> Any:

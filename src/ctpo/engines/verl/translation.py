@@ -38,7 +38,9 @@ _ADVANTAGES: Final = {
 }
 _CORRECTIONS: Final = {"recipe": ("sequence", 5.0), "tis": ("token", 2.0)}
 """Truncated importance weights: the level that verl calls them by, and the default of the knob `cap`."""
+_OBJECT_STORE_BYTES: Final = 500_000_000
 _SCHEDULES: Final = ("constant", "constant_with_warmup", "linear", "cosine")
+_PLAIN: Final = "{% for message in messages %}{{ message.content }}{% endfor %}"
 _OPTIMIZERS: Final = ("adamw_torch", "adamw_torch_fused")
 
 
@@ -48,6 +50,8 @@ class Site:
 
     model: str
     """The directory or hub id of the weights."""
+    chat_template: bool = True
+    """Whether the model has a chat template."""
     train_file: Path
     """The training problems, as verl reads them."""
     test_file: Path
@@ -65,6 +69,14 @@ class Site:
     machines: int = 1
     accelerator: bool = True
     """Whether there are accelerators. Without one, our own platform for CPUs runs."""
+    ray_address: str | None = None
+    """The address of a running Ray cluster; None starts Ray on this machine."""
+
+
+def environment(accelerator: bool) -> dict[str, str]:
+    """What every process of verl must find in its environment."""
+    needed = {"VERL_USE_EXTERNAL_MODULES": "ctpo.engines.verl.plugin", "TOKENIZERS_PARALLELISM": "false"}
+    return needed if accelerator else {**needed, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +171,7 @@ def translate(
     settings = settings_of(given)
     batches = batches_of(settings, site.processes * site.machines)
     length = rollout_batches_of(recipe, settings, batches, site.train_problems)
-    keys = {
+    keys: dict[str, Any] = {
         **_data(recipe, settings, batches, site),
         **_objective(settings),
         **_anchor(settings),
@@ -167,9 +179,10 @@ def translate(
         **_model(settings, batches, site),
         **_rollout(recipe, settings, site),
         **_run(recipe, settings, batches, site, length),
+        **_ray(site),
     }
     if not site.accelerator:
-        keys |= _cpu(settings, site)
+        keys |= _cpu(settings)
     for name, value in (overrides or {}).items():
         keys.pop(f"+{name}", None)
         keys.pop(name.removeprefix("+"), None)
@@ -317,6 +330,8 @@ def _model(settings: SimpleNamespace, batches: Batches, site: Site) -> dict[str,
         recompute = settings.gradient_checkpointing
     return {
         f"{_MODEL}.path": site.model,
+        # Our agent loop writes prompts. verl itself only insists that there is a template.
+        **({} if site.chat_template else {f"{_MODEL}.custom_chat_template": _PLAIN}),
         f"{_MODEL}.enable_gradient_checkpointing": bool(recompute),
         f"{_ACTOR}.strategy": "fsdp2",
         f"{_ACTOR}.ppo_micro_batch_size_per_gpu": batches.micro,
@@ -378,7 +393,21 @@ def _run(
     }
 
 
-def _cpu(settings: SimpleNamespace, site: Site) -> dict[str, Any]:
+def _ray(site: Site) -> dict[str, Any]:
+    """How Ray is started, or which one is joined. A Ray that runs knows its own resources."""
+    ray = "ray_kwargs.ray_init"
+    keys: dict[str, Any] = {f"+{ray}.runtime_env.env_vars": environment(site.accelerator)}
+    if site.ray_address is not None:
+        return {**keys, f"+{ray}.address": site.ray_address}
+    keys[f"+{ray}.include_dashboard"] = False
+    if not site.accelerator:
+        # Processes of verl ask for places, and share the cores of this machine as they find them.
+        keys |= {f"{ray}.num_cpus": 16, f"+{ray}.num_gpus": site.processes}
+        keys[f"+{ray}.object_store_memory"] = _OBJECT_STORE_BYTES
+    return keys
+
+
+def _cpu(settings: SimpleNamespace) -> dict[str, Any]:
     """What our platform for CPUs needs. Ray's word for a place at which a process trains is GPU there too."""
     if settings.bf16 or settings.use_vllm:
         name = "bf16" if settings.bf16 else "use_vllm"
@@ -403,8 +432,4 @@ def _cpu(settings: SimpleNamespace, site: Site) -> dict[str, Any]:
         "reward.num_workers": 1,
         "data.dataloader_num_workers": 0,
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
-        "ray_kwargs.ray_init.num_cpus": 16,
-        "+ray_kwargs.ray_init.num_gpus": site.processes,
-        "+ray_kwargs.ray_init.include_dashboard": False,
-        "+ray_kwargs.ray_init.object_store_memory": 300_000_000,
     }

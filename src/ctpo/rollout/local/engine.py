@@ -82,6 +82,7 @@ class TransformersEngine:
         partner: Partner | None = None,
         generator: torch.Generator | None = None,
         uniforms: Tensor | None = None,
+        limits: Sequence[int] | None = None,
     ) -> list[Rollout]:
         """One response for each prompt, in order. Equal prompts are read once.
 
@@ -92,11 +93,15 @@ class TransformersEngine:
             generator: a source of randomness that the rows share; torch's global one if None.
             uniforms: [prompts, max_new_tokens], random numbers for each row (`row_uniforms`) in place of a generator.
                 A response is then the same whatever else is decoded.
+            limits: the most tokens of each response, from 1 to `max_new_tokens`; None for that number. Prompts are
+                then not checked.
 
         Raises:
             UserError: if a prompt is empty or leaves no room in the model's context.
         """
-        sampling.check_prompts(prompts, self._context())
+        if limits is None:
+            sampling.check_prompts(prompts, self._context())
+            limits = [sampling.max_new_tokens] * len(prompts)
         if partner is not None:
             partner.begin(self.tokenizer, prompts)
         was_training = self.model.training
@@ -115,6 +120,7 @@ class TransformersEngine:
                         i,
                         generator,
                         None if noise is None else noise[i : i + rows],
+                        limits[i : i + rows],
                     )
                 ]
         finally:
@@ -137,8 +143,9 @@ class TransformersEngine:
         first: int,
         generator: torch.Generator | None,
         uniforms_BN: Tensor | None,
+        limits: Sequence[int],
     ) -> list[Rollout]:
-        responses = Responses(prompts, sampling.max_new_tokens, self.model.device)
+        responses = Responses(prompts, limits, self.model.device)
         decoder = decoder_for(self.model, self.tokenizer.pad_token_id or 0)
         logits = decoder.start(prompts)
         # A generator that rows share would give other numbers if some of them waited, and padded rows grow together.

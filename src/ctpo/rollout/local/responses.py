@@ -21,10 +21,10 @@ _NOT_FORCED = -1  # in a table of token ids
 class Responses:
     """Responses of different lengths. `_alive` holds those that are still in the decoder's batch, in its order."""
 
-    def __init__(self, prompts: list[list[int]], max_new_tokens: int, device: torch.device) -> None:
-        shape = (len(prompts), max_new_tokens)
+    def __init__(self, prompts: list[list[int]], limits: Sequence[int], device: torch.device) -> None:
+        shape = (len(prompts), max(limits, default=0))
         self._prompts = prompts
-        self._limit = max_new_tokens
+        self._limit_B = torch.tensor(limits, dtype=torch.long, device=device)
         self._tokens_BN = torch.zeros(shape, dtype=torch.long, device=device)
         self._sampled_BN = torch.zeros(shape, dtype=torch.bool, device=device)
         self._logps_BN = torch.zeros(shape, dtype=torch.float32, device=device)
@@ -41,11 +41,11 @@ class Responses:
     def active(self) -> Tensor:
         """For each decoding row, whether the response gets another token: it has not ended, waits not and has room."""
         rows = self._alive
-        return ~(self._ended_B | self._waiting_B)[rows] & (self._length_B[rows] < self._limit)
+        return ~(self._ended_B | self._waiting_B)[rows] & (self._length_B < self._limit_B)[rows]
 
     def cursor(self) -> tuple[Tensor, Tensor]:
         """The index of each decoding row's response, and the position of its next token."""
-        return self._alive, self._length_B[self._alive].clamp(max=self._limit - 1)
+        return self._alive, torch.minimum(self._length_B, self._limit_B - 1)[self._alive]
 
     def write(self, tokens: Tensor, logps: Tensor) -> tuple[Tensor, Tensor]:
         """Append one token to each active row: the sampled one, or the next token of an answer.
@@ -91,8 +91,8 @@ class Responses:
 
     def room(self, responses: Sequence[int]) -> list[int]:
         """How many more tokens each response has room for."""
-        lengths: list[int] = self._length_B[list(responses)].tolist()
-        return [self._limit - length for length in lengths]
+        left: list[int] = (self._limit_B - self._length_B)[list(responses)].tolist()
+        return left
 
     def wait(self, responses: Sequence[int]) -> None:
         """Let these responses wait for the answers to their turns."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -20,20 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ctpo.old_names import old_keywords
 from ctpo.rollout.records import Rollout
+from ctpo.rollout.remote.row import CompletionRequest, Row, completion_ended
 from ctpo.rollout.sampling import Sampling
-from ctpo.rollout.turns import Answer, Partner, Turn
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompletionRequest:
-    """What one row needs next."""
-
-    ids: list[int]
-    """All token ids so far: the prompt, the model's tokens and those of answers."""
-    max_new_tokens: int
-    stop: tuple[str, ...] = ()
-    """Texts that end the completion. The tokens that complete such a text are part of the completion."""
-    seed: int | None = None
+from ctpo.rollout.turns import Partner
 
 
 class Completion(NamedTuple):
@@ -117,7 +105,7 @@ class VLLMEngine:
         if partner is not None:
             partner.begin(self.tokenizer, prompts)
         rows = [
-            _Row(i, prompt, sampling.max_new_tokens, None if uniforms is None else uniforms[i])
+            Row(i, prompt, sampling.max_new_tokens, None if uniforms is None else uniforms[i])
             for i, prompt in enumerate(prompts)
         ]
         live = rows
@@ -126,89 +114,19 @@ class VLLMEngine:
                 requests = [row.request(partner) for row in live]
                 completions = self._completer.complete(requests, sampling, self._eos)
                 for row, request, (ids, logps) in zip(live, requests, completions, strict=True):
-                    row.append_sampled(ids, logps, ended=self._ended(request, ids), eos=self._eos)
+                    ended = completion_ended(self.tokenizer, self._eos, request, ids)
+                    row.append_sampled(ids, logps, ended=ended, eos=self._eos)
                 if partner is not None:
                     _converse(live, partner)
                 live = [row for row in live if not row.done]
         return [row.rollout for row in rows]
 
-    def _ended(self, request: CompletionRequest, ids: list[int]) -> bool:
-        """Whether the model ended the turn, and not a stop text or the length limit the completion."""
-        if not ids or ids[-1] in self._eos:
-            return True
-        text = self.tokenizer.decode(ids, skip_special_tokens=False)
-        return len(ids) < request.max_new_tokens and not any(stop in text for stop in request.stop)
 
-
-def _converse(rows: Sequence[_Row], partner: Partner) -> None:
+def _converse(rows: Sequence[Row], partner: Partner) -> None:
     """Show the partner the turns that ended with the last completions, and append its answers."""
-    shown = [
-        row
-        for row in rows
-        if (partner.answers_ends if row.rollout.finished else not row.done) and partner.listens_to(row.number)
-    ]
+    shown = [row for row in rows if row.is_shown(partner)]
     if not shown:
         return
     for row, answer in zip(shown, partner.answer([row.turn() for row in shown]), strict=True):
         if answer is not None:
             row.append_answer(answer)
-
-
-class _Row:
-    """One response that is being completed."""
-
-    def __init__(self, number: int, prompt: list[int], limit: int, uniforms: Tensor | None) -> None:
-        self.number = number
-        self.rollout = Rollout(prompt_ids=prompt)
-        self.done = False
-        """Whether nothing more is to be completed: the response has ended or has no room left."""
-        self._uniforms = uniforms
-        self._limit = limit
-        self._turn_start = 0
-
-    @property
-    def _room(self) -> int:
-        return self._limit - len(self.rollout.completion_ids)
-
-    def turn(self) -> Turn:
-        """What the model wrote since the last answer."""
-        ids = self.rollout.completion_ids[self._turn_start :]
-        return Turn(response=self.number, ids=ids, ended=self.rollout.finished)
-
-    def request(self, partner: Partner | None) -> CompletionRequest:
-        # Where the partner does not listen any more, a stop would only interrupt the model.
-        stops = partner.stops if partner is not None and partner.listens_to(self.number) else ()
-        return CompletionRequest(
-            ids=self.rollout.prompt_ids + self.rollout.completion_ids,
-            max_new_tokens=self._room,
-            stop=stops,
-            seed=self._seed(),
-        )
-
-    def _seed(self) -> int | None:
-        if self._uniforms is None:
-            return None
-        return int(self._uniforms[len(self.rollout.completion_ids)].double() * 2**31)
-
-    def append_sampled(self, ids: list[int], logps: list[float], *, ended: bool, eos: Sequence[int]) -> None:
-        ids, logps = ids[: self._room], logps[: self._room]
-        self._append(ids, logps, sampled=1)
-        self.rollout.finished = bool(ids) and ids[-1] in eos
-        self.done = ended or not self._room
-
-    def append_answer(self, answer: Answer) -> None:
-        rollout = self.rollout
-        rollout.calls += answer.calls
-        if answer.reward is not None:
-            rollout.turn_rewards.append((len(rollout.completion_ids) - 1, answer.reward))
-        ids = answer.ids[: self._room]
-        self._append(ids, [0.0] * len(ids), sampled=0)
-        self._turn_start = len(rollout.completion_ids)
-        rollout.finished = answer.done
-        self.done = answer.done or not self._room
-
-    def _append(self, ids: list[int], logps: list[float], *, sampled: int) -> None:
-        assert len(ids) == len(logps)
-        self.rollout.completion_ids += ids
-        self.rollout.logps += logps
-        self.rollout.response_mask += [sampled] * len(ids)

@@ -16,7 +16,8 @@ from typing import Any, Final
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ctpo.rollout.remote.vllm import Completion, CompletionRequest, VLLMEngine
+from ctpo.rollout.remote.row import CompletionRequest
+from ctpo.rollout.remote.vllm import Completion, VLLMEngine
 from ctpo.rollout.sampling import Sampling
 from ctpo.training.view import SamplingView
 

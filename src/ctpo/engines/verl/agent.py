@@ -1,0 +1,129 @@
+"""Our agent loop for verl: the task's tools, environment and judge, over whatever server samples.
+
+verl makes one loop per response. A response is completed piece by piece; between two pieces its partner answers. So
+tags, fenced blocks, native calls and environments work as they do in our own engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any, Final
+from uuid import uuid4
+
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
+
+from ctpo.engines.verl.place import Place
+from ctpo.rollout.remote.row import CompletionRequest, Row, completion_ended
+from ctpo.tasks import Problem
+
+_SGLANG: Final = "sglang"
+
+
+class TaskAgentLoop(AgentLoopBase):  # type: ignore[misc]
+    """One response to one problem of the recipe's task.
+
+    Args:
+        orders: `ctpo.engines.verl.place.Orders` as JSON.
+        rest: what verl gives every agent loop.
+    """
+
+    def __init__(self, *args: Any, orders: str, **rest: Any) -> None:
+        super().__init__(*args, **rest)
+        self._orders = orders
+
+    async def run(self, sampling_params: dict[str, Any], **row: Any) -> Any:
+        """The whole response with its mask, log-probs and reward, as an `AgentLoopOutput`."""
+        place = await asyncio.to_thread(Place.of, self._orders)
+        problem = Problem(**json.loads(row["extra_info"]["problem"]))
+        prompt, partner = await asyncio.to_thread(place.begin, self.tokenizer, problem)
+        response = Row(0, prompt, place.orders.max_tokens)
+        identifier, eos = uuid4().hex, self._eos()
+        versions: list[int] = []
+        turns, answering = 0, 0.0
+        started = time.perf_counter()
+        while not response.done:
+            request = response.request(partner)
+            output = await self.server_manager.generate(
+                request_id=identifier,
+                prompt_ids=request.ids,
+                sampling_params={**sampling_params, **self._ending(request, eos)},
+            )
+            turns += 1
+            extra = output.extra_fields
+            versions += [
+                extra[name]
+                for name in ("min_global_steps", "max_global_steps")
+                if extra.get(name) is not None
+            ]
+            ids = list(output.token_ids)
+            ended = completion_ended(self.tokenizer, eos, request, ids)
+            response.append_sampled(ids, list(output.log_probs or [0.0] * len(ids)), ended=ended, eos=eos)
+            if partner is not None and response.is_shown(partner):
+                asked = time.perf_counter()
+                (answer,) = await asyncio.to_thread(partner.answer, [response.turn()])
+                answering += time.perf_counter() - asked
+                if answer is not None:
+                    response.append_answer(answer)
+        rollout = response.rollout
+        judged = await asyncio.to_thread(place.end, self.tokenizer, problem, rollout, partner)
+        masked = place.is_masked(self.tokenizer, rollout, judged)
+        return AgentLoopOutput(
+            prompt_ids=rollout.prompt_ids,
+            response_ids=rollout.completion_ids,
+            response_mask=[0] * len(rollout.response_mask) if masked else rollout.response_mask,
+            response_logprobs=rollout.logps,
+            reward_score=judged.reward,
+            num_turns=1 + turns + len(rollout.calls),
+            metrics=AgentLoopMetrics(
+                generate_sequences=time.perf_counter() - started - answering, tool_calls=answering
+            ),
+            extra_fields={
+                "min_global_steps": min(versions, default=None),
+                "max_global_steps": max(versions, default=None),
+                "turn_scores": [],
+                "tool_rewards": [],
+                "reward_extra_info": {
+                    "acc": judged.score,
+                    "calls": len(rollout.calls),
+                    "failures": sum(call.status != "ok" for call in rollout.calls),
+                    "truncated": float(not rollout.finished),
+                    "masked": float(masked),
+                },
+            },
+        )
+
+    def _eos(self) -> list[int]:
+        """The token ids that end a turn: the tokenizer's and those of the model's generation config."""
+        model = self.config.actor_rollout_ref.model
+        return list(_eos_ids(str(model.get("local_path") or model.path), self.tokenizer.eos_token_id))
+
+    def _ending(self, request: CompletionRequest, eos: list[int]) -> dict[str, Any]:
+        """Where a completion ends, in the words of vLLM or of SGLang. Special tokens count as text."""
+        ending: dict[str, Any] = {
+            "max_tokens": request.max_new_tokens,
+            "stop": list(request.stop),
+            "stop_token_ids": eos,
+            "skip_special_tokens": False,
+            "spaces_between_special_tokens": False,
+        }
+        kept = "no_stop_trim" if self.rollout_config.name == _SGLANG else "include_stop_str_in_output"
+        return {**ending, kept: True}
+
+
+_EOS: dict[tuple[str, int | None], tuple[int, ...]] = {}
+
+
+def _eos_ids(path: str, own: int | None) -> tuple[int, ...]:
+    """The token ids that end a turn of the model in this folder, read once."""
+    from transformers import GenerationConfig
+
+    if (path, own) not in _EOS:
+        try:
+            given = GenerationConfig.from_pretrained(path).eos_token_id
+        except OSError:  # a model need not have one
+            given = None
+        several = given if isinstance(given, list) else [given]
+        _EOS[path, own] = tuple(sorted({int(each) for each in (*several, own) if each is not None}))
+    return _EOS[path, own]
