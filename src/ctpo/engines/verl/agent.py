@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from typing import Any, Final
 from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
+from ctpo.engines.verl.conversation import Piece, converse
 from ctpo.engines.verl.place import Place
-from ctpo.rollout.remote.row import CompletionRequest, Row, completion_ended
+from ctpo.rollout.remote.row import CompletionRequest
 from ctpo.tasks import Problem
 
 _SGLANG: Final = "sglang"
@@ -37,60 +37,37 @@ class TaskAgentLoop(AgentLoopBase):  # type: ignore[misc]
         """The whole response with its mask, log-probs and reward, as an `AgentLoopOutput`."""
         place = await asyncio.to_thread(Place.of, self._orders)
         problem = Problem(**json.loads(row["extra_info"]["problem"]))
-        prompt, partner = await asyncio.to_thread(place.begin, self.tokenizer, problem)
-        response = Row(0, prompt, place.orders.max_tokens)
         identifier, eos = uuid4().hex, self._eos()
-        versions: list[int] = []
-        turns, answering = 0, 0.0
-        started = time.perf_counter()
-        while not response.done:
-            request = response.request(partner)
+
+        async def complete(request: CompletionRequest) -> Piece:
             output = await self.server_manager.generate(
                 request_id=identifier,
                 prompt_ids=request.ids,
                 sampling_params={**sampling_params, **self._ending(request, eos)},
             )
-            turns += 1
-            extra = output.extra_fields
-            versions += [
-                extra[name]
-                for name in ("min_global_steps", "max_global_steps")
-                if extra.get(name) is not None
-            ]
             ids = list(output.token_ids)
-            ended = completion_ended(self.tokenizer, eos, request, ids)
-            response.append_sampled(ids, list(output.log_probs or [0.0] * len(ids)), ended=ended, eos=eos)
-            if partner is not None and response.is_shown(partner):
-                asked = time.perf_counter()
-                (answer,) = await asyncio.to_thread(partner.answer, [response.turn()])
-                answering += time.perf_counter() - asked
-                if answer is not None:
-                    response.append_answer(answer)
-        rollout = response.rollout
-        judged = await asyncio.to_thread(place.end, self.tokenizer, problem, rollout, partner)
-        masked = place.is_masked(self.tokenizer, rollout, judged)
+            known = (output.extra_fields.get(name) for name in ("min_global_steps", "max_global_steps"))
+            return Piece(
+                ids=ids,
+                logps=list(output.log_probs or [0.0] * len(ids)),
+                versions=tuple(int(each) for each in known if each is not None),
+            )
+
+        done = await converse(place, self.tokenizer, problem, eos, complete)
         return AgentLoopOutput(
-            prompt_ids=rollout.prompt_ids,
-            response_ids=rollout.completion_ids,
-            response_mask=[0] * len(rollout.response_mask) if masked else rollout.response_mask,
-            response_logprobs=rollout.logps,
-            reward_score=judged.reward,
-            num_turns=1 + turns + len(rollout.calls),
-            metrics=AgentLoopMetrics(
-                generate_sequences=time.perf_counter() - started - answering, tool_calls=answering
-            ),
+            prompt_ids=done.rollout.prompt_ids,
+            response_ids=done.rollout.completion_ids,
+            response_mask=done.mask,
+            response_logprobs=done.rollout.logps,
+            reward_score=done.judged.reward,
+            num_turns=1 + done.pieces + len(done.rollout.calls),
+            metrics=AgentLoopMetrics(generate_sequences=done.sampling_s, tool_calls=done.answering_s),
             extra_fields={
-                "min_global_steps": min(versions, default=None),
-                "max_global_steps": max(versions, default=None),
+                "min_global_steps": min(done.versions, default=None),
+                "max_global_steps": max(done.versions, default=None),
                 "turn_scores": [],
                 "tool_rewards": [],
-                "reward_extra_info": {
-                    "acc": judged.score,
-                    "calls": len(rollout.calls),
-                    "failures": sum(call.status != "ok" for call in rollout.calls),
-                    "truncated": float(not rollout.finished),
-                    "masked": float(masked),
-                },
+                "reward_extra_info": done.figures(),
             },
         )
 

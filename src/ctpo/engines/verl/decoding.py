@@ -105,10 +105,10 @@ class Decoding:
         return await done
 
     async def pause(self) -> None:
-        """Let no further request begin, and wait until none is being decoded."""
+        """Let no further request begin, and wait until all that have begun are answered."""
         self._open.clear()
-        async with self._busy:
-            pass
+        if self._turn is not None:
+            await asyncio.shield(self._turn)
 
     def resume(self) -> None:
         """Let requests begin again."""

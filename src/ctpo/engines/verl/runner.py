@@ -15,7 +15,7 @@ from ctpo.runs.directory import RunDirectory
 _TaskRunner = TaskRunnerV1.__ray_metadata__.modified_class
 
 
-class RecordingRunner(_TaskRunner):  # type: ignore[misc]
+class RecordingRunner(_TaskRunner):  # type: ignore[misc, valid-type]
     """Runs verl's own trainer, in whichever mode the configuration names, and writes the records of the run."""
 
     def run(self, config: Any) -> None:
@@ -33,7 +33,7 @@ class RecordingRunner(_TaskRunner):  # type: ignore[misc]
 def recorded(base: Any, records: VerlRecords) -> Any:
     """A trainer of verl's that writes records."""
 
-    class Recorded(base):  # type: ignore[misc, valid-type]
+    class Recorded(base):  # type: ignore[misc]
         def _validate(self) -> Any:
             figures = super()._validate()
             records.evaluated(self.global_steps, figures, len(self.val_dataset))
