@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from typing import Final
 
 from ctpo.engines.verl.patches import check_version, patch_everywhere, patch_for_cpu
+from ctpo.engines.verl.translation import CPU_ROLLOUT
 from ctpo.errors import UserError
+
+_SERVER: Final = "ctpo.engines.verl.server"
 
 
 def register() -> None:
@@ -31,12 +35,14 @@ def register() -> None:
     from verl.workers.engine.base import EngineRegistry
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-    from ctpo.engines.verl.server import ADAPTER
+    from verl.workers.rollout.replica import RolloutReplicaRegistry
 
     import_module("ctpo.engines.verl.shipping")
     backends = ["fsdp", "fsdp2"]
     EngineRegistry.register(model_type="language_model", backend=backends, device="cpu")(FSDPEngineWithLMHead)
-    patch_for_cpu(ADAPTER)
+    # By name and when it is asked for, since a process may import that module before verl.
+    RolloutReplicaRegistry.register(CPU_ROLLOUT, lambda: import_module(_SERVER).Replica)
+    patch_for_cpu(f"{_SERVER}.WeightSender")
 
 
 try:
