@@ -34,7 +34,6 @@ def register() -> None:
         return
     from verl.workers.engine.base import EngineRegistry
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
-
     from verl.workers.rollout.replica import RolloutReplicaRegistry
 
     import_module("ctpo.engines.verl.shipping")
