@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from ctpo.errors import UserError, well_formed
 from ctpo.tasks.calls import FUNCTION
@@ -64,6 +64,15 @@ class ProblemSource(Protocol):
     """Returns at most `count` problems of a split ("train" or "test"). Equal arguments give equal problems."""
 
     def __call__(self, split: str, count: int, seed: int) -> list[Problem]: ...
+
+
+@runtime_checkable
+class RatedSource(ProblemSource, Protocol):
+    """A `ProblemSource` that reads rows, of which a column may hold the problems' difficulty."""
+
+    def rated_by(self, column: str) -> ProblemSource:
+        """The same problems with the difficulty in this column; `a.b` is the entry `b` of the column `a`."""
+        ...
 
 
 class AnswerCheck(Protocol):
