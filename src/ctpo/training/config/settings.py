@@ -157,7 +157,7 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         if name in _DECIDED:
             raise UserError(f"{name}={value!r} cannot be set: {_DECIDED[name]}; drop it")
         if name in _recipe_types():
-            ours[name] = _checked(name, value, _recipe_types()[name])
+            ours[name] = checked_value(name, value, _recipe_types()[name])
         elif name == "objective_kwargs" and isinstance(value, dict | str):
             knobs = {str(knob): _number(setting) for knob, setting in _mapping(name, value).items()}
             objective = keys.get("objective") or DEFAULT_OBJECTIVE
@@ -169,7 +169,7 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
             given[name] = {str(knob): _number(setting) for knob, setting in _mapping(name, value).items()}
         elif name in trainer_fields():
             wanted = trainer_fields()[name].type
-            given[name] = _checked(name, value, wanted)
+            given[name] = checked_value(name, value, wanted)
             if isinstance(value, str) and "dict" in str(wanted):
                 as_file = name in _IN_FILES and not value.lstrip().startswith("{")
                 given[name] = _from_file(name, Path(value)) if as_file else _mapping(name, value)
@@ -211,7 +211,7 @@ def _adapter(wanted: Any) -> TypeAdapter[Any]:
     return TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))
 
 
-def _checked(name: str, value: Any, wanted: Any) -> Any:
+def checked_value(name: str, value: Any, wanted: Any) -> Any:
     """The value as the wanted type. A number may come as a string, because YAML reads 2e-4 as one."""
     shown = getattr(wanted, "__name__", None) if isinstance(wanted, type) else str(wanted)
     if isinstance(value, bool) and wanted in (int, float):
