@@ -43,9 +43,7 @@ _STOP: Final = frozenset(
 """Words that say nothing in the name of a variable."""
 _TOTAL: Final = ("total", "altogether", "remaining", "left")
 """Words that name a value before all others."""
-_LONGEST_PLAIN: Final = re.compile(r"(?<![\w.])(?:\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)")
-"""A number as prose writes it."""
-_FORMULA: Final = 90
+_LONGEST_FORMULA: Final = 90
 """Characters of the prose that may be one formula with words in it, such as "3 large stickers + 42 stickers"."""
 _OUTPUT: Final = re.compile(r"```(?:output|text)?[ \t]*\n.*?(?:\n```|\Z)", re.DOTALL)
 _STATEMENT: Final = re.compile(r"^.*(?:####|\\boxed|<answer>).*$", re.MULTILINE)
