@@ -13,6 +13,7 @@ from ctpo.cli.quiet import is_main_process, quieten
 from ctpo.errors import UserError
 from ctpo.extras import require
 from ctpo.runs.checkpoints import is_checkpoint
+from ctpo.runs.command import TRAIN, check_command
 from ctpo.runs.directory import RunDirectory
 from ctpo.runs.script import KEY, run_again, script_of
 from ctpo.training.config.launch import check_launch
@@ -102,7 +103,9 @@ def run(args: argparse.Namespace) -> int:
 def _run_script_again(words: Sequence[str], resume: Path, *, trust: bool) -> None:
     """Put the script that trained a run in the place of this process; return if a recipe trained it."""
     run = RunDirectory(resume.parent if is_checkpoint(resume) else resume)
-    script = script_of(run.read_recipe(), run.config)
+    recipe = run.read_recipe()
+    check_command(recipe, run.path, TRAIN)
+    script = script_of(recipe, run.config)
     if script is None:
         return
     if words:
@@ -143,6 +146,7 @@ def _collect(words: Sequence[str], resume: Path | None, *, trust: bool) -> dict[
     if not recipes:
         return merge(embedded_recipe(), overrides)
     keys = merge(read_recipe(Path(recipes[0])), overrides)
+    check_command(keys, Path(recipes[0]), TRAIN)
     if KEY in keys:
         raise UserError(
             f"{recipes[0]} records the training of a Python script and is no recipe; run the script"

@@ -13,6 +13,7 @@ from typing import Any, Final
 from ctpo.cli.quiet import is_main_process, quieten
 from ctpo.errors import UserError
 from ctpo.extras import require
+from ctpo.runs.command import KEY, WARM_UP, check_command
 from ctpo.training.config.launch import check_launch
 from ctpo.training.config.recipe import merge, parse_overrides, read_recipe
 from ctpo.training.config.trust import check_recipe
@@ -106,7 +107,10 @@ def _collect(words: list[str], resume: Path | None, *, trust: bool) -> dict[str,
         )
     if not recipes:
         return overrides
-    keys = merge(read_recipe(Path(recipes[0])), overrides)
+    recipe = read_recipe(Path(recipes[0]))
+    if "objective" in recipe or KEY in recipe:
+        check_command(recipe, Path(recipes[0]), WARM_UP)
+    keys = merge(recipe, overrides)
     if not trust:
         check_recipe(keys, overrides, Path(recipes[0]))
     return keys
@@ -129,7 +133,7 @@ class _Display:
         self._console.print(f"{kept} rows", highlight=False)
         for why, count in dropped.items():
             self._console.print(
-                f"  {count} left out: {why} (first: {first[why]})", markup=False, highlight=False
+                f"  {count} left out: {why} (first: {first.get(why, '')})", markup=False, highlight=False
             )
 
     def started(self, output: Path, steps: int, done: int, parameters: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from ctpo.errors import UserError
 from ctpo.extras import require
+from ctpo.runs.command import KEY, WARM_UP
 from ctpo.tasks import get_task
 from ctpo.training.config.recipe import ModelKeys, at_least, setting
 from ctpo.training.config.settings import checked_value
@@ -19,8 +20,6 @@ from ctpo.training.config.sources import sft_fields
 if TYPE_CHECKING:
     from trl import SFTConfig
 
-COMMAND: Final = "warm-up"
-"""What `config.yaml` of a run has under the key `command`."""
 COLUMNS: Final = ("prompt", "solution", "answer", "id")
 SETTINGS: Final = (
     *("output_dir", "seed", "max_length", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -125,16 +124,15 @@ def check(keys: Mapping[str, Any]) -> tuple[WarmUpRecipe, dict[str, Any]]:
     ours: dict[str, Any] = {}
     given: dict[str, Any] = {}
     for name, value in keys.items():
-        if name == "command":
-            if value != COMMAND:
-                raise UserError(f"command={value!r} is no recipe of `ctpo {COMMAND}`")
-        elif name in own:
+        if name == KEY:  # the command line has looked at it
+            continue
+        if name in own:
             ours[name] = checked_value(name, value, hints[name])
         elif name in SETTINGS:
             given[name] = checked_value(name, value, settings[name].type)
         else:
             near = difflib.get_close_matches(str(name), [*own, *SETTINGS], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"see `ctpo {COMMAND} --help`"
+            hint = f"did you mean {near[0]!r}?" if near else f"see `ctpo {WARM_UP} --help`"
             raise UserError(f"unknown key {name!r}; {hint}")
     given = {**_OWN_DEFAULTS, **given}
     for name, (holds, wanted) in _RANGES.items():
@@ -188,7 +186,7 @@ def resolved(keys: Mapping[str, Any]) -> dict[str, Any]:
     recipe, given = check(keys)
     ours = {name: str(value) if isinstance(value, Path) else value for name, value in vars(recipe).items()}
     return {
-        "command": COMMAND,
+        KEY: WARM_UP,
         **ours,
         **{name: value for name, value in given.items() if name != "output_dir"},
     }

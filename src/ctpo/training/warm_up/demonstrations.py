@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from transformers import PreTrainedTokenizerBase
 
-from ctpo.rollout.chat import encode_prompt
+from ctpo.rollout.chat import encode_prompt, task_format
 from ctpo.rollout.records import Rollout
-from ctpo.rollout.template import plain_ids
+from ctpo.rollout.template import Template, plain_ids, template_ids
 from ctpo.rollout.tools import ToolRunner
 from ctpo.rollout.turns import Answer, Turn
 from ctpo.tasks import Problem, PythonTool, Task
+from ctpo.tasks.calls import FUNCTION
 from ctpo.tasks.task import RIGHT, judgements
 from ctpo.tasks.tool import SUCCESS
 from ctpo.training.warm_up.solutions import Step
@@ -27,6 +28,7 @@ from ctpo.training.warm_up.solutions import Step
 ANSWER: Final = "{answer}"
 """What `answer_line` holds in place of the printed value."""
 _WHOLE: Final = re.compile(r"(-?\d+)\.0+")
+_QUESTION: Final = {"role": "user", "content": "WHAT-WAS-ASKED"}
 _AT_ONCE: Final = 512
 """Solutions whose programs run together."""
 
@@ -69,7 +71,10 @@ class Demonstrator:
     tools: ToolRunner
     answer_line: str
     max_length: int
-    _made: list[Demonstration] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        form = task_format(self.tokenizer, self.task)
+        self._native = form is not None and form.style == "native"
 
     def demonstrate(self, worked: Sequence[Worked]) -> list[Demonstration]:
         """A demonstration for each solution, in order. Those that cannot be used say why in `refused`."""
@@ -91,12 +96,11 @@ class Demonstrator:
             ]
             turns = []
             for i in asking:
-                written = self._call(worked[i].steps[turn])
-                ids = plain_ids(self.tokenizer, written)
+                ids, written = self._call(worked[i].steps[turn])
                 self._sampled(made[i], ids, written)
-                turns.append(Turn(response=i, ids=ids, ended=False))
+                turns.append(Turn(response=i, ids=ids, ended=self._native))
             for i, answer in zip(asking, self.tools.answer(turns), strict=True):
-                printed[i] = self._answered(made[i], answer)
+                printed[i] = self._answered(made[i], answer, worked[i].steps[turn].program)
         for i, each in enumerate(made):
             if each.refused is None:
                 self._end(each, printed[i])
@@ -106,23 +110,40 @@ class Demonstrator:
     def _prompt(self, problem: Problem) -> list[int]:
         return encode_prompt(self.tokenizer, self.task, problem.prompt)
 
-    def _call(self, step: Step) -> str:
-        """A step as the model is to write it."""
+    def _call(self, step: Step) -> tuple[list[int], str]:
+        """A step as the model is to write it: its tokens and its text."""
+        if self._native:
+            text = self._native_call(step)
+            return template_ids(self.tokenizer, text), text
         before = f"{step.text}\n" if step.text else ""
-        return before + (
-            f"{self.tool.open}\n{step.program}{self.tool.close}"
-            if self.tool.fenced
-            else f"{self.tool.open}{step.program}{self.tool.close}"
-        )
+        feed = "\n" if self.tool.fenced else ""
+        text = f"{before}{self.tool.open}{feed}{step.program}{self.tool.close}"
+        return plain_ids(self.tokenizer, text), text
+
+    def _native_call(self, step: Step) -> str:
+        """A turn that ends with a call as the model's chat template writes it; "" if it cannot.
+
+        The text of a special token in a solution would become that token, so such a solution is left out.
+        """
+        form = task_format(self.tokenizer, self.task)
+        assert form is not None
+        template = Template(self.tokenizer, self.task.template_kwargs, form.declarations)
+        call = {"type": "function", "function": {"name": FUNCTION, "arguments": {"code": step.program}}}
+        turn = {"role": "assistant", "content": step.text, "tool_calls": [call]}
+        before = template.render([_QUESTION]) or ""
+        whole = template.render([_QUESTION, turn], prompt=False) or ""
+        written, end, _ = whole.removeprefix(before).rpartition(self.tokenizer.eos_token)
+        special = any(token in step.text + step.program for token in self.tokenizer.all_special_tokens)
+        return written + end if before and whole.startswith(before) and not special else ""
 
     def _sampled(self, made: Demonstration, ids: list[int], text: str) -> None:
         made.rollout.completion_ids += ids
         made.rollout.response_mask += [1] * len(ids)
         made.text += text
 
-    def _answered(self, made: Demonstration, answer: Answer | None) -> str:
+    def _answered(self, made: Demonstration, answer: Answer | None, program: str) -> str:
         """Take the answer to a call, and return the last line that the program printed."""
-        if answer is None or not answer.calls:
+        if answer is None or [call.program.strip() for call in answer.calls] != [program.strip()]:
             made.refused = "its call cannot be read"
             return ""
         call = answer.calls[-1]
@@ -150,7 +171,7 @@ class Demonstrator:
         whole = [each for each in made if each.refused is None]
         verdicts = judgements(
             self.task,
-            [each.text for each in whole],
+            [self.tokenizer.decode(each.rollout.completion_ids, skip_special_tokens=True) for each in whole],
             [each.problem.answer for each in whole],
             [each.problem.id for each in whole],
         )

@@ -17,13 +17,17 @@ from ctpo.tasks.columns import Columns
 from ctpo.tasks.prompts import asked, prompt_key
 from ctpo.tasks.rows import Row, read_rows
 from ctpo.tasks.sources import DatasetSource
+from ctpo.tasks.task import RIGHT, judgements
 from ctpo.training.config.warm_up import WarmUpRecipe
 from ctpo.training.warm_up.demonstrations import Demonstration, Demonstrator, Worked
 from ctpo.training.warm_up.solutions import steps_of
 
 SOLUTIONS: Final = ("solution", "worked_solution", "rationale", "answer")
 """The usual names of the column that holds worked solutions."""
-UNUSABLE, REPEATED, NO_PROGRAM = "no problem, solution or answer", "repeated problem", "no program"
+UNUSABLE: Final = "it lacks a problem, a solution or an answer"
+REPEATED: Final = "it is there twice"
+NO_PROGRAM: Final = "it has no calculation that a program can do"
+DISAGREES: Final = "it states another answer than its answer column"
 _MOST_BYTES: Final = 2**32
 
 
@@ -83,7 +87,7 @@ def make_rows(
         first.setdefault(why, which)
 
     worked: list[Worked] = []
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     source, read = _solutions(recipe, task)
     for row in read:
         try:
@@ -91,10 +95,12 @@ def make_rows(
         except UserError as error:
             drop(UNUSABLE, str(error))
             continue
-        key = prompt_key(problem.prompt)
+        key = (prompt_key(problem.prompt), solution)
         steps = steps_of(solution, asked(problem.prompt))
         if key in seen:
             drop(REPEATED, problem.id)
+        elif _disagrees(task, solution, problem):
+            drop(DISAGREES, problem.id)
         elif not steps:
             drop(NO_PROGRAM, problem.id)
         else:
@@ -120,6 +126,13 @@ def make_rows(
         for each in good
     ]
     return Rows(kept=kept, dropped=dict(dropped.most_common()), first_dropped=first), good
+
+
+def _disagrees(task: Task, solution: str, problem: Problem) -> bool:
+    """Whether the solution states an answer, and that is not the reference answer."""
+    if task.extract is None or task.extract(solution) is None:
+        return False
+    return judgements(task, [solution], [problem.answer], [problem.id])[0].verdict != RIGHT
 
 
 def _solutions(recipe: WarmUpRecipe, task: Task) -> tuple[str, list[Row]]:

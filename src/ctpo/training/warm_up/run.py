@@ -27,19 +27,22 @@ from ctpo.runs.checkpoints import (
     set_aside_newer,
     step_of,
 )
+from ctpo.runs.command import WARM_UP, check_command
 from ctpo.runs.directory import RunDirectory
+from ctpo.runs.files import read_text
 from ctpo.runs.identity import deciding_settings
 from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_location
 from ctpo.tasks.task import check_ready
 from ctpo.training.config.recipe import merge
 from ctpo.training.config.trust import check_run
-from ctpo.training.config.warm_up import COMMAND, WarmUpRecipe, build, resolved
-from ctpo.training.processes import any_of
+from ctpo.training.config.warm_up import WarmUpRecipe, build, resolved
+from ctpo.training.processes import any_of, on_main
 from ctpo.training.records.environment import describe_environment
 from ctpo.training.run.lora import adapter_facts, lora_config, save
 from ctpo.training.run.stop import StopCleanly
 from ctpo.training.step.saving import full_disk_in_one_line
+from ctpo.training.step.state import UnusableFile
 from ctpo.training.warm_up.demonstrations import Demonstration, Demonstrator
 from ctpo.training.warm_up.rows import Rows, make_rows, read_kept
 from ctpo.training.warm_up.trainer import WarmUpTrainer
@@ -124,22 +127,23 @@ def warm_up(
         torch.set_num_threads(recipe.threads)
     task = get_task(recipe.task)
     identity = {"recipe": deciding_settings(resolved(keys), MAY_CHANGE)}
-    choice = Choice(checkpoint=None)
-    if resume is not None:
-        choice = choose(
-            run.path, {"world_size": config.world_size, **identity}, resume if is_checkpoint(resume) else None
-        )
-        for name, reason in choice.refused:
-            listener.notice(f"{name} is refused: {reason}")
-    else:
-        run.check_free()
-    rows = _stored_rows(run) if choice.checkpoint else None
+    if resume is None:
+        on_main(run.check_free, config.world_size, config.process_index)
     made: list[Demonstration] = []
+    rows = _stored_rows(run)
     if rows is None:
         listener.stage("making demonstrations")
-        rows, made = _demonstrations(recipe, task, config)
+        rows, made = on_main(
+            lambda: _demonstrations(recipe, task, config), config.world_size, config.process_index
+        )
     listener.prepared(len(rows.kept), rows.dropped, rows.first_dropped)
     identity["recipe"]["rows"] = rows.digest
+    choice = Choice(checkpoint=None)
+    if resume is not None:
+        named = resume if is_checkpoint(resume) else None
+        choice = choose(run.path, {"world_size": config.world_size, **identity}, named)
+        for name, reason in choice.refused:
+            listener.notice(f"{name} is refused: {reason}")
     train, heldout = _split(rows, recipe.heldout_rows, config.seed)
     listener.stage("loading the model")
     with full_disk_in_one_line(run.path):
@@ -173,12 +177,11 @@ def _run_of(
 ) -> tuple[RunDirectory, dict[str, Any]]:
     """The directory and the keys of a new or a resumed run."""
     if resume is None:
-        named = keys.get("output_dir") or Path("runs") / f"{COMMAND}-{time.strftime('%Y%m%d-%H%M%S')}"
+        named = keys.get("output_dir") or Path("runs") / f"{WARM_UP}-{time.strftime('%Y%m%d-%H%M%S')}"
         return RunDirectory(Path(str(named))), dict(keys)
     run = RunDirectory(resume.parent if is_checkpoint(resume) else resume)
     recipe = run.read_recipe()
-    if recipe.get("command") != COMMAND:
-        raise UserError(f"{run.path} is no warm-up; continue it with `ctpo train --resume {run.path}`")
+    check_command(recipe, run.path, WARM_UP)
     for name, value in keys.items():
         if name not in MAY_CHANGE and recipe.get(name) != value:
             raise UserError(
@@ -227,7 +230,6 @@ def _split(rows: Rows, heldout: int, seed: int) -> tuple[list[dict[str, Any]], l
 
 def _store_rows(run: RunDirectory, rows: Rows, made: list[Demonstration]) -> None:
     write_json_lines(run.path / _ROWS, rows.kept)
-    write_json(run.path / _COUNTS, {"dropped": rows.dropped, "first_dropped": rows.first_dropped})
     shown = [
         {
             "id": each.problem.id,
@@ -238,14 +240,23 @@ def _store_rows(run: RunDirectory, rows: Rows, made: list[Demonstration]) -> Non
         for each in made[:_SHOWN]
     ]
     write_json_lines(run.path / _SAMPLES, shown)
+    # The last file, because it says that the others are whole.
+    write_json(run.path / _COUNTS, {"dropped": rows.dropped, "first_dropped": rows.first_dropped})
 
 
-def _stored_rows(run: RunDirectory) -> Rows:
+def _stored_rows(run: RunDirectory) -> Rows | None:
+    """The rows of a run that is resumed; None if it has not made them yet."""
+    path = run.path / _COUNTS
+    if not path.is_file():
+        return None
     try:
-        counts = json.loads((run.path / _COUNTS).read_text(encoding="utf-8"))
-        return Rows(kept=read_kept(run.path / _ROWS), **counts)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{run.path / _COUNTS} cannot be used ({error}); start a new run") from None
+        counts = json.loads(read_text(path))
+        dropped, first = counts["dropped"], counts["first_dropped"]
+        if not all(isinstance(count, int) for count in dropped.values()) or not isinstance(first, dict):
+            raise ValueError("a count is no number")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} cannot be used ({error}); start a new run") from None
+    return Rows(kept=read_kept(run.path / _ROWS), dropped=dropped, first_dropped=first)
 
 
 def _trainer(recipe: WarmUpRecipe, config: Any, rows: list[dict[str, Any]]) -> WarmUpTrainer:
@@ -285,6 +296,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self._trainer, self._run, self._heldout, self._every = trainer, run, heldout, every
         self._listener, self._started, self._before = listener, started, before
+        self._cpu = time.process_time()
 
     def on_log(
         self,
@@ -305,11 +317,13 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             "grad_norm": logs.get("grad_norm"),
             "learning_rate": logs.get("learning_rate"),
             "tokens": self._trainer.tokens,
+            "cpu_s": round(time.process_time() - self._cpu, 3),
         }
         self._trainer.tokens = 0
         last = state.global_step == state.max_steps
         if self._heldout and (last or (self._every and state.global_step % self._every == 0)):
             record["heldout_loss"] = self._trainer.mean_loss(self._heldout)
+        self._cpu = time.process_time()
         record["seconds"] = round(self.seconds, 3)
         self._run.append(record)
         self._listener.recorded(record)
@@ -332,16 +346,9 @@ def _train(
 ) -> Outcome:
     """Measure, train and save."""
     step = step_of(checkpoint) if checkpoint else 0
+    logs = run.read_logs()
     records = run.rewind(step, 1) if step else []
-    recorder = _Recorder(
-        trainer,
-        run,
-        heldout,
-        recipe.eval_every,
-        listener,
-        started,
-        records[-1]["seconds"] if records else 0.0,
-    )
+    recorder = _Recorder(trainer, run, heldout, recipe.eval_every, listener, started, _seconds(records))
     if not records:
         run.metrics.unlink(missing_ok=True)
         first: dict[str, Any] = {"batch": 0, "step": 0}
@@ -358,7 +365,11 @@ def _train(
     for record in records:
         listener.recorded(record)
     with stop.listening():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except UnusableFile:
+            run.restore_logs(logs)  # nothing was trained, so nothing may be missing
+            raise
         if trainer.state.global_step < trainer.state.max_steps:
             return Outcome(run=run, finished=False, summary=None)
         listener.stage("saving the model")
@@ -368,7 +379,6 @@ def _train(
             return Outcome(run=run, finished=True, summary=None)
         measured = [each["heldout_loss"] for each in run.records() if "heldout_loss" in each]
         summary = {
-            "command": COMMAND,
             "task": recipe.task,
             "model": recipe.model,
             "seed": trainer.args.seed,
@@ -384,6 +394,12 @@ def _train(
         }
         run.write_summary(summary)
     return Outcome(run=run, finished=True, summary=summary)
+
+
+def _seconds(records: list[dict[str, Any]]) -> float:
+    """The time that the parts of a run before an interrupt took."""
+    seconds = records[-1].get("seconds") if records else 0.0
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
 
 
 def _steps(trainer: WarmUpTrainer) -> int:
