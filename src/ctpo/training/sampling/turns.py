@@ -97,8 +97,13 @@ def turn_advantages(
     return library.by_turn(rewards, turns, group, estimator=of_returns)
 
 
-def spread(advantages: Tensor, turn_rewards: Sequence[TurnRewards], mask: Tensor) -> Tensor:
-    """[B, T] the advantage of each token's turn, and 0 on tokens that the model did not sample."""
-    numbers = turn_numbers(turn_rewards, mask.shape[1]).clamp(max=advantages.shape[1] - 1)
-    values = advantages.gather(1, numbers)
+def spread(advantages: Tensor, turns: Tensor, mask: Tensor) -> Tensor:
+    """[B, T] the advantage of each token's turn, and 0 on tokens that the model did not sample.
+
+    Args:
+        advantages: [B, K] of the turns.
+        turns: [B, T] the number of each token's turn, as `turn_numbers` gives it.
+        mask: [B, T] true on tokens that the model sampled.
+    """
+    values = advantages.gather(1, turns.clamp(max=advantages.shape[1] - 1))
     return torch.where(mask.cpu(), values, torch.zeros_like(values))

@@ -49,7 +49,13 @@ from ctpo.training.sampling.data import check_enough
 from ctpo.training.sampling.groups import group_sampler
 from ctpo.training.sampling.own import heldout_data, own_rollouts, training_data
 from ctpo.training.sampling.prompts import leave_out_long_prompts
-from ctpo.training.sampling.turns import rewards_by_turn, spread, turn_advantages, turn_rewards_of
+from ctpo.training.sampling.turns import (
+    rewards_by_turn,
+    spread,
+    turn_advantages,
+    turn_numbers,
+    turn_rewards_of,
+)
 from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch, Scored
 from ctpo.training.scoring.parts import Part, PartScorer, learns_from_entropy
 from ctpo.training.scoring.stats import StatsAccumulator, masked_mean, stats_of_parts
@@ -562,7 +568,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             scale=self.args.scale_rewards,
         )
         first = self.accelerator.process_index * len(mask)
-        return spread(everyone[first : first + len(mask)], pairs, mask).to(rollouts["advantages"])
+        numbers = turn_numbers(pairs, mask.shape[1])
+        return spread(everyone[first : first + len(mask)], numbers, mask).to(rollouts["advantages"])
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._train_sampler = super()._get_train_sampler(dataset)
