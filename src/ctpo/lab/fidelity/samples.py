@@ -20,6 +20,7 @@ from ctpo.rollout.noise import row_uniforms
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.task import TEXTS, TURN_REWARDS
+from ctpo.training.sampling.segments import has_segments, segment_rewards
 from ctpo.training.sampling.turns import rewards_by_turn, turn_numbers
 
 Reward = Callable[..., list[float | None]]
@@ -212,7 +213,7 @@ def sample(
     texts = engine.tokenizer.batch_decode(
         [each.completion_ids for each in rollouts], skip_special_tokens=True
     )
-    turns = [each.turn_rewards for each in rollouts] if environments is not None else None
+    turns: list[Any] | None = [each.turn_rewards for each in rollouts] if environments is not None else None
     columns: dict[str, Any] = {
         "prompts": [each.prompt for each in repeated],
         "completions": texts,
@@ -222,8 +223,8 @@ def sample(
         TEXTS: texts,
         **({} if turns is None else {TURN_REWARDS: turns}),
     }
-    given = [
-        [float("nan") if value is None else float(value) for value in function(**columns)]
-        for function in rewards
-    ]
-    return Samples.of(rollouts, torch.tensor(given, dtype=torch.float64).T.contiguous(), turns)
+    given = [function(**columns) for function in rewards]
+    if has_segments(given):
+        turns = segment_rewards(given, [1.0] * len(given), columns["completion_ids"], engine.tokenizer)
+    values = [[float("nan") if value is None else float(value) for value in each] for each in given]
+    return Samples.of(rollouts, torch.tensor(values, dtype=torch.float64).T.contiguous(), turns)

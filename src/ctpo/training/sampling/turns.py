@@ -27,7 +27,8 @@ def turn_rewards_of(inputs: Sequence[Mapping[str, Any]], name: str) -> list[Turn
     if not all(TURN_REWARDS in row for row in inputs):
         raise UserError(
             f"advantages={name}: the responses have no rewards per turn; give the task an environment, or a "
-            f"rollout_func that returns {TURN_REWARDS}, or set advantages=trl"
+            f"reward function that returns SegmentReward, or a rollout_func that returns {TURN_REWARDS}, or set "
+            "advantages=trl"
         )
     return [row[TURN_REWARDS] for row in inputs]
 

@@ -32,6 +32,7 @@ from ctpo.objectives.penalties import kl_penalty
 from ctpo.runs.atomic import write_text
 from ctpo.runs.identity import describe_model
 from ctpo.tasks import Task, get_task, reward_function
+from ctpo.tasks.task import TURN_REWARDS
 from ctpo.training.config.checks import TURN_ADVANTAGES
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.diagnostics.samples import response_rewards
@@ -49,6 +50,7 @@ from ctpo.training.sampling.data import check_enough
 from ctpo.training.sampling.groups import group_sampler
 from ctpo.training.sampling.own import heldout_data, own_rollouts, training_data
 from ctpo.training.sampling.prompts import leave_out_long_prompts
+from ctpo.training.sampling.segments import segment_rewards
 from ctpo.training.sampling.turns import (
     rewards_by_turn,
     spread,
@@ -485,7 +487,20 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         )
         self._rewards_per_func = rewards
+        if self.args.advantages in TURN_ADVANTAGES:
+            self._take_segments(inputs, completion_ids_list)
         return rewards
+
+    def _take_segments(self, inputs: Any, completion_ids: Any) -> None:
+        """Put the rewards of parts of responses into their rows, as rewards of turns, if a reward function gave any."""
+        checked, rows = self._checked_rewards, len(completion_ids)
+        given = [each or [None] * rows for each in checked.given]
+        earned = any(value for values in given for value in values)
+        if checked.in_parts or not (earned or TURN_REWARDS in inputs[0]):
+            weights, tokenizer = self.reward_weights.tolist(), self.processing_class
+            found = segment_rewards(given, weights, completion_ids, tokenizer)
+            for row, turns in zip(inputs, found, strict=True):
+                row[TURN_REWARDS] = turns
 
     def _generate(self, prompts: list[Any]) -> Any:
         if self.groups is None or not self.model.training:
