@@ -142,7 +142,9 @@ def test_what_is_no_arithmetic_gives_no_program(solution: str) -> None:
 def test_a_hostile_solution_is_read_in_linear_time() -> None:
     for text in (
         "<<1+" * 50_000,
-        "1+" * 50_000 + "<<1+1=2>>",
+        "1+" * 9_000 + "a <<1+1=2>>",
+        "1+" * 9_000 + "a <<2=2>>",
+        "<<1+1=2>>" * 2_000,
         "$" * 100_000 + "<<1+1=2>>2",
         "```python\n" * 20_000,
     ):

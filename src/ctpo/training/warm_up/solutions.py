@@ -24,6 +24,8 @@ from ctpo.tasks.fences import first_block
 
 _LONGEST: Final = 20_000
 """Characters of a solution that is read. A longer one has no place in a row anyway."""
+_MOST_LINES: Final = 64
+"""Calculations of a solution that become lines of a program. One with more is no short reasoning."""
 _ANNOTATION: Final = re.compile(r"<<(?P<formula>[^<>=]{1,200})=(?P<more>[^<>]{0,200})>>")
 _NUMBER: Final = re.compile(r"(?<![\w.])(?:\d+(?:\.\d*)?|\.\d+)(?![\w])")
 _PLAIN: Final = re.compile(r"(?<![\w.])(?:\d(?:[\d,]*\d)?(?:\.\d+)?|\.\d+)")
@@ -43,6 +45,8 @@ _STOP: Final = frozenset(
 """Words that say nothing in the name of a variable."""
 _TOTAL: Final = ("total", "altogether", "remaining", "left")
 """Words that name a value before all others."""
+_REACH: Final = 200
+"""Characters before an annotation in which its formula is looked for."""
 _LONGEST_FORMULA: Final = 90
 """Characters of the prose that may be one formula with words in it, such as "3 large stickers + 42 stickers"."""
 _OUTPUT: Final = re.compile(r"```(?:output|text)?[ \t]*\n.*?(?:\n```|\Z)", re.DOTALL)
@@ -93,6 +97,8 @@ class _Line:
 
 def _program(solution: str, problem: str) -> str | None:
     """One program of all annotated calculations, which prints the last value; None if one cannot be used."""
+    if len(_ANNOTATION.findall(solution)) > _MOST_LINES:
+        return None
     known: list[_Line] = []
     unused: set[str] = set()
     given = {_decimal(each) for each in _NUMBER.findall(problem.replace(",", ""))}
@@ -112,7 +118,8 @@ def _program(solution: str, problem: str) -> str | None:
             if formula is not None and not _OPERATOR.search(
                 formula
             ):  # a bare value: the prose may have the formula
-                formula = _formula((_TAIL.search(line[place : mark.start()]) or [""])[0].strip(" =$€£"))
+                end = line[place : mark.start()][-_REACH:]
+                formula = _formula((_TAIL.search(end) or [""])[0].strip(" =$€£"))
             if formula is None or not _OPERATOR.search(formula):
                 return None
             before = _without_formula(line[place : mark.start()], formula)
@@ -168,16 +175,17 @@ def _operand(number: str, known: Sequence[_Line], unused: set[str], given: set[D
 
 def _without_formula(before: str, formula: str) -> str:
     """The prose before an annotation without the formula that it ends with, words between its numbers included."""
-    place, first = len(before), True
+    kept, end = before[:-_REACH], before[-_REACH:]
+    place, whole = len(end), True
     for number in reversed(_NUMBER.findall(formula)):
-        spots = [each for each in _PLAIN.finditer(before, 0, place) if _decimal(each[0]) == _decimal(number)]
-        if not spots or len(before) - spots[-1].start() > _LONGEST_FORMULA:
-            first = False
+        spots = [each for each in _PLAIN.finditer(end, 0, place) if _decimal(each[0]) == _decimal(number)]
+        if not spots or len(end) - spots[-1].start() > _LONGEST_FORMULA:
+            whole = False
             break
         place = spots[-1].start()
-    if first and re.search(r"[+\-*/×÷x=]", before[place:]):
-        before = before[:place]
-    return _TAIL.sub(" ", before)
+    if whole and re.search(r"[+\-*/×÷x=]", end[place:]):
+        end = end[:place]
+    return kept + _TAIL.sub(" ", end)
 
 
 def _without_results(remark: str, known: Sequence[_Line], given: set[Decimal | None]) -> str:
