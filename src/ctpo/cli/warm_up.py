@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import shlex
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -121,7 +122,7 @@ class _Display:
 
     def __init__(self, console: Any) -> None:
         self._console = console
-        self._steps = 0
+        self._steps, self._done, self._started = 0, 0, 0.0
 
     def stage(self, what: str) -> None:
         self._console.print(f"[dim]{what} …[/dim]")
@@ -137,7 +138,7 @@ class _Display:
             )
 
     def started(self, output: Path, steps: int, done: int, parameters: int) -> None:
-        self._steps = steps
+        self._steps, self._done, self._started = steps, done, time.perf_counter()
         after = f", {done} are done" if done else ""
         self._console.print(
             f"{steps} steps{after}; {parameters:,} parameters; records in {output}", highlight=False
@@ -150,7 +151,8 @@ class _Display:
             return
         from ctpo.cli.display import clock, figure
 
-        left = clock(seconds / step * (self._steps - step)) if step else ""
+        elapsed, taken = time.perf_counter() - self._started, step - self._done
+        left = clock(elapsed / taken * (self._steps - step)) if taken > 0 else ""
         tokens = record.get("tokens", "")
         self._console.print(
             f"{step:6}  {figure(record, 'loss', '{:.4f}'):>6}  {figure(record, 'heldout_loss', '{:.4f}'):>8}  "

@@ -307,8 +307,11 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         logs = logs or {}
-        if "loss" not in logs or not state.is_world_process_zero:
+        if "loss" not in logs:
             return
+        # Every process takes part in what all of them compute; the main one writes.
+        counted = torch.tensor(self._trainer.tokens, device=args.device)
+        tokens = int(self._trainer.accelerator.reduce(counted, reduction="sum"))
         record = {
             "batch": state.global_step,
             "step": state.global_step,
@@ -316,7 +319,7 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             "loss": logs["loss"],
             "grad_norm": logs.get("grad_norm"),
             "learning_rate": logs.get("learning_rate"),
-            "tokens": self._trainer.tokens,
+            "tokens": tokens,
             "cpu_s": round(time.process_time() - self._cpu, 3),
         }
         self._trainer.tokens = 0
@@ -325,8 +328,9 @@ class _Recorder(TrainerCallback):  # type: ignore[misc]
             record["heldout_loss"] = self._trainer.mean_loss(self._heldout)
         self._cpu = time.process_time()
         record["seconds"] = round(self.seconds, 3)
-        self._run.append(record)
-        self._listener.recorded(record)
+        if state.is_world_process_zero:
+            self._run.append(record)
+            self._listener.recorded(record)
 
     @property
     def seconds(self) -> float:
@@ -347,16 +351,18 @@ def _train(
     """Measure, train and save."""
     step = step_of(checkpoint) if checkpoint else 0
     logs = run.read_logs()
-    records = run.rewind(step, 1) if step else []
+    processes, index = trainer.args.world_size, trainer.args.process_index
+    records = on_main(lambda: run.rewind(step, 1) if step else [], processes, index)
     recorder = _Recorder(trainer, run, heldout, recipe.eval_every, listener, started, _seconds(records))
     if not records:
-        run.metrics.unlink(missing_ok=True)
         first: dict[str, Any] = {"batch": 0, "step": 0}
         if heldout:
             listener.stage("measuring the held-out loss before training")
             first["heldout_loss"] = trainer.mean_loss(heldout)
         records = [{**first, "seconds": round(recorder.seconds, 3)}]
-        run.append(records[0])
+        if index == 0:
+            run.metrics.unlink(missing_ok=True)
+            run.append(records[0])
     stop = StopCleanly(lambda asked: any_of(asked, trainer.accelerator))
     trainer.add_callback(recorder)
     trainer.add_callback(stop)
@@ -368,14 +374,15 @@ def _train(
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except UnusableFile:
-            run.restore_logs(logs)  # nothing was trained, so nothing may be missing
+            if index == 0:
+                run.restore_logs(logs)  # nothing was trained, so nothing may be missing
             raise
         if trainer.state.global_step < trainer.state.max_steps:
             return Outcome(run=run, finished=False, summary=None)
         listener.stage("saving the model")
         facts = adapter_facts(trainer, run, recipe)
         save(trainer, run)
-        if trainer.args.process_index != 0:
+        if index != 0:
             return Outcome(run=run, finished=True, summary=None)
         measured = [each["heldout_loss"] for each in run.records() if "heldout_loss" in each]
         summary = {
