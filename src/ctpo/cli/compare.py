@@ -17,6 +17,7 @@ from ctpo.errors import UserError, one_line
 from ctpo.extras import require
 from ctpo.report.tables.words import mean_and_error, probability, settings_in_words
 from ctpo.runs.means import Mean
+from ctpo.runs.scores import score_name
 
 if TYPE_CHECKING:
     from ctpo.lab.comparison.plan import Cell, Plan
@@ -211,7 +212,7 @@ def _stage(runner: Runner, name: str, cells: Sequence[Cell]) -> list[Failure]:
 def _print(outcome: Mapping[str, Any]) -> None:
     """Print both tables, how they came about, and the runs that failed."""
     for title, head, rows in (
-        ("means over the test seeds ± standard error", _MEANS, _means(outcome)),
+        ("means over the test seeds ± standard error", _head(outcome), _means(outcome)),
         ("paired over seeds, two-sided t-test", _TESTS, _tests(outcome)),
     ):
         if rows:
@@ -221,10 +222,16 @@ def _print(outcome: Mapping[str, Any]) -> None:
         print(one_line(f"failed: {failure['run']}: {failure['reason']}"))
 
 
+def _head(outcome: Mapping[str, Any]) -> tuple[str, ...]:
+    """The headings of the means, by what the held-out scores are."""
+    final = f"final {score_name(outcome['objectives'])}"
+    return tuple(final if name == "final pass@1" else name for name in _MEANS)
+
+
 def _markdown(outcome: Mapping[str, Any]) -> str:
     """The same tables as a Markdown page."""
     parts = ["# Comparison", _tuning(outcome)]
-    for head, rows in ((_MEANS, _means(outcome)), (_TESTS, _tests(outcome))):
+    for head, rows in ((_head(outcome), _means(outcome)), (_TESTS, _tests(outcome))):
         lines = [head, ["---"] * len(head), *rows]
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
     return "\n\n".join(parts) + "\n"

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from ctpo.errors import printable
+from ctpo.runs.scores import score_name
 
 if TYPE_CHECKING:
     from ctpo.runs.directory import RunDirectory
@@ -167,7 +168,8 @@ def _before_after(summary: dict[str, Any]) -> Table:
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row(
-        "pass@1 ± standard error", *(f"{e['pass@1']:.3f} ± {e['stderr']:.3f}" for e in (before, after))
+        f"{score_name((before, after))} ± standard error",
+        *(f"{e['pass@1']:.3f} ± {e['stderr']:.3f}" for e in (before, after)),
     )
     if not same:
         table.add_row("problems", *(str(e["problems"]) for e in (before, after)))
