@@ -103,10 +103,17 @@ def run(args: argparse.Namespace) -> int:
     from ctpo.lab.comparison.runner import Runner
     from ctpo.lab.comparison.scores_file import ScoresFile
     from ctpo.runs.atomic import write_json, write_text
+    from ctpo.runs.directory import RunDirectory
 
+    if args.plan.is_dir():
+        raise UserError(
+            f"{args.plan} is a directory; give a comparison file. `ctpo report {args.plan} …` shows runs side by side"
+        )
     plan = read_plan(args.plan)
     _check_recipes(plan, None if args.trust else args.plan, only_reported=args.status)
     output = args.output or args.plan.with_suffix("")
+    if RunDirectory(output).holds_a_run:
+        raise UserError(f"--output {output} holds a run; choose a directory of the comparison's own")
     runner = Runner(output, _budget(args), ScoresFile(args.scores) if args.scores else None, trust=args.trust)
     failures: list[Failure] = []
     if not args.status:

@@ -15,7 +15,7 @@ from ctpo.extras import require
 from ctpo.runs.checkpoints import is_checkpoint
 from ctpo.runs.command import TRAIN, check_command
 from ctpo.runs.directory import RunDirectory
-from ctpo.runs.script import KEY, run_again, script_of
+from ctpo.runs.script import run_again, script_of
 from ctpo.training.config.launch import check_launch
 from ctpo.training.config.recipe import Recipe, embedded_recipe, merge, parse_overrides, read_recipe
 from ctpo.training.config.trust import check_recipe, check_script
@@ -147,10 +147,6 @@ def _collect(words: Sequence[str], resume: Path | None, *, trust: bool) -> dict[
         return merge(embedded_recipe(), overrides)
     keys = merge(read_recipe(Path(recipes[0])), overrides)
     check_command(keys, Path(recipes[0]), TRAIN)
-    if KEY in keys:
-        raise UserError(
-            f"{recipes[0]} records the training of a Python script and is no recipe; run the script"
-        )
     if not trust:
         check_recipe(keys, overrides, Path(recipes[0]))
     return keys

@@ -84,7 +84,9 @@ class RewardReader:
             return None
         try:
             number = float("text" if isinstance(value, str | bytes) else value)
-        except (TypeError, ValueError, RuntimeError, OverflowError):
+        except OverflowError:  # an integer beyond what a float holds
+            number = math.inf
+        except (TypeError, ValueError, RuntimeError):
             raise UserError(
                 f"{self._source}: the reward of problem {problem} is {_shown(value)}, not a number; return a float, or "
                 "None for a response that is not scored"
@@ -110,6 +112,7 @@ class RewardReader:
 def _shown(value: Any) -> str:
     """A value as messages show it, even if it cannot show itself."""
     try:
-        return repr(value)[:200]
+        text = repr(value)
+        return text if len(text) <= 80 else f"{text[:77]}..."
     except Exception:
         return f"a {type(value).__name__}"

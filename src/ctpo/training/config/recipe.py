@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ctpo.errors import UserError
+from ctpo.runs.script import KEY as SCRIPT
 from ctpo.tasks import get_task
 from ctpo.tasks.arithmetic import SHIPPED_MODELS
 from ctpo.training.config.from_trl import LOSS_SETTINGS
@@ -198,7 +199,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """The keys of a YAML recipe.
 
     Raises:
-        UserError: if the file is missing, not YAML, or not a mapping.
+        UserError: if the file is missing, not YAML, not a mapping, or what a Python script's training wrote.
     """
     from ctpo.runs.yaml_text import read_yaml
 
@@ -215,6 +216,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(
             f"recipe {path} holds {type(keys).__name__}, not a mapping; write one `key: value` per line"
         )
+    if SCRIPT in keys:
+        raise UserError(f"{path} records the training of a Python script and is no recipe; run the script")
     return keys
 
 
