@@ -24,6 +24,7 @@ from ctpo.extras import require
 from ctpo.old_names import current_knobs
 from ctpo.runs.files import read_bytes
 from ctpo.training.config.checks import NOTHING_CORRECTED, check_batches, check_settings
+from ctpo.training.config.critic import critic_knobs
 from ctpo.training.config.from_trl import DEFAULT_OBJECTIVE, LOSS_SETTINGS, translate
 from ctpo.training.config.older import OLDER_KEYS
 from ctpo.training.config.recipe import RIVALS, Recipe
@@ -142,6 +143,8 @@ def resolved(keys: Mapping[str, Any]) -> dict[str, Any]:
     objective = given.get("objective", DEFAULT_OBJECTIVE)
     knobs = {**preset_knobs()[objective], **(given.get("objective_kwargs") or {})}
     given = {name: value for name, value in given.items() if name != "output_dir"}
+    if given.get("advantages") == "gae":
+        given["critic"] = critic_knobs(given.get("critic"))
     return {**ours, **effective, **given, "objective": objective, "objective_kwargs": knobs}
 
 
@@ -165,7 +168,7 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
                 given[name] = current_knobs(knobs, preset_knobs().get(objective, {}))
             except ValueError as error:
                 raise UserError(f"objective_kwargs: {error}") from None
-        elif name in ("rollout_correction_kwargs", "curriculum") and isinstance(value, dict | str):
+        elif name in ("rollout_correction_kwargs", "curriculum", "critic") and isinstance(value, dict | str):
             given[name] = {str(knob): _number(setting) for knob, setting in _mapping(name, value).items()}
         elif name in trainer_fields():
             wanted = trainer_fields()[name].type

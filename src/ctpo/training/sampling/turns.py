@@ -64,6 +64,31 @@ def rewards_by_turn(
     return rewards, turns
 
 
+def rewards_by_token(turn_rewards: Sequence[TurnRewards] | None, totals: Tensor, mask: Tensor) -> Tensor:
+    """[B, T] the reward at each token, in float64 on the CPU.
+
+    The reward of a turn comes with the last sampled token up to where it was given. Whatever else a response earned
+    comes with its last sampled token, and so does everything if there are no rewards per turn.
+
+    Args:
+        turn_rewards: of each response; None if no environment gives any.
+        totals: [B] the rewards of the responses; NaN for one that is not scored, whose rewards are all NaN.
+        mask: [B, T] true on tokens that the model sampled.
+    """
+    mask, totals = mask.cpu(), totals.cpu().double()
+    rewards = torch.zeros(mask.shape, dtype=torch.float64)
+    for row, (own, total) in enumerate(zip(mask, totals.tolist(), strict=True)):
+        places = own.nonzero()[:, 0]
+        if not len(places):
+            continue
+        for index, reward in () if turn_rewards is None else turn_rewards[row]:
+            before = int(torch.searchsorted(places, index, right=True)) - 1
+            rewards[row, places[max(before, 0)]] += reward
+            total -= reward
+        rewards[row, places[-1]] += total
+    return torch.where(totals.isnan().unsqueeze(-1), totals.unsqueeze(-1), rewards)
+
+
 def turn_advantages(
     rewards: Tensor, turns: Tensor, totals: Tensor, group: int, *, name: str, scale: str
 ) -> Tensor:
