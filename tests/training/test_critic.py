@@ -359,8 +359,9 @@ EVERYTHING = {
 def test_a_run_resumed_within_a_rollout_batch_has_the_same_bits(fit: Callable[..., Any]) -> None:
     """With a lag, so that ratios are not 1. While the critic warms up, the policy does not move."""
     settings = {
-        "generation_batch_size": 16, "per_device_train_batch_size": 8, "max_steps": 6, "logging_steps": 2,  "save_strategy": "steps", "save_steps": 1, "advantages": "gae",
-        "critic": EVERYTHING, "anchor": "rollout", "behaviour_lag": 1,
+        "generation_batch_size": 16, "per_device_train_batch_size": 8, "max_steps": 6, "logging_steps": 2,
+        "save_strategy": "steps", "save_steps": 1, "advantages": "gae", "critic": EVERYTHING, "anchor": "rollout",
+        "behaviour_lag": 1,
     }  # fmt: skip
     whole = fit(CTPOTrainer, CTPOConfig, **settings)
     folder = Path(whole.args.output_dir)
