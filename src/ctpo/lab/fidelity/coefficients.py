@@ -74,6 +74,10 @@ def recipe_advantages(samples: Samples, config: CTPOConfig) -> Tensor:
     """
     group = config.num_generations
     weights = torch.tensor(config.reward_weights or [1.0] * samples.rewards.shape[1], dtype=torch.float64)
+    if config.advantages == "gae":
+        raise UserError(
+            "advantages=gae: a pair of policies has no critic; set advantages=trl, or another one without a critic"
+        )
     if config.advantages in TURN_ADVANTAGES:
         if samples.turn_rewards.shape[1] == 0:
             raise UserError(
