@@ -2,9 +2,9 @@
 
     python -m ctpo.adapters.verl_recipe recipes/paper-qwen3-4b [KEY=VALUE …]
 
-It proves that every key exists in verl's configuration, and that verl's own dataclasses and `validate_config` accept
-every value. It also proves that the loss is registered under the chosen name, and that the tool file and the judge can
-be loaded. It does not prove that the run fits the GPUs.
+It proves that verl's trainer can be imported, that every key exists in verl's configuration, and that verl's own
+dataclasses and `validate_config` accept every value. It also proves that the loss is registered under the chosen name,
+and that the tool file and the judge can be loaded. It does not prove that the run fits the GPUs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from ctpo.adapters.shared import framework
 from ctpo.errors import UserError
 
 _INSTALL = "verl>=0.9.1"
+_TRAINER = ("transfer_queue", "verl.trainer.ppo.v1", "verl.trainer.main_ppo")
+"""What `main_ppo` imports once it runs. verl itself can be imported without them."""
 FILE = "verl.overrides"
 
 
@@ -66,11 +68,14 @@ def check(folder: Path, extra: Sequence[str] = ()) -> Any:
         extra: further overrides, as on the command line of `main_ppo`.
 
     Raises:
+        ImportError: if verl's trainer cannot be imported.
         UserError, ValueError, AssertionError: if verl or the objective refuses a setting.
     """
     os.environ.setdefault("CTPO_RECIPE", str(folder.resolve()))
     os.environ.setdefault("CTPO_DATA", "data")
     framework("ctpo.adapters.verl", _INSTALL)
+    for name in _TRAINER:
+        framework(name, f"what {name} names; verl's own requirements bring it")
     config = compose([*read_overrides(folder), *extra])
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     framework("omegaconf", _INSTALL).OmegaConf.to_container(config, resolve=True)

@@ -36,6 +36,7 @@ RIVALS: Final = {
 """Keys that set the same thing in another way. Setting two of them at once is an error; an override with one of them
 removes the others from the recipe."""
 
+ENGINE: Final = "engine"
 DEFAULT_TRAIN_PROBLEMS: Final = 16_384
 COLUMNS: Final = ("prompt", "answer", "id", "difficulty")
 _LARGEST: Final = 1e6
@@ -224,6 +225,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
     """The keys in words `key=value` from a command line. Values are YAML; `a.b=c` sets one entry of a mapping.
 
+    Names that begin with `engine.` stay whole, because they are another library's (`ctpo.engines.choice`).
+
     Raises:
         UserError: if a word has another form.
     """
@@ -239,10 +242,10 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
         except ValueError:
             parsed = value
         outer, dot, inner = name.partition(".")
-        if dot:
+        if dot and outer != ENGINE:
             keys = merge(keys, {outer: {inner: parsed}})
         else:
-            keys[outer] = parsed
+            keys[name] = parsed
     return keys
 
 

@@ -18,6 +18,7 @@ from ctpo.runs.directory import RunDirectory
 from ctpo.runs.files import foreign_entries
 from ctpo.runs.script import Script
 from ctpo.tasks.registry import runs_code
+from ctpo.training.config.recipe import ENGINE
 
 _LOCAL_LOGGERS: Final = {"none", "tensorboard", "trackio"}
 _THIS_MACHINE: Final = {"localhost", "127.0.0.1", "::1", "0.0.0.0"}
@@ -54,11 +55,17 @@ _ASKED: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         ),
         (_given, _SENDS),
     ),
+    "ray_address": (_given, "sends the run, with its code and data, to that cluster"),
     "report_to": (lambda value: not _LOCAL_LOGGERS.issuperset(_words(value)), _SENDS),
     "vllm_server_base_url": (lambda value: _given(value) and _host(value) not in _THIS_MACHINE, _SENDS),
     "vllm_server_host": (lambda value: _given(value) and str(value) not in _THIS_MACHINE, _SENDS),
 }
 """Settings that are asked about: which of their values, and what those do."""
+_ENGINE: Final[tuple[Callable[[Any], bool], str]] = (
+    lambda value: value is True or not isinstance(value, bool | int | float | None),
+    "is a setting of another library, some of which run code or switch protection off",
+)
+"""The same of every setting of an engine. Numbers are harmless."""
 
 
 def check_recipe(
@@ -126,7 +133,7 @@ def check_script(run: RunDirectory, script: Script) -> None:
 def _powers(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     """Yield each setting that is asked about: its name, its value, and what it does."""
     for name, value in keys.items():
-        asked = _ASKED.get(name)
+        asked = _ENGINE if str(name).startswith(f"{ENGINE}.") else _ASKED.get(name)
         if name == "hub_model_id" and not _given(keys.get("push_to_hub")):
             continue
         if asked is not None:
@@ -144,7 +151,7 @@ def _powers(keys: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
 def _said(given: Mapping[str, Any], name: str) -> bool:
     """Return whether the command line has this setting."""
     outer, _, inner = name.partition(".")
-    return outer in given and (not inner or inner in _mapping(given[outer]))
+    return name in given or (outer in given and (not inner or inner in _mapping(given[outer])))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -1,0 +1,435 @@
+"""A recipe as keys of verl's configuration.
+
+Nothing here imports verl, Ray or torch. A batch is counted in three ways: verl counts prompts per rollout batch
+(`train_batch_size`) and per update (`ppo_mini_batch_size`), and a recipe counts responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final
+
+from ctpo.engines.verl.accounted import check_counterparts
+from ctpo.errors import UserError
+from ctpo.training.config.from_trl import DEFAULT_OBJECTIVE
+from ctpo.training.config.recipe import Recipe
+from ctpo.training.config.sources import preset_knobs, trainer_fields
+
+VERSION: Final = "0.9.1"
+"""The version of verl whose keys these are."""
+AGENT: Final = "ctpo"
+"""The name of our agent loop."""
+CPU_ROLLOUT: Final = "ctpo_cpu"
+"""The name of our rollout server for machines without an accelerator."""
+RAY_SHIPPING: Final = "ctpo_ray"
+"""The name of our checkpoint engine, which ships weights through Ray's object store."""
+
+_ACTOR, _ROLLOUT, _MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
+_AGGREGATIONS: Final = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
+_ADVANTAGES: Final = {
+    "trl": "grpo",
+    "rloo": "rloo",
+    "opo": "opo",
+    "reinforce++": "reinforce_plus_plus",
+    "reinforce++-baseline": "reinforce_plus_plus_baseline",
+}
+_CORRECTIONS: Final = {"recipe": ("sequence", 5.0), "tis": ("token", 2.0)}
+"""Truncated importance weights: the level that verl calls them by, and the default of the knob `cap`."""
+_OBJECT_STORE_BYTES: Final = 500_000_000
+_SCHEDULES: Final = ("constant", "constant_with_warmup", "linear", "cosine")
+_PLAIN: Final = "{% for message in messages %}{{ message.content }}{% endfor %}"
+_OPTIMIZERS: Final = ("adamw_torch", "adamw_torch_fused")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What a run finds on its machine: the files that were written for it, and the processes that it may use."""
+
+    model: str
+    """The directory or hub id of the weights."""
+    chat_template: bool = True
+    """Whether the model has a chat template."""
+    train_file: Path
+    """The training problems, as verl reads them."""
+    test_file: Path
+    """The held-out problems."""
+    agent_file: Path
+    """Says where our agent loop is."""
+    checkpoints: Path
+    """The folder for verl's own checkpoints."""
+    train_problems: int
+    test_problems: int
+    prompt_tokens: int
+    """Tokens of the longest prompt."""
+    processes: int = 1
+    """How many processes train on each machine. The sizes of a recipe mean what they mean under torchrun."""
+    machines: int = 1
+    accelerator: bool = True
+    """Whether there are accelerators. Without one, our own platform for CPUs runs."""
+    ray_address: str | None = None
+    """The address of a running Ray cluster; None starts Ray on this machine."""
+
+
+def environment(accelerator: bool) -> dict[str, str]:
+    """What every process of verl must find in its environment."""
+    needed = {"VERL_USE_EXTERNAL_MODULES": "ctpo.engines.verl.plugin", "TOKENIZERS_PARALLELISM": "false"}
+    return needed if accelerator else {**needed, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """How responses are dealt out, per rollout batch."""
+
+    prompts: int
+    """Prompts per rollout batch."""
+    minibatch: int
+    """Prompts per update."""
+    passes: int
+    """How often a rollout batch is trained on."""
+    micro: int
+    """Responses that go through the model at once."""
+
+    @property
+    def updates(self) -> int:
+        """Updates per rollout batch."""
+        return self.prompts // self.minibatch * self.passes
+
+
+def settings_of(given: Mapping[str, Any]) -> SimpleNamespace:
+    """The settings of `CTPOConfig` by name, with defaults for those that the recipe does not give."""
+    defaults = {name: each.default for name, each in trainer_fields().items()}
+    return SimpleNamespace(**{**defaults, "objective": DEFAULT_OBJECTIVE, **given})
+
+
+def batches_of(settings: SimpleNamespace, processes: int = 1) -> Batches:
+    """How verl deals out the batches that a recipe describes.
+
+    Args:
+        settings: of the recipe (`settings_of`).
+        processes: how many processes train, on all machines.
+
+    Raises:
+        UserError: if an update would hold a part of a group, because verl's updates hold whole groups.
+    """
+    group, micro = settings.num_generations, settings.per_device_train_batch_size
+    update = micro * settings.gradient_accumulation_steps * processes
+    whole = settings.generation_batch_size
+    if whole is None:
+        steps = settings.steps_per_generation or settings.gradient_accumulation_steps
+        whole = micro * steps * processes
+    if update % group or whole % update:
+        raise UserError(
+            f"per_device_train_batch_size={micro} times gradient_accumulation_steps="
+            f"{settings.gradient_accumulation_steps} and {processes} processes makes updates of {update} responses, "
+            f"and verl's updates hold whole groups of num_generations={group} and divide a rollout batch of {whole}; "
+            f"use a multiple of {group} that divides {whole}"
+        )
+    return Batches(
+        prompts=whole // group, minibatch=update // group, passes=settings.num_iterations, micro=micro
+    )
+
+
+def rollout_batches_of(recipe: Recipe, settings: SimpleNamespace, batches: Batches, problems: int) -> int:
+    """The length of the run in rollout batches.
+
+    Raises:
+        UserError: if `max_steps` is not a whole number of rollout batches.
+    """
+    if recipe.rollout_batches is not None:
+        return recipe.rollout_batches
+    if settings.max_steps <= 0:
+        return max(1, int(settings.num_train_epochs * (problems // batches.prompts)))
+    if settings.max_steps % batches.updates:
+        nearest = max(1, round(settings.max_steps / batches.updates)) * batches.updates
+        raise UserError(
+            f"max_steps={settings.max_steps} is not a whole number of rollout batches of {batches.updates} updates; "
+            f"use {nearest}"
+        )
+    return int(settings.max_steps // batches.updates)
+
+
+def translate(
+    recipe: Recipe, given: Mapping[str, Any], site: Site, overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The keys of verl's configuration that run this recipe, each with its value.
+
+    A key that verl's configuration does not have yet begins with `+`, as in Hydra.
+
+    Args:
+        recipe: the keys of the recipe itself, and
+        given: the settings of `CTPOConfig` that it gives, as `ctpo.training.config.settings.check` returns them.
+        site: what the run finds on its machine.
+        overrides: keys of verl's configuration that the user sets. They replace ours.
+
+    Raises:
+        UserError: if a key has no counterpart in verl, with the reason.
+    """
+    check_counterparts(recipe, given)
+    settings = settings_of(given)
+    batches = batches_of(settings, site.processes * site.machines)
+    length = rollout_batches_of(recipe, settings, batches, site.train_problems)
+    keys: dict[str, Any] = {
+        **_data(recipe, settings, batches, site),
+        **_objective(settings),
+        **_anchor(settings),
+        **_optimiser(settings, batches),
+        **_model(settings, batches, site),
+        **_rollout(recipe, settings, site),
+        **_run(recipe, settings, batches, site, length),
+        **_ray(site),
+    }
+    if not site.accelerator:
+        keys |= _cpu(settings)
+    for name, value in (overrides or {}).items():
+        keys.pop(f"+{name}", None)
+        keys.pop(name.removeprefix("+"), None)
+        keys[name] = value
+    return keys
+
+
+def _data(recipe: Recipe, settings: SimpleNamespace, batches: Batches, site: Site) -> dict[str, Any]:
+    return {
+        "data.train_files": str(site.train_file),
+        "data.val_files": str(site.test_file),
+        "data.train_batch_size": batches.prompts,
+        "data.val_batch_size": site.test_problems,
+        "data.max_prompt_length": recipe.max_prompt_length or site.prompt_tokens,
+        "data.max_response_length": settings.max_completion_length,
+        "data.filter_overlong_prompts": False,
+        "data.truncation": "error",
+        "data.shuffle": settings.shuffle_dataset,
+        "data.seed": settings.seed,
+    }
+
+
+def _objective(settings: SimpleNamespace) -> dict[str, Any]:
+    """The preset goes to our adapter. Its reduction becomes verl's, because verl reduces."""
+    knobs = dict(settings.objective_kwargs or {})
+    defaults = preset_knobs()[settings.objective]
+    reduction = knobs.pop("reduction", defaults.get("reduction", "token-mean"))
+    if reduction not in _AGGREGATIONS:
+        raise UserError(
+            f"objective_kwargs.reduction={reduction!r} cannot run with engine=verl; use one of "
+            f"{', '.join(_AGGREGATIONS)}"
+        )
+    length = knobs.pop("norm_length", defaults.get("norm_length"))
+    if reduction != "seq-mean-token-sum-norm":
+        length = None
+    if settings.advantages not in _ADVANTAGES:
+        raise UserError(
+            f"advantages={settings.advantages!r} cannot run with engine=verl; use one of {', '.join(_ADVANTAGES)}"
+        )
+    if settings.scale_rewards not in ("group", "none"):
+        raise UserError(
+            f"scale_rewards={settings.scale_rewards!r} cannot run with engine=verl, which divides by the standard "
+            "deviation of the group or not at all; use group or none"
+        )
+    return {
+        "algorithm.adv_estimator": _ADVANTAGES[settings.advantages],
+        "algorithm.norm_adv_by_std_in_grpo": settings.scale_rewards == "group",
+        "algorithm.use_kl_in_reward": False,
+        f"{_ACTOR}.policy_loss._target_": "ctpo.adapters.verl.CTPOPolicyLossConfig",
+        f"{_ACTOR}.policy_loss.loss_mode": "ctpo",
+        f"+{_ACTOR}.policy_loss.preset": settings.objective,
+        f"+{_ACTOR}.policy_loss.knobs": knobs,
+        f"{_ACTOR}.loss_agg_mode": reduction,
+        f"{_ACTOR}.loss_scale_factor": length,
+        f"{_ACTOR}.use_kl_loss": settings.beta > 0,
+        f"{_ACTOR}.kl_loss_coef": settings.beta,
+        f"{_ACTOR}.kl_loss_type": "low_var_kl",
+        f"{_ACTOR}.entropy_coeff": settings.entropy_coef,
+    }
+
+
+def _anchor(settings: SimpleNamespace) -> dict[str, Any]:
+    """With the anchor at the engine's log-probs nothing is left to correct, and verl calls it bypass mode."""
+    name = settings.rollout_correction
+    knobs = dict(settings.rollout_correction_kwargs or {})
+    if name == "auto":
+        name = "recipe" if settings.anchor == "old" else "none"
+    if settings.anchor == "rollout" and name != "none":
+        raise UserError(
+            f"rollout_correction={name} with anchor=rollout cannot run with engine=verl, whose bypass mode corrects "
+            "nothing; use anchor=old or rollout_correction=none"
+        )
+    level, cap = None, 2.0
+    if name in _CORRECTIONS:
+        level, cap = _CORRECTIONS[name]
+        cap = knobs.pop("cap", cap)
+    elif name != "none":
+        raise UserError(
+            f"rollout_correction={name} is not translated for engine=verl; use none, {' or '.join(_CORRECTIONS)}, and "
+            "engine.algorithm.rollout_correction for verl's own"
+        )
+    for knob, value in knobs.items():
+        raise UserError(
+            f"rollout_correction_kwargs.{knob}={value!r} cannot run with engine=verl; only cap can"
+        )
+    correction = "algorithm.rollout_correction"
+    return {
+        f"{correction}.bypass_mode": settings.anchor == "rollout",
+        f"{correction}.rollout_is": level,
+        f"{correction}.rollout_is_threshold": cap,
+        f"{_ROLLOUT}.calculate_log_probs": True,
+    }
+
+
+def _optimiser(settings: SimpleNamespace, batches: Batches) -> dict[str, Any]:
+    """verl's schedule takes a step per rollout batch, ours one per update."""
+    schedule, optimiser, warmup = (
+        str(settings.lr_scheduler_type),
+        settings_optim(settings),
+        settings.warmup_steps,
+    )
+    if schedule not in _SCHEDULES:
+        raise UserError(
+            f"lr_scheduler_type={schedule!r} cannot run with engine=verl; use one of {', '.join(_SCHEDULES)}"
+        )
+    if optimiser not in _OPTIMIZERS:
+        raise UserError(
+            f"optim={optimiser!r} cannot run with engine=verl; use adamw_torch, or name verl's optimiser by "
+            "engine.actor_rollout_ref.actor.optim"
+        )
+    if warmup and (warmup < 1 or warmup % batches.updates):
+        raise UserError(
+            f"warmup_steps={warmup} is not a whole number of rollout batches of {batches.updates} updates, at which "
+            "verl changes the learning rate; use a multiple"
+        )
+    optim = f"{_ACTOR}.optim"
+    return {
+        **(
+            {f"{optim}._target_": "ctpo.engines.verl.schedule.LinearScheduleConfig"}
+            if schedule == "linear"
+            else {}
+        ),
+        f"{optim}.lr": settings.learning_rate,
+        f"{optim}.lr_scheduler_type": schedule.removesuffix("_with_warmup"),
+        f"{optim}.lr_warmup_steps": int(warmup // batches.updates) if warmup else 0,
+        f"{optim}.weight_decay": settings.weight_decay,
+        f"{optim}.betas": [settings.adam_beta1, settings.adam_beta2],
+        f"{optim}.override_optimizer_config": {"eps": settings.adam_epsilon},
+        # transformers takes 0 for no clipping.
+        f"{optim}.clip_grad": settings.max_grad_norm or 1e9,
+        f"{_ACTOR}.ppo_mini_batch_size": batches.minibatch,
+        f"{_ACTOR}.ppo_epochs": batches.passes,
+        f"{_ACTOR}.shuffle": False,
+    }
+
+
+def settings_optim(settings: SimpleNamespace) -> str:
+    """The name of the optimiser; transformers' own default has no value that can be read without torch."""
+    return settings.optim if isinstance(settings.optim, str) else _OPTIMIZERS[0]
+
+
+def _model(settings: SimpleNamespace, batches: Batches, site: Site) -> dict[str, Any]:
+    recompute = settings.activation_checkpointing
+    if recompute is None:
+        recompute = settings.gradient_checkpointing
+    return {
+        f"{_MODEL}.path": site.model,
+        # Our agent loop writes prompts. verl itself only insists that there is a template.
+        **({} if site.chat_template else {f"{_MODEL}.custom_chat_template": _PLAIN}),
+        f"{_MODEL}.enable_gradient_checkpointing": bool(recompute),
+        f"{_ACTOR}.strategy": "fsdp2",
+        f"{_ACTOR}.ppo_micro_batch_size_per_gpu": batches.micro,
+        f"{_ACTOR}.fsdp_config.seed": settings.seed,
+        f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu": batches.micro,
+    }
+
+
+def _rollout(recipe: Recipe, settings: SimpleNamespace, site: Site) -> dict[str, Any]:
+    keys = {
+        f"{_ROLLOUT}.n": settings.num_generations,
+        f"{_ROLLOUT}.temperature": settings.temperature,
+        f"{_ROLLOUT}.top_p": settings.top_p,
+        f"{_ROLLOUT}.top_k": settings.top_k or -1,
+        f"{_ROLLOUT}.seed": settings.seed,
+        f"{_ROLLOUT}.val_kwargs.n": 1,
+        f"{_ROLLOUT}.val_kwargs.do_sample": True,
+        f"{_ROLLOUT}.val_kwargs.temperature": settings.temperature,
+        f"{_ROLLOUT}.val_kwargs.top_p": settings.top_p,
+        f"{_ROLLOUT}.val_kwargs.top_k": settings.top_k or -1,
+        f"{_ROLLOUT}.agent.default_agent_loop": AGENT,
+        f"{_ROLLOUT}.agent.agent_loop_config_path": str(site.agent_file),
+        f"{_ROLLOUT}.tensor_model_parallel_size": settings.vllm_tensor_parallel_size,
+    }
+    if recipe.rollout_batch_size is not None:
+        keys[f"{_ROLLOUT}.max_num_seqs"] = recipe.rollout_batch_size
+    if site.accelerator:
+        keys |= {
+            f"{_ROLLOUT}.name": "vllm",
+            f"{_ROLLOUT}.gpu_memory_utilization": settings.vllm_gpu_memory_utilization,
+            f"{_ROLLOUT}.max_model_len": settings.vllm_max_model_length,
+            f"{_ROLLOUT}.free_cache_engine": settings.vllm_enable_sleep_mode,
+        }
+    return keys
+
+
+def _run(
+    recipe: Recipe, settings: SimpleNamespace, batches: Batches, site: Site, length: int
+) -> dict[str, Any]:
+    reports = [settings.report_to] if isinstance(settings.report_to, str) else list(settings.report_to or ())
+    epochs = -(-length * batches.prompts // max(1, site.train_problems))
+    saves = -(-int(settings.save_steps) // batches.updates) if settings.save_steps >= 1 else length
+    return {
+        "trainer.use_v1": True,
+        "trainer.nnodes": site.machines,
+        "trainer.n_gpus_per_node": site.processes,
+        "trainer.total_training_steps": length,
+        "trainer.total_epochs": epochs + 1,
+        "trainer.test_freq": recipe.eval_every or -1,
+        "trainer.val_before_train": True,
+        # verl saves after the last rollout batch only if it saves at all, and the model comes from there.
+        "trainer.save_freq": length if str(settings.save_strategy) == "no" else min(saves, length),
+        "trainer.max_actor_ckpt_to_keep": settings.save_total_limit,
+        "trainer.default_local_dir": str(site.checkpoints),
+        "trainer.resume_mode": "auto",
+        "trainer.project_name": "ctpo",
+        "trainer.experiment_name": f"{recipe.task}-{settings.objective}-s{settings.seed}",
+        "trainer.logger": ["console", *(each for each in reports if each not in ("none", "all"))],
+    }
+
+
+def _ray(site: Site) -> dict[str, Any]:
+    """How Ray is started, or which one is joined. A Ray that runs knows its own resources."""
+    ray = "ray_kwargs.ray_init"
+    keys: dict[str, Any] = {f"+{ray}.runtime_env.env_vars": environment(site.accelerator)}
+    if site.ray_address is not None:
+        return {**keys, f"+{ray}.address": site.ray_address}
+    keys[f"+{ray}.include_dashboard"] = False
+    if not site.accelerator:
+        # Processes of verl ask for places, and share the cores of this machine as they find them.
+        keys |= {f"{ray}.num_cpus": 16, f"+{ray}.num_gpus": site.processes}
+        keys[f"+{ray}.object_store_memory"] = _OBJECT_STORE_BYTES
+    return keys
+
+
+def _cpu(settings: SimpleNamespace) -> dict[str, Any]:
+    """What our platform for CPUs needs. Ray's word for a place at which a process trains is GPU there too."""
+    if settings.bf16 or settings.use_vllm:
+        name = "bf16" if settings.bf16 else "use_vllm"
+        raise UserError(
+            f"{name}=True needs an accelerator with engine=verl, and this machine has none; drop it"
+        )
+    return {
+        "trainer.device": "cpu",
+        f"{_MODEL}.use_remove_padding": False,
+        f"+{_MODEL}.override_config.attn_implementation": "sdpa",
+        f"{_ACTOR}.use_torch_compile": False,
+        f"{_ACTOR}.fsdp_config.use_torch_compile": False,
+        f"+{_ACTOR}.fsdp_config.mixed_precision": {
+            "param_dtype": "fp32",
+            "reduce_dtype": "fp32",
+            "buffer_dtype": "fp32",
+        },
+        f"{_ROLLOUT}.name": CPU_ROLLOUT,
+        f"{_ROLLOUT}.free_cache_engine": False,
+        f"{_ROLLOUT}.disable_log_stats": True,
+        f"{_ROLLOUT}.agent.num_workers": 1,
+        "reward.num_workers": 1,
+        "data.dataloader_num_workers": 0,
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+    }
