@@ -88,6 +88,15 @@ class ModelKeys:
         False, "run model-written programs without isolation: they can then do whatever you can"
     )
 
+    @property
+    def tool_limits(self) -> dict[str, Any]:
+        """The keyword arguments of `ctpo.rollout.tools.open_tools`."""
+        return {
+            "timeout_s": self.tool_timeout_s,
+            "memory_mb": self.tool_memory_mb,
+            "unsafe_no_isolation": self.unsafe_no_isolation,
+        }
+
     def __post_init__(self) -> None:
         _check_model(self.model)
         at_least("threads", self.threads, 1)

@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,8 +110,19 @@ def build(keys: Mapping[str, Any]) -> tuple[Recipe, CTPOConfig]:
 
     # Only the main process prints the notices of transformers.
     quiet = {"log_level_replica": "error", **given}
-    try:
+    with one_line_errors():
         config = CTPOConfig(**quiet, logging_strategy="steps", disable_tqdm=True)
+    config.logging_steps = config.updates_per_rollout_batch
+    if recipe.rollout_batches is not None:
+        config.max_steps = recipe.rollout_batches * config.updates_per_rollout_batch
+    return recipe, config
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A context for making a config of TRL's. What it finds wrong with its settings is a `UserError` of one line."""
+    try:
+        yield
     except (
         ValueError,
         TypeError,
@@ -121,10 +133,6 @@ def build(keys: Mapping[str, Any]) -> tuple[Recipe, CTPOConfig]:
         ArithmeticError,
     ) as error:
         raise UserError(" ".join(str(error).split())) from None
-    config.logging_steps = config.updates_per_rollout_batch
-    if recipe.rollout_batches is not None:
-        config.max_steps = recipe.rollout_batches * config.updates_per_rollout_batch
-    return recipe, config
 
 
 def resolved(keys: Mapping[str, Any]) -> dict[str, Any]:

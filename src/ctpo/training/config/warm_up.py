@@ -14,7 +14,7 @@ from ctpo.extras import require
 from ctpo.runs.command import KEY, WARM_UP
 from ctpo.tasks import get_task
 from ctpo.training.config.recipe import ModelKeys, at_least, setting
-from ctpo.training.config.settings import checked_value
+from ctpo.training.config.settings import checked_value, one_line_errors
 from ctpo.training.config.sources import sft_fields
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def build(keys: Mapping[str, Any]) -> tuple[WarmUpRecipe, SFTConfig]:
     recipe, given = check(keys)
     from trl import SFTConfig
 
-    try:
+    with one_line_errors():
         config = SFTConfig(
             **given,
             logging_steps=1,
@@ -164,16 +164,6 @@ def build(keys: Mapping[str, Any]) -> tuple[WarmUpRecipe, SFTConfig]:
             eval_strategy="no",
             log_level_replica="error",
         )
-    except (
-        ValueError,
-        TypeError,
-        ImportError,
-        OSError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:
-        raise UserError(" ".join(str(error).split())) from None
     return recipe, config
 
 

@@ -167,7 +167,8 @@ def _keep_layers(trunk: Any, count: int) -> None:
     ]
     if len(lists) != 1:
         raise UserError(
-            f"critic.layers={count}: the layers of {type(trunk).__name__} cannot be told; drop it"
+            f"critic.layers={count} needs one list of {depth} layers, which {type(trunk).__name__} has not; "
+            "drop critic.layers"
         )
     setattr(trunk, lists[0][0], lists[0][1][:count])
     config.num_hidden_layers = count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -15,7 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 
 from ctpo.errors import UserError
 from ctpo.evaluation.model import load_model, load_tokenizer
-from ctpo.rollout.tools import ToolRunner, open_tools
+from ctpo.rollout.tools import open_tools
 from ctpo.runs.atomic import write_json, write_json_lines
 from ctpo.runs.checkpoints import (
     Choice,
@@ -199,7 +199,7 @@ def _demonstrations(recipe: WarmUpRecipe, task: Task, config: Any) -> tuple[Rows
     check_ready(task)
     assert task.tool is not None  # the recipe refuses a task without one
     tokenizer, context = load_tokenizer(model_location(recipe.model))
-    with _open_tools(recipe, task) as tools:
+    with open_tools(task, **recipe.tool_limits) as tools:
         assert tools is not None
         demonstrator = Demonstrator(
             tokenizer,
@@ -210,15 +210,6 @@ def _demonstrations(recipe: WarmUpRecipe, task: Task, config: Any) -> tuple[Rows
             min(config.max_length, context or config.max_length),
         )
         return make_rows(recipe, task, demonstrator)
-
-
-def _open_tools(recipe: WarmUpRecipe, task: Task) -> AbstractContextManager[ToolRunner | None]:
-    return open_tools(
-        task,
-        timeout_s=recipe.tool_timeout_s,
-        memory_mb=recipe.tool_memory_mb,
-        unsafe_no_isolation=recipe.unsafe_no_isolation,
-    )
 
 
 def _split(rows: Rows, heldout: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
