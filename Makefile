@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # torch is installed first and alone, so that no other package's requirement chooses its build.
 TORCH := $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: train test test-sandbox test-verl lint types clean help
+.PHONY: train test test-other-cpu test-sandbox test-verl lint types clean help
 
 help:
 	@echo "make train   set up, then train the embedded model with CTPO (ARGS='seed=1 objective=grpo' to change it)"
@@ -24,22 +24,24 @@ help:
 train: $(VENV)/.installed
 	@$(BIN)/ctpo train $(RECIPE) $(ARGS)
 
-# All tests run in two processes, but the sandbox's run alone, because programs have time limits there. Then the objectives run once
-# more as on another CPU: torch adds in another order with AVX-512, with AVX2 and without either. What compiles or starts processes
-# is left out there, because that takes most of the time and no other arithmetic.
-# The types are checked beside the sandbox's tests, which leave one core free. With ARGS, pytest runs once and gets them.
+# All tests run in two processes, but the sandbox's run alone, because programs have time limits there. They leave one core free, on
+# which meanwhile the types are checked, and the objectives run once more as on another CPU: torch adds in another order with
+# AVX-512, with AVX2 and without either. What compiles or starts processes is left out there, because that takes most of the time and
+# no other arithmetic. With ARGS, pytest runs once and gets them.
 PYTEST := $(BIN)/python -m pytest
 OTHER_CPU := $(shell grep -qw avx512f /proc/cpuinfo 2>/dev/null && echo avx2 || echo default)
 test: $(VENV)/.installed-dev lint
 ifeq ($(strip $(ARGS)),)
 	@OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile --ignore tests/sandbox
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target types test-sandbox
-	@ATEN_CPU_CAPABILITY=$(OTHER_CPU) $(PYTEST) --numprocesses 2 tests/objectives \
-		--ignore tests/objectives/test_sharding.py --ignore tests/objectives/test_transforms.py
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-other-cpu test-sandbox
 else
 	@$(MAKE) --no-print-directory types
 	@$(PYTEST) $(ARGS)
 endif
+
+test-other-cpu: types
+	@OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=$(OTHER_CPU) $(PYTEST) tests/objectives \
+		--ignore tests/objectives/test_sharding.py --ignore tests/objectives/test_transforms.py
 
 test-sandbox: $(VENV)/.installed-dev
 	@$(PYTEST) tests/sandbox

@@ -1,4 +1,8 @@
-"""GSM8K for a model of 135 million parameters: worked examples show it to compute in Python and to name the answer."""
+"""GSM8K for a model of 135 million parameters, which is to compute in Python.
+
+`task` has worked examples that show a model how. `bare` has none, for a model that was warmed up: its prompts are a
+quarter as long.
+"""
 
 from __future__ import annotations
 
@@ -31,3 +35,4 @@ task = replace(
     examples=EXAMPLES,
     tool=TOOL,
 )
+bare = replace(task, examples=())

@@ -52,6 +52,25 @@ def test_gradient_by_token(trainer: str, name: str, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(loss.double(), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["ctpo", "cispo", "gspo"])
+@pytest.mark.parametrize("trainer", handover.REDUCED_AS)
+def test_advantages_may_differ_from_token_to_token(
+    trainer: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of turns do."""
+    provide(trainer, monkeypatch)
+    batch = handover.make()
+    flips = torch.where(torch.arange(batch.mask.shape[1]) % 7 < 3, -0.5, 1.5)
+    batch.advantages = batch.advantages * flips
+    extra = {"monkeypatch": monkeypatch} if trainer in ("slime", "miles") else {}
+    loss, grad = getattr(handover, trainer)(name, batch, **extra, **handover.KNOBS.get(name, {}))
+    expected, expected_grad = handover.core(
+        name, batch, handover.REDUCED_AS[trainer], **handover.KNOBS.get(name, {})
+    )
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=0, atol=1e-6)
+    torch.testing.assert_close(loss.double(), expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
 def test_verl_reduces_as_it_says(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     provide("verl", monkeypatch)

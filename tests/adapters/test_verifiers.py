@@ -10,6 +10,7 @@ import pytest
 
 from ctpo.errors import UserError
 from ctpo.rollout.environments import EnvironmentRunner
+from ctpo.tasks.task import RatedSource
 
 pytest.importorskip("verifiers", reason="needs the package verifiers")
 pytest.importorskip("verifiers.envs", reason="needs verifiers up to 0.3, which has MultiTurnEnv")
@@ -71,6 +72,23 @@ def test_a_single_turn_and_its_rubric() -> None:
     assert [(step.reward, step.done) for step in steps] == [(1.0, True), (0.0, True)]
     assert runner.finish_texts([2], ["6"]) == [1.0]  # cut short, and scored as it is
     runner.close()
+
+
+def test_a_column_of_difficulties() -> None:
+    rows = [
+        {"question": f"{i}?", "answer": "", "difficulty": "hard", "rate": i / 4, "info": {"level": "easy"}}
+        for i in range(3)
+    ]
+    own = vf.SingleTurnEnv(**sets(dataset=Dataset.from_list(rows)))
+
+    def difficulties(**settings: Any) -> list[Any]:
+        return [each.difficulty for each in from_verifiers(own, **settings).problems("train", 9, 0)]
+
+    assert difficulties() == ["hard"] * 3
+    assert difficulties(difficulty="rate") == [0.0, 0.25, 0.5]
+    assert difficulties(difficulty="info.level") == ["easy"] * 3
+    assert difficulties(difficulty="other") == [None] * 3
+    assert isinstance(from_verifiers(own).problems, RatedSource)  # so that a recipe may name the column
 
 
 def test_several_turns() -> None:

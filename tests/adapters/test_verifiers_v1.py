@@ -35,6 +35,8 @@ import verifiers.v1 as vf
 
 class NumberData(vf.TaskData):
     answer: int
+    difficulty: str = "easy"
+    rates: dict = {}
 
 
 class State(vf.State):
@@ -76,7 +78,8 @@ class Numbers(vf.Taskset[NumberTask, vf.TasksetConfig]):
     def load(self):
         for number in range(40):
             prompt = f"What is {number} and 1?"
-            yield self.kind(NumberData(prompt=prompt, answer=number + 1, system_prompt="Be brief."), self.config.task)
+            data = {"prompt": prompt, "answer": number + 1, "system_prompt": "Be brief."}
+            yield self.kind(NumberData(rates={"small": number / 40}, **data), self.config.task)
 
 
 class GuessConfig(vf.EnvConfig):
@@ -133,6 +136,17 @@ def asks(number: int) -> list[dict[str, str]]:
     return [{"role": "system", "content": "Be brief."}, question]
 
 
+def test_a_field_of_difficulties(numbers: Any, guess: Any) -> None:
+    task = from_verifiers(numbers.Numbers(vf.TasksetConfig()))
+    plain, rated = (
+        source("train", 3, 0) for source in (task.problems, task.problems.rated_by("rates.small"))
+    )
+    assert [each.difficulty for each in plain] == ["easy"] * 3
+    assert [each.difficulty for each in rated] == [int(each.id) / 40 for each in plain]
+    (first, *_) = from_verifiers(guess, difficulty="rates.small").problems("train", 1, 0)
+    assert first.difficulty == int(first.id) / 40
+
+
 def test_a_single_turn_and_its_rewards(numbers: Any) -> None:
     task = from_verifiers(numbers.Numbers(vf.TasksetConfig()), name="numbers")
     train, test = (task.problems(split, 99, 0) for split in ("train", "test"))
@@ -145,7 +159,7 @@ def test_a_single_turn_and_its_rewards(numbers: Any) -> None:
     steps = runner.step([0, 1], [train[0].answer, "0"])
     assert [(step.reward, step.done) for step in steps] == [(2.25, True), (0.25, True)]
     assert runner.finish_texts([2], [train[2].answer]) == [2.25]  # cut short, and scored as it is
-    with pytest.raises(UserError, match=r"ValueError: invalid literal .*numbers_v1.py line 16"):
+    with pytest.raises(UserError, match=r"ValueError: invalid literal .*numbers_v1.py line 18"):
         runner.step([3], ["two"])
     runner.close()
 

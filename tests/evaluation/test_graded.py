@@ -10,6 +10,7 @@ from ctpo.errors import UserError
 from ctpo.evaluation import Evaluation
 from ctpo.evaluation.judged import JudgedResponse, judge
 from ctpo.evaluation.sampled import summarise
+from ctpo.runs.scores import score_name
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.task import judgements, reward_function
 
@@ -56,6 +57,12 @@ def test_a_check_that_grades() -> None:
     assert evaluation.standard_error == pytest.approx(statistics.stdev(SCORES) / 2)
     figures = summarise(GRADED, responses, 2)  # two problems of two samples
     assert (figures["pass@1"], figures["pass@2"]) == (statistics.mean(SCORES), 0.5)
+    whole = summarise(GRADED, [each for each in responses if each.score in (0, 1)], 1)
+    assert [score_name([each]) for each in (figures, evaluation.summary(), whole)] == [
+        "score",
+        "score",
+        "pass@1",
+    ]
     assert reward_function(GRADED)(TEXTS, TEXTS, ["abcd"] * 4) == SCORES
 
 

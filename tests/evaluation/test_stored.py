@@ -215,6 +215,18 @@ def test_what_responses_depend_on_is_part_of_their_identity() -> None:
     assert judged_with(task) != judged_with(replace(task, check=always))
 
 
+def test_a_shipped_task_is_not_bound_by_files_that_use_its_check(tmp_path: Path) -> None:
+    shipped, path = judged_with(get_task("gsm8k")), tmp_path / "mine.py"
+    path.write_text(
+        "from dataclasses import replace\nfrom ctpo.tasks import get_task\n"
+        "task = replace(get_task('gsm8k'), system='Be brief.')\nother = replace(task, examples=())\n"
+    )
+    assert (
+        judged_with(get_task(f"{path}:other")) != shipped
+    )  # this loads the file, in which `task` has the check bare
+    assert judged_with(get_task("gsm8k")) == shipped
+
+
 @pytest.mark.parametrize(
     ("name", "part"),
     [

@@ -83,6 +83,13 @@ def test_no_output_breaks_out_of_its_tags(stdout: str, status: str, tool: Python
     assert tool.result_charset is None or set(body) <= set(tool.result_charset)
 
 
+def test_line_feeds_around_an_output_are_no_tags_in_it() -> None:
+    tool = PythonTool(open="```python", close="\n```", result_open="\n", result_close="\n")
+    assert tool.render("ok", "40\n", "") == "\n40\n"
+    assert tool.render("ok", "1\n2", "") == "\n1\n2\n"
+    assert tool.render("ok", "a```python", "") == "\na?\n"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -7,9 +7,10 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["ctpo.training.run.train", "ctpo.report.drawing"])
@@ -22,24 +23,41 @@ def launch(
 
     `largest_file`: bytes to which a file may grow, as on a disk that is full by then.
     """
-    process = _CONTEXT.Process(target=_command, args=(list(argv), str(log), environ or {}, largest_file))
-    process.start()
-    return process
+    return _start(_command, (list(argv),), log, environ or {}, largest_file)
 
 
 def launch_many(count: int, argv: Iterable[str], log: Path) -> list[BaseProcess]:
     """The same as torchrun would start it: one process per rank, with the same environment variables."""
+    return launch_function(count, _command, (list(argv),), log)
+
+
+def launch_function(
+    count: int, function: Callable[..., None], arguments: tuple[Any, ...], log: Path
+) -> list[BaseProcess]:
+    """Call a function of a module in as many processes, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    words = list(argv)
     return [
-        launch(
-            words, log.with_name(f"{log.name}-{rank}"), {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        _start(
+            *(function, arguments, log.with_name(f"{log.name}-{rank}")),
+            {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(count)
     ]
+
+
+def _start(
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+    log: Path,
+    environ: dict[str, str],
+    largest_file: int | None = None,
+) -> BaseProcess:
+    process = _CONTEXT.Process(target=_call, args=(function, arguments, str(log), environ, largest_file))
+    process.start()
+    return process
 
 
 def finish(process: BaseProcess, seconds: float = 240) -> int:
@@ -52,13 +70,23 @@ def finish(process: BaseProcess, seconds: float = 240) -> int:
     return process.exitcode
 
 
-def _command(argv: list[str], log: str, environ: dict[str, str], largest_file: int | None) -> None:
+def _call(
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+    log: str,
+    environ: dict[str, str],
+    largest_file: int | None,
+) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(environ)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    function(*arguments)
+
+
+def _command(argv: list[str]) -> None:
     sys.argv = ["ctpo", *argv]
     from ctpo.cli.main import main
 

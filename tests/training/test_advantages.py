@@ -77,7 +77,7 @@ def test_every_estimator() -> None:
         "reinforce++": library.reinforce_plus_plus(r, n),
         "reinforce++-baseline": library.reinforce_plus_plus_baseline(r, ids, n),
     }
-    assert ["trl", *expected, "turns", "each-turn"] == list(ADVANTAGES)
+    assert ["trl", *expected, "turns", "each-turn", "gae"] == list(ADVANTAGES)
     for name, values in expected.items():
         got = estimated(name, rewards, torch.ones(1), 4, lengths)
         assert got[2] == 0

@@ -107,7 +107,7 @@ def test_objective_by_name_with_overrides(tmp_path: Path) -> None:
         ({"use_vllm": True, "top_p": 0.9}, "top_p=0.9: vLLM reports log-probs of the tokens that are left"),
         ({"use_vllm": True, "anchor": "rollout", "min_p": 0.1}, "min_p=0.1: vLLM reports"),
         ({"use_vllm": True, "generation_kwargs": {"top_k": 20}}, "top_k=20: vLLM reports"),
-        ({"advantages": "gae"}, "advantages='gae' is not one of trl, rloo, maxrl"),
+        ({"advantages": "grpo"}, "advantages='grpo' is not one of trl, rloo, maxrl"),
         (
             {"advantages": "maxrl", "scale_rewards": "batch"},
             "scale_rewards='batch' has no effect with advantages='maxrl'",

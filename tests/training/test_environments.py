@@ -13,7 +13,7 @@ import torch
 from ctpo.errors import UserError
 from ctpo.objectives import turns_of
 from ctpo.tasks import Problem, Task, reward_function
-from ctpo.training.sampling.turns import rewards_by_turn, spread
+from ctpo.training.sampling.turns import rewards_by_turn, spread, turn_numbers
 
 ENDS = list(range(20, 110))
 """Many tokens end a turn, so that an untrained model plays several turns."""
@@ -232,6 +232,7 @@ def test_turns_of_tokens_are_those_of_their_rewards() -> None:
     rewards, turns = rewards_by_turn(pairs, mask)
     assert rewards.tolist() == [[1.0, 0.5], [0.0, 0.0], [4.0, 0.0]]
     assert turns.tolist() == [2, 1, 0]
-    tokens = spread(torch.tensor([[1.0, 2.0], [3.0, 9.0], [5.0, 6.0]]), pairs, mask)
+    numbers = turn_numbers(pairs, mask.shape[1])
+    tokens = spread(torch.tensor([[1.0, 2.0], [3.0, 9.0], [5.0, 6.0]]), numbers, mask)
     assert tokens.tolist() == [[1, 1, 0, 1, 0, 2, 2, 0], [3, 3, 3, 0, 0, 0, 0, 0], [0.0] * 8]
     assert turns_of(mask)[0].tolist() == [0, 0, 0, 1, 1, 2, 2, 2]  # what objectives call turns

@@ -14,7 +14,9 @@ from trl.trainer.utils import RepeatSampler
 
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.errors import UserError
-from ctpo.tasks import Problem
+from ctpo.tasks import Problem, Task
+from ctpo.training.config.recipe import Recipe
+from ctpo.training.run.start import train_problems
 from ctpo.training.sampling.data import check_difficulties, dataset_rows
 from ctpo.training.sampling.groups import choose
 from ctpo.training.sampling.stream import Curriculum, ProblemStream, solve_rates
@@ -232,6 +234,34 @@ def test_problems_with_difficulties_are_training_data(tmp_path: Path) -> None:
         check_difficulties(problems(0.5, 5), config, None)
     with pytest.raises(UserError, match=r"columns\.difficulty=level: no training problem has a value there"):
         check_difficulties(problems(None, None), config, "level")
+
+
+def test_a_task_that_reads_rows_takes_the_column_of_difficulties(tmp_path: Path) -> None:
+    class Rows:
+        def __init__(self, column: str) -> None:
+            self.column = column
+
+        def __call__(self, split: str, count: int, seed: int) -> list[Problem]:
+            row = {"rate": 0.25, "level": "hard"}
+            return [Problem(prompt="1", answer="1", id=f"{i}", difficulty=row[self.column]) for i in range(8)]
+
+        def rated_by(self, column: str) -> Rows:
+            return Rows(column)
+
+    task = Task(name="rows", problems=Rows("rate"), check=lambda completion, answer: True)
+    config = CTPOConfig(
+        str(tmp_path), use_cpu=True, curriculum={"hard": 1}, generation_batch_size=8, num_generations=4
+    )
+    (named, plain), refused = (
+        (
+            train_problems(Recipe(columns=columns), task, config)[0]
+            for columns in ({"difficulty": "level"}, None)
+        ),
+        Recipe(columns={"difficulty": "level", "prompt": "text"}),
+    )
+    assert (named.difficulty, plain.difficulty) == ("hard", 0.25)
+    with pytest.raises(UserError, match="task 'rows' makes its problems itself"):
+        train_problems(refused, task, config)
 
 
 @pytest.mark.parametrize(

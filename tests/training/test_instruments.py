@@ -291,3 +291,20 @@ def test_in_training_each_update_has_its_gradient(fit: Callable[..., Any]) -> No
     record = run.records()[-1]
     assert record["gradient_norm_mean"] == pytest.approx(sum(seen) / 2, rel=1e-5)
     assert record["gradient_norm_max"] == pytest.approx(max(seen), rel=1e-5)
+
+
+def test_the_recorded_band_falls_with_its_centre() -> None:
+    """What the report draws as the limits are those that the objective itself applies."""
+    from ctpo.objectives import preset
+    from ctpo.training.diagnostics.record import _band
+
+    settings = {"scale": 0.1, "power": 0.5, "share": 0.1, "centre": 0.02}
+    still, falling = (
+        _band(preset("ctpo-calibrated", **settings, log_drift=drift), [1.0, 16.0, None])
+        for drift in (0.0, 0.01)
+    )
+    assert still is not None
+    assert falling is not None
+    for name in ("low", "high"):
+        assert falling[name][:2] == pytest.approx([still[name][0] - 0.01, still[name][1] - 0.16])
+        assert falling[name][2] is None

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from launcher import finish, launch, launch_many
+from launcher import finish, launch, launch_function, launch_many
 from safetensors.torch import load_file
+from test_environments import trainer_of
 
 from ctpo.cli.main import main
 from ctpo.errors import UserError
+from ctpo.training.config.checks import TURN_ADVANTAGES
 from ctpo.training.config.launch import check_launch
 from ctpo.training.processes import share
 from ctpo.training.step.minibatches import dealt_order
@@ -119,6 +121,42 @@ def test_another_number_of_processes_is_refused(two: Path, capsys: pytest.Captur
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
     assert "saved by 2 processes and this is 1; resume with `torchrun --nproc_per_node 2`" in printed
+
+
+def in_an_environment(
+    folder: Path, name: str, **sizes: int
+) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
+    """The parameters and the records of a small training whose rewards are of turns."""
+    settings = {"advantages": name, "objective": "ctpo-turn", "max_completion_length": 50, "max_steps": 2}
+    trainer = trainer_of(folder / name, **settings, **sizes)
+    return [*trainer.model.parameters()], records_of(folder / name)
+
+
+def one_of_two(folder: Path) -> None:
+    """What each of two processes does: its half of the responses, in micro-batches of a quarter of the size."""
+    for name in TURN_ADVANTAGES:
+        parameters, _ = in_an_environment(
+            folder / "two", name, per_device_train_batch_size=2, gradient_accumulation_steps=2
+        )
+        torch.save(parameters, folder / f"{name}-{os.environ['RANK']}.pt")
+
+
+def test_advantages_of_turns_are_those_of_one_process(tmp_path: Path) -> None:
+    """Two updates on a rollout batch of responses with different numbers of turns."""
+    log = tmp_path / "log"
+    both = launch_function(2, one_of_two, (tmp_path,), log)
+    expected = {
+        name: in_an_environment(tmp_path / "one", name, per_device_train_batch_size=8)
+        for name in TURN_ADVANTAGES
+    }
+    assert [finish(process) for process in both] == [0, 0], log.with_name("log-1").read_text()
+    for name, (parameters, records) in expected.items():
+        for rank in range(2):
+            for mine, value in zip(torch.load(tmp_path / f"{name}-{rank}.pt"), parameters, strict=True):
+                torch.testing.assert_close(mine, value, atol=TOLERANCE, rtol=0)
+        for got, wanted in zip(records_of(tmp_path / "two" / name), records, strict=True):
+            for key in {"reward", "response_tokens", "tokens", "loss", "grad_norm"} & wanted.keys():
+                assert got[key] == pytest.approx(wanted[key], rel=1e-3, abs=1e-5), key
 
 
 @pytest.mark.parametrize(("per_process", "group"), [(4, 4), (8, 4), (2, 2)])

@@ -22,7 +22,7 @@ from ctpo.training.sampling.checked import CheckedRewards
 
 ONE = {"generation_batch_size": 16, "per_device_train_batch_size": 16, "max_steps": 1, "logging_steps": 1}
 NUMBERS = [1, True, 0.5, Fraction(1, 2), Decimal("0.25"), np.float32(2), np.array(3.0), torch.tensor([4.0])]
-USELESS = [math.nan, math.inf, -math.inf, np.nan, torch.tensor(math.inf), 1e30]
+USELESS = [math.nan, math.inf, -math.inf, np.nan, torch.tensor(math.inf), 1e30, 10**400]
 
 
 def returning(value: Any) -> Callable[..., Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -145,16 +147,20 @@ def test_a_model_that_scales_its_logits_falls_back_and_says_so() -> None:
 def test_a_state_that_crosses_rows_is_noticed(embedded: Any) -> None:
     """With an attention that ignores the tree, packed rows would see each other."""
     scorer = Scorer(ScoringOptions())
-    real = scorer._packed
+    real = scorer._layout
 
-    def ignoring(model: Any, unwrapped: Any, rows: Rows) -> Tensor:
-        tree, targets = grow(rows, temperature=1.0, shared=True)
-        return scorer._forward(model, unwrapped, targets, input_ids=tree.ids, position_ids=tree.positions)
+    @contextmanager
+    def ignoring(unwrapped: Any, rows: Rows, pass_name: str) -> Iterator[Any]:
+        if pass_name == "packed":
+            tree, targets = grow(rows, temperature=1.0, shared=True)
+            yield targets, {"input_ids": tree.ids, "position_ids": tree.positions}
+        else:
+            with real(unwrapped, rows, pass_name) as layout:
+                yield layout
 
-    scorer._packed = ignoring  # type: ignore[method-assign]
+    scorer._layout = ignoring  # type: ignore[method-assign]
     with pytest.warns(SlowPassNote, match="padded pass, not the packed"):
         assert PassChoice(scorer).best(embedded, embedded) == "padded"
-    scorer._packed = real  # type: ignore[method-assign]
 
 
 def test_recomputed_layers_are_not_packed(embedded: Any) -> None:

@@ -196,10 +196,19 @@ def test_the_commands_take_it(whole: Path, tmp_path: Path, capsys: pytest.Captur
     assert "Held-out reward" in page
     assert main(["calibrate", str(whole)]) in (0, 2)  # three tiny batches may hold no drift to fit
     assert "damaged" not in capsys.readouterr().err
+    plan, based = tmp_path / "plan.yaml", tmp_path / "based.yaml"
+    plan.write_text("objectives: {ctpo: {}, grpo: {}}\nregimes: {plain: {}}\nseeds: {test: [0, 1]}\n")
+    based.write_text(f"recipe: {whole / 'config.yaml'}\n{plan.read_text()}")
     for words, message in (
         (["train", "--resume", str(whole)], "names the script"),
         (["train", "--resume", str(whole), "seed=1", "--trust"], "seed=1: "),
         (["train", str(whole / "config.yaml")], "records the training of a Python script"),
+        (["compare", str(whole)], "is a directory; give a comparison file. `ctpo report"),
+        (
+            ["compare", str(plan), "--output", str(whole)],
+            "holds a run; choose a directory of the comparison's own",
+        ),
+        (["compare", str(based)], "records the training of a Python script"),
         (["eval", str(whole)], "name what to evaluate on with --task"),
     ):
         assert main(words) == 2

@@ -95,7 +95,7 @@ ANSWERS = [
     (["behaviour_lag=-1"], 2, "behaviour_lag=-1 is negative"),
     (["rollout_correction=ice"], 2, "rollout_correction='ice' is not one of auto, recipe, tis, icepop"),
     (["rollout_correction=tis", "rollout_correction_kwargs.low=1"], 2, "kwargs.low is unknown for 'tis'"),
-    (["advantages=gae"], 2, "advantages='gae' is not one of trl, rloo"),
+    (["advantages=grpo"], 2, "advantages='grpo' is not one of trl, rloo"),
 ]
 """Words after `ctpo train`, the exit code, and a part of what is printed."""
 _PROGRAM = f"""

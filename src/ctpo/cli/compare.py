@@ -17,6 +17,7 @@ from ctpo.errors import UserError, one_line
 from ctpo.extras import require
 from ctpo.report.tables.words import mean_and_error, probability, settings_in_words
 from ctpo.runs.means import Mean
+from ctpo.runs.scores import score_name
 
 if TYPE_CHECKING:
     from ctpo.lab.comparison.plan import Cell, Plan
@@ -102,10 +103,17 @@ def run(args: argparse.Namespace) -> int:
     from ctpo.lab.comparison.runner import Runner
     from ctpo.lab.comparison.scores_file import ScoresFile
     from ctpo.runs.atomic import write_json, write_text
+    from ctpo.runs.directory import RunDirectory
 
+    if args.plan.is_dir():
+        raise UserError(
+            f"{args.plan} is a directory; give a comparison file. `ctpo report {args.plan} …` shows runs side by side"
+        )
     plan = read_plan(args.plan)
     _check_recipes(plan, None if args.trust else args.plan, only_reported=args.status)
     output = args.output or args.plan.with_suffix("")
+    if RunDirectory(output).holds_a_run:
+        raise UserError(f"--output {output} holds a run; choose a directory of the comparison's own")
     runner = Runner(output, _budget(args), ScoresFile(args.scores) if args.scores else None, trust=args.trust)
     failures: list[Failure] = []
     if not args.status:
@@ -211,7 +219,7 @@ def _stage(runner: Runner, name: str, cells: Sequence[Cell]) -> list[Failure]:
 def _print(outcome: Mapping[str, Any]) -> None:
     """Print both tables, how they came about, and the runs that failed."""
     for title, head, rows in (
-        ("means over the test seeds ± standard error", _MEANS, _means(outcome)),
+        ("means over the test seeds ± standard error", _head(outcome), _means(outcome)),
         ("paired over seeds, two-sided t-test", _TESTS, _tests(outcome)),
     ):
         if rows:
@@ -221,10 +229,16 @@ def _print(outcome: Mapping[str, Any]) -> None:
         print(one_line(f"failed: {failure['run']}: {failure['reason']}"))
 
 
+def _head(outcome: Mapping[str, Any]) -> tuple[str, ...]:
+    """The headings of the means, by what the held-out scores are."""
+    final = f"final {score_name(outcome['objectives'])}"
+    return tuple(final if name == "final pass@1" else name for name in _MEANS)
+
+
 def _markdown(outcome: Mapping[str, Any]) -> str:
     """The same tables as a Markdown page."""
     parts = ["# Comparison", _tuning(outcome)]
-    for head, rows in ((_MEANS, _means(outcome)), (_TESTS, _tests(outcome))):
+    for head, rows in ((_head(outcome), _means(outcome)), (_TESTS, _tests(outcome))):
         lines = [head, ["---"] * len(head), *rows]
         parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
     return "\n\n".join(parts) + "\n"

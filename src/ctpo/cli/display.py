@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from ctpo.errors import printable
+from ctpo.runs.scores import score_name
 
 if TYPE_CHECKING:
     from ctpo.runs.directory import RunDirectory
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 _COLUMNS: Final[tuple[tuple[str, int, Callable[[dict[str, Any]], str]], ...]] = (
     ("batch", 5, lambda r: f"{r['batch']}"),
     ("updates", 7, lambda r: f"{r['step']}"),
-    ("reward", 6, lambda r: _figure(r, "reward", "{:.3f}")),
+    ("reward", 6, lambda r: figure(r, "reward", "{:.3f}")),
     ("held-out", 13, lambda r: _accuracy(r)),
-    ("clip %", 6, lambda r: _figure(r, "clip_fraction", "{:.1f}", 100)),
+    ("clip %", 6, lambda r: figure(r, "clip_fraction", "{:.1f}", 100)),
     ("log ratio mean±std", 18, lambda r: _spread(r)),
-    ("calls", 5, lambda r: _figure(r, "tool_calls", "{:.0f}")),
-    ("tok/s", 6, lambda r: _figure(r, "tokens_per_s", "{:.0f}")),
-    ("time", 6, lambda r: _clock(r["seconds"])),
-    ("left", 6, lambda r: _clock(r["left"]) if "left" in r else ""),
+    ("calls", 5, lambda r: figure(r, "tool_calls", "{:.0f}")),
+    ("tok/s", 6, lambda r: figure(r, "tokens_per_s", "{:.0f}")),
+    ("time", 6, lambda r: clock(r["seconds"])),
+    ("left", 6, lambda r: clock(r["left"]) if "left" in r else ""),
 )
 """The columns of the table: heading, width, and a function from a record to the text of its cell."""
 
@@ -140,10 +141,15 @@ class Display:
         return per_batch * (self._plan.rollout_batches - batch)
 
 
+def open_console(*, shown: bool = True) -> Console:
+    """A console on standard output; with `shown` off, for a process that is not the main one, it prints nothing."""
+    return _Console(soft_wrap=True, quiet=not shown)
+
+
 @contextmanager
 def open_display(*, shown: bool = True) -> Iterator[Display]:
     """A display on standard output. With `shown` off, for a process that is not the main one, it prints nothing."""
-    console = _Console(soft_wrap=True, quiet=not shown)
+    console = open_console(shown=shown)
     if not console.is_terminal or not shown:
         yield Display(console, None)
         return
@@ -162,7 +168,8 @@ def _before_after(summary: dict[str, Any]) -> Table:
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row(
-        "pass@1 ± standard error", *(f"{e['pass@1']:.3f} ± {e['stderr']:.3f}" for e in (before, after))
+        f"{score_name((before, after))} ± standard error",
+        *(f"{e['pass@1']:.3f} ± {e['stderr']:.3f}" for e in (before, after)),
     )
     if not same:
         table.add_row("problems", *(str(e["problems"]) for e in (before, after)))
@@ -197,7 +204,7 @@ def _what_next(outcome: Outcome) -> str:
     run, seconds = outcome.run, outcome.summary["wall_clock_s"]
     trust = " --trust" if names_code(run.read_recipe()) else ""  # whoever trained with this code trusts it
     return (
-        f"{_clock(seconds)} in all, from the first import on. Saved in {run.path}:\n"
+        f"{clock(seconds)} in all, from the first import on. Saved in {run.path}:\n"
         f"  {run.model.name}/ (load it with transformers)  {run.curve.name}  {run.metrics.name}  "
         f"{run.summary.name}  transcripts/  {run.config.name}\n"
         "Next:\n"
@@ -212,7 +219,7 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def _figure(record: dict[str, Any], name: str, form: str, scale: float = 1.0) -> str:
+def figure(record: Mapping[str, Any], name: str, form: str, scale: float = 1.0) -> str:
     value = record.get(name)
     return "" if value is None else form.format(scale * value)
 
@@ -229,7 +236,7 @@ def _spread(record: dict[str, Any]) -> str:
     return f"{record['log_ratio_mean']:+.3f}±{record['log_ratio_std']:.3f}"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -17,6 +17,7 @@ from ctpo.errors import UserError, one_line, printable
 from ctpo.extras import require
 from ctpo.runs.checkpoints import is_disk_error
 from ctpo.runs.directory import RunDirectory
+from ctpo.runs.scores import score_name
 from ctpo.runs.script import KEY
 from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import SHIPPED_MODELS, model_path
@@ -391,7 +392,8 @@ def _print_response(response: JudgedResponse) -> None:
 
 def _print_figures(model: str, figures: dict[str, Any]) -> None:
     k = figures["samples"]
-    accuracies = {f"avg@{k}" if k > 1 else "pass@1": ("pass@1", "stderr")}
+    name = score_name(figures["results"].values())
+    accuracies = {name if k == 1 else f"score@{k}" if name == "score" else f"avg@{k}": ("pass@1", "stderr")}
     if k > 1:
         accuracies[f"pass@{k}"] = (f"pass@{k}", f"pass@{k}_stderr")
         accuracies[f"maj@{k}"] = (f"majority@{k}", "majority_stderr")

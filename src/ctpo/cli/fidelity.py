@@ -33,7 +33,7 @@ with the on-policy gradient of the other. No training is needed. docs/fidelity.m
 
 BEHAVIOUR samples and TARGET is updated. Each is a run's directory (its trained model), a checkpoint, a model's
 directory, or a shipped model (`embedded`). One run and --lag N take the run's last policy as the target, and as the
-behaviour policy the checkpoint N rollout batches before it.
+behaviour policy the checkpoint N rollout batches before it. Several lags show how the figures change with the drift.
 
 The task, the advantages and the temperature come from RECIPE and key=value, else from the run that holds TARGET or
 BEHAVIOUR, else from the embedded recipe. All objectives get the reduction of the recipe's objective.
@@ -41,6 +41,7 @@ BEHAVIOUR, else from the embedded recipe. All objectives get the reduction of th
 _EPILOG: Final = """\
 examples:
   ctpo fidelity runs/NAME --lag 4                           the last policy of a run, and an older one
+  ctpo fidelity runs/NAME --lags 1,2,4,8                    and several older ones
   ctpo fidelity runs/NAME/checkpoint-64 runs/NAME --recommend
   ctpo fidelity embedded runs/NAME --objective ctpo --objective 'ctpo?log_low=0.25&log_high=0.5&log_dual=0.5'
   ctpo fidelity A B recipe.yaml max_completion_length=512 --lengths 100,300 --problems 64
@@ -73,7 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BEHAVIOUR TARGET [RECIPE] [key=value]",
         help="the two policies, and the task",
     )
-    add("--lag", type=int, metavar="N", help="rollout batches between the two policies of one run")
+    add(
+        "--lag",
+        "--lags",
+        metavar="N[,N…]",
+        help="rollout batches between the policies of one run; with several, figures by drift",
+    )
     add(
         "--objective",
         action="append",
@@ -102,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="where samples and results are kept (default: under fidelity/)",
+        help="where samples and results are kept (default: below fidelity/ in the run of TARGET, or here)",
     )
     add("--recommend", action="store_true", help="say which objectives are within noise of the best")
     add("--figure", type=Path, metavar="FILE", help="draw the figures to a .png or .svg")
@@ -117,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, and print the figures."""
     require("ctpo fidelity", "compare", "transformers", "trl", "pydantic", "yaml", "rich", "scipy")
-    behaviour, target, keys = _resolve(args)
+    behaviours, target, keys = _resolve(args)
     objectives = _objectives(args.objective, keys)
     lengths = _lengths(args.lengths)
     from ctpo.training.config.settings import check
@@ -139,10 +145,10 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
         )
         sizes.check(settings.get("num_generations", 8))
-        output = args.output or Path("fidelity") / f"{_word(behaviour)}-{_word(target)}"
+        output = args.output or _home(target)
         with sole_use(output):
             result = fidelity(
-                behaviour,
+                behaviours,
                 target,
                 keys,
                 objectives,
@@ -158,14 +164,16 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(result, indent=2, allow_nan=False))
         return 0
     _print(result)
+    for pair in result["pairs"] if args.recommend else ():
+        _print_recommendation(pair)
     if args.recommend:
-        _print_recommendation(result)
+        print(result["pairs"][0]["recommended"]["rule"])
     print(f"everything: {output / 'fidelity.json'}" + (f"; figure: {args.figure}" if args.figure else ""))
     return 0
 
 
-def _resolve(args: argparse.Namespace) -> tuple[str, str, dict[str, Any]]:
-    """Both policies and the keys of the recipe. Imports nothing heavy."""
+def _resolve(args: argparse.Namespace) -> tuple[list[str], str, dict[str, Any]]:
+    """The behaviour policies, the target and the keys of the recipe. Imports nothing heavy."""
     names = [word for word in args.words if "=" not in word or os.path.exists(word)]
     overrides = parse_overrides(word for word in args.words if word not in names)
     wanted = 2 if args.lag is None else 1
@@ -176,10 +184,10 @@ def _resolve(args: argparse.Namespace) -> tuple[str, str, dict[str, Any]]:
         )
     recipe = Path(names[wanted]) if len(names) > wanted else None
     if args.lag is not None:
-        behaviour, target = _lagged(Path(names[0]), args.lag)
+        behaviours, target = _lagged(Path(names[0]), _lags(args.lag))
         sources = [names[0]]
     else:
-        behaviour, target = (_model(name) for name in names[:2])
+        behaviours, target = [_model(names[0])], _model(names[1])
         sources = [names[1], names[0]]
     held = next((run for run in map(_run_of, sources) if run is not None), None)
     if recipe is not None:
@@ -193,7 +201,7 @@ def _resolve(args: argparse.Namespace) -> tuple[str, str, dict[str, Any]]:
     keys = merge(keys, overrides)
     if origin is not None and not args.trust:
         check_recipe(keys, overrides, origin)
-    return behaviour, target, {**keys, "output_dir": "unnamed", "model": target}
+    return behaviours, target, {**keys, "output_dir": "unnamed", "model": target}
 
 
 def _run_of(name: str) -> RunDirectory | None:
@@ -220,11 +228,22 @@ def _model(name: str) -> str:
     return str(checkpoints[0])
 
 
-def _lagged(path: Path, lag: int) -> tuple[str, str]:
-    """The policies of one run, `lag` rollout batches apart."""
+def _lags(text: str) -> list[int]:
+    try:
+        lags = [int(each) for each in text.split(",")]
+    except ValueError:
+        raise UserError(f"--lag {text} are no whole numbers; write for example 1,2,4,8") from None
+    wrong = [lag for lag in lags if lag < 1 or lags.count(lag) > 1]
+    if wrong:
+        raise UserError(
+            f"--lag {text}: {wrong[0]} is no distance or is given twice; use different ones from 1"
+        )
+    return lags
+
+
+def _lagged(path: Path, lags: Sequence[int]) -> tuple[list[str], str]:
+    """The policies of one run, so many rollout batches before the last, and the last."""
     run = RunDirectory(path)
-    if lag < 1:
-        raise UserError(f"--lag {lag} is no distance; use 1 or more")
     if not run.config.is_file():
         raise UserError(f"{path} is no run (it holds no config.yaml); --lag takes the checkpoints of a run")
     checkpoints = {step_of(each): each for each in all_checkpoints(path)}
@@ -235,16 +254,16 @@ def _lagged(path: Path, lag: int) -> tuple[str, str]:
     _, config = build({**run.read_recipe(), "output_dir": "unnamed"})
     updates = config.updates_per_rollout_batch
     last = max(checkpoints)
-    step = last - lag * updates
-    if step not in checkpoints:
+    missing = [lag for lag in lags if last - lag * updates not in checkpoints]
+    if missing:
         there = ", ".join(
             str((last - each) // updates) for each in sorted(checkpoints, reverse=True) if each != last
         )
         raise UserError(
-            f"--lag {lag}: {path} has no checkpoint {lag} rollout batches before its last; there "
+            f"--lag {missing[0]}: {path} has no checkpoint {missing[0]} rollout batches before its last; there "
             f"are some {there or 0} before (see save_steps and save_total_limit)"
         )
-    return str(checkpoints[step]), str(checkpoints[last])
+    return [str(checkpoints[last - lag * updates]) for lag in lags], str(checkpoints[last])
 
 
 def _objectives(given: Sequence[str] | None, keys: Mapping[str, Any]) -> list[str]:
@@ -273,72 +292,113 @@ def _lengths(text: str | None) -> tuple[int, ...]:
         raise UserError(f"--lengths {text} are no whole numbers; write for example 100,300") from None
 
 
-def _word(location: str) -> str:
-    """A path as one word for a folder's name."""
-    parts = [part for part in Path(location).parts if part not in ("/", "..")]
-    return "-".join(parts[-2:]) or "model"
+def _home(target: str) -> Path:
+    """Where a measurement is kept if nothing else is wished: in the run of the target, where `ctpo report` looks."""
+    run = _run_of(target)
+    parts = [part for part in Path(target).parts if part not in ("/", "..")]
+    if run is None:
+        return Path("fidelity") / ("-".join(parts[-2:]) or "model")
+    return run.path / "fidelity" / (parts[-1] if parts else "model")
 
 
 def _print(result: Mapping[str, Any]) -> None:
-    """Print the pair, and one table for each kind of advantages."""
-    drift, reference, sketch = result["drift"], result["reference"], result["sketch"]
-    sizes = result["sizes"]
+    """Print what was measured, and its tables: of one pair, or of several by drift."""
+    reference, sketch, sizes, pairs = result["reference"], result["sketch"], result["sizes"], result["pairs"]
+    for pair in pairs:
+        drift = pair["drift"]
+        print(
+            f"{pair['behaviour']} -> {result['target']}, task {result['task']}: {sizes['responses']} responses of "
+            f"each, {pair['tokens']:.0f} tokens; reward {pair['reward']:.3f} -> {result['reward']:.3f}\n"
+            f"drift: log ratio per token ± {drift['token_std']:.3g}, per response {drift['log_ratio_mean']:+.3g} ± "
+            f"{drift['log_ratio_std']:.3g} nats"
+        )
+    if result["left_out"]:
+        print(f"left out: {result['left_out']} problems that leave no room in the model's context")
     print(
-        f"{result['behaviour']} -> {result['target']}, task {result['task']}: {sizes['responses']} responses of "
-        f"each, {result['tokens']:.0f} tokens; reward {result['rewards']['behaviour']:.3f} -> "
-        f"{result['rewards']['target']:.3f}"
-    )
-    print(
-        f"drift: log ratio per token ± {drift['token_std']:.3g}, per response {drift['log_ratio_mean']:+.3g} ± "
-        f"{drift['log_ratio_std']:.3g} nats"
-    )
-    print(
-        f"reference: cosine of its halves {reference['half_cosine']:.3f}, so {reference['cosine']:.3f} with the true "
-        "gradient, by which cosines are divided"
+        f"reference: cosine {_pm(reference['cosine'])} with the true gradient, from its {reference['parts']} parts; "
+        "cosines are divided by it"
     )
     print(
         f"sketch: {100 * sketch['error']:.2g} % from autograd; norms × {sketch['norm']:.2f} at {sizes['directions']} "
         f"directions; engine and forward pass differ by at most {sketch['engine_gap']:.1g} nats"
     )
-    for kind, own in result["on_policy"].items():
-        head = ["objective", f"cos of {sizes['batch']}", "cos of E", "component of E", "S/N", "pull"]
-        rows = [["on-policy", _pm(own["batch_cosine"]), "1", "1", "1", "0"], []]
-        for row in result["objectives"]:
-            figures = row["advantages"][kind]
-            cells = [figures[key] for key in ("batch_cosine", "cosine", "component", "signal_to_noise")]
-            rows.append([row["objective"], *map(_pm, cells), _pm(row["pull"])])
-        print(f"\n{table(head, rows, title=f'advantages per {kind}; ± standard error')}")
-    positions = result["positions"]
-    shown = positions[-6:]
-    head = ["effective share of the weights at t", *map(str, shown)]
-    rows = [
-        [row["objective"], *(_short(value) for value in row["ess"][-len(shown) :])]
-        for row in result["objectives"]
-    ]
-    print(f"\n{table(head, rows)}")
-    bins = result["lengths"]
-    if len(bins) > 1:
-        names = [f"{each['from']}–{'' if each['below'] is None else each['below'] - 1}" for each in bins]
-        head = ["component by length", *names]
+    for kind in result["on_policy"]:
+        print(f"\n{_figures(result, kind) if len(pairs) == 1 else _by_drift(result, kind)}")
+    for pair in pairs:
+        of = "" if len(pairs) == 1 else f", drift {pair['drift']['log_ratio_std']:.3g} nats"
+        positions = result["positions"][-6:]
+        head = [f"effective share of the weights at t{of}", *map(str, positions)]
         rows = [
-            ["responses", *(str(each["responses"]) for each in bins)],
-            ["log ratio, std", *(_short(each["log_ratio_std"]) for each in bins)],
-            [],
-            *(
-                [row["objective"], *(_pm(each["component"]) for each in row["lengths"])]
-                for row in result["objectives"]
-            ),
+            [row["objective"], *(_short(value) for value in row["ess"][-len(positions) :])]
+            for row in pair["objectives"]
         ]
         print(f"\n{table(head, rows)}")
+        if len(pair["lengths"]) > 1:
+            print(f"\n{_lengths_table(pair, of)}")
     print(
-        f"\ncos of {sizes['batch']}: of one batch's gradient with the on-policy gradient; cos of E, component of E: of "
-        "the expectation, the component relative to on-policy\nS/N: on-policy responses that one response is worth; "
-        "pull: component under advantages that know nothing, relative to the on-policy signal"
+        f"\n± standard error, over problems and over the reference's parts\ncos of {sizes['batch']}: of one batch's "
+        "gradient with the on-policy gradient; cos of E, component of E: of the expectation, the component relative "
+        "to on-policy\nS/N: on-policy responses that one response is worth; pull: component under advantages that "
+        "know nothing, relative to the on-policy signal"
     )
 
 
-def _print_recommendation(result: Mapping[str, Any]) -> None:
-    recommended = result["recommended"]
+def _figures(result: Mapping[str, Any], kind: str) -> str:
+    """The table of one pair."""
+    own = result["on_policy"][kind]
+    head = ["objective", f"cos of {result['sizes']['batch']}", "cos of E", "component of E", "S/N", "pull"]
+    rows = [["on-policy", _pm(own["batch_cosine"]), "1", "1", "1", "0"], []]
+    for row in result["pairs"][0]["objectives"]:
+        figures = row["advantages"][kind]
+        cells = [figures[key] for key in ("batch_cosine", "cosine", "component", "signal_to_noise")]
+        rows.append([row["objective"], *map(_pm, cells), _pm(row["pull"])])
+    return table(head, rows, title=f"advantages per {kind}")
+
+
+def _by_drift(result: Mapping[str, Any], kind: str) -> str:
+    """One table for each figure of several pairs, a column for each."""
+    pairs = result["pairs"]
+    drifts = [f"{pair['drift']['log_ratio_std']:.3g} nats" for pair in pairs]
+    titles = {
+        "batch_cosine": f"cos of {result['sizes']['batch']}; on-policy "
+        f"{_pm(result['on_policy'][kind]['batch_cosine'])}",
+        "component": "component of E",
+        "signal_to_noise": "S/N",
+        "pull": "pull",
+    }
+    tables = []
+    for key, title in titles.items():
+        rows = [
+            [first["objective"], *(_pm(_figure(pair["objectives"][place], kind, key)) for pair in pairs)]
+            for place, first in enumerate(pairs[0]["objectives"])
+        ]
+        tables.append(table([f"{title}, by drift", *drifts], rows, title=f"advantages per {kind}"))
+    return "\n\n".join(tables)
+
+
+def _figure(row: Mapping[str, Any], kind: str, key: str) -> Mapping[str, float | None]:
+    figure: Mapping[str, float | None] = row["pull"] if key == "pull" else row["advantages"][kind][key]
+    return figure
+
+
+def _lengths_table(pair: Mapping[str, Any], of: str) -> str:
+    names = [
+        f"{each['from']}–{'' if each['below'] is None else each['below'] - 1}" for each in pair["lengths"]
+    ]
+    rows = [
+        ["responses", *(str(each["responses"]) for each in pair["lengths"])],
+        ["log ratio, std", *(_short(each["log_ratio_std"]) for each in pair["lengths"])],
+        [],
+        *(
+            [row["objective"], *(_pm(each["component"]) for each in row["lengths"])]
+            for row in pair["objectives"]
+        ),
+    ]
+    return table([f"component by length{of}", *names], rows)
+
+
+def _print_recommendation(pair: Mapping[str, Any]) -> None:
+    recommended = pair["recommended"]
     if recommended["best"] is None:
         print(
             "\nNo objective can be recommended: the samples do not determine the cosines; take more problems."
@@ -346,8 +406,8 @@ def _print_recommendation(result: Mapping[str, Any]) -> None:
         return
     names = ", ".join(recommended["within_noise"])
     print(
-        f"\nFor this pair, these objectives are within noise of the best, {recommended['best']}: {names}.\n"
-        f"{recommended['rule']}"
+        f"\nAfter {pair['behaviour']}, these objectives are within noise of the best, {recommended['best']}: "
+        f"{names}."
     )
 
 

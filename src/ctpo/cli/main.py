@@ -17,6 +17,7 @@ from ctpo.version import __version__
 
 _COMMANDS: Final = {
     "train": "train a model; with no arguments, the embedded recipe",
+    "warm-up": "teach a model the form of a task from worked solutions, before `ctpo train`",
     "eval": "accuracy of a run's model, or any model, on held-out problems",
     "task": "try a task before training on it: problems, check, rendering",
     "calibrate": "propose a trust region from the drift that a run recorded",
@@ -26,12 +27,14 @@ _COMMANDS: Final = {
     "theory": "exact bias and variance of the objectives on policies small enough to enumerate",
     "sandbox": "run untrusted Python programs, and check that they are contained here",
 }
-"""The commands. Each has a module of its name in this package, with `add_arguments(parser)` and `run(args)`."""
+"""The commands. Each has a module of its name in this package, `_` for `-`, with `add_arguments(parser)` and
+`run(args)`."""
 
 _EPILOG: Final = """\
 first steps:
   ctpo train                          train the embedded model on arithmetic with CTPO, on a CPU
   ctpo train objective=grpo seed=1    the same with another objective and seed
+  ctpo warm-up recipe.yaml            first teach a language model the tool and the form of an answer
   ctpo eval runs/NAME                 accuracy of a run's model on held-out problems
   ctpo task check mine.py             does a task of your own hold what training needs?
   ctpo calibrate runs/NAME            a trust region from the drift that the run recorded
@@ -44,7 +47,7 @@ first steps:
 what to install:
   pip install ctpo                    the objectives, `ctpo theory` and `ctpo sandbox`
   pip install 'ctpo[report]'          also `ctpo report`, `ctpo calibrate` and figures
-  pip install 'ctpo[train]'           also `ctpo train` and `ctpo eval`
+  pip install 'ctpo[train]'           also `ctpo train`, `ctpo warm-up` and `ctpo eval`
   pip install 'ctpo[compare]'         also `ctpo compare` and `ctpo fidelity`
 """
 
@@ -68,7 +71,7 @@ class _Command(_Parser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self._module:
-            command = import_module(f"ctpo.cli.{self._module}")
+            command = import_module(f"ctpo.cli.{self._module.replace('-', '_')}")
             command.add_arguments(self)
             self.set_defaults(handler=command.run)
             self._module = ""

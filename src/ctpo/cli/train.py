@@ -14,8 +14,9 @@ from ctpo.engines.choice import VERL, EngineChoice, engine_keys, split_engine
 from ctpo.errors import UserError
 from ctpo.extras import require
 from ctpo.runs.checkpoints import is_checkpoint
+from ctpo.runs.command import TRAIN, check_command
 from ctpo.runs.directory import RunDirectory
-from ctpo.runs.script import KEY, run_again, script_of
+from ctpo.runs.script import run_again, script_of
 from ctpo.training.config.launch import check_launch
 from ctpo.training.config.recipe import Recipe, embedded_recipe, merge, parse_overrides, read_recipe
 from ctpo.training.config.trust import check_recipe, check_script
@@ -118,7 +119,9 @@ def _train_with_verl(keys: dict[str, Any], choice: EngineChoice, *, started: flo
 def _run_script_again(words: Sequence[str], resume: Path, *, trust: bool) -> None:
     """Put the script that trained a run in the place of this process; return if a recipe trained it."""
     run = RunDirectory(resume.parent if is_checkpoint(resume) else resume)
-    script = script_of(run.read_recipe(), run.config)
+    recipe = run.read_recipe()
+    check_command(recipe, run.path, TRAIN)
+    script = script_of(recipe, run.config)
     if script is None:
         return
     if words:
@@ -159,10 +162,7 @@ def _collect(words: Sequence[str], resume: Path | None, *, trust: bool) -> dict[
     if not recipes:
         return merge(embedded_recipe(), overrides)
     keys = merge(read_recipe(Path(recipes[0])), overrides)
-    if KEY in keys:
-        raise UserError(
-            f"{recipes[0]} records the training of a Python script and is no recipe; run the script"
-        )
+    check_command(keys, Path(recipes[0]), TRAIN)
     if not trust:
         check_recipe(keys, overrides, Path(recipes[0]))
     return keys

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ctpo.evaluation.judged import JudgedResponse, reward_figures, sample_problems
+from ctpo.evaluation.judged import JudgedResponse, graded_figure, reward_figures, sample_problems
 from ctpo.evaluation.metrics import mean_and_error
 from ctpo.rollout import ToolRunner, TransformersEngine, VLLMEngine
 from ctpo.rollout.sampling import Sampling
@@ -56,12 +56,13 @@ class Evaluation:
         keys = (*_TRANSCRIPT_KEYS, _TURN_REWARDS)
         return [{key: record[key] for key in keys if key in record} for record in records]
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float | bool]:
         """The figures that a run's summary keeps. Tool calls, tokens and finished are means over the problems."""
         n = len(self.responses)
         return {
             "pass@1": self.accuracy,
             "stderr": self.standard_error,
+            **graded_figure(self.responses),
             **reward_figures(self.responses),
             "problems": n,
             "tool_calls": sum(len(response.calls) for response in self.responses) / n,

@@ -53,8 +53,8 @@ class JudgedResponse:
     """Why the request failed, if an endpoint did not answer it."""
     turn_rewards: list[float | None] = field(default_factory=list)
     """What an environment gave each turn; None for a turn that it could not score. Empty without an environment."""
-    part: float = 0.0
-    """The share that is right, if the verdict is "partly right"."""
+    score: float = 0.0
+    """1 if right, 0 if not, and between the two if a part is right."""
 
     @property
     def reward(self) -> float | None:
@@ -66,11 +66,6 @@ class JudgedResponse:
     def correct(self) -> bool:
         """Whether the answer is right. A response that could not be sampled is not."""
         return self.verdict == RIGHT
-
-    @property
-    def score(self) -> float:
-        """1 if right, 0 if not, and between the two if a part is right."""
-        return self.part if self.verdict == PARTLY_RIGHT else float(self.correct)
 
     def record(self) -> dict[str, Any]:
         """The response as one JSON object of a transcript file."""
@@ -117,7 +112,9 @@ class JudgedResponse:
             too_long=record["too_long"],
             error=record["error"],
             turn_rewards=_rewards(record.get("turn_rewards", [])),
-            part=_share(record["score"]) if record["verdict"] == PARTLY_RIGHT else 0.0,
+            score=_share(record["score"])
+            if record["verdict"] == PARTLY_RIGHT
+            else float(record["verdict"] == RIGHT),
         )
 
 
@@ -199,6 +196,11 @@ def reward_figures(responses: Sequence[JudgedResponse]) -> dict[str, float]:
     return {"reward": mean, "reward_stderr": error}
 
 
+def graded_figure(responses: Sequence[JudgedResponse]) -> dict[str, bool]:
+    """`graded: True` if a response is partly right, so that the mean of scores is no share of right answers."""
+    return {"graded": True} if any(each.verdict == PARTLY_RIGHT for each in responses) else {}
+
+
 def judge(task: Task, responses: Sequence[JudgedResponse]) -> list[JudgedResponse]:
     """The same responses with the verdicts and final answers that the task's check gives now."""
     sampled = [each for each in responses if not each.too_long and each.error is None]
@@ -206,7 +208,7 @@ def judge(task: Task, responses: Sequence[JudgedResponse]) -> list[JudgedRespons
     names, rewards = [each.problem.id for each in sampled], [each.reward for each in sampled]
     given = iter(judgements(task, texts, answers, names, rewards))
     return [
-        replace(each, extracted=None, verdict=None)
+        replace(each, extracted=None, verdict=None, score=0.0)
         if each.too_long or each.error is not None
         else _judged(each, next(given), _extracted(task, each))
         for each in responses
@@ -214,8 +216,7 @@ def judge(task: Task, responses: Sequence[JudgedResponse]) -> list[JudgedRespons
 
 
 def _judged(response: JudgedResponse, judgement: Judgement, extracted: str | None) -> JudgedResponse:
-    part = judgement.score if judgement.verdict == PARTLY_RIGHT else 0.0
-    return replace(response, extracted=extracted, verdict=judgement.verdict, part=part)
+    return replace(response, extracted=extracted, verdict=judgement.verdict, score=float(judgement.score))
 
 
 def _extracted(task: Task, response: JudgedResponse) -> str | None:

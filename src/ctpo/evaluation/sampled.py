@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ctpo.evaluation.judged import JudgedResponse, reward_figures, sample_problems
+from ctpo.evaluation.judged import JudgedResponse, graded_figure, reward_figures, sample_problems
 from ctpo.evaluation.metrics import majority, mean_and_error, pass_at_k, reported_ks
 from ctpo.evaluation.stored import align, complete_groups, write_responses
 from ctpo.evaluation.votes import votes
@@ -100,6 +100,7 @@ def summarise(task: Task, responses: Sequence[JudgedResponse], samples: int) -> 
     n = len(responses)
     return {
         **figures,
+        **graded_figure(responses),
         **reward_figures(responses),
         "tool_use": sum(bool(response.calls) for response in responses) / n,
         "tool_calls": sum(len(response.calls) for response in responses) / n,

@@ -473,6 +473,64 @@ def gae(
     return torch.where(mask, _scan_back(deltas, torch.where(mask, one * discount * trace, one)), zero)
 
 
+def v_trace(
+    rewards: Tensor,
+    values: Tensor,
+    response_mask: Tensor,
+    log_ratios: Tensor,
+    *,
+    discount: float = 1.0,
+    trace: float | Tensor = 1.0,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Advantages and value targets of the policy π from responses of another one, b: GAE with importance weights.
+
+    With r_t = π(a_t|s_t)/b(a_t|s_t), ρ_t = min(ρ̄, r_t), c_t = min(c̄, r_t) and the error δ_t of `gae`:
+
+        e_t = ρ_t δ_t + γλ c_t e_{t+1},    G_t = V_t + e_t,    A_t = δ_t + γλ e_{t+1}.
+
+    A_t has no weight of its own token, which the objective's ratio brings. Without bars, the expectations of G_t in s_t
+    and of A_t after a_t are V^π and A^π if V is V^π. If λ = 1, that of G_t is V^π and that of A_t is Q^π − V whatever V
+    is. With all ratios 1, A is that of `gae`. With λ = 1, both are those of V-trace.
+
+    Args:
+        rewards, values, response_mask, discount: as in `gae`.
+        log_ratios: [B, T] log-probs of the sampled tokens under π minus those under b, in nats.
+        trace: λ in [0, 1], or [B] for one per response.
+        rho_bar: ρ̄ > 0, the largest weight of a single error. Below ∞, G is of a policy between b and π.
+        c_bar: c̄ > 0, the largest factor by which later errors count. It lowers the variance.
+
+    Returns:
+        A and G, [B, T] each, 0 outside the mask, without gradient.
+
+    Raises:
+        ValueError: shapes that do not fit, or factors out of range.
+
+    Source: "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures", arXiv
+    1802.01561, equation 1 and remark 2.
+    """
+    errors = gae(rewards, values, response_mask, discount=discount, trace=0.0)
+    if log_ratios.shape != values.shape:
+        raise ValueError(f"log_ratios: shape {tuple(log_ratios.shape)}; expected {tuple(values.shape)}.")
+    for name, bar in (("rho_bar", rho_bar), ("c_bar", c_bar)):
+        if not bar > 0:
+            raise ValueError(f"{name}: {bar!r} must be more than 0; use inf for no bar.")
+    traces = torch.as_tensor(trace, dtype=errors.dtype, device=errors.device)
+    if traces.ndim and traces.shape != values.shape[:1]:
+        raise ValueError(f"trace: shape {tuple(traces.shape)}; expected a number, or [{len(values)}].")
+    if reads_are_free(traces) and not bool(((traces >= 0) & (traces <= 1)).all()):
+        raise ValueError(f"trace: {trace!r} must lie in [0, 1].")
+    mask, zero, one = response_mask != 0, torch.zeros_like(errors), torch.ones_like(errors)
+    ratios = torch.where(mask, log_ratios.detach().to(errors.dtype), zero).exp()
+    decay = one * discount * traces.reshape(-1, 1)
+    carry = torch.where(mask, decay * ratios.clamp(max=c_bar), one)
+    weighted = ratios.clamp(max=rho_bar) * errors
+    targets = values.detach().to(errors.dtype) + _scan_back(weighted, carry)
+    advantages = errors + decay * _scan_back(weighted, carry, strict=True)
+    return torch.where(mask, advantages, zero), torch.where(mask, targets, zero)
+
+
 def _scan_back(add: Tensor, carry: Tensor, *, strict: bool = False) -> Tensor:
     """y_t = add_t + carry_t · y_{t+1}, in log2 T doublings; y_{t+1} instead if `strict`."""
     total, factor, step = add, carry, 1

@@ -13,7 +13,7 @@ from ctpo.errors import UserError, one_line
 from ctpo.runs.files import leads_out, read_text
 from ctpo.runs.identity import CHANGES_NOTHING, deciding_settings
 from ctpo.runs.reader import Record, Run, is_run, number, read_run
-from ctpo.runs.scores import Score, score
+from ctpo.runs.scores import Score, score, score_name
 
 _MAY_DIFFER = CHANGES_NOTHING | {"seed", "threads"}
 """Settings in which the runs of one group may differ. The number of threads changes only how sums are rounded."""
@@ -53,6 +53,11 @@ class Collection:
     def runs(self) -> list[Run]:
         """All runs, group by group."""
         return [run for group in self.groups for run in group.runs]
+
+    @property
+    def score_name(self) -> str:
+        """ "pass@1", or "score" if held-out responses of one of the runs were graded."""
+        return score_name(run.summary.get(when) for run in self.runs for when in ("before", "after"))
 
     @property
     def regimes(self) -> list[str]:

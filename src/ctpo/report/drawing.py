@@ -105,6 +105,7 @@ def _picture(figure: Figure, subtitle: str, series: Sequence[Series], group_name
             colours[place % len(colours)],
             _MARKERS[place % len(_MARKERS)],
             None if label in labelled else label or None,
+            again=place >= len(colours),
         )
         labelled.add(label)
     _set_axis(axes, "x", figure.x)
@@ -118,11 +119,15 @@ def _picture(figure: Figure, subtitle: str, series: Sequence[Series], group_name
     return picture
 
 
-def _draw_curve(axes: Any, series: Series, colour: str, marker: str, label: str | None) -> None:
+def _draw_curve(
+    axes: Any, series: Series, colour: str, marker: str, label: str | None, *, again: bool
+) -> None:
+    """Draw one curve, with other dashes if its colour is used `again`, as the page does."""
     x, y = _with_gaps(series.x), _with_gaps(series.y)
     marked = series.role == "line" and len(x) <= _MOST_MARKERS
+    style = "-." if again and series.role == "line" else _STYLES[series.role]
     axes.plot(
-        x, y, color=colour, linestyle=_STYLES[series.role], linewidth=_WIDTHS[series.role],
+        x, y, color=colour, linestyle=style, linewidth=_WIDTHS[series.role],
         marker=marker if marked else None, markersize=4, label=label,
     )  # fmt: skip
     if series.low is not None and series.high is not None:

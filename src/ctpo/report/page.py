@@ -15,10 +15,11 @@ from importlib.resources import files
 from typing import Any
 
 from ctpo.report.collection import Collection
-from ctpo.report.figures import by_batch, by_position, by_seed
+from ctpo.report.figures import by_batch, by_position, by_seed, fidelity
 from ctpo.report.figures.figure import Axis, Figure, Series, Values
 from ctpo.report.responses import ShownBatch, all_responses
 from ctpo.report.tables.comparison import comparison_tables
+from ctpo.report.tables.fidelity import fidelity_tables
 from ctpo.report.tables.headline import cards
 from ctpo.report.tables.settings import settings_tables
 from ctpo.version import __version__
@@ -30,6 +31,7 @@ _SECTIONS = {
     "learning": "Learning",
     "comparison": "Comparison",
     "position": "By position in the response",
+    "fidelity": "Gradient fidelity",
     "tools": "Tool use",
     "training": "During training",
     "texts": "Responses",
@@ -39,7 +41,9 @@ _SECTIONS = {
 
 def figures(collection: Collection) -> list[Figure]:
     """Return every figure of the report, in the order of the page."""
-    unordered = [each for kind in (by_batch, by_seed, by_position) for each in kind.figures(collection)]
+    unordered = [
+        each for kind in (by_batch, by_seed, by_position, fidelity) for each in kind.figures(collection)
+    ]
     return sorted(unordered, key=lambda figure: list(_SECTIONS).index(figure.section))
 
 
@@ -124,7 +128,11 @@ def _payload(collection: Collection, plots: Sequence[Figure], title: str) -> dic
         ],
         "cards": [vars(card) for card in cards(collection)],
         "figures": [_figure(figure) for figure in plots],
-        "tables": [vars(table) for table in (*comparison_tables(collection), *settings_tables(collection))],
+        "tables": [
+            vars(table)
+            for kind in (comparison_tables, fidelity_tables, settings_tables)
+            for table in kind(collection)
+        ],
     }
     return {
         **payload,

@@ -20,6 +20,7 @@ from typing import Any
 
 from ctpo.errors import UserError
 from ctpo.runs.atomic import sync_folder, write_json
+from ctpo.runs.command import resume_words
 from ctpo.runs.files import leads_out, read_text
 
 SEAL = "complete.json"
@@ -272,7 +273,7 @@ def advice(run: Path, *, room: bool = True) -> str:
     good, first = last_good(run), "free some space and " if room else ""
     if good is None:
         return f"no checkpoint was saved before: {first}start again"
-    return f"{good.name} is intact: {first}continue with `ctpo train --resume {run}`"
+    return f"{good.name} is intact: {first}continue with `{resume_words(run)}`"
 
 
 def compare(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

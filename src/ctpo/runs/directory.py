@@ -13,6 +13,7 @@ from typing import Any, Final
 from ctpo.errors import UserError
 from ctpo.runs.atomic import PARTIAL, append_json_line, write_json, write_json_lines, write_text
 from ctpo.runs.checkpoints import ASIDE, all_checkpoints, last_good
+from ctpo.runs.command import resume_words
 from ctpo.runs.files import read_text
 from ctpo.runs.json_lines import read_json_lines
 
@@ -113,7 +114,7 @@ class RunDirectory:
             if self.holds_a_run:
                 raise UserError(
                     f"output_dir={self.path} already holds a run; choose another, or continue it with "
-                    f"`ctpo train --resume {self.path}`"
+                    f"`{resume_words(self.path)}`"
                 )
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"output_dir={self.path} is a file; choose a directory")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +33,8 @@ class Score:
     """Standard error of `final` over the held-out problems."""
     clip_fraction: float | None = None
     """Share of tokens whose gradient the trust region removed, averaged over the rollout batches."""
+    graded: bool = False
+    """Whether `final` is a mean of graded scores, and no share of right answers."""
     ess: float | None = None
     """The smallest relative effective sample size of any rollout batch."""
 
@@ -40,6 +42,15 @@ class Score:
         """Return the score with this name, `final` or `auc`."""
         value: float = getattr(self, name)
         return value
+
+
+def score_name(figures: Iterable[Any]) -> str:
+    """What the mean of held-out scores is called: "pass@1", or "score" if responses were graded in one evaluation.
+
+    Args:
+        figures: of evaluations, as `summary.json` and `eval.json` hold them; what is no mapping is left out.
+    """
+    return "score" if any(isinstance(each, Mapping) and each.get("graded") for each in figures) else "pass@1"
 
 
 def read_score(run: Path) -> Score | None:
@@ -84,6 +95,7 @@ def score(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> S
         seconds=float(summary["wall_clock_s"]),
         stderr=summary["after"].get("stderr"),
         clip_fraction=sum(clipped) / len(clipped) if clipped else None,
+        graded=score_name([summary["after"]]) == "score",
         ess=min(ess, default=None),
     )
 

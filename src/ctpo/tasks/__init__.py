@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ctpo.tasks.functions import FunctionTool
 from ctpo.tasks.registry import get_task, task_names
+from ctpo.tasks.rewards import SegmentReward
 from ctpo.tasks.task import Problem, Task, reward_function
 from ctpo.tasks.tool import CHAT_TOOL, PythonTool
 
@@ -12,6 +13,7 @@ __all__ = [
     "FunctionTool",
     "Problem",
     "PythonTool",
+    "SegmentReward",
     "Task",
     "get_task",
     "reward_function",

@@ -64,7 +64,7 @@ class Columns:
             prompt=_prompt(row, self.prompt, place),
             answer=_reference(row, self.answer, place, answer),
             id=_identifier(row, self.id) or name,
-            difficulty=_difficulty(row, self.difficulty),
+            difficulty=difficulty_of(row, self.difficulty),
         )
 
 
@@ -141,8 +141,13 @@ def _identifier(row: Mapping[str, Any], names: str | Sequence[str]) -> str | Non
     return f"{source}:{value}" if column == _INDEX and isinstance(source, str) else str(value)
 
 
-def _difficulty(row: Mapping[str, Any], names: str | Sequence[str]) -> float | str | None:
-    """What a row says about its difficulty; None for an empty cell or NaN, which say nothing."""
+def difficulty_of(row: Mapping[str, Any], names: str | Sequence[str] = _DIFFICULTIES) -> float | str | None:
+    """What a row says about its difficulty; None for an empty cell or NaN, which say nothing.
+
+    Args:
+        row: the row's columns.
+        names: of the column, as in `Columns`.
+    """
     value = _first(row, names)[1]
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         return None if math.isnan(value) else float(value)

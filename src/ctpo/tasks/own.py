@@ -65,11 +65,14 @@ def files_of(task: Task) -> list[Path]:
 
     The first are those that hold a task with the same check. What is imported only when the check runs is left out.
     """
+    heart = _heart(task)
+    if heart is task.check and not isinstance(heart, Guarded):
+        return []  # a shipped check, which several files may share; a task of one's own has it guarded
     own = [
         Path(str(module.__file__))
         for name, module in sys.modules.items()
         if name.startswith(_MODULE)
-        and any(isinstance(each, Task) and _heart(each) is _heart(task) for each in vars(module).values())
+        and any(isinstance(each, Task) and _heart(each) is heart for each in vars(module).values())
     ]
     return own + [path for path in _imported() if any(path.is_relative_to(each.parent) for each in own)]
 

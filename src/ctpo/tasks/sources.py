@@ -13,7 +13,7 @@ from ctpo.errors import Notice, UserError
 from ctpo.extras import require
 from ctpo.tasks.columns import Columns, read_problems
 from ctpo.tasks.repeats import tell_repeats
-from ctpo.tasks.rows import SUFFIXES
+from ctpo.tasks.rows import SUFFIXES, Row, read_rows
 from ctpo.tasks.task import Problem, validate_request
 
 
@@ -69,27 +69,45 @@ class DatasetSource:
             random.Random(f"{self.name}/{seed}").shuffle(problems)
         return problems[:count]
 
+    def rows(self, split: str) -> list[Row]:
+        """The rows of a split as they are, in the order of the dataset.
+
+        Raises:
+            UserError: if there is no such split, or it cannot be read.
+        """
+        if self.path is not None:
+            return read_rows(self._file(self.path, split))
+        return [row for part in self._parts(split) for row in _hub_rows(part, split)]
+
     def _file_problems(self, path: Path, split: str) -> list[Problem]:
+        return read_problems(self._file(path, split), self.columns, self.answer)
+
+    def _file(self, path: Path, split: str) -> Path:
+        """The file that holds a split."""
         if not path.is_dir():
             if split == "train":
                 raise self._no_split(split, f"{path} serves as test split only")
-            return read_problems(path, self.columns, self.answer)
+            return path
         files = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").is_file()]
         if not files:
             raise self._no_split(split, f"{path} holds no {split}.jsonl or {split}.parquet")
-        return read_problems(files[0], self.columns, self.answer)
+        return files[0]
 
-    def _hub_problems(self, split: str) -> list[Problem]:
+    def _parts(self, split: str) -> list[HubDataset]:
         parts = [part for part in self.hub if split in part.splits]
         if not parts:
             raise self._no_split(split, "the dataset has none")
+        return parts
+
+    def _hub_problems(self, split: str) -> list[Problem]:
         problems: list[Problem] = []
-        for part in parts:
+        for part in self._parts(split):
             skipped: list[str] = []
-            for number, row in enumerate(part.rows(split)):
-                place = f"dataset {part.id} row {number}"
+            for row in _hub_rows(part, split):
                 try:
-                    problems.append(self.columns.problem(row, place, str(number), self.answer))
+                    problems.append(
+                        self.columns.problem(row.columns, row.place, str(row.number), self.answer)
+                    )
                 except UserError as error:
                     skipped.append(str(error))
             _report(part.id, skipped, len(problems))
@@ -102,6 +120,13 @@ class DatasetSource:
         return UserError(
             f"task {self.name!r} has no {split} split ({why}); give {advice}, or NAME@DIRECTORY with {split}.jsonl"
         )
+
+
+def _hub_rows(part: HubDataset, split: str) -> list[Row]:
+    return [
+        Row(columns=row, number=number, place=f"dataset {part.id} row {number}")
+        for number, row in enumerate(part.rows(split))
+    ]
 
 
 def _report(dataset: str, skipped: list[str], kept: int) -> None:

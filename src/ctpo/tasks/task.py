@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from ctpo.errors import UserError, well_formed
 from ctpo.tasks.calls import FUNCTION
 from ctpo.tasks.functions import FunctionTool, as_tools
 from ctpo.tasks.guard import Complaint, guarded, on_problem, place_of_function
 from ctpo.tasks.prompts import Message, Prompt, checked_prompt, placed
-from ctpo.tasks.rewards import RewardReader
+from ctpo.tasks.rewards import RewardReader, SegmentReward
 from ctpo.tasks.tool import PythonTool
 
 SPLITS = ("train", "test")
@@ -66,10 +66,20 @@ class ProblemSource(Protocol):
     def __call__(self, split: str, count: int, seed: int) -> list[Problem]: ...
 
 
+@runtime_checkable
+class RatedSource(ProblemSource, Protocol):
+    """A `ProblemSource` that reads rows, of which a column may hold the problems' difficulty."""
+
+    def rated_by(self, column: str) -> ProblemSource:
+        """The same problems with the difficulty in this column; `a.b` is the entry `b` of the column `a`."""
+        ...
+
+
 class AnswerCheck(Protocol):
     """Says whether the completion's final answer equals the reference answer. It must not raise on odd text.
 
-    A check that grades returns a float from 0 to 1, the share that is right.
+    A check that grades returns a float from 0 to 1, the share that is right. It may be a `SegmentReward`, which says
+    what each part of the response earned of it.
     """
 
     def __call__(self, completion: str, answer: str) -> bool | float: ...
@@ -128,7 +138,8 @@ class Task:
     """The least reward of a right response, in a task that has an environment and no check. None grades responses: the
     score of one is its reward, which must be from 0 to 1."""
     reward: Callable[[str, str], float | None] | None = None
-    """Returns the training reward of a completion, given the reference answer. None leaves the completion unscored.
+    """Returns the training reward of a completion, given the reference answer. None leaves the completion unscored. A
+    `SegmentReward` gives it part by part.
     Without it, the reward is the environment's; without that, it is the score that `check` gives.
     It must not raise on odd text. Evaluations use `check`, or the environment's reward if there is none."""
 
@@ -331,7 +342,8 @@ def _of_verdict(verdict: str) -> Judgement:
 
 
 def _graded(score: float) -> Judgement:
-    return Judgement({0.0: "wrong", 1.0: RIGHT}.get(score, PARTLY_RIGHT), float(score))
+    verdict = {0.0: "wrong", 1.0: RIGHT}.get(score, PARTLY_RIGHT)
+    return Judgement(verdict, score if isinstance(score, SegmentReward) else float(score))
 
 
 def _by_reward(task: Task, reward: float | None) -> Judgement:

@@ -164,7 +164,8 @@ class PythonTool:
     def framed(self, body: str) -> str:
         """The text between the result tags, with none of the tool's own tags in it."""
         before = self.result_open[-1]  # a tag may begin with it
-        tags = re.compile("|".join(map(re.escape, self._tags())))
+        # White space alone looks like no tag, so a line feed in an output stays what it is.
+        tags = re.compile("|".join(re.escape(tag) for tag in self._tags() if tag.strip()) or "(?!)")
         body = tags.sub(self.substitute, before + body).removeprefix(before)
         if self.result_charset is not None:
             body = "".join(c if c in self.result_charset else self.substitute for c in body)

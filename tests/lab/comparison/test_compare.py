@@ -218,6 +218,13 @@ def test_runs_in_the_file_of_scores_are_not_run_again(
     assert run is not None
     assert (float(row["final"]), float(row["auc"])) == pytest.approx((run.final, run.auc), abs=1e-6)
     assert float(row["cpu_s"]) > 0
+    lines = scores.read_text().splitlines()
+    assert (lines[0].rpartition(",")[2], row["graded"]) == ("graded", "False")
+    scores.write_text(
+        "".join(line.rpartition(",")[0] + "\n" for line in lines)
+    )  # as earlier versions wrote it
+    assert main([*command, str(tmp_path / "elsewhere")]) == 0
+    assert json.loads(capsys.readouterr().out) == here
     write_plan(tmp_path / "c.yaml", objectives={"ctpo": {"learning_rate": 1e-5}})
     assert main([*command, str(tmp_path / "elsewhere")]) == 2
     assert f"{scores} holds all/ctpo/untuned/seed-0 of another recipe" in capsys.readouterr().err

@@ -14,9 +14,10 @@ from torch import nn
 
 from ctpo.lab.fidelity.coefficients import coefficients, null_advantages, objective_of, on_policy
 from ctpo.lab.fidelity.measure import Moments, estimates, figures, reference_cosine
-from ctpo.lab.fidelity.report import Design, Gradients, Measured, measure
+from ctpo.lab.fidelity.reference import Reference
+from ctpo.lab.fidelity.report import Design, Gradients, Measured, Measurement
 from ctpo.lab.fidelity.samples import Samples
-from ctpo.lab.fidelity.sketch import TOLERANCE, Scorer, check, dot, unit
+from ctpo.lab.fidelity.sketch import TOLERANCE, Scorer, check, dot
 from ctpo.objectives import preset
 from ctpo.objectives.reductions import Reduction
 
@@ -59,16 +60,23 @@ UNIFORM = dict.fromkeys(ALL, 1)
 TARGET = {row: round(64 * math.prod(PI[a] for a in row)) for row in ALL}
 
 
+def known(along: np.ndarray[Any, Any]) -> Reference:
+    """A reference without noise: its parts are equal."""
+    return Reference(np.full((2, 2), 0.25), np.repeat(along[:, None] / 2, 2, 1), np.ones(2))
+
+
 def measured(samples: Samples) -> tuple[Measured, np.ndarray[Any, Any], dict[str, torch.Tensor]]:
     """A sample with an exact sketch: the directions are √n times a basis, so that the mean of squares is the norm."""
     scorer = Scorer(Bigram(), temperature=1.0, vocabulary=2)
     target = responses(TARGET, lambda a: math.log(PI[a]))
     k = coefficients(on_policy(SUM), target.logps, target, advantages(target), len(target))
-    u = unit(scorer.gradient(target, k))
+    gradient = scorer.gradient(target, k)
+    u = {"table": gradient["table"] / math.sqrt(dot(gradient, gradient))}
+    half = {"table": u["table"] / 2}
     basis = math.sqrt(PARAMETERS) * torch.eye(PARAMETERS)
-    directions = [u, *({"table": row.reshape(3, 2)} for row in basis)]
+    directions = [half, half, *({"table": row.reshape(3, 2)} for row in basis)]
     sketch = torch.stack([scorer.derivative(samples, each) for each in directions], 1)
-    along = np.array([dot(each, u) for each in directions[1:]])
+    along = np.array([dot(each, u) for each in directions[2:]])
     return Measured(samples=samples, logps=scorer.log_probs(samples), sketch=sketch), along, u
 
 
@@ -78,7 +86,7 @@ def advantages(samples: Samples) -> torch.Tensor:
 
 def design(along: np.ndarray[Any, Any], batch: int, blocks: int) -> Design:
     return Design(
-        group=1, batch=batch, blocks=blocks, reduction=SUM, rho=1.0, along=along, lengths=(), seed=0
+        group=1, batch=batch, blocks=blocks, reduction=SUM, reference=known(along), lengths=(), seed=0
     )
 
 
@@ -137,13 +145,13 @@ def test_bias_and_pull_are_those_of_enumeration() -> None:
     expected = expectation(lambda r, a: half * (kept(r, 1) - kept(r, -1))) @ direction
     error = pull.means[:, 0].std(ddof=1) / math.sqrt(8)
     assert expected < -10 * error  # clipping pulls back to the behaviour policy
-    assert abs(pull.signal - expected) < 4 * error
+    assert abs(pull.signal() - expected) < 4 * error
 
 
 def test_identical_policies_agree_with_on_policy_sampling() -> None:
     samples = responses(TARGET, lambda a: math.log(PI[a]), copies=4)
     same, along, _ = measured(samples)
-    shape = Design(group=4, batch=16, blocks=4, reduction=SUM, rho=0.9, along=along, lengths=(2,), seed=0)
+    shape = Design(group=4, batch=16, blocks=4, reduction=SUM, reference=known(along), lengths=(2,), seed=0)
     names = ("reinforce", "grpo", "cispo", "gspo", "ctpo", "ctpo-fixed", "sequence", "minpro", "sapo")
     config: Any = SimpleNamespace(
         num_generations=4,
@@ -155,8 +163,9 @@ def test_identical_policies_agree_with_on_policy_sampling() -> None:
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
     place = (order[:, None] * T + torch.arange(T)).flatten()
     same = Measured(samples=samples.rows(order), logps=same.logps[order], sketch=same.sketch[place])
-    result = measure(same, same, {n: objective_of(preset(n), SUM) for n in names}, config, shape)
-    own = result["on_policy"]["response"]
+    measurement = Measurement(same, {n: objective_of(preset(n), SUM) for n in names}, config, shape)
+    result, target = measurement.pair(same), measurement.as_json
+    own = target["on_policy"]["response"]
     for row in result["objectives"]:
         found = row["advantages"]["response"]
         for key, value in own.items():
@@ -164,6 +173,9 @@ def test_identical_policies_agree_with_on_policy_sampling() -> None:
         assert found["component"]["value"] == pytest.approx(1, rel=1e-4)
         assert found["component"]["stderr"] < 1e-4
         assert abs(row["pull"]["value"]) < 1e-4
+        parts = [each["value"] for each in row["octaves"]]
+        assert parts == pytest.approx([each["value"] for each in target["octaves"]], rel=1e-4, abs=1e-6)
+        assert math.fsum(parts) == pytest.approx(1, rel=1e-4)
         assert row["ess"] == pytest.approx([1.0] * len(row["ess"]), rel=1e-4)
     assert set(result["recommended"]["within_noise"]) == set(names)
     assert result["drift"]["log_ratio_std"] == pytest.approx(0, abs=1e-5)
@@ -172,35 +184,52 @@ def test_identical_policies_agree_with_on_policy_sampling() -> None:
 def test_check_compares_with_autograd() -> None:
     samples = responses(UNIFORM, lambda a: math.log(0.5))
     scorer = Scorer(Bigram(), temperature=0.7, vocabulary=2)
-    directions = [unit(scorer.direction(0, 0)), *(scorer.direction(0, j) for j in range(1, 4))]
+    directions = [scorer.direction(0, j) for j in range(4)]
     sketch = torch.stack([scorer.derivative(samples, each) for each in directions], 1)
-    along = np.array([dot(directions[0], each) for each in directions[1:]])
-    assert check(scorer, samples, directions.__getitem__, sketch, along).error < 1e-5
+    along = np.array([[dot(directions[0], each)] for each in directions[1:]])
+    reference = Reference(np.array([[dot(directions[0], directions[0])]]), along, np.ones(1))
+    assert check(scorer, samples, directions.__getitem__, sketch, reference).error < 1e-5
     sketch[:, 2] *= 1.1  # one direction is wrong
-    assert check(scorer, samples, directions.__getitem__, sketch, along).error > TOLERANCE
+    assert check(scorer, samples, directions.__getitem__, sketch, reference).error > TOLERANCE
 
 
 def test_values_are_right_on_average_and_errors_are_those_of_repeated_draws() -> None:
+    """The reference has noise of its own, which is in the errors, too."""
     generator = np.random.default_rng(0)
-    n, count, draws = 50, 400, 150
-    found, squares = [], []
+    n, count, draws, parts = 50, 400, 200, 4
+    basis = math.sqrt(n) * np.eye(n)
+    found, squares, cosines = [], [], []
     for _ in range(draws):
-        # Groups with mean (1, 0, …) and unit noise, in coordinates of an exact sketch with √n times a basis.
+        # Groups with mean (1, 0, …) and unit noise; a reference of 4 parts, a quarter of whose square is noise.
         x = generator.standard_normal((count, n))
         x[:, 0] += 1.0
-        coordinates = np.concatenate([x[:, :1], math.sqrt(n) * x], 1)
-        coordinates[:, 1] = 0
-        moments = Moments.of(coordinates, 8)
+        g = generator.standard_normal((parts, n)) * math.sqrt(parts / n / 3)
+        g[:, 0] += 1.0
+        g /= np.linalg.norm(g.sum(0))
+        reference = Reference(g @ g.T, basis @ g.T, np.ones(parts))
+        moments = Moments.of(np.concatenate([x @ g.T, x @ basis.T], 1), 8, reference)
         squares.append(moments.norm_square)
-        found.append(estimates(moments, moments, 1.0, 8)["batch_cosine"])
+        cosines.append(reference_cosine(reference))
+        found.append(estimates(moments, moments, reference, 8)["batch_cosine"])
     values = np.array([each.value for each in found])
     assert np.mean(squares) == pytest.approx(1.0, abs=0.05)  # 1 + 50/400 if noise added to it
-    assert values.mean() == pytest.approx(1 / math.sqrt(1 + n / 8), rel=0.02)
-    assert np.mean([each.error for each in found]) == pytest.approx(values.std(), rel=0.25)
+    assert np.mean([each.value for each in cosines]) == pytest.approx(math.sqrt(0.75), abs=0.03)
+    # With four parts, the jackknife is on the safe side.
+    ratio = np.mean([each.error for each in cosines]) / np.std([each.value for each in cosines])
+    assert 1 < ratio < 1.7
+    assert values.mean() == pytest.approx(1 / math.sqrt(1 + n / 8), rel=0.05)
+    print(np.sqrt(np.mean([each.error**2 for each in found])), values.std(), values.mean())
+    assert 1 < np.sqrt(np.mean([each.error**2 for each in found])) / values.std() < 1.5
+    inside = [abs(each.value - 1 / math.sqrt(1 + n / 8)) < each.reach for each in found]
+    assert 0.88 < np.mean(inside) <= 1
 
 
-def test_reference_cosine_corrects_for_the_noise_of_the_halves() -> None:
-    # Halves with signal 1 and noise variance v each: c = 1/(1 + v), and the whole has cosine 1/√(1 + v/2).
+def test_the_reference_is_corrected_for_the_noise_of_its_parts() -> None:
+    """Two halves with signal 1 and noise variance v each: c = 1/(1 + v), and the whole has cosine 1/√(1 + v/2)."""
+    along = np.zeros((1, 2))
     for v in (0.1, 1.0, 3.0):
-        assert reference_cosine(1 / (1 + v)) == pytest.approx(1 / math.sqrt(1 + v / 2))
-    assert reference_cosine(-0.2) == 0
+        gram = np.array([[1 + v, 1.0], [1.0, 1 + v]])
+        assert Reference(gram, along, np.ones(2)).cosine == pytest.approx(1 / math.sqrt(1 + v / 2))
+    assert Reference(np.array([[1, -0.2], [-0.2, 1]]), along, np.ones(2)).cosine == 0
+    uneven = np.array([[9 + 3, 3.0], [3.0, 1 + 1]])  # 3 times and once the signal, with noise in proportion
+    assert Reference(uneven, along, np.array([3.0, 1.0])).cosine == pytest.approx(math.sqrt(16 / 20))

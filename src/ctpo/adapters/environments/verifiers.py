@@ -6,6 +6,7 @@ reply that our engine samples. So an environment's own loop, tools, stop conditi
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
@@ -13,14 +14,17 @@ from typing import Any, Final
 from ctpo.adapters.environments.completions import CompletionEnvironment, plain
 from ctpo.errors import UserError
 from ctpo.extras import require
+from ctpo.tasks.columns import difficulty_of
 from ctpo.tasks.environment import Called, Unscorable
-from ctpo.tasks.task import Problem, ProblemSource, Task
+from ctpo.tasks.task import Problem, RatedSource, Task
 
 _MODEL: Final = "ctpo"
 _LAST_TURNS: Final = 10_000  # the environment's own limit ends a conversation earlier
 
 
-def from_verifiers(environment: Any, *, name: str = "verifiers", **settings: Any) -> Task:
+def from_verifiers(
+    environment: Any, *, name: str = "verifiers", difficulty: str | None = None, **settings: Any
+) -> Task:
     """A task with the problems, the conversations and the rewards of `verifiers`.
 
     Up to 0.3 that is an environment. Its training set gives the problems of the split "train", and its evaluation set
@@ -31,6 +35,8 @@ def from_verifiers(environment: Any, *, name: str = "verifiers", **settings: Any
         environment: an object of `verifiers.Environment`, for example `verifiers.load_environment("gsm8k")`, or of
             `verifiers.v1.Taskset` or `verifiers.v1.Env`.
         name: of the task.
+        difficulty: the column of its data with the problems' difficulty, for a curriculum, such as "pass_rate" or
+            "info.level"; None for "difficulty", which may be missing. In a recipe: `columns: {difficulty: NAME}`.
         settings: further fields of the `Task`, for example `passing_reward`.
 
     Raises:
@@ -45,7 +51,7 @@ def from_verifiers(environment: Any, *, name: str = "verifiers", **settings: Any
     return Task(
         **{
             "name": name,
-            "problems": problems,
+            "problems": problems if difficulty is None else problems.rated_by(difficulty),
             "environment": factory,
             "chat": True,
             "max_turns": _LAST_TURNS,
@@ -56,7 +62,7 @@ def from_verifiers(environment: Any, *, name: str = "verifiers", **settings: Any
 
 def _generation(
     environment: Any,
-) -> Callable[[Any], tuple[ProblemSource, Callable[[], CompletionEnvironment]]]:
+) -> Callable[[Any], tuple[RatedSource, Callable[[], CompletionEnvironment]]]:
     """What reads environments of this generation of `verifiers`."""
     if not any(base.__module__.startswith("verifiers.v1.") for base in type(environment).__mro__):
         return _source_of
@@ -69,7 +75,7 @@ def _generation(
     return source_of
 
 
-def _source_of(environment: Any) -> tuple[ProblemSource, Callable[[], CompletionEnvironment]]:
+def _source_of(environment: Any) -> tuple[RatedSource, Callable[[], CompletionEnvironment]]:
     """The problems and the environments of an environment up to 0.3."""
     for method in ("run_rollout", "get_dataset", "get_eval_dataset"):
         if not callable(getattr(environment, method, None)):
@@ -92,6 +98,7 @@ class _Rows:
     def __init__(self, environment: Any) -> None:
         self._environment = environment
         self._sets: dict[str, Any] = {}
+        self._difficulty = "difficulty"
 
     def __call__(self, split: str, count: int, seed: int) -> list[Problem]:
         """The first rows of the data set; `seed` has no effect."""
@@ -103,6 +110,12 @@ class _Rows:
         split, _, index = problem.id.partition("-")
         return dict(self._set(split)[int(index)])
 
+    def rated_by(self, column: str) -> _Rows:
+        """The same problems with the difficulty in this column."""
+        other = copy.copy(self)
+        other._difficulty = column
+        return other
+
     def _set(self, split: str) -> Any:
         if split not in self._sets:
             own = self._environment
@@ -111,7 +124,14 @@ class _Rows:
 
     def _problem(self, identifier: str, row: Mapping[str, Any]) -> Problem:
         messages = [plain(message) for message in row["prompt"]]
-        return Problem(prompt=tuple(messages), answer=str(row.get("answer", "")), id=identifier)
+        info = row.get("info")
+        known = {**row, "info": json.loads(info)} if isinstance(info, str) else row  # as verifiers reads it
+        return Problem(
+            prompt=tuple(messages),
+            answer=str(row.get("answer", "")),
+            id=identifier,
+            difficulty=difficulty_of(known, self._difficulty),
+        )
 
 
 class VerifiersEnvironment(CompletionEnvironment):

@@ -44,6 +44,7 @@ from verifiers.v1.runtimes import SubprocessRuntime
 
 from ctpo.adapters.environments.completions import CompletionEnvironment, plain
 from ctpo.errors import UserError
+from ctpo.tasks.columns import difficulty_of
 from ctpo.tasks.environment import Called, Unscorable
 from ctpo.tasks.splits import held_out
 from ctpo.tasks.task import Problem, validate_request
@@ -62,16 +63,23 @@ class Tasks:
     def __init__(self, taskset: Any) -> None:
         self._coming: Iterator[Any] = iter(taskset)
         self._read: list[Any] = []
+        self._difficulty = "difficulty"
 
     def __call__(self, split: str, count: int, seed: int) -> list[Problem]:
         """The first tasks of the split; `seed` has no effect."""
         validate_request(split, count)
         wanted = (
-            _problem(index, task)
+            _problem(index, task, self._difficulty)
             for index, task in self._all()
             if held_out(task.data.prompt_text or task.key) == (split == "test")
         )
         return list(itertools.islice(wanted, count))
+
+    def rated_by(self, column: str) -> Tasks:
+        """The same problems with the difficulty in this field of the tasks' data."""
+        other = copy.copy(self)
+        other._difficulty = column
+        return other
 
     def task(self, problem: Problem) -> Any:
         """The task that a problem was made of."""
@@ -336,7 +344,7 @@ def _seat(environment: Any) -> str:
     return seat
 
 
-def _problem(index: int, task: Any) -> Problem:
+def _problem(index: int, task: Any, difficulty: str) -> Problem:
     data = task.data
     given = [{"role": "user", "content": data.prompt}] if isinstance(data.prompt, str) else data.prompt or []
     system = [{"role": "system", "content": data.system_prompt}] if data.system_prompt else []
@@ -347,4 +355,5 @@ def _problem(index: int, task: Any) -> Problem:
         prompt=tuple(messages) if opens else data.prompt_text or "(the user begins)",
         answer=str(getattr(data, "answer", "")),
         id=str(index),
+        difficulty=difficulty_of(data.model_dump(), difficulty),
     )

@@ -135,6 +135,8 @@ def _row(choice: Choice, scores: Mapping[int, Score]) -> dict[str, Any]:
         average = mean(values) if values else None
         row[name] = {"mean": average.value, "stderr": average.stderr} if average else None
     row["collapsed"] = sum(score.collapsed for score in scores.values())
+    if any(score.graded for score in scores.values()):
+        row["graded"] = True
     row["by_seed"] = {str(s): {name: score.named(name) for name in SCORES} for s, score in scores.items()}
     return row
 

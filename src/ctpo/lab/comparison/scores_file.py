@@ -22,15 +22,17 @@ from ctpo.version import __version__
 COLUMNS: Final = (
     *("regime", "objective", "setting", "seed"),
     *("final", "stderr", "auc", "collapsed", "seconds", "clip_fraction", "ess"),
-    *("cpu_s", "commit", "recipe"),
+    *("cpu_s", "commit", "recipe", "graded"),
 )
+_LATER: Final = {"graded": "False"}
+"""Columns that files of earlier versions lack, and what they say there."""
 _DECIMALS: Final = 6
 
 
 class ScoresFile:
     """A CSV file with one line per run. Every run that is added writes the whole file again.
 
-    The last column is a digest of the run's recipe. A line counts only for a run with the same recipe.
+    The column `recipe` is a digest of the run's recipe. A line counts only for a run with the same recipe.
 
     Raises:
         UserError: if the file is damaged.
@@ -78,6 +80,8 @@ class ScoresFile:
         try:
             rows = list(csv.DictReader(io.StringIO(read_text(self._path), newline="")))
             for row in rows:
+                for name, value in _LATER.items():
+                    row.setdefault(name, value)
                 if set(row) != set(COLUMNS):
                     raise ValueError("its columns are not those of a comparison's scores")
                 _score(row)
@@ -106,9 +110,10 @@ def _score(row: Mapping[str, str]) -> Score:
         for name in ("final", "auc", "seconds", "stderr", "clip_fraction", "ess")
     }
     needed = [numbers["final"], numbers["auc"], numbers["seconds"]]
-    if row["collapsed"] not in ("True", "False") or None in needed:
+    flags = {name: row[name] == "True" for name in ("collapsed", "graded")}
+    if not {row[name] for name in flags} <= {"True", "False"} or None in needed:
         raise ValueError(f"a score is incomplete: {dict(row)}")
-    return Score(collapsed=row["collapsed"] == "True", **numbers)  # type: ignore[arg-type]
+    return Score(**flags, **numbers)  # type: ignore[arg-type]
 
 
 def _text(value: Any) -> str:

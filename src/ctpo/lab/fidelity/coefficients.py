@@ -17,7 +17,7 @@ from ctpo.objectives.tokens import turns_of
 from ctpo.training.config.checks import TURN_ADVANTAGES
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.sampling.advantages import estimated
-from ctpo.training.sampling.turns import turn_advantages
+from ctpo.training.sampling.turns import spread, turn_advantages
 
 ON_POLICY = "reinforce"
 """The preset whose gradient on a policy's own responses is the on-policy gradient: every weight is 1."""
@@ -74,6 +74,10 @@ def recipe_advantages(samples: Samples, config: CTPOConfig) -> Tensor:
     """
     group = config.num_generations
     weights = torch.tensor(config.reward_weights or [1.0] * samples.rewards.shape[1], dtype=torch.float64)
+    if config.advantages == "gae":
+        raise UserError(
+            "advantages=gae: a pair of policies has no critic; set advantages=trl, or another one without a critic"
+        )
     if config.advantages in TURN_ADVANTAGES:
         if samples.turn_rewards.shape[1] == 0:
             raise UserError(
@@ -97,14 +101,16 @@ def recipe_advantages(samples: Samples, config: CTPOConfig) -> Tensor:
 def turn_by_turn(samples: Samples, config: CTPOConfig) -> Tensor:
     """[N, T] the advantages of single turns: the recipe's, or else each by its own reward in its group."""
     name = config.advantages if config.advantages in TURN_ADVANTAGES else "each-turn"
-    numbers = samples.turns.clamp(max=samples.turn_rewards.shape[1] - 1)
-    turns = torch.where(samples.mask, numbers + 1, torch.zeros_like(numbers)).amax(dim=1)
-    totals = samples.rewards.sum(dim=1)
+    turns = torch.where(samples.mask, samples.turns + 1, torch.zeros_like(samples.turns)).amax(dim=1)
     values = turn_advantages(
-        samples.turn_rewards, turns, totals, config.num_generations, name=name, scale=config.scale_rewards
+        samples.turn_rewards,
+        turns.clamp(max=samples.turn_rewards.shape[1]),
+        samples.rewards.sum(dim=1),
+        config.num_generations,
+        name=name,
+        scale=config.scale_rewards,
     )
-    gathered = values.gather(1, numbers)
-    return torch.where(samples.mask, gathered, torch.zeros_like(gathered)).float()
+    return spread(values, samples.turns, samples.mask).float()
 
 
 def null_advantages(samples: Samples, seed: int) -> Tensor:

@@ -11,7 +11,8 @@ same of responses that the target sampled itself.
     pull                      = u·μ_null / u·μ_on
 
 |μ|² is the mean product of different blocks of problems, so that noise does not add to it. Every error is the
-jackknife's over these blocks, deleted together in both samples.
+jackknife's, over these blocks, deleted together in both samples, and over the parts of the reference sample, which
+other problems gave: s.e.² is the sum of both. So the noise of u and of ρ is included.
 """
 
 from __future__ import annotations
@@ -23,26 +24,41 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
+from ctpo.lab.fidelity.reference import Reference
 from ctpo.lab.fidelity.sketch import inner
 
 Array = NDArray[np.float64]
 FIGURES: Final = ("cosine", "component", "batch_cosine", "signal_to_noise")
 """The figures of an objective under one kind of advantages."""
+LEVEL: Final = 0.05
+"""Of the tests and intervals."""
 _SMALLEST: Final = 1e-30
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its standard error; NaN where the samples do not determine it."""
+    """A value with its standard error and the degrees of freedom of that; NaN where the samples do not determine it."""
 
     value: float
     error: float
+    freedom: float = math.inf
+
+    @property
+    def reach(self) -> float:
+        """How far the interval of 95 % goes to either side."""
+        return float(stdtrit(self.freedom, 1 - LEVEL / 2)) * self.error
 
     @property
     def as_json(self) -> dict[str, float | None]:
-        """Both numbers; None instead of NaN, which JSON lacks."""
-        return {"value": _finite(self.value), "stderr": _finite(self.error)}
+        """The value, its standard error, and its interval of 95 %; None instead of NaN, which JSON lacks."""
+        return {
+            "value": _finite(self.value),
+            "stderr": _finite(self.error),
+            "low": _finite(self.value - self.reach),
+            "high": _finite(self.value + self.reach),
+        }
 
 
 @dataclass(frozen=True)
@@ -52,25 +68,28 @@ class Moments:
     Attributes:
         means: [blocks, 1 + P] mean gradient coordinates.
         squares: [blocks] mean squared norm of a group's gradient.
+        signals: [blocks, 1 + R] mean product with u, and with u made without each part of the reference.
     """
 
     means: Array
     squares: Array
+    signals: Array
 
     @classmethod
-    def of(cls, groups: Array, blocks: int) -> Moments:
-        """The moments of groups [n, 1 + P], where equal numbers of groups in order make a block."""
+    def of(cls, groups: Array, blocks: int, reference: Reference) -> Moments:
+        """The moments of groups [n, R + P], where equal numbers of groups in order make a block."""
         split = groups.reshape(blocks, -1, groups.shape[-1])
-        return cls(split.mean(1), inner(split, split).mean(1))
+        coordinates = reference.coordinates(split)
+        signals = np.concatenate([coordinates[..., :1], reference.signals(split)], -1)
+        return cls(coordinates.mean(1), inner(coordinates, coordinates).mean(1), signals.mean(1))
 
     def without(self, block: int) -> Moments:
         """The moments without one block."""
-        return Moments(np.delete(self.means, block, 0), np.delete(self.squares, block, 0))
+        return Moments(*(np.delete(each, block, 0) for each in (self.means, self.squares, self.signals)))
 
-    @property
-    def signal(self) -> float:
-        """u·μ."""
-        return float(self.means[:, 0].mean())
+    def signal(self, part: int = 0) -> float:
+        """u·μ, with the u of all parts of the reference (0), or without part 1, 2, …"""
+        return float(self.signals[:, part].mean())
 
     @property
     def norm_square(self) -> float:
@@ -86,66 +105,92 @@ class Moments:
         return max(float(self.squares.mean()) - self.norm_square, _SMALLEST)
 
 
-def figures(off: Moments, on: Moments, rho: float, groups: float) -> dict[str, float]:
+def figures(off: Moments, on: Moments, rho: float, groups: float, part: int = 0) -> dict[str, float]:
     """The figures of `FIGURES`.
 
     Args:
         off, on: of the objective, and of on-policy sampling.
         rho: the cosine between the reference direction and the true gradient.
         groups: groups of a batch.
+        part: which part of the reference is left out, from 1; 0 for none.
     """
-    square, signal = off.norm_square, off.signal
+    square, signal, own = off.norm_square, off.signal(part), on.signal(part)
     strength = signal * abs(signal) / off.variance
-    yardstick = on.signal**2 / on.variance
+    yardstick = own**2 / on.variance
     norm = math.sqrt(max(square, 0.0) + off.variance / groups)
     return {
-        "cosine": signal / (rho * math.sqrt(square)) if square > _SMALLEST else math.nan,
-        "component": signal / on.signal if on.signal else math.nan,
+        "cosine": signal / (rho * math.sqrt(square)) if square > _SMALLEST and rho > 0 else math.nan,
+        "component": signal / own if own else math.nan,
         "batch_cosine": signal / (rho * norm) if rho > 0 else math.nan,
         "signal_to_noise": strength / yardstick if yardstick else math.nan,
     }
 
 
 def jackknifed(
-    statistic: Callable[[Sequence[Moments]], Array], moments: Sequence[Moments]
-) -> tuple[Array, Array]:
-    """A statistic's values and standard errors, all samples without the same block at a time.
+    statistic: Callable[[Sequence[Moments], int], Array], moments: Sequence[Moments]
+) -> list[Estimate]:
+    """A statistic's values and standard errors, without each block and without each part of the reference in turn.
 
-    s.e.² = (K − 1)/K Σ_k (θ_(k) − mean θ_(k))² for K blocks.
+    s.e.² = Σ over both of (K − 1)/K Σ_k (θ_(k) − mean θ_(k))², for K blocks or parts. The degrees of freedom are
+    those of Welch and Satterthwaite.
+
+    Args:
+        statistic: of the moments and of the number of the part that is left out (0 for none).
+        moments: of samples on the same problems.
     """
-    count = len(moments[0].means)
-    left_out = np.array([statistic([each.without(k) for each in moments]) for k in range(count)])
-    error = np.sqrt((count - 1) * left_out.var(0))
-    return statistic(moments), error
+    blocks, parts = len(moments[0].means), moments[0].signals.shape[1] - 1
+    left_out = [
+        np.array([statistic([each.without(k) for each in moments], 0) for k in range(blocks)]),
+        np.array([statistic(moments, part) for part in range(1, parts + 1)]),
+    ]
+    variances = [(len(each) - 1) * each.var(0) for each in left_out if len(each) > 1]
+    freedoms = [len(each) - 1 for each in left_out if len(each) > 1]
+    total: Array = np.sum(variances, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        freedom = total**2 / np.sum([v**2 / f for v, f in zip(variances, freedoms, strict=True)], 0)
+    return [
+        Estimate(float(value), math.sqrt(variance), float(free) if math.isfinite(free) else math.inf)
+        for value, variance, free in zip(statistic(moments, 0), total, freedom, strict=True)
+    ]
 
 
-def estimates(off: Moments, on: Moments, rho: float, groups: float) -> dict[str, Estimate]:
+def estimates(off: Moments, on: Moments, reference: Reference, groups: float) -> dict[str, Estimate]:
     """The figures of `FIGURES`, with standard errors."""
+    rhos = [reference.cosine, *reference.cosines]
 
-    def statistic(both: Sequence[Moments]) -> Array:
-        return np.array([*figures(both[0], both[1], rho, groups).values()])
+    def statistic(both: Sequence[Moments], part: int) -> Array:
+        return np.array([*figures(both[0], both[1], rhos[part], groups, part).values()])
 
-    values, errors = jackknifed(statistic, [off, on])
-    return {name: Estimate(float(v), float(e)) for name, v, e in zip(FIGURES, values, errors, strict=True)}
+    return dict(zip(FIGURES, jackknifed(statistic, [off, on]), strict=True))
 
 
 def component(off: Moments, on: Moments) -> Estimate:
     """u·μ / u·μ_on: the pull, for gradients under null advantages."""
-    values, errors = jackknifed(
-        lambda both: np.array([both[0].signal / both[1].signal if both[1].signal else math.nan]), [off, on]
-    )
-    return Estimate(float(values[0]), float(errors[0]))
+
+    def statistic(both: Sequence[Moments], part: int) -> Array:
+        own = both[1].signal(part)
+        return np.array([both[0].signal(part) / own if own else math.nan])
+
+    return jackknifed(statistic, [off, on])[0]
 
 
-def paired_difference(one: Moments, other: Moments, rho: float, groups: float, on: Moments) -> Estimate:
+def paired_difference(one: Moments, other: Moments, reference: Reference, groups: float) -> Estimate:
     """The difference of two objectives' batch cosines, on the same samples."""
+    rhos = [reference.cosine, *reference.cosines]
 
-    def statistic(three: Sequence[Moments]) -> Array:
-        cosines = [figures(each, three[2], rho, groups)["batch_cosine"] for each in three[:2]]
+    def statistic(both: Sequence[Moments], part: int) -> Array:
+        cosines = [figures(each, each, rhos[part], groups, part)["batch_cosine"] for each in both]
         return np.array([cosines[0] - cosines[1]])
 
-    values, errors = jackknifed(statistic, [one, other, on])
-    return Estimate(float(values[0]), float(errors[0]))
+    return jackknifed(statistic, [one, other])[0]
+
+
+def reference_cosine(reference: Reference) -> Estimate:
+    """ρ, with the jackknife's error over the parts of the reference."""
+    without = np.array(reference.cosines)
+    count = len(without)
+    error = math.sqrt((count - 1) * float(without.var())) if count > 1 else math.nan
+    return Estimate(reference.cosine, error, count - 1 if count > 1 else math.inf)
 
 
 def effective_share(weights: Array, mask: NDArray[np.bool_], positions: Sequence[int]) -> list[float | None]:
@@ -158,15 +203,11 @@ def effective_share(weights: Array, mask: NDArray[np.bool_], positions: Sequence
     """
     shares: list[float | None] = []
     for position in positions:
-        w = weights[:, position - 1][mask[:, position - 1]]
+        reached = position <= weights.shape[1]
+        w = weights[:, position - 1][mask[:, position - 1]] if reached else weights[:0, 0]
         square = np.square(w).sum()
         shares.append(float(w.sum() ** 2 / (len(w) * square)) if len(w) and square > 0 else None)
     return shares
-
-
-def reference_cosine(half: float) -> float:
-    """ρ, from the cosine c of the gradients of two halves: √(2c / (1 + c)); 0 if c is not above 0."""
-    return math.sqrt(2 * half / (1 + half)) if half > 0 else 0.0
 
 
 def _finite(value: float) -> float | None:

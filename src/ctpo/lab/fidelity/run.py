@@ -1,29 +1,34 @@
-"""One measurement, from two models to `fidelity.json`. It is kept on disk as it goes, and continues from there."""
+"""One measurement, from its models to `fidelity.json`. It is kept on disk as it goes, and continues from there."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ctpo.errors import UserError
+from ctpo.evaluation.identity import judged_with, model_identity, sampled_with
 from ctpo.evaluation.model import load_model
 from ctpo.lab.fidelity.coefficients import coefficients, objective_of, on_policy, recipe_advantages
+from ctpo.lab.fidelity.kept import Arrays, Kept, digest
 from ctpo.lab.fidelity.measure import reference_cosine
-from ctpo.lab.fidelity.report import Design, Measured, measure
-from ctpo.lab.fidelity.samples import Samples, load_arrays, sample, save_arrays
-from ctpo.lab.fidelity.sketch import TOLERANCE, Check, Parameters, Scorer, check, dot, unit
+from ctpo.lab.fidelity.reference import Reference
+from ctpo.lab.fidelity.report import Design, Measured, Measurement
+from ctpo.lab.fidelity.samples import Samples, fitting, sample
+from ctpo.lab.fidelity.sketch import TOLERANCE, Check, Parameters, Scorer, check, dot
 from ctpo.lab.theory.presets import read_objective
 from ctpo.objectives import Objective, preset
 from ctpo.objectives.reductions import Reduction
-from ctpo.rollout import TransformersEngine
+from ctpo.rollout import ToolRunner, TransformersEngine
 from ctpo.rollout.sampling import Sampling
 from ctpo.rollout.tools import open_tools
 from ctpo.runs.atomic import write_json
@@ -35,11 +40,13 @@ from ctpo.training.config.recipe import Recipe
 from ctpo.training.config.settings import build
 from ctpo.training.run.start import all_train_problems
 from ctpo.training.sampling.reward import reward_functions
+from ctpo.version import __version__
 
 RESULT: Final = "fidelity.json"
-_SETTINGS: Final = "settings.json"
 _ROWS_AT_ONCE: Final = 256
 _CHECKED: Final = 8
+_PARTS: Final = 4
+"""Parts of the reference sample, from which the noise of its direction is known. Each costs one derivative."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -89,7 +96,7 @@ class Sizes:
 
 
 def fidelity(
-    behaviour: str,
+    behaviours: Sequence[str],
     target: str,
     keys: Mapping[str, Any],
     objectives: Sequence[str],
@@ -98,12 +105,14 @@ def fidelity(
     sizes: Sizes | None = None,
     progress: Progress = lambda stage, done, of: None,
 ) -> dict[str, Any]:
-    """How every objective's gradient on responses of `behaviour` compares with the on-policy gradient of `target`.
+    """How every objective's gradient on responses of `behaviours` compares with the on-policy gradient of `target`.
 
     docs/fidelity.md defines the figures. What is done is stored in `output`, and the same call goes on from there.
+    Another behaviour policy can be added later; what belongs to the target is sampled and differentiated once.
 
     Args:
-        behaviour, target: directories of models, names of shipped ones, or hub ids.
+        behaviours: one or more models that sample: directories, names of shipped ones, or hub ids.
+        target: the model that is updated.
         keys: of the recipe: task, rewards, advantages, lengths and temperature.
         objectives: presets with their knobs, such as "ctpo?log_high=0.4".
         output: a directory of this measurement alone.
@@ -111,13 +120,13 @@ def fidelity(
         progress: called with a stage, and how much of it is done.
 
     Returns:
-        The content of `fidelity.json`.
+        The content of `fidelity.json`, with one entry in `pairs` for each behaviour policy.
 
     Raises:
-        UserError: if an argument is wrong, the two models do not fit, or the sketch fails its check.
+        UserError: if an argument is wrong, the models do not fit, or the sketch fails its check.
 
     Example:
-        fidelity("run/checkpoint-64", "run/model", embedded_recipe(), ["ctpo", "grpo"], output=Path("pair"))
+        fidelity(["run/checkpoint-64"], "run/model", embedded_recipe(), ["ctpo", "grpo"], output=Path("pair"))
     """
     sizes = sizes or Sizes()
     recipe, config = build({"output_dir": "unnamed", **keys})
@@ -126,56 +135,87 @@ def fidelity(
     chosen = {name: _with_reduction(name, reduction) for name in objectives}
     task = with_template_kwargs(get_task(recipe.task, recipe.tools or ()), config.chat_template_kwargs)
     check_ready(task)
-    problems = _problems(recipe, task, config, sizes)
+    problems = all_train_problems(recipe, task, config)
     task = as_conversation(task, problems)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    pair = _Pair(behaviour, target, config)
-    settings = {
-        "weights": pair.digests,
-        "recipe": {name: value for name, value in keys.items() if name not in _NOT_DECIDING},
-        "problems": hashlib.sha256(repr([(p.prompt, p.answer) for p in problems]).encode()).hexdigest(),
-        "sizes": {
-            name: value for name, value in asdict(sizes).items() if name not in ("batch", "blocks", "lengths")
-        },
-    }
-    work = _Work(output, settings, progress)
-    off, reference, on = _sampled(work, pair, task, recipe, config, problems, sizes)
-    scorer = Scorer(pair.target, temperature=_temperature(config), vocabulary=pair.vocabulary)
-    measured_off, measured_on, along, half, checked, gap = _sketched(
-        work, scorer, off, reference, on, config, reduction, sizes
-    )
+    policies = _Policies(behaviours, target, config)
+    with open_tools(
+        task,
+        timeout_s=recipe.tool_timeout_s,
+        memory_mb=recipe.tool_memory_mb,
+        unsafe_no_isolation=recipe.unsafe_no_isolation,
+    ) as tools:
+        sampler = _Sampler(policies, task, recipe, config, problems, sizes, tools)
+        settings = {
+            "target": policies.identities[target],
+            "recipe": {name: value for name, value in keys.items() if name not in _NOT_DECIDING},
+            "task": [sampled_with(task, sampler.sampling, {}), judged_with(task)],
+            "problems": digest([[p.prompt, p.answer] for p in sampler.problems]),
+            "sizes": {"problems": sizes.problems, "seed": sizes.seed},
+            "version of ctpo": __version__,
+        }
+        kept = Kept(output, settings)
+        reference = sampler.responses(kept, "reference", target, 1, sizes.problems, progress)
+        on = sampler.responses(kept, "target", target, 2, 0, progress)
+        offs = {
+            each: sampler.responses(kept, _folder(policies, each), each, 0, 0, progress)
+            for each in behaviours
+        }
+    scorer = Scorer(policies.target, temperature=sampler.sampling.temperature, vocabulary=policies.vocabulary)
+    differentiated = _Differentiated(kept, scorer, reference, config, reduction, sizes, progress)
+    names = {"target": on, **{_folder(policies, each): off for each, off in offs.items()}}
+    measured = differentiated.measured(names)
+    samples = measured["target"].samples
+    checked = differentiated.check(measured["target"])
+    gap = float((measured["target"].logps - samples.logps).abs().max())
     design = Design(
         group=config.num_generations,
         batch=sizes.batch,
         blocks=sizes.blocks,
         reduction=reduction,
-        rho=reference_cosine(half),
-        along=along,
+        reference=differentiated.reference,
         lengths=sizes.lengths,
         seed=sizes.seed,
     )
-    figures = measure(
-        measured_off, measured_on, chosen, config, design, lambda done, of: progress("objectives", done, of)
-    )
+    measurement = Measurement(measured["target"], chosen, config, design)
+    pairs = [
+        {
+            "behaviour": each,
+            **_sample_figures(measured[name].samples),
+            **measurement.pair(measured[name], lambda done, of: progress("objectives", done, of)),
+        }
+        for each in behaviours
+        for name in [_folder(policies, each)]
+    ]
     result = {
-        "behaviour": behaviour,
         "target": target,
         "task": recipe.task,
-        "sizes": {**asdict(sizes), "lengths": list(sizes.lengths), "responses": len(off)},
+        "sizes": {**asdict(sizes), "lengths": list(sizes.lengths), "responses": len(samples)},
+        "left_out": sampler.left_out,
         "group": config.num_generations,
         "reduction": reduction.name,
         "advantages": config.advantages,
-        "tokens": float(off.sampled.double().mean()),
-        "rewards": {
-            name: float(each.rewards.nansum(1).mean()) for name, each in (("behaviour", off), ("target", on))
-        },
-        "reference": {"half_cosine": half, "cosine": design.rho},
+        **_sample_figures(samples),
+        "reference": {"parts": len(design.reference), "cosine": reference_cosine(design.reference).as_json},
         "sketch": {"error": checked.error, "norm": checked.norm, "engine_gap": gap},
-        **figures,
+        **measurement.as_json,
+        "pairs": pairs,
     }
     write_json(output / RESULT, result)
     return result
+
+
+def _sample_figures(samples: Samples) -> dict[str, float]:
+    return {
+        "tokens": float(samples.sampled.double().mean()),
+        "reward": float(samples.rewards.nansum(1).mean()),
+    }
+
+
+def _folder(policies: _Policies, behaviour: str) -> str:
+    """Where what belongs to a behaviour policy is kept."""
+    return f"behaviour-{digest(policies.identities[behaviour])[:12]}"
 
 
 _NOT_DECIDING: Final = {
@@ -185,69 +225,52 @@ _NOT_DECIDING: Final = {
     "max_steps",
     "save_steps",
     "save_total_limit",
+    "model",
 }
 
 
-class _Pair:
-    """Both models, checked to fit together."""
+class _Policies:
+    """All models, checked to fit together. The behaviour policies are loaded when they sample."""
 
-    def __init__(self, behaviour: str, target: str, config: CTPOConfig) -> None:
-        options = _mapping(config.model_init_kwargs)
+    def __init__(self, behaviours: Sequence[str], target: str, config: CTPOConfig) -> None:
+        self._options = _mapping(config.model_init_kwargs)
         for name in ("dtype", "torch_dtype"):
-            options.pop(name, None)  # derivatives need float32
-        self.behaviour, self.tokenizer = load_model(model_location(behaviour), **options)
-        self.target, other = load_model(model_location(target), **options)
-        if self.tokenizer.get_vocab() != other.get_vocab():
-            raise UserError(
-                f"{behaviour} and {target} have different tokenizers; compare checkpoints of one model"
-            )
-        sizes = [model.get_output_embeddings().weight.shape[0] for model in (self.behaviour, self.target)]
-        if sizes[0] != sizes[1]:
-            raise UserError(
-                f"{behaviour} and {target} have vocabularies of {sizes[0]} and {sizes[1]} tokens; compare checkpoints "
-                "of one model"
-            )
-        self.vocabulary = int(sizes[0])
-        self.digests = [_digest(self.behaviour), _digest(self.target)]
-        if self.digests[0] == self.digests[1]:
-            raise UserError(
-                f"{behaviour} and {target} hold the same weights, so nothing has drifted and every unclipped objective "
-                "is on-policy; take two checkpoints that differ"
-            )
-
-
-class _Work:
-    """The directory of a measurement: what is in it is not computed again."""
-
-    def __init__(self, output: Path, settings: Mapping[str, Any], progress: Progress) -> None:
-        self.output, self.progress = output, progress
-        plain = json.loads(json.dumps(settings, default=str))
-        path = output / _SETTINGS
-        if path.is_file():
-            try:
-                held = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError):
-                held = None
-            if held != plain:
+            self._options.pop(name, None)  # derivatives need float32
+        self.target, self.tokenizer = self._load(target)
+        self._name = target
+        self.vocabulary = int(self.target.get_output_embeddings().weight.shape[0])
+        self.identities = {each: model_identity(model_location(each)) for each in (target, *behaviours)}
+        own, seen = _digest(self.target), dict[str, str]()
+        for each in behaviours:
+            weights = _digest(self.load(each))
+            if weights == own:
                 raise UserError(
-                    f"{output} holds another measurement (other weights, recipe or sizes); choose another --output"
+                    f"{each} and {target} hold the same weights, so nothing has drifted and every unclipped objective "
+                    "is on-policy; take two checkpoints that differ"
                 )
-        elif output.exists() and (not output.is_dir() or any(p.name != ".lock" for p in output.iterdir())):
-            raise UserError(f"{output} is in use for something else; choose another --output")
-        else:
-            try:
-                write_json(path, plain)
-            except OSError as error:
-                raise UserError(
-                    f"{output} cannot be written ({error.strerror}); choose another --output"
-                ) from None
+            if weights in seen:
+                raise UserError(f"{seen[weights]} and {each} hold the same weights; name one of them")
+            seen[weights] = each
 
-    def arrays(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The arrays of that name, computed if they are not there yet."""
-        path = self.output / f"{name}.npz"
-        if not path.is_file():
-            save_arrays(path, compute())
-        return load_arrays(path)
+    def load(self, name: str) -> Any:
+        """A model, which has the tokens of the target."""
+        if name == self._name:
+            return self.target
+        model, tokenizer = self._load(name)
+        if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise UserError(
+                f"{name} and {self._name} have different tokenizers; compare checkpoints of one model"
+            )
+        size = int(model.get_output_embeddings().weight.shape[0])
+        if size != self.vocabulary:
+            raise UserError(
+                f"{name} and {self._name} have vocabularies of {size} and {self.vocabulary} tokens; compare "
+                "checkpoints of one model"
+            )
+        return model
+
+    def _load(self, name: str) -> Any:
+        return load_model(model_location(name), **self._options)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -267,150 +290,214 @@ def _temperature(config: CTPOConfig) -> float:
     return float(config.temperature)
 
 
-def _problems(recipe: Recipe, task: Task, config: CTPOConfig, sizes: Sizes) -> list[Problem]:
-    """The problems that both policies answer, and then those of the reference."""
-    needed = 2 * sizes.problems
-    problems = all_train_problems(recipe, task, config)
-    if len(problems) < needed:
-        raise UserError(
-            f"task {recipe.task!r} gives {len(problems)} problems, and --problems {sizes.problems} needs twice as "
-            f"many: half of them for the reference; give at most --problems {len(problems) // 2}"
-            if problems
-            else f"task {recipe.task!r} has no problems to sample responses to; take another task or dataset"
+class _Sampler:
+    """Samples responses to the problems that fit, half of which are for the reference."""
+
+    def __init__(
+        self,
+        policies: _Policies,
+        task: Task,
+        recipe: Recipe,
+        config: CTPOConfig,
+        problems: Sequence[Problem],
+        sizes: Sizes,
+        tools: ToolRunner | None,
+    ) -> None:
+        self._policies, self._task, self._tools, self._seed = policies, task, tools, sizes.seed
+        self._group, self._half = config.num_generations, sizes.problems
+        self._size = max(1, (recipe.rollout_batch_size or _ROWS_AT_ONCE) // self._group)
+        self._rewards = reward_functions(task, recipe, config, lambda verdicts: None)
+        self.sampling = Sampling(
+            max_new_tokens=int(config.max_completion_length or 0),
+            temperature=_temperature(config),
+            top_k=config.top_k or 0,
+            top_p=config.top_p,
         )
-    return problems[:needed]
+        engine = TransformersEngine(policies.target, policies.tokenizer)
+        needed = 2 * sizes.problems
+        self.problems, self.left_out = fitting(
+            task, problems, policies.tokenizer, engine.room(self.sampling), needed, tools
+        )
+        if len(self.problems) < needed:
+            raise UserError(_too_few(recipe, sizes, len(self.problems), self.left_out, self.sampling))
+
+    def responses(
+        self, kept: Kept, name: str, model: str, stream: int, start: int, progress: Progress
+    ) -> tuple[Samples, list[str]]:
+        """Responses of a model to half of the problems, from `start` on, and their digests."""
+        chunks = -(-self._half // self._size)
+        engine: TransformersEngine | None = None
+        parts, digests = [], []
+
+        def compute(chunk: int) -> Arrays:
+            nonlocal engine
+            if engine is None:
+                engine = TransformersEngine(self._policies.load(model), self._policies.tokenizer)
+            first = start + chunk * self._size
+            problems = self.problems[first : min(first + self._size, start + self._half)]
+            sampled = sample(
+                engine,
+                self._task,
+                problems,
+                self.sampling,
+                self._rewards,
+                group=self._group,
+                seed=self._seed,
+                stream=stream,
+                first=first,
+                tools=self._tools,
+            )
+            return sampled.arrays
+
+        for chunk in range(chunks):
+            progress(f"responses of {name}", chunk, chunks)
+            arrays, held = kept.arrays(
+                f"{name}/responses-{chunk:03d}", [f"rows {self._size}"], partial(compute, chunk)
+            )
+            parts.append(Samples.of_arrays(arrays))
+            digests.append(held)
+        return Samples.joined(parts), digests
 
 
-def _sampled(
-    work: _Work,
-    pair: _Pair,
-    task: Task,
-    recipe: Recipe,
-    config: CTPOConfig,
-    problems: Sequence[Problem],
-    sizes: Sizes,
-) -> list[Samples]:
-    """The responses of the behaviour policy, those of the reference, and those of on-policy sampling."""
-    rewards = reward_functions(task, recipe, config, lambda verdicts: None)
-    sampling = Sampling(
-        max_new_tokens=int(config.max_completion_length or 0),
-        temperature=_temperature(config),
-        top_k=config.top_k or 0,
-        top_p=config.top_p,
+def _too_few(recipe: Recipe, sizes: Sizes, usable: int, left_out: int, sampling: Sampling) -> str:
+    """What to do about a task with too few problems."""
+    if not usable and not left_out:
+        return f"task {recipe.task!r} has no problems to sample responses to; take another task or dataset"
+    room = (
+        f" ({left_out} more leave no room in the model's context beside "
+        f"max_completion_length={sampling.max_new_tokens}; lower that)"
+        if left_out
+        else ""
     )
-    group, half = config.num_generations, len(problems) // 2
-    size = max(1, (recipe.rollout_batch_size or _ROWS_AT_ONCE) // group)
-    plan = [("behaviour", pair.behaviour, 0), ("reference", pair.target, half), ("target", pair.target, 0)]
-    chunks = -(-half // size)
-    policies = []
-    with open_tools(
-        task,
-        timeout_s=recipe.tool_timeout_s,
-        memory_mb=recipe.tool_memory_mb,
-        unsafe_no_isolation=recipe.unsafe_no_isolation,
-    ) as tools:
-        for stream, (name, model, start) in enumerate(plan):
-            engine = TransformersEngine(model, pair.tokenizer)
-            parts = []
-            for chunk in range(chunks):
-                work.progress("responses", stream * chunks + chunk, len(plan) * chunks)
-                path = work.output / f"responses-{name}-{chunk:03d}.npz"
-                first, last = start + chunk * size, min(start + (chunk + 1) * size, start + half)
-                if not path.is_file():
-                    sample(
-                        engine,
-                        task,
-                        problems[first:last],
-                        sampling,
-                        rewards,
-                        group=group,
-                        seed=sizes.seed,
-                        stream=stream,
-                        first=first,
-                        tools=tools,
-                    ).save(path)
-                parts.append(Samples.load(path))
-            policies.append(Samples.joined(parts))
-    return policies
-
-
-def _sketched(
-    work: _Work,
-    scorer: Scorer,
-    off: Samples,
-    reference: Samples,
-    on: Samples,
-    config: CTPOConfig,
-    reduction: Reduction,
-    sizes: Sizes,
-) -> tuple[Measured, Measured, Any, float, Check, float]:
-    """Both samples with their sketches, v_j·u, the split-half cosine, the check, and the engine's gap in log-probs."""
-    work.progress("log-probs", 0, 3)
-    logps = {}
-    for name, each in (("behaviour", off), ("target", on)):
-        held = work.arrays(f"logps-{name}", partial(_log_probs, scorer, each))
-        logps[name] = torch.from_numpy(held["logps"])
-    gap = float((logps["target"] - on.logps).abs().max())
-
-    def halves() -> dict[str, Any]:
-        advantages = recipe_advantages(reference, config)
-        k = coefficients(on_policy(reduction), reference.logps, reference, advantages, sizes.batch)
-        middle = len(reference) // 2
-        parts = [
-            scorer.gradient(reference.rows(part), k[part, : int(reference.length[part].max())])
-            for part in (slice(0, middle), slice(middle, None))
-        ]
-        total = unit({name: parts[0][name] + parts[1][name] for name in parts[0]})
-        norms = [dot(part, part) for part in parts]
-        cosine = dot(*parts) / (norms[0] * norms[1]) ** 0.5 if min(norms) > 0 else 0.0
-        return {"cosine": np.array(cosine), **{f"u.{name}": each.numpy() for name, each in total.items()}}
-
-    work.progress("log-probs", 2, 3)
-    held = work.arrays("reference", halves)
-    u: Parameters = {name: torch.from_numpy(held[f"u.{name}"]) for name in scorer.parameters}
-
-    def direction(place: int) -> Parameters:
-        return u if place == 0 else scorer.direction(sizes.seed, place)
-
-    first = slice(0, _CHECKED)
-    columns: list[dict[str, Any]] = []
-    for place in range(sizes.directions + 1):
-        work.progress("directions", place, sizes.directions + 1)
-
-        def derivatives(place: int = place) -> dict[str, Any]:
-            v = direction(place)
-            return {
-                "along": np.array(dot(u, v)),
-                "behaviour": scorer.derivative(off, v).numpy(),
-                "target": scorer.derivative(on, v).numpy(),
-            }
-
-        columns.append(work.arrays(f"direction-{place:03d}", derivatives))
-    sketches = {
-        name: torch.stack([torch.from_numpy(each[name]) for each in columns], 1)
-        for name in ("behaviour", "target")
-    }
-    along = np.array([float(each["along"]) for each in columns[1:]])
-    few = off.rows(first)
-    checked = check(scorer, few, direction, sketches["behaviour"][: int(few.mask.sum())], along)
-    if not checked.error < TOLERANCE:
-        raise UserError(
-            f"the sketch differs from autograd by {100 * checked.error:.2g} per cent, and "
-            f"{100 * TOLERANCE:g} are allowed; "
-            f"the model's derivatives are not reliable here; remove {work.output} to start anew"
-        )
     return (
-        Measured(samples=off, logps=logps["behaviour"], sketch=sketches["behaviour"]),
-        Measured(samples=on, logps=logps["target"], sketch=sketches["target"]),
-        along,
-        float(held["cosine"]),
-        checked,
-        gap,
+        f"task {recipe.task!r} gives {usable} problems{room}, and --problems {sizes.problems} needs twice as many: "
+        f"half of them for the reference; give at most --problems {usable // 2}"
     )
 
 
-def _log_probs(scorer: Scorer, samples: Samples) -> dict[str, Any]:
-    return {"logps": scorer.log_probs(samples).numpy()}
+class _Differentiated:
+    """Log-probs of the target and their derivatives, for samples of any policy."""
+
+    def __init__(
+        self,
+        kept: Kept,
+        scorer: Scorer,
+        reference: tuple[Samples, list[str]],
+        config: CTPOConfig,
+        reduction: Reduction,
+        sizes: Sizes,
+        progress: Progress,
+    ) -> None:
+        self._kept, self._scorer, self._sizes, self._progress = kept, scorer, sizes, progress
+        samples, digests = reference
+        advantages = recipe_advantages(samples, config)
+        k = coefficients(on_policy(reduction), samples.logps, samples, advantages, sizes.batch)
+        group, problems = config.num_generations, len(samples) // config.num_generations
+        count = min(_PARTS, problems)
+        edges = [group * (problems * part // count) for part in range(count + 1)]
+        self._rows = [slice(*pair) for pair in pairwise(edges)]
+        self._compute = [
+            partial(self._gradient, samples.rows(rows), k[rows, : int(samples.length[rows].max())])
+            for rows in self._rows
+        ]
+        self._sources = [*digests, f"batch {sizes.batch}", f"parts {count}"]
+        self._digests = []
+        for part in range(count):
+            progress("the on-policy gradient", part, count)
+            self._digests.append(self._part(part)[1])
+        gram = kept.arrays("gram", self._digests, self._gram)[0]["gram"]
+        if not gram.sum() > 0:
+            raise UserError(
+                "the on-policy gradient is 0, because no group has different rewards; take other problems or more "
+                "responses"
+            )
+        self._scale = math.sqrt(gram.sum())
+        along = kept.arrays(f"along-{sizes.directions:03d}", self._digests, self._along)[0]["along"]
+        self.reference = Reference(gram / gram.sum(), along, np.diff(edges).astype(float))
+
+    def direction(self, place: int) -> Parameters:
+        """Direction `place`: a part of the reference, or a random one."""
+        parts = len(self._rows)
+        if place >= parts:
+            return self._scorer.direction(self._sizes.seed, place - parts + 1)
+        arrays = self._part(place)[0]
+        return {name: torch.from_numpy(each / np.float32(self._scale)) for name, each in arrays.items()}
+
+    def measured(self, names: Mapping[str, tuple[Samples, list[str]]]) -> dict[str, Measured]:
+        """Each sample, given with its digests, with its log-probs and derivatives."""
+        logps = {}
+        for place, (name, (samples, digests)) in enumerate(names.items()):
+            self._progress("log-probs", place, len(names))
+            arrays, _ = self._kept.arrays(f"{name}/logps", digests, partial(self._log_probs, samples))
+            logps[name] = torch.from_numpy(arrays["logps"])
+        columns: dict[str, list[Tensor]] = {name: [] for name in names}
+        total = len(self._rows) + self._sizes.directions
+        for place in range(total):
+            self._progress("directions", place, total)
+            of = self._digests[place : place + 1] or [f"random {place - len(self._rows) + 1}"]
+            file = f"part-{place}" if place < len(self._rows) else f"random-{place - len(self._rows) + 1:03d}"
+            held: list[Parameters] = []  # made once, and only if it is needed
+            for name, (samples, digests) in names.items():
+                compute = partial(self._derivative, samples, place, held)
+                arrays, _ = self._kept.arrays(f"{name}/{file}", [*of, *digests], compute)
+                columns[name].append(torch.from_numpy(arrays["derivatives"]))
+        return {
+            name: Measured(samples=samples, logps=logps[name], sketch=torch.stack(columns[name], 1))
+            for name, (samples, _) in names.items()
+        }
+
+    def check(self, measured: Measured) -> Check:
+        """The comparison of the sketch with autograd.
+
+        Raises:
+            UserError: if they differ.
+        """
+        few = measured.samples.rows(slice(0, _CHECKED))
+        checked = check(
+            self._scorer, few, self.direction, measured.sketch[: int(few.mask.sum())], self.reference
+        )
+        if not checked.error < TOLERANCE:
+            raise UserError(
+                f"the sketch differs from autograd by {100 * checked.error:.2g} per cent, and {100 * TOLERANCE:g} are "
+                f"allowed; the model's derivatives are not reliable here; remove {self._kept.folder} to start anew"
+            )
+        return checked
+
+    def _part(self, part: int) -> tuple[Arrays, str]:
+        return self._kept.arrays(f"reference/gradient-{part}", self._sources, self._compute[part])
+
+    def _gradient(self, samples: Samples, coefficient: Tensor) -> Arrays:
+        return {name: each.numpy() for name, each in self._scorer.gradient(samples, coefficient).items()}
+
+    def _gram(self) -> Arrays:
+        count = len(self._rows)
+        gram = np.zeros((count, count))
+        for i in range(count):
+            one = _tensors(self._part(i)[0])
+            for j in range(i, count):
+                gram[i, j] = gram[j, i] = dot(one, one if i == j else _tensors(self._part(j)[0]))
+        return {"gram": gram}
+
+    def _along(self) -> Arrays:
+        count, sizes = len(self._rows), self._sizes
+        along = np.zeros((sizes.directions, count))
+        for part in range(count):
+            own = self.direction(part)
+            for j in range(sizes.directions):
+                along[j, part] = dot(self.direction(count + j), own)
+        return {"along": along}
+
+    def _log_probs(self, samples: Samples) -> Arrays:
+        return {"logps": self._scorer.log_probs(samples).numpy()}
+
+    def _derivative(self, samples: Samples, place: int, held: list[Parameters]) -> Arrays:
+        if not held:
+            held.append(self.direction(place))
+        return {"derivatives": self._scorer.derivative(samples, held[0]).numpy()}
+
+
+def _tensors(arrays: Arrays) -> Parameters:
+    return {name: torch.from_numpy(each) for name, each in arrays.items()}
 
 
 def _digest(model: torch.nn.Module) -> str:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ctpo.errors import UserError
 from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
+from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.environments import open_environments
 from ctpo.rollout.lengths import LengthLimit
 from ctpo.rollout.noise import row_uniforms
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.task import TEXTS, TURN_REWARDS
+from ctpo.training.sampling.segments import has_segments, segment_rewards
 from ctpo.training.sampling.turns import rewards_by_turn, turn_numbers
 
 Reward = Callable[..., list[float | None]]
+_AT_ONCE: Final = 64
+"""How many environments are reset together to see how long their first messages are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,22 +70,15 @@ class Samples:
             part[name] = part[name][:, :width]
         return Samples(**part)
 
-    def save(self, path: Path) -> None:
-        """Write the responses to a file, whole or not at all."""
-        save_arrays(path, {each.name: getattr(self, each.name).numpy() for each in fields(self)})
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """The responses as arrays by name."""
+        return {each.name: getattr(self, each.name).numpy() for each in fields(self)}
 
     @classmethod
-    def load(cls, path: Path) -> Samples:
-        """The responses in a file.
-
-        Raises:
-            UserError: if it is damaged.
-        """
-        arrays = load_arrays(path)
-        try:
-            return cls(**{each.name: torch.from_numpy(arrays[each.name]) for each in fields(cls)})
-        except KeyError as error:
-            raise UserError(f"{path} is damaged (it lacks {error}); remove it, and run again") from None
+    def of_arrays(cls, arrays: Mapping[str, Any]) -> Samples:
+        """The responses that `arrays` returned."""
+        return cls(**{each.name: torch.from_numpy(arrays[each.name]) for each in fields(cls)})
 
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:
@@ -135,28 +131,36 @@ class Samples:
         )
 
 
-def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    """Write arrays to a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(path)
+def fitting(
+    task: Task,
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    room: int | None,
+    count: int,
+    tools: ToolRunner | None = None,
+) -> tuple[list[Problem], int]:
+    """The first `count` problems that leave room in the model's context, and how many before them do not.
 
-
-def load_arrays(path: Path) -> dict[str, Any]:
-    """The arrays in a file, which may come from anybody: no pickles are read.
-
-    Raises:
-        UserError: if it is damaged.
+    Args:
+        room: how many tokens a prompt may have; None for no limit.
+        tools: for environments that call them.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, SyntaxError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, and run again") from None
-    except Exception as error:  # zipfile and zlib raise errors of their own
-        raise UserError(f"{path} is damaged ({type(error).__name__}); remove it, and run again") from None
+    chosen: list[Problem] = []
+    left_out = 0
+    with open_environments(task, tools) as environments:
+        limit = None if room is None or room < 1 else LengthLimit(tokenizer, task, room)
+        for first in range(0, len(problems), _AT_ONCE):
+            some = problems[first : first + _AT_ONCE]
+            if environments is not None and room is not None:
+                fits = [each is not None for each in environments.open(tokenizer, some, room)]
+            else:
+                fits = [room is None or (limit is not None and limit.allows(each.prompt)) for each in some]
+            for problem, fit in zip(some, fits, strict=True):
+                if len(chosen) == count:
+                    return chosen, left_out
+                chosen += [problem] * fit
+                left_out += not fit
+    return chosen, left_out
 
 
 def sample(
@@ -181,23 +185,21 @@ def sample(
             response does not depend on which other ones are sampled with it.
 
     Raises:
-        UserError: if a problem leaves no room in the model's context.
+        UserError: if an environment begins with more than there is room for in the model's context (see `fitting`).
     """
     repeated = [problem for problem in problems for _ in range(group)]
     room = engine.room(sampling)
     with open_environments(task, tools) as environments, products or nullcontext():
         if environments is not None:
             prompts = environments.open(engine.tokenizer, repeated, room)
-        elif room is not None and room < 1:
-            prompts = [None]
         else:
-            limit = LengthLimit(engine.tokenizer, task, 2**40 if room is None else room)
-            prompts = [each for each in (limit.ids(p.prompt) for p in problems) for _ in range(group)]
+            encoded = [encode_prompt(engine.tokenizer, task, each.prompt) for each in problems]
+            prompts = [each for each in encoded for _ in range(group)]
         usable = [each for each in prompts if each is not None]
         if len(usable) < len(prompts):
             raise UserError(
-                f"a problem of task {task.name!r} leaves no room in the model's context beside "
-                f"max_completion_length={sampling.max_new_tokens}; lower that, or give shorter problems"
+                f"an environment of task {task.name!r} was reset twice, and the second time its first messages left "
+                f"no room beside max_completion_length={sampling.max_new_tokens}; lower that"
             )
         places = range(first * group, (first + len(problems)) * group)
         rollouts = engine.generate(
@@ -211,7 +213,7 @@ def sample(
     texts = engine.tokenizer.batch_decode(
         [each.completion_ids for each in rollouts], skip_special_tokens=True
     )
-    turns = [each.turn_rewards for each in rollouts] if environments is not None else None
+    turns: list[Any] | None = [each.turn_rewards for each in rollouts] if environments is not None else None
     columns: dict[str, Any] = {
         "prompts": [each.prompt for each in repeated],
         "completions": texts,
@@ -221,8 +223,8 @@ def sample(
         TEXTS: texts,
         **({} if turns is None else {TURN_REWARDS: turns}),
     }
-    given = [
-        [float("nan") if value is None else float(value) for value in function(**columns)]
-        for function in rewards
-    ]
-    return Samples.of(rollouts, torch.tensor(given, dtype=torch.float64).T.contiguous(), turns)
+    given = [function(**columns) for function in rewards]
+    if has_segments(given):
+        turns = segment_rewards(given, [1.0] * len(given), columns["completion_ids"], engine.tokenizer)
+    values = [[float("nan") if value is None else float(value) for value in each] for each in given]
+    return Samples.of(rollouts, torch.tensor(values, dtype=torch.float64).T.contiguous(), turns)

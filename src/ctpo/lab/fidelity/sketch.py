@@ -4,8 +4,7 @@ An objective's gradient is Σ_t k_t ∇log π(a_t|s_t), where k_t = −∂loss/�
 derivatives v·∇log π_t along a few directions v, every objective's gradient is known along them as a product of two
 arrays. They are computed by forward-mode differentiation, exact to rounding, one direction at a time.
 
-Coordinate 0 of a gradient g is u·g, along the unit vector u of the on-policy gradient. The others are
-v_j·g − (v_j·u)(u·g) for normal v_j. So a·b is estimated by a_0 b_0 + mean_j a_j b_j, without bias.
+The first directions are the parts of the on-policy gradient (`reference`), and the others are normal.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from ctpo.errors import UserError
+from ctpo.lab.fidelity.reference import Reference
 from ctpo.lab.fidelity.samples import Samples
 
 Array = NDArray[np.float64]
@@ -152,31 +152,21 @@ def dot(one: Parameters, other: Parameters) -> float:
     )
 
 
-def unit(vector: Parameters) -> Parameters:
-    """The vector divided by its norm.
-
-    Raises:
-        UserError: if it is 0, so that there is no direction to compare with.
-    """
-    norm = math.sqrt(dot(vector, vector))
-    if not norm > 0:
-        raise UserError(
-            "the on-policy gradient is 0, because no group has different rewards; take other problems or more responses"
-        )
-    return {name: each / norm for name, each in vector.items()}
-
-
 def check(
-    scorer: Scorer, samples: Samples, directions: Callable[[int], Parameters], sketch: Tensor, along: Array
+    scorer: Scorer,
+    samples: Samples,
+    directions: Callable[[int], Parameters],
+    sketch: Tensor,
+    reference: Reference,
 ) -> Check:
     """A comparison of the sketch with autograd, on a random combination of the tokens of a few responses.
 
     Args:
         scorer: of the target.
         samples: a few responses.
-        directions: gives direction j; 0 is the on-policy gradient's.
-        sketch: [M, 1 + P] derivatives of their tokens along each direction.
-        along: [P] v_j·u.
+        directions: gives direction j, those of the reference first.
+        sketch: [M, R + P] derivatives of their tokens along each direction.
+        reference: the parts of the reference, and their products with the random directions.
     """
     generator = torch.Generator().manual_seed(1)
     coefficients = torch.randn(samples.mask.shape, generator=generator) * samples.mask
@@ -184,21 +174,9 @@ def check(
     wanted = np.array([dot(directions(j), exact) for j in range(sketch.shape[1])])
     got = (coefficients[samples.mask].double() @ sketch.double()).numpy()
     error = float(np.sqrt(np.square(got - wanted).mean() / np.square(wanted).mean()))
-    coordinates = residual(got[None], along)[0]
+    coordinates = reference.coordinates(got)
     square = coordinates[0] ** 2 + np.square(coordinates[1:]).mean()
     return Check(error, math.sqrt(square / dot(exact, exact)))
-
-
-def residual(projections: Array, along: Array) -> Array:
-    """The coordinates of gradients [..., 1 + P], from their products with u and each v_j.
-
-    Args:
-        projections: [..., 1 + P] the products.
-        along: [P] v_j·u.
-    """
-    coordinates = projections.copy()
-    coordinates[..., 1:] -= projections[..., :1] * along
-    return coordinates
 
 
 def inner(one: Array, other: Array) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ctpo.report.collection import Collection, Group
 from ctpo.report.figures.figure import Axis, Figure, Series, Values, drawn, has_values, over_seeds, thinned
 from ctpo.runs.reader import Run, number
+from ctpo.runs.scores import score_name
 
 _MOST_POINTS = 240
 _BATCHES = Axis(label="rollout batches", low=0, whole=True)
@@ -185,10 +186,14 @@ def figures(collection: Collection) -> list[Figure]:
         if metric.key == "skipped_updates" and not any(any(each.y) for each in series):
             continue  # a figure of zeros would only take room
         if series:
+            graded = metric.key == "heldout_pass@1" and collection.score_name == "score"
             shown.append(
                 Figure(
                     id=metric.key.replace("@", "-at-").replace("_", "-"), section=metric.section,
-                    title=metric.title, text=metric.text, x=_BATCHES, y=metric.y, series=series,
+                    title="Held-out score" if graded else metric.title,
+                    text=metric.text.replace("Share of held-out problems solved", "Mean score on held-out problems")
+                    if graded else metric.text,
+                    x=_BATCHES, y=_share("held-out score", 1.0) if graded else metric.y, series=series,
                     other_x=_TIME if metric.large else None, small=not metric.large,
                 )
             )  # fmt: skip
@@ -229,12 +234,14 @@ def learning_curve(run: Run) -> Figure:
         ),
     ]  # fmt: skip
     known = [value for value in accuracy if value is not None]
-    gain = f": held-out pass@1 {known[0]:.2f} → {known[-1]:.2f}" if known else ""
+    name = score_name((run.summary.get("before"), run.summary.get("after")))
+    gain = f": held-out {name} {known[0]:.2f} → {known[-1]:.2f}" if known else ""
     return Figure(
         id="learning-curve", section="learning", text="", title=f"{run.objective}, seed {run.seed}{gain}",
-        x=Axis(label=f"wall-clock, {unit}", low=0), y=Axis(label="share of right answers", low=0, high=1),
+        x=Axis(label=f"wall-clock, {unit}", low=0),
+        y=Axis(label="mean score" if name == "score" else "share of right answers", low=0, high=1),
         series=[each for each in curves if has_values(each.y)],
-        parts=["held-out pass@1 ± standard error", "training reward per rollout batch"],
+        parts=[f"held-out {name} ± standard error", "training reward per rollout batch"],
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ctpo.errors import UserError
@@ -13,8 +13,14 @@ from ctpo.runs.means import Mean, mean
 from ctpo.runs.paired import Paired, holm, paired
 from ctpo.runs.reader import Record, number
 
-SCORES = {"final": "final pass@1", "auc": "AUC"}
-"""The heading of each score."""
+SCORES = ("final", "auc")
+
+
+def headings(collection: Collection) -> dict[str, str]:
+    """The heading of each score."""
+    return {"final": f"final {collection.score_name}", "auc": "AUC"}
+
+
 _WHAT_SCORES_ARE = (
     "AUC is the mean training reward over the rollout batches. A run has collapsed if it ends below half of its own "
     "best held-out accuracy."
@@ -73,7 +79,8 @@ def _means_of_results(collection: Collection) -> Table | None:
     return Table(
         id="means", section="comparison", title="Means over seeds",
         text="Mean ± standard error over the test seeds of the comparison. " + _WHAT_SCORES_ARE,
-        head=["regime", "objective", "setting", "seeds", *SCORES.values(), "collapsed"], rows=rows, groups=groups,
+        head=["regime", "objective", "setting", "seeds", *headings(collection).values(), "collapsed"],
+        rows=rows, groups=groups,
     )  # fmt: skip
 
 
@@ -96,7 +103,7 @@ def _means(collection: Collection) -> Table:
         ]
         rows.append(row)
     one_seed = all(len(group.scores) < 2 for group in collection.groups)
-    head = ["regime", "objective", "seeds", *SCORES.values(), "collapsed", "time per run"]
+    head = ["regime", "objective", "seeds", *headings(collection).values(), "collapsed", "time per run"]
     return Table(
         id="means", section="comparison", title="Means over seeds",
         text="Mean ± standard error over finished runs that differ only in the seed. " + _WHAT_SCORES_ARE
@@ -113,7 +120,8 @@ def _tests(collection: Collection) -> Table:
     """Return the tests in a comparison's results; if there are none, tests of each group against the first."""
     tests = collection.results.get("tests")
     if isinstance(tests, list):
-        rows = [row for each in tests if isinstance(each, dict) and (row := _test_of_results(each))]
+        names = headings(collection)
+        rows = [row for each in tests if isinstance(each, dict) and (row := _test_of_results(each, names))]
         how = "These tests were named before the test seeds ran. Secondary tests are not corrected."
     else:
         rows = _computed_tests(collection)
@@ -130,13 +138,13 @@ def _tests(collection: Collection) -> Table:
     )  # fmt: skip
 
 
-def _test_of_results(test: Record) -> list[str] | None:
+def _test_of_results(test: Record, names: Mapping[str, str]) -> list[str] | None:
     difference, n = number(test.get("difference")), number(test.get("n"))
     if difference is None or n is None:
         return None
     average = Mean(value=difference, stderr=number(test.get("stderr")), n=int(n))
     return [
-        str(test.get("regime", "")), SCORES.get(str(test.get("score")), str(test.get("score"))),
+        str(test.get("regime", "")), names.get(str(test.get("score")), str(test.get("score"))),
         f"{test.get('one')} − {test.get('other')}", mean_and_error(average, "+"), str(average.n),
         probability(number(test.get("p"))),
         "secondary" if test.get("primary") is False else probability(number(test.get("p_holm"))),
@@ -156,7 +164,7 @@ def _computed_tests(collection: Collection) -> list[list[str]]:
     return [
         [
             regime,
-            SCORES[name],
+            headings(collection)[name],
             pair,
             mean_and_error(test.difference, "+"),
             str(test.difference.n),
@@ -174,8 +182,8 @@ def _note_other_problems(collection: Collection, regime: str) -> None:
     if len(counts) > 1:
         numbers = " and ".join(f"{count:,.0f}" for count in sorted(counts))
         collection.notes.append(
-            f"The final pass@1 of runs in {regime} is over {numbers} held-out problems, so differences between "
-            "them are not over the same problems."
+            f"The final {collection.score_name} of runs in {regime} is over {numbers} held-out problems, so "
+            "differences between them are not over the same problems."
         )
 
 
@@ -209,7 +217,8 @@ def _runs(collection: Collection) -> Table:
                 ]
             )  # fmt: skip
             places.append(place)
-    head = ["regime", "objective", "seed", "pass@1 before", "pass@1 after", "AUC", "state"]
+    score_name = collection.score_name
+    head = ["regime", "objective", "seed", f"{score_name} before", f"{score_name} after", "AUC", "state"]
     return Table(
         id="runs", section="comparison", title="The runs one by one",
         text="Every run on this page.", head=head, rows=rows, groups=places,

@@ -10,6 +10,7 @@ from typing import Any
 from ctpo.report.collection import Collection, run_score
 from ctpo.report.tables.words import duration, percent
 from ctpo.runs.reader import Record, Run, number
+from ctpo.runs.scores import score_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,10 @@ def _cards_of_runs(collection: Collection) -> list[Card]:
     if scores:
         best = max(scores, key=lambda score: score.final)
         shown += [
-            Card(label="best final pass@1", value=percent(best.final), detail="of all runs; its seed may be lucky"),
+            Card(
+                label=f"best final {collection.score_name}", value=percent(best.final),
+                detail="of all runs; its seed may be lucky",
+            ),
             Card(
                 label="collapsed", value=f"{sum(score.collapsed for score in scores)} of {len(scores)}",
                 detail="ended below half of their own best",
@@ -82,7 +86,8 @@ def _cards_of_run(run: Run) -> list[Card]:
         detail = ""
         if after.stderr is not None and after.problems:
             detail = f"± {percent(after.stderr)} over {after.problems:,.0f} problems"
-        label = "final held-out pass@1" if run.summary else "last held-out pass@1"
+        name = score_name((run.summary.get("before"), run.summary.get("after")))
+        label = f"final held-out {name}" if run.summary else f"last held-out {name}"
         shown.append(Card(label=label, value=percent(after.value), detail=detail))
         if before is not None:
             shown.append(_gain(run, before, after))

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+from ctpo.training.config.critic import CriticSettings, check_critic
 from ctpo.training.config.from_trl import DENOMINATORS
 from ctpo.training.config.groups import GroupSettings, check_groups
 from ctpo.training.config.sources import correction_knobs
@@ -25,6 +26,7 @@ ADVANTAGES: Final = (
     "reinforce++-baseline",
     "turns",
     "each-turn",
+    "gae",
 )
 TURN_ADVANTAGES: Final = ("turns", "each-turn")
 """Those that differ between the turns of a response."""
@@ -68,7 +70,7 @@ class BatchSettings(Protocol):
     """Micro-batches per optimizer step."""
 
 
-class Settings(BatchSettings, GroupSettings, Protocol):
+class Settings(BatchSettings, GroupSettings, CriticSettings, Protocol):
     """The settings that `check_settings` reads. `ctpo.training.config.config.CTPOConfig` describes them."""
 
     anchor: str
@@ -80,7 +82,6 @@ class Settings(BatchSettings, GroupSettings, Protocol):
     max_nonfinite_updates: int
     max_prompt_length: int | None
     max_tokens_per_micro_batch: int | None
-    advantages: str
     generation_kwargs: dict[str, Any] | None
     rollout_correction: str
     rollout_correction_kwargs: dict[str, Any] | str | None
@@ -123,6 +124,7 @@ def check_settings(settings: Settings, trl_defaults: Mapping[str, Any]) -> None:
     _check_online(settings)
     _check_correction(settings, trl_defaults)
     _check_advantages(settings, trl_defaults)
+    check_critic(settings)
     _check_entropy(settings)
     _check_penalties(settings)
     _check_ranks(settings)

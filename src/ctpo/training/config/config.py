@@ -90,7 +90,13 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
             "help": "How rewards become advantages: `trl` (as `scale_rewards` and `multi_objective_aggregation` say), "
             "`turns` (one per turn, from the rewards that an environment gives to turns, later ones included), "
             "`each-turn` (the same without later rewards), `rloo`, `maxrl`, `opo`, `batch`, "
-            "`reinforce++` or `reinforce++-baseline` (docs/training.md)."
+            "`reinforce++` or `reinforce++-baseline` (docs/training.md), `gae` (of a critic, docs/critic.md)."
+        },
+    )
+    critic: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Knobs of the critic of advantages='gae' to change, for example '{\"epochs\": 2}' (docs/critic.md)."
         },
     )
     dynamic_sampling_rounds: int = field(
@@ -272,7 +278,7 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
         *GRPOConfig._VALID_DICT_FIELDS,
-        *("objective_kwargs", "rollout_correction_kwargs", "curriculum"),
+        *("objective_kwargs", "rollout_correction_kwargs", "curriculum", "critic"),
     ]
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ctpo.errors import UserError
+from ctpo.runs.script import KEY as SCRIPT
 from ctpo.tasks import get_task
 from ctpo.tasks.arithmetic import SHIPPED_MODELS
 from ctpo.training.config.from_trl import LOSS_SETTINGS
@@ -41,115 +42,65 @@ COLUMNS: Final = ("prompt", "answer", "id", "difficulty")
 _LARGEST: Final = 1e6
 """The largest number of seconds or megabytes that a program may be given."""
 _COUNTS: Final = (
-    *("train_problems", "eval_problems", "rollout_batches", "rollout_batch_size", "threads"),
+    *("train_problems", "eval_problems", "rollout_batches", "rollout_batch_size"),
     *("max_prompt_length", "overlong_buffer"),
 )
 
 
-def _key(default: Any, about: str) -> Any:
+def setting(default: Any, about: str) -> Any:
     return field(default=default, metadata={"help": about})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a run trains on and how it is evaluated. `CTPOConfig` describes the optimisation.
-
-    The metadata of each field holds its help text.
+class ModelKeys:
+    """What every kind of training says of its task, its model and the machine.
 
     Raises:
-        UserError: if a task, a model or a column is unknown, or a number is out of range.
+        UserError: if a task or a model is unknown, or a number is out of range.
     """
 
-    task: str = _key(
+    task: str = setting(
         "arithmetic",
         "name, file or generator of the task: it gives prompts, tool and answer check (ctpo eval --help)",
     )
-    model: str = _key(
+    model: str = setting(
         EMBEDDED_MODEL,
         "'embedded' or 'embedded-worksheet' (ship for the tasks arithmetic and worksheet), a directory, or a hub id",
     )
-    dataset: Path | None = _key(
-        None, "JSONL or parquet file of training problems (see columns); unset for the task's own problems"
-    )
-    eval_dataset: Path | None = _key(
-        None, "JSONL or parquet file of held-out problems; unset for the task's own problems"
-    )
-    columns: dict[str, str] | None = _key(
-        None,
-        "columns that hold prompt, answer, id and difficulty, e.g. {prompt: question}; unset for the usual names",
-    )
-    train_problems: int | None = _key(
-        None, f"number of training problems drawn from the task; unset for {DEFAULT_TRAIN_PROBLEMS}"
-    )
-    max_prompt_length: int | None = _key(
-        None,
-        "training prompts of more tokens are left out; unset for as many as the model's context has room for",
-    )
-    mask_void_turns: Literal["none", "response", "turn"] = _key(
-        "none",
-        "leave out of the loss: 'response', responses with neither a tool call nor an answer; 'turn', responses whose "
-        "last turn has neither",
-    )
-    overlong_buffer: int | None = _key(
-        None,
-        "number of tokens before max_completion_length over which the reward falls by 1 (DAPO's soft punishment)",
-    )
-    use_peft: bool = _key(
+    use_peft: bool = setting(
         False,
         "train a LoRA adapter beside the frozen weights; needs the extra [peft]. model/ holds the merged model",
     )
-    lora_r: int = _key(16, "rank of the adapter, the width of its two factors")
-    lora_alpha: int = _key(32, "the adapter is multiplied by lora_alpha / lora_r")
-    lora_dropout: float = _key(0.0, "dropout before the adapter; it makes importance ratios noisy")
-    lora_target_modules: str | list[str] | None = _key(
+    lora_r: int = setting(16, "rank of the adapter, the width of its two factors")
+    lora_alpha: int = setting(32, "the adapter is multiplied by lora_alpha / lora_r")
+    lora_dropout: float = setting(0.0, "dropout before the adapter; it makes importance ratios noisy")
+    lora_target_modules: str | list[str] | None = setting(
         None, "modules that get an adapter, e.g. [q_proj, v_proj] or all-linear; unset for peft's choice"
     )
-    lora_modules_to_save: list[str] | None = _key(
+    lora_modules_to_save: list[str] | None = setting(
         None, "modules that are trained whole beside the adapter, e.g. [lm_head]"
     )
-    use_rslora: bool = _key(False, "multiply the adapter by lora_alpha / √lora_r instead")
-    eval_problems: int = _key(1_024, "number of held-out problems, with one response each")
-    eval_stderr: float = _key(
-        0.015,
-        "evaluations before the last draw held-out problems until the standard error of pass@1 is at most this; 0: all",
-    )
-    eval_every: int = _key(
-        4, "rollout batches between held-out evaluations; 0 evaluates only before and after training"
-    )
-    rollout_batches: int | None = _key(
-        None, "length of the run in rollout batches; use this or max_steps or num_train_epochs"
-    )
-    rollout_batch_size: int | None = _key(
-        None, "number of responses decoded at once; unset for the whole rollout batch"
-    )
-    transcripts: int = _key(16, "number of sample transcripts written with each evaluation")
-    shared: Path | None = _key(
-        None, "directory in which runs of a comparison share results; set by ctpo compare"
-    )
-    threads: int | None = _key(None, "number of CPU threads for torch; unset for torch's own choice")
-    tools: list[str] | None = _key(
-        None,
-        "functions that the model may call: a list of FILE.py:NAME or package.module:NAME (docs/tasks.md)",
-    )
-    tool_timeout_s: float = _key(3.0, "wall-clock time limit of one program, in seconds")
-    tool_memory_mb: int = _key(512, "memory limit of one program, in megabytes")
-    unsafe_no_isolation: bool = _key(
+    use_rslora: bool = setting(False, "multiply the adapter by lora_alpha / √lora_r instead")
+    threads: int | None = setting(None, "number of CPU threads for torch; unset for torch's own choice")
+    tool_timeout_s: float = setting(3.0, "wall-clock time limit of one program, in seconds")
+    tool_memory_mb: int = setting(512, "memory limit of one program, in megabytes")
+    unsafe_no_isolation: bool = setting(
         False, "run model-written programs without isolation: they can then do whatever you can"
     )
 
+    @property
+    def tool_limits(self) -> dict[str, Any]:
+        """The keyword arguments of `ctpo.rollout.tools.open_tools`."""
+        return {
+            "timeout_s": self.tool_timeout_s,
+            "memory_mb": self.tool_memory_mb,
+            "unsafe_no_isolation": self.unsafe_no_isolation,
+        }
+
     def __post_init__(self) -> None:
-        get_task(self.task, self.tools or ())
         _check_model(self.model)
-        for name in _COUNTS:
-            _at_least(name, getattr(self, name), 1)
-        _check_columns(self.columns)
+        at_least("threads", self.threads, 1)
         self._check_lora()
-        for name in ("eval_every", "transcripts"):
-            _at_least(name, getattr(self, name), 0)
-        if not 0 <= self.eval_stderr < 1:
-            raise UserError(
-                f"eval_stderr={self.eval_stderr} is out of range; use for example 0.015, or 0 for all problems"
-            )
         for name in ("tool_timeout_s", "tool_memory_mb"):
             if not 0 < getattr(self, name) < _LARGEST:
                 raise UserError(
@@ -157,8 +108,8 @@ class Recipe:
                 )
 
     def _check_lora(self) -> None:
-        _at_least("lora_r", self.lora_r, 1)
-        _at_least("lora_alpha", self.lora_alpha, 1)
+        at_least("lora_r", self.lora_r, 1)
+        at_least("lora_alpha", self.lora_alpha, 1)
         if not 0 <= self.lora_dropout < 1:
             raise UserError(
                 f"lora_dropout={self.lora_dropout} is out of range; use 0 or more and less than 1"
@@ -173,6 +124,79 @@ class Recipe:
                 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ModelKeys):
+    """What a run trains on and how it is evaluated. `CTPOConfig` describes the optimisation.
+
+    The metadata of each field holds its help text.
+
+    Raises:
+        UserError: if a task, a model or a column is unknown, or a number is out of range.
+    """
+
+    dataset: Path | None = setting(
+        None, "JSONL or parquet file of training problems (see columns); unset for the task's own problems"
+    )
+    eval_dataset: Path | None = setting(
+        None, "JSONL or parquet file of held-out problems; unset for the task's own problems"
+    )
+    columns: dict[str, str] | None = setting(
+        None,
+        "columns that hold prompt, answer, id and difficulty, e.g. {prompt: question}; unset for the usual names",
+    )
+    train_problems: int | None = setting(
+        None, f"number of training problems drawn from the task; unset for {DEFAULT_TRAIN_PROBLEMS}"
+    )
+    max_prompt_length: int | None = setting(
+        None,
+        "training prompts of more tokens are left out; unset for as many as the model's context has room for",
+    )
+    mask_void_turns: Literal["none", "response", "turn"] = setting(
+        "none",
+        "leave out of the loss: 'response', responses with neither a tool call nor an answer; 'turn', responses whose "
+        "last turn has neither",
+    )
+    overlong_buffer: int | None = setting(
+        None,
+        "number of tokens before max_completion_length over which the reward falls by 1 (DAPO's soft punishment)",
+    )
+    eval_problems: int = setting(1_024, "number of held-out problems, with one response each")
+    eval_stderr: float = setting(
+        0.015,
+        "evaluations before the last draw held-out problems until the standard error of pass@1 is at most this; 0: all",
+    )
+    eval_every: int = setting(
+        4, "rollout batches between held-out evaluations; 0 evaluates only before and after training"
+    )
+    rollout_batches: int | None = setting(
+        None, "length of the run in rollout batches; use this or max_steps or num_train_epochs"
+    )
+    rollout_batch_size: int | None = setting(
+        None, "number of responses decoded at once; unset for the whole rollout batch"
+    )
+    transcripts: int = setting(16, "number of sample transcripts written with each evaluation")
+    shared: Path | None = setting(
+        None, "directory in which runs of a comparison share results; set by ctpo compare"
+    )
+    tools: list[str] | None = setting(
+        None,
+        "functions that the model may call: a list of FILE.py:NAME or package.module:NAME (docs/tasks.md)",
+    )
+
+    def __post_init__(self) -> None:
+        get_task(self.task, self.tools or ())
+        super().__post_init__()
+        for name in _COUNTS:
+            at_least(name, getattr(self, name), 1)
+        _check_columns(self.columns)
+        for name in ("eval_every", "transcripts"):
+            at_least(name, getattr(self, name), 0)
+        if not 0 <= self.eval_stderr < 1:
+            raise UserError(
+                f"eval_stderr={self.eval_stderr} is out of range; use for example 0.015, or 0 for all problems"
+            )
+
+
 def embedded_recipe() -> dict[str, Any]:
     """The keys of the recipe that `ctpo train` runs if no recipe is given."""
     from ctpo.runs.yaml_text import parse_yaml
@@ -185,7 +209,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """The keys of a YAML recipe.
 
     Raises:
-        UserError: if the file is missing, not YAML, or not a mapping.
+        UserError: if the file is missing, not YAML, not a mapping, or what a Python script's training wrote.
     """
     from ctpo.runs.yaml_text import read_yaml
 
@@ -202,6 +226,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(
             f"recipe {path} holds {type(keys).__name__}, not a mapping; write one `key: value` per line"
         )
+    if SCRIPT in keys:
+        raise UserError(f"{path} records the training of a Python script and is no recipe; run the script")
     return keys
 
 
@@ -286,6 +312,6 @@ def _check_columns(columns: Mapping[str, str] | None) -> None:
             raise UserError(f"columns.{name}={column} is unknown; use names of {', '.join(COLUMNS)}")
 
 
-def _at_least(name: str, value: int | None, least: int) -> None:
+def at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise UserError(f"{name}={value} is too small; use at least {least}")

@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ from ctpo.extras import require
 from ctpo.old_names import current_knobs
 from ctpo.runs.files import read_bytes
 from ctpo.training.config.checks import NOTHING_CORRECTED, check_batches, check_settings
+from ctpo.training.config.critic import critic_knobs
 from ctpo.training.config.from_trl import DEFAULT_OBJECTIVE, LOSS_SETTINGS, translate
 from ctpo.training.config.older import OLDER_KEYS
 from ctpo.training.config.recipe import RIVALS, Recipe
@@ -108,8 +110,19 @@ def build(keys: Mapping[str, Any]) -> tuple[Recipe, CTPOConfig]:
 
     # Only the main process prints the notices of transformers.
     quiet = {"log_level_replica": "error", **given}
-    try:
+    with one_line_errors():
         config = CTPOConfig(**quiet, logging_strategy="steps", disable_tqdm=True)
+    config.logging_steps = config.updates_per_rollout_batch
+    if recipe.rollout_batches is not None:
+        config.max_steps = recipe.rollout_batches * config.updates_per_rollout_batch
+    return recipe, config
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A context for making a config of TRL's. What it finds wrong with its settings is a `UserError` of one line."""
+    try:
+        yield
     except (
         ValueError,
         TypeError,
@@ -120,10 +133,6 @@ def build(keys: Mapping[str, Any]) -> tuple[Recipe, CTPOConfig]:
         ArithmeticError,
     ) as error:
         raise UserError(" ".join(str(error).split())) from None
-    config.logging_steps = config.updates_per_rollout_batch
-    if recipe.rollout_batches is not None:
-        config.max_steps = recipe.rollout_batches * config.updates_per_rollout_batch
-    return recipe, config
 
 
 def resolved(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,6 +151,8 @@ def resolved(keys: Mapping[str, Any]) -> dict[str, Any]:
     objective = given.get("objective", DEFAULT_OBJECTIVE)
     knobs = {**preset_knobs()[objective], **(given.get("objective_kwargs") or {})}
     given = {name: value for name, value in given.items() if name != "output_dir"}
+    if given.get("advantages") == "gae":
+        given["critic"] = critic_knobs(given.get("critic"))
     return {**ours, **effective, **given, "objective": objective, "objective_kwargs": knobs}
 
 
@@ -157,7 +168,7 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         if name in _DECIDED:
             raise UserError(f"{name}={value!r} cannot be set: {_DECIDED[name]}; drop it")
         if name in _recipe_types():
-            ours[name] = _checked(name, value, _recipe_types()[name])
+            ours[name] = checked_value(name, value, _recipe_types()[name])
         elif name == "objective_kwargs" and isinstance(value, dict | str):
             knobs = {str(knob): _number(setting) for knob, setting in _mapping(name, value).items()}
             objective = keys.get("objective") or DEFAULT_OBJECTIVE
@@ -165,11 +176,11 @@ def split(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
                 given[name] = current_knobs(knobs, preset_knobs().get(objective, {}))
             except ValueError as error:
                 raise UserError(f"objective_kwargs: {error}") from None
-        elif name in ("rollout_correction_kwargs", "curriculum") and isinstance(value, dict | str):
+        elif name in ("rollout_correction_kwargs", "curriculum", "critic") and isinstance(value, dict | str):
             given[name] = {str(knob): _number(setting) for knob, setting in _mapping(name, value).items()}
         elif name in trainer_fields():
             wanted = trainer_fields()[name].type
-            given[name] = _checked(name, value, wanted)
+            given[name] = checked_value(name, value, wanted)
             if isinstance(value, str) and "dict" in str(wanted):
                 as_file = name in _IN_FILES and not value.lstrip().startswith("{")
                 given[name] = _from_file(name, Path(value)) if as_file else _mapping(name, value)
@@ -211,7 +222,7 @@ def _adapter(wanted: Any) -> TypeAdapter[Any]:
     return TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True))
 
 
-def _checked(name: str, value: Any, wanted: Any) -> Any:
+def checked_value(name: str, value: Any, wanted: Any) -> Any:
     """The value as the wanted type. A number may come as a string, because YAML reads 2e-4 as one."""
     shown = getattr(wanted, "__name__", None) if isinstance(wanted, type) else str(wanted)
     if isinstance(value, bool) and wanted in (int, float):

@@ -27,6 +27,7 @@ _CLASSES: Final = (
     ("trl", "trainer/grpo_config.py", "GRPOConfig"),
 )
 """GRPOConfig and the classes it inherits from, base first: package, file in it, name."""
+_SFT: Final = ("trl", "trainer/sft_config.py", "SFTConfig")
 _OLDER: Final = Path(__file__).with_name("older.py")
 _CONFIG: Final = Path(__file__).with_name("config.py")
 _OBJECTIVES: Final = Path(__file__).parents[2] / "objectives"
@@ -49,15 +50,27 @@ def trl_fields() -> Mapping[str, Field]:
     Raises:
         UserError: if TRL is not installed.
     """
-    inherited: dict[str, Field] = {}
     try:
-        for package, file, name in _CLASSES:
-            inherited |= _fields_of(_class(_parse(_folder(package) / file), name))
+        return _inherited(_CLASSES)
     except (OSError, SyntaxError, LookupError):
         from trl import GRPOConfig
 
         return _imported(GRPOConfig)
-    return inherited
+
+
+@cache
+def sft_fields() -> Mapping[str, Field]:
+    """The fields of TRL's SFTConfig by name.
+
+    Raises:
+        UserError: if TRL is not installed.
+    """
+    try:
+        return _inherited((*_CLASSES[:-1], _SFT))
+    except (OSError, SyntaxError, LookupError):
+        from trl import SFTConfig
+
+        return _imported(SFTConfig)
 
 
 @cache
@@ -127,6 +140,14 @@ def _builders(path: Path, table_name: str) -> Mapping[str, Mapping[str, Any]]:
         for key, value in zip(table.keys, table.values, strict=True)
         if key is not None
     }
+
+
+def _inherited(classes: Iterable[tuple[str, str, str]]) -> dict[str, Field]:
+    """The fields of the last of these classes, each of which inherits from the one before."""
+    fields: dict[str, Field] = {}
+    for package, file, name in classes:
+        fields |= _fields_of(_class(_parse(_folder(package) / file), name))
+    return fields
 
 
 def _folder(package: str) -> Path:

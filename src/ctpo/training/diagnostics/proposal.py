@@ -28,6 +28,8 @@ _POOLED: Final = (
     "the profile was written by an earlier release, which pooled the updates of a rollout batch: their different means "
     "add to the spread, and the exponent comes out too large; train again for one within updates"
 )
+_DECAY: Final = 0.98
+"""The decay of `ctpo-decay` if the recipe does not say it."""
 _SHORT: Final = 0.7
 """Responses are short if the longest has less than this part of the tokens allowed."""
 
@@ -189,6 +191,13 @@ def _warnings_of_fit(fit: Calibration, rows: Sequence[Row], total: int) -> list[
 
 def _warnings_of_run(rows: Sequence[Row], clipped: float, recipe: Mapping[str, Any]) -> list[str]:
     warnings = []
+    decay = (recipe.get("objective_kwargs") or {}).get("decay", _DECAY)
+    if recipe.get("objective") == "ctpo-decay" and decay != 1:
+        warnings.append(
+            f"the run's own product forgets (ctpo-decay, decay={decay:g}), but the spread and the mean here are those "
+            "of the whole product, which ctpo-calibrated uses; the report's figure of the trust region shows the "
+            "spread of what the run clipped"
+        )
     if clipped > _HARD:
         warnings.append(
             f"the run's own band clipped {clipped:.1%} of the tokens, which held its drift back: under another band it "

@@ -170,7 +170,7 @@ def _band(objective: Objective, positions: list[float | None]) -> dict[str, Any]
     def at(base: float | None) -> list[float | None] | None:
         if base is None or math.isinf(base):
             return None
-        return [None if t is None else base * t**bases.power for t in positions]
+        return [None if t is None else base * t**bases.power - bases.drift * t for t in positions]
 
     band = {"low": at(bases.lower), "high": at(bases.upper), "dual": at(bases.dual)}
     return band if any(limits is not None for limits in band.values()) else None

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from ctpo.evaluation.model import load_model
 from ctpo.runs.directory import RunDirectory
-from ctpo.training.config.recipe import Recipe
+from ctpo.training.config.recipe import ModelKeys
 
 if TYPE_CHECKING:  # an optional dependency
     from peft import LoraConfig
 
 
-def lora_config(recipe: Recipe) -> LoraConfig | None:
+def lora_config(recipe: ModelKeys) -> LoraConfig | None:
     """What a recipe says of its adapter, as peft takes it; None if it trains the weights themselves."""
     if not recipe.use_peft:
         return None
@@ -48,7 +48,7 @@ def save(trainer: Any, run: RunDirectory) -> None:
         trainer.processing_class.save_pretrained(run.model)
 
 
-def adapter_facts(trainer: Any, run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
+def adapter_facts(trainer: Any, run: RunDirectory, recipe: ModelKeys) -> dict[str, Any]:
     """What a run's summary says of its adapter; empty if it has none."""
     if not recipe.use_peft:
         return {}

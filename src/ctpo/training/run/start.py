@@ -14,7 +14,7 @@ from ctpo.runs.directory import RunDirectory, default_run_path
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.columns import Columns, read_problems
 from ctpo.tasks.sources import DatasetSource
-from ctpo.tasks.task import ProblemSource
+from ctpo.tasks.task import ProblemSource, RatedSource
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.recipe import DEFAULT_TRAIN_PROBLEMS, Recipe, merge
 from ctpo.training.config.trust import check_run
@@ -178,6 +178,8 @@ def _source(recipe: Recipe, task: Task) -> ProblemSource:
     own = task.problems
     if not recipe.columns:
         return own
+    if isinstance(own, RatedSource) and recipe.dataset is None and set(recipe.columns) == {"difficulty"}:
+        return own.rated_by(recipe.columns["difficulty"])
     if not isinstance(own, DatasetSource):
         if recipe.dataset is not None:
             return own  # the columns are those of the dataset

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def train(
             f"{trained_on[0].id}; the held-out accuracy partly measures what was trained on"
         )
     listener.stage("starting the sandbox")
-    with full_disk_in_one_line(start.run.path), _open_tools(recipe, task) as tools:
+    with full_disk_in_one_line(start.run.path), open_tools(task, **recipe.tool_limits) as tools:
         share_answers(tools, recipe)
         listener.stage("loading the model")
         trainer = _trainer(recipe, config, task, problems, tools, _location(recipe, config, start))
@@ -301,15 +301,6 @@ def _check_checkpoint(trainer: CTPOTrainer, start: Start) -> None:
         compare(sealed_identity(start.checkpoint), {"model": trainer.identity()["model"]})
     except Unusable as reason:
         raise UserError(f"{start.checkpoint} cannot be resumed: {reason}; start a new run") from None
-
-
-def _open_tools(recipe: Recipe, task: Task) -> AbstractContextManager[ToolRunner | None]:
-    return open_tools(
-        task,
-        timeout_s=recipe.tool_timeout_s,
-        memory_mb=recipe.tool_memory_mb,
-        unsafe_no_isolation=recipe.unsafe_no_isolation,
-    )
 
 
 def _location(recipe: Recipe, config: CTPOConfig, start: Start) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from trl.trainer.utils import is_async_callable
 
 from ctpo.errors import UserError
 from ctpo.tasks.guard import place_of_function
-from ctpo.tasks.rewards import LARGEST, RewardReader
+from ctpo.tasks.rewards import LARGEST, RewardReader, SegmentReward
 
 RewardFunction = Callable[..., Any]
 
@@ -33,11 +34,20 @@ class CheckedRewards:
             for column, (each, name) in enumerate(zip(functions, names, strict=True))
             if isinstance(each, nn.Module)
         }
+        self.given: list[list[float | None]] = [[] for _ in names]
+        """What each function gave in its last call, with the parts of rewards; empty for reward models."""
+        self.in_parts = False
+        """Whether a function has given rewards to parts of a response."""
         self.functions: list[RewardFunction | nn.Module] = [
-            each if isinstance(each, nn.Module) else _checked(each, name)
-            for each, name in zip(functions, names, strict=True)
+            each if isinstance(each, nn.Module) else _checked(each, name, partial(self._keep, column))
+            for column, (each, name) in enumerate(zip(functions, names, strict=True))
         ]
         """The functions to give to TRL in place of the others."""
+
+    def _keep(self, column: int, values: list[float | None]) -> list[float | None]:
+        self.given[column] = values
+        self.in_parts = self.in_parts or any(isinstance(value, SegmentReward) for value in values)
+        return values
 
     def usable(self, rewards: Tensor) -> Tensor:
         """[B, K] the rewards, with NaN in place of those of reward models that cannot be used."""
@@ -50,8 +60,10 @@ class CheckedRewards:
         return rewards
 
 
-def _checked(function: RewardFunction, name: str) -> RewardFunction:
-    """The function, returning a list of floats and None.
+def _checked(
+    function: RewardFunction, name: str, keep: Callable[[list[float | None]], list[float | None]]
+) -> RewardFunction:
+    """The function, returning a list of floats and None, which is kept.
 
     Raises:
         UserError: when it is called, if it returns something else than one number per completion.
@@ -72,7 +84,7 @@ def _checked(function: RewardFunction, name: str) -> RewardFunction:
                 f"{source} returned {len(values)} rewards for {len(prompts)} completions; return one per completion"
             )
         problems = columns.get("id") or [repr(_beginning(prompt)) for prompt in prompts]
-        return [reader.read(value, problem) for value, problem in zip(values, problems, strict=True)]
+        return keep([reader.read(value, problem) for value, problem in zip(values, problems, strict=True)])
 
     if is_async_callable(function):
 

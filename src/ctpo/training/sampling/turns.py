@@ -27,7 +27,8 @@ def turn_rewards_of(inputs: Sequence[Mapping[str, Any]], name: str) -> list[Turn
     if not all(TURN_REWARDS in row for row in inputs):
         raise UserError(
             f"advantages={name}: the responses have no rewards per turn; give the task an environment, or a "
-            f"rollout_func that returns {TURN_REWARDS}, or set advantages=trl"
+            f"reward function that returns SegmentReward, or a rollout_func that returns {TURN_REWARDS}, or set "
+            "advantages=trl"
         )
     return [row[TURN_REWARDS] for row in inputs]
 
@@ -61,6 +62,31 @@ def rewards_by_turn(
         for index, reward in pairs:
             rewards[row, min(int(numbers[row, index]), last)] += reward
     return rewards, turns
+
+
+def rewards_by_token(turn_rewards: Sequence[TurnRewards] | None, totals: Tensor, mask: Tensor) -> Tensor:
+    """[B, T] the reward at each token, in float64 on the CPU.
+
+    The reward of a turn comes with the last sampled token up to where it was given. Whatever else a response earned
+    comes with its last sampled token, and so does everything if there are no rewards per turn.
+
+    Args:
+        turn_rewards: of each response; None if no environment gives any.
+        totals: [B] the rewards of the responses; NaN for one that is not scored, whose rewards are all NaN.
+        mask: [B, T] true on tokens that the model sampled.
+    """
+    mask, totals = mask.cpu(), totals.cpu().double()
+    rewards = torch.zeros(mask.shape, dtype=torch.float64)
+    for row, (own, total) in enumerate(zip(mask, totals.tolist(), strict=True)):
+        places = own.nonzero()[:, 0]
+        if not len(places):
+            continue
+        for index, reward in () if turn_rewards is None else turn_rewards[row]:
+            before = int(torch.searchsorted(places, index, right=True)) - 1
+            rewards[row, places[max(before, 0)]] += reward
+            total -= reward
+        rewards[row, places[-1]] += total
+    return torch.where(totals.isnan().unsqueeze(-1), totals.unsqueeze(-1), rewards)
 
 
 def turn_advantages(
@@ -97,8 +123,13 @@ def turn_advantages(
     return library.by_turn(rewards, turns, group, estimator=of_returns)
 
 
-def spread(advantages: Tensor, turn_rewards: Sequence[TurnRewards], mask: Tensor) -> Tensor:
-    """[B, T] the advantage of each token's turn, and 0 on tokens that the model did not sample."""
-    numbers = turn_numbers(turn_rewards, mask.shape[1]).clamp(max=advantages.shape[1] - 1)
-    values = advantages.gather(1, numbers)
+def spread(advantages: Tensor, turns: Tensor, mask: Tensor) -> Tensor:
+    """[B, T] the advantage of each token's turn, and 0 on tokens that the model did not sample.
+
+    Args:
+        advantages: [B, K] of the turns.
+        turns: [B, T] the number of each token's turn, as `turn_numbers` gives it.
+        mask: [B, T] true on tokens that the model sampled.
+    """
+    values = advantages.gather(1, turns.clamp(max=advantages.shape[1] - 1))
     return torch.where(mask.cpu(), values, torch.zeros_like(values))

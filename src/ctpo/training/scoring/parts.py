@@ -57,7 +57,7 @@ class PartScorer:
         trainer = self._trainer
         if trainer.aux_loss_enabled or batch.multimodal or learns_from_entropy(trainer):
             return [Part(batch, "plain")]
-        pass_name = self._choice.best(model, self._unwrapped(model))
+        pass_name = self._choice.best(model, self.unwrapped(model))
         chosen = self._live_rows(batch).nonzero()[:, 0]
         if len(chosen) == 0:  # take the shortest row that can be scored: its loss and its gradient are 0
             mask = batch.response_mask
@@ -65,7 +65,7 @@ class PartScorer:
             lengths = torch.where(mask.any(dim=1), batch.completion_mask.sum(dim=1), too_long)
             chosen = lengths.argmin(dim=0, keepdim=True)
             pass_name = pass_name if bool(mask[chosen].any()) else "plain"
-        cut = self._packs(batch.rows, chosen, pass_name)
+        cut = self.packs(batch.rows, chosen, pass_name)
         if len(cut) == 1 and len(chosen) == len(batch):
             return [Part(batch, pass_name)]
         return [Part(batch.take(index), pass_name) for index in cut]
@@ -77,7 +77,7 @@ class PartScorer:
             model: as it is wrapped for training.
             part: its pass is "packed" or "padded"; "plain" is TRL's own.
         """
-        return self._scorer.score(model, self._unwrapped(model), part.batch.rows, part.pass_name)
+        return self._scorer.score(model, self.unwrapped(model), part.batch.rows, part.pass_name)
 
     def score_padded(
         self,
@@ -98,7 +98,7 @@ class PartScorer:
             return None
         if any(value is not None for value in multimodal.values()):
             return None
-        unwrapped = self._unwrapped(model)
+        unwrapped = self.unwrapped(model)
         pass_name = self._choice.best(model, unwrapped)
         mask = attention_mask[:, -logits_to_keep:].bool()
         if pass_name == "plain" or not bool(mask.any()):
@@ -109,14 +109,24 @@ class PartScorer:
             *(input_ids[:, split:], attention_mask[:, split:], mask),
         )
         logps, entropies = torch.zeros(2, *mask.shape, device=mask.device).unbind()
-        for index in self._packs(rows, mask.any(dim=1).nonzero()[:, 0], pass_name):
+        for index in self.packs(rows, mask.any(dim=1).nonzero()[:, 0], pass_name):
             values = self._scorer.score(model, unwrapped, rows.take(index), pass_name)
             logps[index], entropies[index] = (each.to(logps.dtype) for each in values)
         return logps, entropies if compute_entropy else None, None
 
-    def _packs(self, rows: Rows, chosen: Tensor, pass_name: str) -> list[Tensor]:
+    def packs(self, rows: Rows, chosen: Tensor, pass_name: str) -> list[Tensor]:
+        """Indices of the chosen rows, cut to the limit of tokens in one forward pass (`rows.packs`)."""
         shared = pass_name == "packed" and self._trainer.args.share_prompts
         return packs(rows, chosen, self._limit(), shared=shared)
+
+    def hidden(self, trunk: Any, rows: Rows, pass_name: str) -> Tensor:
+        """[M, D] the hidden states from which the wanted tokens are predicted (`Scorer.hidden`)."""
+        return self._scorer.hidden(trunk, rows, pass_name)
+
+    def pass_of(self, model: Any) -> str:
+        """The fastest pass that the model allows, "packed" or "padded"; for a plain one, "padded" comes nearest."""
+        best = self._choice.best(model, self.unwrapped(model))
+        return best if best == "packed" else "padded"
 
     def _limit(self) -> int | None:
         """The most tokens in one forward pass; None for no limit."""
@@ -148,7 +158,7 @@ class PartScorer:
         """Whether a row's loss depends on no other row. The tokens of highest entropy are those of a micro-batch."""
         return self._trainer.objective.row_wise and self._trainer.args.top_entropy_quantile == 1.0
 
-    def _unwrapped(self, model: Any) -> Any:
+    def unwrapped(self, model: Any) -> Any:
         """The transformers model inside of what distribution, compilation and adapters wrap around it."""
         inner = self._trainer.accelerator.unwrap_model(model)
         return inner.get_base_model() if hasattr(inner, "get_base_model") else inner

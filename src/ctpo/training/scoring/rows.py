@@ -41,6 +41,10 @@ class Rows:
         """The rows with these indices, in this order."""
         return Rows(**{name: value.index_select(0, index) for name, value in vars(self).items()})
 
+    def to(self, device: torch.device) -> Rows:
+        """The rows on this device."""
+        return Rows(**{name: value.to(device) for name, value in vars(self).items()})
+
     def groups(self) -> Tensor:
         """[B] a number for each row, the same for rows with the same prompt, counted from 0 without gaps."""
         prompts = torch.where(self.prompt_mask.bool(), self.prompt_ids, -1)

@@ -72,24 +72,46 @@ class Scorer:
         """
         live = rows.wanted.any(dim=1).nonzero()[:, 0]
         some = rows if len(live) == len(rows) else rows.take(live)
-        forward = self._packed if pass_name == "packed" else self._padded
-        values = forward(model, unwrapped, some)
+        with self._layout(unwrapped, some, pass_name) as (targets, inputs):
+            head = unwrapped.get_output_embeddings()
+            with scoring_head(head, targets, float32=self._float32_head):
+                values: Tensor = model(**inputs, use_cache=False).logits[0]
         row, step = rows.wanted.nonzero(as_tuple=True)
         blank = values.new_zeros(rows.wanted.shape)
         logps = blank.index_put((row, step), values[:, 0])
         return logps, blank.index_put((row, step), values[:, 1].detach())
 
-    def _packed(self, model: Any, unwrapped: Any, rows: Rows) -> Tensor:
-        """[M, 2] log-probs and entropies of the wanted tokens, from one stream of tokens."""
-        tree, targets = grow(rows, temperature=self.temperature, shared=self.options.share_prompts)
-        tree.whole_attention = self.options.fused_layers
-        with tree_attention_in(unwrapped.config.get_text_config()):
-            return self._forward(
-                model, unwrapped, targets, input_ids=tree.ids, position_ids=tree.positions, ctpo_tree=tree
-            )
+    def hidden(self, trunk: Any, rows: Rows, pass_name: str) -> Tensor:
+        """[M, D] the hidden states from which the wanted tokens are predicted, in row-major order, differentiable.
 
-    def _padded(self, model: Any, unwrapped: Any, rows: Rows) -> Tensor:
-        """The same from rows as TRL lays them out, without the padding that all of them have in common."""
+        Args:
+            trunk: a transformers model without a head, or what peft wraps around one.
+            rows: B rows, each with a wanted token.
+            pass_name: "packed" or "padded".
+        """
+        inner = trunk.get_base_model() if hasattr(trunk, "get_base_model") else trunk
+        with self._layout(inner, rows, pass_name) as (targets, inputs):
+            states: Tensor = trunk(**inputs, use_cache=False).last_hidden_state
+        return states.reshape(-1, states.shape[-1]).index_select(0, targets.source)
+
+    @contextmanager
+    def _layout(self, unwrapped: Any, rows: Rows, pass_name: str) -> Iterator[tuple[Targets, dict[str, Any]]]:
+        """A context to call a model in: the wanted tokens, and the inputs that hold the rows."""
+        with ExitStack() as stack:
+            if pass_name == "packed":
+                tree, targets = grow(rows, temperature=self.temperature, shared=self.options.share_prompts)
+                tree.whole_attention = self.options.fused_layers
+                stack.enter_context(tree_attention_in(unwrapped.config.get_text_config()))
+                inputs = {"input_ids": tree.ids, "position_ids": tree.positions, "ctpo_tree": tree}
+            else:
+                targets, inputs = self._padded(rows)
+            stack.enter_context(self.autocast())
+            if self.options.fused_layers and not recomputes_layers(unwrapped):
+                stack.enter_context(fast_cpu.fused_norms(unwrapped))
+            yield targets, inputs
+
+    def _padded(self, rows: Rows) -> tuple[Targets, dict[str, Any]]:
+        """The rows as TRL lays them out, without the padding that all of them have in common."""
         left = rows.prompt_ids.shape[1] - int(rows.prompt_lengths().max())
         right = int(rows.reach().max())
         ids = torch.cat([rows.prompt_ids[:, left:], rows.completion_ids[:, :right]], dim=1)
@@ -97,17 +119,7 @@ class Scorer:
         row, step = rows.wanted.nonzero(as_tuple=True)
         source = row * ids.shape[1] + rows.prompt_ids.shape[1] - left + step - 1
         targets = Targets(source, rows.completion_ids[row, step], self.temperature)
-        return self._forward(model, unwrapped, targets, input_ids=ids, attention_mask=mask)
-
-    def _forward(self, model: Any, unwrapped: Any, targets: Targets, **inputs: Any) -> Tensor:
-        with ExitStack() as stack:
-            stack.enter_context(self.autocast())
-            if self.options.fused_layers and not recomputes_layers(unwrapped):
-                stack.enter_context(fast_cpu.fused_norms(unwrapped))
-            head = unwrapped.get_output_embeddings()
-            stack.enter_context(scoring_head(head, targets, float32=self._float32_head))
-            out: Tensor = model(**inputs, use_cache=False).logits
-        return out[0]
+        return targets, {"input_ids": ids, "attention_mask": mask}
 
 
 def recomputes_layers(model: Any) -> bool:

@@ -51,6 +51,8 @@ class RolloutState:
     recorder: Any = None
     groups: dict[str, Any] | None = None
     """How far the training data is drawn, and the estimates of a curriculum; None if TRL draws it."""
+    critic: dict[str, Any] | None = None
+    """What a critic needs beside `critic.pt`; None if there is none."""
 
 
 class UnusableFile(UserError):

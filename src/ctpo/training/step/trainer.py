@@ -10,7 +10,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,12 +28,15 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 
 from ctpo import fast_cpu
+from ctpo.objectives.numerics import prefix_dtype
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.runs.atomic import write_text
 from ctpo.runs.identity import describe_model
 from ctpo.tasks import Task, get_task, reward_function
+from ctpo.tasks.task import TURN_REWARDS
 from ctpo.training.config.checks import TURN_ADVANTAGES
 from ctpo.training.config.config import CTPOConfig
+from ctpo.training.critic.learner import Critic
 from ctpo.training.diagnostics.samples import response_rewards
 from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.records.card import CARD, model_card
@@ -49,7 +52,15 @@ from ctpo.training.sampling.data import check_enough
 from ctpo.training.sampling.groups import group_sampler
 from ctpo.training.sampling.own import heldout_data, own_rollouts, training_data
 from ctpo.training.sampling.prompts import leave_out_long_prompts
-from ctpo.training.sampling.turns import rewards_by_turn, spread, turn_advantages, turn_rewards_of
+from ctpo.training.sampling.segments import segment_rewards
+from ctpo.training.sampling.turns import (
+    rewards_by_token,
+    rewards_by_turn,
+    spread,
+    turn_advantages,
+    turn_numbers,
+    turn_rewards_of,
+)
 from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch, Scored
 from ctpo.training.scoring.parts import Part, PartScorer, learns_from_entropy
 from ctpo.training.scoring.stats import StatsAccumulator, masked_mean, stats_of_parts
@@ -70,7 +81,7 @@ from ctpo.training.step.state import (
     save_state,
     skip_epochs,
 )
-from ctpo.training.step.warnings import warn_if_engines_differ, warn_if_inert
+from ctpo.training.step.warnings import warn_if_engines_differ, warn_if_inert, warn_without_critic
 
 if TYPE_CHECKING:  # an optional dependency, like TRL's own import of it
     from peft import PeftConfig, PeftModel
@@ -105,6 +116,12 @@ A test compares them with the installed TRL. So an upgrade that changes one of t
 _NO_ROLLOUT_LOGPS: Final = (
     "anchor='rollout' needs the rollout engine's log-probs, which TRL's own generation does not report; "
     "leave environment_factory to anchor='old', or give the environment to a task: Task(environment=...)"
+)
+
+
+_NO_BEHAVIOUR: Final = (
+    "critic.correction='v-trace' needs the rollout engine's log-probs, which TRL's own generation does not report; use "
+    "anchor='rollout', or correction='none'"
 )
 
 
@@ -237,6 +254,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._counted_inputs: Any = None
         self._counts = torch.zeros(0, 2)
         warn_if_inert(args)
+        warn_without_critic(args)
         if args.keep_freed_memory and args.device.type == "cpu":
             fast_cpu.keep_freed_memory()
         with warnings.catch_warnings():
@@ -276,6 +294,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.diagnostics = Diagnostics(self)
         self._model_facts = describe_model(self.model)
         self.behaviour = Behaviour(self, args.behaviour_lag)
+        self.critic = Critic(self, self.part_scorer) if args.advantages == "gae" else None
 
     # -- the loss ------------------------------------------------------------------------------------------
 
@@ -422,8 +441,12 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
     # -- what TRL hands over -------------------------------------------------------------------------------
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._anchor_pass_is_idle():
-            return None, None, None
+        return (
+            (None, None, None) if self._anchor_pass_is_idle() else self._score_padded(model, *args, **kwargs)
+        )
+
+    def _score_padded(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """What TRL's own method returns, by a faster pass where there is one."""
         scored = self.part_scorer.score_padded(model, *args, **kwargs)
         if scored is not None:
             return scored
@@ -455,6 +478,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self.diagnostics.close()
             with self.behaviour.sampling():
                 rollouts = self._generate_and_score_completions(generation_batch)
+            if self.critic is not None:  # with the weights that learn
+                rollouts["advantages"] = self._critic_advantages(self.critic, rollouts)
             rewards = response_rewards(self, rollouts["advantages"]) if self.args.diagnostics else None
             if rewards is not None:
                 rollouts["rewards"] = rewards
@@ -479,7 +504,20 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         )
         self._rewards_per_func = rewards
+        if self.args.advantages in TURN_ADVANTAGES:
+            self._take_segments(inputs, completion_ids_list)
         return rewards
+
+    def _take_segments(self, inputs: Any, completion_ids: Any) -> None:
+        """Put the rewards of parts of responses into their rows, as rewards of turns, if a reward function gave any."""
+        checked, rows = self._checked_rewards, len(completion_ids)
+        given = [each or [None] * rows for each in checked.given]
+        earned = any(value for values in given for value in values)
+        if checked.in_parts or not (earned or TURN_REWARDS in inputs[0]):
+            weights, tokenizer = self.reward_weights.tolist(), self.processing_class
+            found = segment_rewards(given, weights, completion_ids, tokenizer)
+            for row, turns in zip(inputs, found, strict=True):
+                row[TURN_REWARDS] = turns
 
     def _generate(self, prompts: list[Any]) -> Any:
         if self.groups is None or not self.model.training:
@@ -517,6 +555,10 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 self.rollout_account.model_tokens = int(MicroBatch.of(rollouts).response_mask.sum())
         if self.args.advantages in TURN_ADVANTAGES:
             rollouts["advantages"] = self._turn_advantages(inputs, rollouts, mode)
+        elif self.critic is not None:
+            rollouts["token_rewards"] = self._token_rewards(inputs, rollouts)
+            if mode == "eval":
+                rollouts["advantages"] = self._critic_advantages(self.critic, rollouts)
         elif self.args.advantages != "trl":
             rollouts["advantages"] = self._estimate_advantages(rollouts, mode)
         return rollouts
@@ -525,7 +567,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """The log-probs [B, T] of a rollout batch under the model in training, for the rollout correction."""
         batch = MicroBatch.of(rollouts)
         with torch.no_grad():
-            logps: Tensor = self._get_per_token_logps_and_entropies(
+            logps: Tensor = self._score_padded(
                 self.model,
                 torch.cat([batch.prompt_ids, batch.completion_ids], dim=1),
                 torch.cat([batch.prompt_mask, batch.completion_mask], dim=1),
@@ -562,7 +604,35 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             scale=self.args.scale_rewards,
         )
         first = self.accelerator.process_index * len(mask)
-        return spread(everyone[first : first + len(mask)], pairs, mask).to(rollouts["advantages"])
+        numbers = turn_numbers(pairs, mask.shape[1])
+        return spread(everyone[first : first + len(mask)], numbers, mask).to(rollouts["advantages"])
+
+    def _token_rewards(self, inputs: Any, rollouts: dict[str, Any]) -> Tensor:
+        """The rewards [B, T] of this process's tokens; NaN throughout a response that no reward function has judged."""
+        mask = MicroBatch.of(rollouts).response_mask
+        first = self.accelerator.process_index * len(mask)
+        totals = total_rewards(self._rewards_per_func, self.reward_weights)[first : first + len(mask)]
+        pairs = [row[TURN_REWARDS] for row in inputs] if TURN_REWARDS in inputs[0] else None
+        return rewards_by_token(pairs, totals, mask).to(mask.device, prefix_dtype(mask.device))
+
+    def _critic_advantages(self, critic: Critic, rollouts: dict[str, Any]) -> Tensor:
+        """The advantages [B, T] of this process's tokens by the critic, which learns from them in training."""
+        rewards, batch = rollouts.pop("token_rewards"), MicroBatch.of(rollouts)
+        rows = replace(batch.rows, wanted=batch.response_mask & ~rewards.isnan())
+        log_ratios = self._log_ratios(batch, rollouts) if critic.corrects else None
+        if not self.model.training:
+            return critic.value(rows, rewards, log_ratios).to(rollouts["advantages"])
+        advantages, figures = critic.learn(rows, rewards, log_ratios)
+        self.objective_stats["train"].add(figures)
+        self.window.add(figures)
+        return advantages.to(rollouts["advantages"])
+
+    def _log_ratios(self, batch: MicroBatch, rollouts: dict[str, Any]) -> Tensor:
+        """[B, T] log-probs of the sampled tokens under the model in training minus those of the engine."""
+        if batch.rollout_logps is None:
+            raise ValueError(_NO_BEHAVIOUR)
+        logps = self._score_rollouts(rollouts) if batch.old_logps is None else batch.old_logps
+        return torch.where(batch.response_mask, logps - batch.rollout_logps, 0.0)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._train_sampler = super()._get_train_sampler(dataset)
@@ -570,7 +640,10 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
-        self.guard.judge(model, norm, self.accelerator)
+        taken = self.guard.judge(model, norm, self.accelerator)
+        if taken and self.critic is not None and self.critic.holds_policy:
+            for parameter in model.parameters():
+                parameter.grad = None  # so that the optimizer leaves its weight alone
         self.window.updated(norm, self._get_learning_rate())
         self.diagnostics.updated(norm)
         return norm
@@ -665,6 +738,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         measured = {
             name: value for name, value in self.diagnostics.figures("record").items() if "/" not in name
         }
+        if self.critic is not None and self.diagnostics.line is not None:
+            self.diagnostics.line |= self.critic.curves
         return {**figures, **measured, **self.behaviour.figures()}
 
     def tell_loggers(self, figures: dict[str, float]) -> None:
@@ -716,6 +791,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             if self.recorder is not None:
                 self.recorder.before_checkpoint(folder)
             save_state(self._rollout_state(), folder, self.args.process_index)
+            if self.critic is not None:
+                self.critic.save(folder)
             self._staging = folder.parent
             try:
                 super()._save_checkpoint(model, trial)
@@ -747,6 +824,8 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             skip_epochs(self._train_sampler, int(self.state.epoch or 0))
             rank, processes = self.args.process_index, self.args.world_size
             state = load_state(Path(checkpoint), rank, processes, self.accelerator.device)
+            if self.critic is not None:
+                self.critic.load(Path(checkpoint))
             if state is not None:
                 self._continue_from(state)
 
@@ -765,6 +844,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             window=self.window.state_dict() if self.window.open else None,
             recorder=None if self.recorder is None else self.recorder.state_dict(),
             groups=None if self.groups is None else self.groups.state_dict(),
+            critic=None if self.critic is None else self.critic.state_dict(),
         )
 
     def _continue_from(self, state: RolloutState) -> None:
@@ -788,3 +868,5 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self.recorder.load_state_dict(state.recorder)
         if self.groups is not None and state.groups is not None:
             self.groups.load_state_dict(state.groups)
+        if self.critic is not None and state.critic is not None:
+            self.critic.load_state_dict(state.critic)

@@ -39,6 +39,21 @@ def warn_if_inert(config: CTPOConfig) -> None:
         )
 
 
+class NoCriticWarning(UserWarning):
+    """The objective is PPO's, and its advantages are not."""
+
+
+def warn_without_critic(config: CTPOConfig) -> None:
+    """Warn if PPO's loss gets advantages without a critic."""
+    if config.objective == "ppo" and config.advantages != "gae":
+        warnings.warn(
+            f"objective='ppo' is PPO's loss alone, with advantages={config.advantages!r}, which no critic gives. "
+            "advantages='gae' trains a critic too, as PPO does (docs/critic.md).",
+            NoCriticWarning,
+            stacklevel=3,
+        )
+
+
 def warn_if_engines_differ(logps_BT: Tensor, anchor_BT: Tensor, mask_BT: Tensor) -> None:
     """Warn if log-probs of the trainer and of the rollout engine differ by more than rounding.
 
