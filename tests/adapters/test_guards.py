@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from ctpo.adapters.guards import INERT_CALLS, AdapterWarning, Guards
+from ctpo.adapters.guards import CALLS_EXAMINED, INERT_CALLS, AdapterWarning, Guards, steps
 from ctpo.objectives import preset
 
 from . import handover
@@ -16,7 +16,8 @@ Hand = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def warned(hands: list[Hand]) -> list[str]:
-    """The warnings of the guards of a fresh process, given these calls."""
+    """The warnings of the guards of a fresh process without an optimizer, given these calls."""
+    steps.count = 0
     guards = Guards()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -44,6 +45,41 @@ def test_inert() -> None:
     logps, _, mask = hand()
     (message,) = warned([(logps, logps.clone(), mask)] * (3 * INERT_CALLS))
     assert "every ratio was 1" in message
+
+
+def trained(updates: list[tuple[list[Hand], float, float]]) -> list[str]:
+    """The warnings of a process that trains: the calls of each update, their advantage, and the learning rate after."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    guards = Guards()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for hands, advantage, rate in updates:
+            for logps, old, mask in hands:
+                out = preset("ctpo")(logps, old, torch.full((len(logps),), advantage), mask)
+                guards.look(out, logps, old, mask)
+            optimizer.param_groups[0]["lr"] = rate
+            weight.grad = torch.ones(1)
+            optimizer.step()
+    return [str(each.message) for each in caught if each.category is AdapterWarning]
+
+
+def test_inert_counts_updates() -> None:
+    logps, _, mask = hand()
+    one, moved = (logps, logps.clone(), mask), hand(1)
+    inert = ([one, one], 1.0, 1e-3)
+    (message,) = trained([inert] * 4)
+    assert "every ratio was 1 in 4 updates" in message
+    assert len(trained([([one] * CALLS_EXAMINED, 1.0, 1e-3), *[inert] * 3])) == 1
+    assert trained([inert] * 3) == []
+    assert trained([([one] * 200, 1.0, 1e-3), ([moved], 1.0, 1e-3), *[inert] * 20]) == []
+
+
+def test_updates_that_change_no_weights_are_not_inert() -> None:
+    logps, _, mask = hand()
+    one = (logps, logps.clone(), mask)
+    assert trained([([one], 1.0, 0.0)] * 20) == []
+    assert trained([([one], 0.0, 1e-3)] * 20) == []
 
 
 @pytest.mark.parametrize("empty", [True, False])

@@ -1,8 +1,8 @@
 """Warnings about four mistakes that raise no error, but make a run train something else than its settings say.
 
 They are: ratios that never leave 1, an anchor that belongs to another policy, log-probs rounded to bfloat16, and a
-mask that is off by one token. Each is warned of once per process. Only the first `CALLS_EXAMINED` calls are examined;
-after them a guard costs nothing.
+mask that is off by one token. Each is warned of once per process. Only the first `CALLS_EXAMINED` calls are examined,
+or as many as the first updates take; after them a guard costs nothing.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from ctpo.objectives import Output
 
 CALLS_EXAMINED: Final = 512
 """How many calls of a process are examined."""
+INERT_UPDATES: Final = 3
+"""How many updates after the first must have no ratio other than 1 before the warning. In the first on a batch the
+ratios are 1 by right. An update counts if the one before it changed the weights: it had a loss other than 0, and an
+optimizer of this process took a step at a learning rate other than 0."""
 INERT_CALLS: Final = 64
-"""How many calls in a row must have no ratio other than 1 before the warning. In the micro-batches of a first update
-the ratios are 1 by right."""
+"""The same in calls, where no optimizer steps in this process, because a server holds the model."""
 INERT_LOG_RATIO: Final = 1e-6
 """The largest |log ratio| that still counts as a ratio of 1, in nats."""
 FOREIGN_KL: Final = 0.5
@@ -43,7 +47,10 @@ class Guards:
         """Guards that need no further look: they have warned, or a call has shown that all is well."""
         self._warned: set[str] = set()
         self._calls = 0
-        self._inert = 0
+        self._inert_calls = 0
+        self._inert_updates = 0
+        self._steps_seen = steps.count
+        self._had_loss = False
         self._shifted_rows = 0
 
     def look(self, out: Output, logps: Tensor, old_logps: Tensor, mask: Tensor) -> None:
@@ -56,13 +63,16 @@ class Guards:
             mask: True for tokens in the loss, of the same shape.
         """
         self._calls += 1
-        if self._calls > CALLS_EXAMINED:
+        if self._calls > CALLS_EXAMINED and ("inert" in self.settled or not steps.count):
             return
         with torch.no_grad():
             low, high = (out.stats[f"log_ratio_{end}"] for end in ("min", "max"))
-            figures = (torch.maximum(high.abs(), low.abs()), out.stats["kl_k2"], out.stats["tokens"])
-            largest, kl, tokens = torch.stack([each.double() for each in figures]).tolist()
-        self._look_for_inertia(largest, tokens)
+            figures = (
+                *(torch.maximum(high.abs(), low.abs()), out.stats["kl_k2"], out.stats["tokens"]),
+                out.token_loss.abs().max() if out.token_loss.numel() else low.new_zeros(()),
+            )
+            largest, kl, tokens, loss = torch.stack([each.double() for each in figures]).tolist()
+        self._look_for_inertia(largest, tokens, loss)
         if tokens >= ENOUGH_TOKENS and kl > FOREIGN_KL:
             self._warn(
                 "anchor",
@@ -77,14 +87,25 @@ class Guards:
         if "mask" not in self.settled:
             self._look_for_shift(old_logps.reshape(-1, old_logps.shape[-1]), mask.reshape(-1, mask.shape[-1]))
 
-    def _look_for_inertia(self, largest: float, tokens: float) -> None:
-        if tokens == 0:
+    def _look_for_inertia(self, largest: float, tokens: float, loss: float) -> None:
+        """Warn if no ratio of the first updates is other than 1. The calls between two steps are of one update."""
+        if tokens == 0 or "inert" in self.settled:
             return
-        self._inert = self._inert + 1 if largest <= INERT_LOG_RATIO else -CALLS_EXAMINED
-        if self._inert >= INERT_CALLS:
+        if largest > INERT_LOG_RATIO:
+            self.settled.add("inert")
+            return
+        if steps.count != self._steps_seen:
+            self._inert_updates += self._had_loss
+            self._steps_seen, self._had_loss = steps.count, False
+        self._had_loss |= loss > 0
+        self._inert_calls += 1
+        updates, calls = self._inert_updates, self._inert_calls
+        if updates >= INERT_UPDATES or (not steps.count and calls >= INERT_CALLS):
+            seen = f"{updates + 1} updates" if updates else f"{calls} calls"
             self._warn(
                 "inert",
-                f"every ratio was 1 in {self._inert} calls in a row, so clipping and weights have no effect: one "
+                f"every ratio was 1 in {seen} in a row, so clipping "
+                "and weights have no effect: the anchor's log-probs are always those of the current weights. One "
                 "update per batch with recomputed anchors is on-policy; make minibatches smaller than the batch, or "
                 "anchor at the log-probs of the rollout engine",
             )
@@ -142,5 +163,21 @@ def _span(flags: Tensor) -> tuple[Tensor, Tensor]:
     return wide.argmax(-1), flags.shape[-1] - 1 - wide.flip(-1).argmax(-1)
 
 
+class OptimizerSteps:
+    """Counts the steps that change weights in this process, of whichever optimizer.
+
+    Attributes:
+        count: steps at a learning rate other than 0.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        register_optimizer_step_post_hook(self._step)
+
+    def _step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        self.count += any(float(group.get("lr", 1.0)) != 0.0 for group in optimizer.param_groups)
+
+
+steps = OptimizerSteps()
 guards = Guards()
 """The guards of this process. All adapters and losses share them, so that a warning comes once."""
