@@ -42,7 +42,7 @@ def tokens(batch: int, seed: int) -> list[tuple[int, float]]:
 
 
 def profile(batch: int, seed: int) -> dict[str, Any]:
-    """Return a line of `profile.jsonl` by the definitions of docs/diagnostics.md, with CTPO's default band."""
+    """Return a line of `profile.jsonl` as docs/reference/diagnostics.md defines it, with CTPO's default band."""
     bins: list[list[tuple[int, float]]] = [[] for _ in EDGES]
     for position, value in tokens(batch, seed):
         bins[next(i for i, edge in enumerate(EDGES) if position <= edge)].append((position, value))

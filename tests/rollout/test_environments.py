@@ -34,13 +34,13 @@ TALKS = {"1": ["2", "lower", "1"], "2": ["2"], "3": ["2", "higher", "3"]}
 
 
 def documented() -> Any:
-    """The task of docs/environments.md, which is shorter than 30 lines."""
+    """The task of docs/how-to/environments.md, which is shorter than 30 lines."""
     text = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(import random.*?)```", text, re.DOTALL)
     assert code is not None
     assert len(code[1].splitlines()) < 30
     names: dict[str, Any] = {}
-    exec(compile(code[1], "docs/environments.md", "exec"), names)
+    exec(compile(code[1], "docs/how-to/environments.md", "exec"), names)
     return names["task"]
 
 

@@ -27,7 +27,9 @@ def channel_reports(engine: str, user: str) -> dict[str, tuple[str, str]]:
 @pytest.mark.parametrize("name", CHANNELS)
 def test_nothing_passes(name: str, engine: str, user: str) -> None:
     if name == "number_of_threads" and engine == "landlock" and (user == "ordinary" or os.geteuid() != 0):
-        pytest.skip("Landlock has one user for all programs, unless root starts it (docs/sandbox.md)")
+        pytest.skip(
+            "Landlock has one user for all programs, unless root starts it (docs/explanation/sandbox.md)"
+        )
     without, with_writer = channel_reports(engine, user)[name]
     assert without == with_writer
 
@@ -45,7 +47,7 @@ def test_engines_do_not_meet(engine: str) -> None:
 
 
 def test_reading_leaves_no_access_time() -> None:
-    """A read-only mount keeps access times. Under Landlock they are a known channel (docs/sandbox.md)."""
+    """A read-only mount keeps access times. Under Landlock they are a known channel (docs/explanation/sandbox.md)."""
     if (reason := unavailable("bubblewrap")) is not None:
         pytest.skip(reason)
     path = Path(os.__file__).with_name("this.py")

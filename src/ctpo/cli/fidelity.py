@@ -29,7 +29,7 @@ from ctpo.training.config.trust import check_recipe
 
 _DESCRIPTION: Final = """\
 Sample responses from two policies, and say for every objective how its gradient on the responses of the one compares
-with the on-policy gradient of the other. No training is needed. docs/fidelity.md defines the figures.
+with the on-policy gradient of the other. No training is needed. docs/how-to/fidelity.md defines the figures.
 
 BEHAVIOUR samples and TARGET is updated. Each is a run's directory (its trained model), a checkpoint, a model's
 directory, or a shipped model (`embedded`). One run and --lag N take the run's last policy as the target, and as the

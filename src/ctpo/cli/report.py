@@ -20,8 +20,8 @@ Make one HTML page of runs: curves, clipping and log ratios by position, tool us
 token, statistics over seeds, and settings. The page holds everything it needs. It opens from disk, on a phone too.
 
 RUN is the directory of a run, of a comparison (written by `ctpo compare`), or of several runs. Runs that differ only
-in the seed form one group. What is missing or damaged is listed, and the rest is shown. docs/report.md explains the
-figures.
+in the seed form one group. What is missing or damaged is listed, and the rest is shown.
+docs/how-to/report.md explains the figures.
 """
 _EPILOG: Final = """\
 examples:

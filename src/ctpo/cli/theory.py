@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _DESCRIPTION: Final = """\
 Enumerate every response of a small autoregressive policy. For each ratio family, and for any objective of the
 library, print the exact bias of its gradient estimate against grad J(pi) and against its own target, its variance,
-and its mean squared error, all in units of |grad J|. docs/theory.md explains the figures.
+and its mean squared error, all in units of |grad J|. docs/explanation/theory.md explains the figures.
 
 POLICY is one of
   random         the logits of pi are those of b + distance x normal

@@ -29,7 +29,7 @@ with a Python tool, on a CPU, in two or three minutes.
 
 A recipe is a YAML file of `key: value`. Words `key=value` on the command line override it. A key is one of the
 recipe's own (below) or any setting of CTPOConfig. CTPOConfig has the settings of TRL's GRPOConfig, and objective,
-objective_kwargs, anchor and others (docs/training.md).
+objective_kwargs, anchor and others (docs/reference/training.md).
 """
 
 _EPILOG: Final = """\

@@ -25,7 +25,7 @@ Teach a model the form of a task from worked solutions, before `ctpo train`.
 
 A solution becomes a response with tool calls in the model's own form, the tool's real outputs and a last line that
 names the answer. Solutions whose program does not give the reference answer are left out and counted. The model learns
-to write these responses; prompts and the tool's outputs are not part of the loss (docs/warm_up.md).
+to write these responses; prompts and the tool's outputs are not part of the loss (docs/how-to/warm_up.md).
 
 A recipe is a YAML file of `key: value`. Words `key=value` on the command line override it.
 """

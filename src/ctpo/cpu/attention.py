@@ -1,8 +1,8 @@
 """Attention over few keys by whole matrix products, for a CPU that computes in bfloat16.
 
 PyTorch's CPU kernel works in tiles that suit thousands of keys. With the few hundred keys of a prompt and its
-completion, its backward pass took four times as long as the products need (docs/step.md). Scores, softmax and its
-gradient are in float32, as in the kernel. Probabilities and gradients enter the products in bfloat16, where the
+completion, its backward pass took four times as long as the products need (docs/explanation/step.md). Scores, softmax
+and its gradient are in float32, as in the kernel. Probabilities and gradients enter the products in bfloat16, where the
 kernel's backward pass has float32 in one more place. On random inputs, results and gradients are at most 1.5 times as
 far from the exact ones as the kernel's are, and a test keeps them below 2 times.
 """

@@ -1,7 +1,8 @@
 """Memory that tensors free stays with the process, for the next tensor.
 
 glibc returns a large block to the system as soon as it is freed, and the system clears every page of the next block.
-That is one more pass over memory for most operations on a CPU, about a tenth of a training step (docs/step.md).
+That is one more pass over memory for most operations on a CPU, about a tenth of a training step
+(docs/explanation/step.md).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Knobs carry their unit. `log_low`, `log_high` and `log_dual` bound a log ratio, 
 sampled tokens so far. `ratio_low` and `ratio_high` are distances from a ratio of 1, and `ratio_dual` is a ratio.
 `delta` bounds the statistic that the preset names, in its own unit.
 r_t = π_θ(a_t|s_t) / π_old(a_t|s_t) is the ratio of one token, A the advantage, T a response's length in tokens, and
-sg stops the gradient. Formulas are losses of one token. docs/objectives.md says when to use which.
+sg stops the gradient. Formulas are losses of one token. docs/reference/objectives.md says when to use which.
 
 `ctpo.training` reads this file and those of the presets without importing them, so defaults are spelled out in the
 signatures.

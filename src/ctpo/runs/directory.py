@@ -52,7 +52,7 @@ class RunDirectory:
 
     @property
     def profile(self) -> Path:
-        """One JSON object per rollout batch: clipping and drift by position (docs/diagnostics.md)."""
+        """One JSON object per rollout batch: clipping and drift by position (docs/reference/diagnostics.md)."""
         return self.path / "profile.jsonl"
 
     @property

@@ -1,8 +1,8 @@
 """A run's position profiles (`profile.jsonl`): read from the file, checked, and pooled over rollout batches.
 
-The training run writes one line per rollout batch (`ctpo.training.diagnostics`); docs/diagnostics.md describes its
-keys. A report reads with `read_profiles`, which leaves damaged lines out and notes them. `ctpo calibrate` reads with
-`read_checked_profiles`, which refuses them, because a fit must not silently rest on a part of the run.
+The training run writes one line per rollout batch (`ctpo.training.diagnostics`); docs/reference/diagnostics.md
+describes its keys. A report reads with `read_profiles`, which leaves damaged lines out and notes them. `ctpo calibrate`
+reads with `read_checked_profiles`, which refuses them, because a fit must not silently rest on a part of the run.
 """
 
 from __future__ import annotations

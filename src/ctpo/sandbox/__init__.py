@@ -1,4 +1,4 @@
-"""Runs untrusted Python programs, each in a confined process of its own; see docs/sandbox.md."""
+"""Runs untrusted Python programs, each in a confined process of its own; see docs/explanation/sandbox.md."""
 
 from ctpo.sandbox.result import SandboxResult, SandboxUnavailable, Status
 from ctpo.sandbox.sandbox import Sandbox

@@ -39,8 +39,8 @@ class Problem:
     id: str
     """The name of the problem, which is the same in every run."""
     difficulty: float | str | None = None
-    """Where a curriculum starts with this problem (`curriculum` in docs/training.md): a number from 0 (always solved)
-    to 1, or easy, normal or hard. None if it is unknown. Nothing else reads it."""
+    """Where a curriculum starts with this problem (`curriculum` in docs/reference/training.md): a number from 0 (always
+    solved) to 1, or easy, normal or hard. None if it is unknown. Nothing else reads it."""
 
     def __post_init__(self) -> None:
         try:

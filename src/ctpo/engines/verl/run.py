@@ -52,7 +52,7 @@ def check_installed() -> None:
         if find_spec(module) is None:
             raise UserError(
                 f"engine=verl needs verl {VERSION} and Ray, and the module {module} is not installed; install them as "
-                "docs/adapters.md says"
+                "docs/how-to/adapters.md says"
             )
 
 

@@ -107,8 +107,8 @@ def fidelity(
 ) -> dict[str, Any]:
     """How every objective's gradient on responses of `behaviours` compares with the on-policy gradient of `target`.
 
-    docs/fidelity.md defines the figures. What is done is stored in `output`, and the same call goes on from there.
-    Another behaviour policy can be added later; what belongs to the target is sampled and differentiated once.
+    docs/how-to/fidelity.md defines the figures. What is done is stored in `output`, and the same call goes on from
+    there. Another behaviour policy can be added later; what belongs to the target is sampled and differentiated once.
 
     Args:
         behaviours: one or more models that sample: directories, names of shipped ones, or hub ids.

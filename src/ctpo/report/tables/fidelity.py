@@ -23,7 +23,7 @@ def fidelity_tables(collection: Collection) -> list[Table]:
                 id=f"fidelity-{place}", section="fidelity",
                 title=f"Gradient fidelity for {name or measured.target}",
                 text="How the gradient of each objective on the responses of an older policy compares with the "
-                "on-policy gradient. ± is the standard error, that of the reference included. docs/fidelity.md "
+                "on-policy gradient. ± is the standard error, that of the reference included. docs/how-to/fidelity.md "
                 "defines the figures.",
                 head=["behaviour", "drift, nats", "objective", f"cosine{of}", "component", "S/N", "pull"], rows=rows,
             )

@@ -1,7 +1,7 @@
 """Landlock rules for a zygote if namespaces are forbidden: it may read the interpreter's files and nothing else.
 
 Landlock does not restrict chmod, utime, extended attributes and `stat`. The system-call filter covers the first three
-(`seccomp.py`); `stat` stays possible (docs/sandbox.md).
+(`seccomp.py`); `stat` stays possible (docs/explanation/sandbox.md).
 
 Source: the kernel's `Documentation/userspace-api/landlock.rst`.
 """

@@ -30,7 +30,9 @@ from ctpo.training.config.from_trl import (
 )
 from ctpo.training.config.older import OLDER_KEYS, OlderKeys, switch
 
-_READ_AS_OBJECTIVE = "A setting of TRL's loss. It becomes the objective with that loss (docs/porting.md)."
+_READ_AS_OBJECTIVE = (
+    "A setting of TRL's loss. It becomes the objective with that loss (docs/start/porting.md)."
+)
 _DERIVED = ("steps_per_generation", "generation_batch_size", "bf16")
 """Settings that a finished GRPOConfig has always set, whether a script gave them or not."""
 
@@ -40,7 +42,7 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
     """The settings of `CTPOTrainer`: every field of `trl.GRPOConfig`, and the fields below.
 
     Settings of TRL's own loss (`loss_type`, `epsilon`, …) become the objective with the same loss, and a warning says
-    which (docs/porting.md). They are None afterwards. With neither them nor `objective`, CTPO is trained.
+    which (docs/start/porting.md). They are None afterwards. With neither them nor `objective`, CTPO is trained.
 
     Two defaults differ from GRPOConfig's. `activation_checkpointing` is off, because it recomputes every activation;
     `max_tokens_per_micro_batch` bounds the memory without that. `bf16` is off on a CPU if it is not set;
@@ -75,9 +77,9 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
         default="auto",
         metadata={
             "help": "How the difference between the rollout engine's log-probs and the trainer's is corrected: the "
-            "name of a correction of `ctpo.objectives` (docs/rollout_correction.md), `none`, or `auto`. `auto` is "
-            "`recipe` where another engine samples and anchor='old', and `none` elsewhere. With vLLM it is what TRL's "
-            "`vllm_importance_sampling_*` say, if they are set."
+            "name of a correction of `ctpo.objectives` (docs/how-to/rollout_correction.md), `none`, or `auto`. `auto` "
+            "is `recipe` where another engine samples and anchor='old', and `none` elsewhere. With vLLM it is what "
+            "TRL's `vllm_importance_sampling_*` say, if they are set."
         },
     )
     rollout_correction_kwargs: dict[str, Any] | str | None = field(
@@ -90,20 +92,22 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
             "help": "How rewards become advantages: `trl` (as `scale_rewards` and `multi_objective_aggregation` say), "
             "`turns` (one per turn, from the rewards that an environment gives to turns, later ones included), "
             "`each-turn` (the same without later rewards), `rloo`, `maxrl`, `opo`, `batch`, "
-            "`reinforce++` or `reinforce++-baseline` (docs/training.md), `gae` (of a critic, docs/critic.md)."
+            "`reinforce++` or `reinforce++-baseline` (docs/reference/training.md), `gae` (of a critic, "
+            "docs/how-to/critic.md)."
         },
     )
     critic: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "Knobs of the critic of advantages='gae' to change, for example '{\"epochs\": 2}' (docs/critic.md)."
+            "help": "Knobs of the critic of advantages='gae' to change, for example '{\"epochs\": 2}' "
+            "(docs/how-to/critic.md)."
         },
     )
     dynamic_sampling_rounds: int = field(
         default=0,
         metadata={
             "help": "How often the groups of a rollout batch whose rewards are all equal are replaced by groups of "
-            "further prompts, at most. 0 keeps them (docs/training.md)."
+            "further prompts, at most. 0 keeps them (docs/reference/training.md)."
         },
     )
     oversampling: float = field(
@@ -256,7 +260,7 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
         default=True,
         metadata={
             "help": "Write the records of `ctpo train` into output_dir, for `ctpo report`, `ctpo calibrate` and "
-            "`ctpo train --resume` (docs/training.md)."
+            "`ctpo train --resume` (docs/reference/training.md)."
         },
     )
     diagnostics: bool = field(
@@ -264,7 +268,7 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
         metadata={
             "help": "Record the share of clipped tokens, the spread of the log ratio and the gradient that clipping "
             "removes, by position in the response, and the difference to the rollout engine's log-probs "
-            "(docs/diagnostics.md)."
+            "(docs/reference/diagnostics.md)."
         },
     )
     calibrate_online: bool = field(

@@ -29,7 +29,8 @@ CRITIC: Final[dict[str, Any]] = {
     "rho_bar": 1.0,
     "c_bar": 1.0,
 }
-"""The knobs of `critic` with their defaults; docs/critic.md describes them. None means that a knob is not set."""
+"""The knobs of `critic` with their defaults; docs/how-to/critic.md describes them. None means that a knob is not
+set."""
 _CHOICES: Final = {
     "trunk": ("copy", "shared"),
     "normalise": ("whiten", "scale", "none"),

@@ -289,7 +289,7 @@ def _preset_for(loss_type: Any) -> str:
     if spelled in preset_knobs():
         return f"objective={spelled!r} is ours"
     near = difflib.get_close_matches(str(loss_type), [*_LOSSES, *preset_knobs()], n=1)
-    return f"did you mean {near[0]!r}?" if near else "or choose an objective (docs/objectives.md)"
+    return f"did you mean {near[0]!r}?" if near else "or choose an objective (docs/reference/objectives.md)"
 
 
 def _is_number(value: Any) -> bool:

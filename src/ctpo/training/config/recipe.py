@@ -180,7 +180,7 @@ class Recipe(ModelKeys):
     )
     tools: list[str] | None = setting(
         None,
-        "functions that the model may call: a list of FILE.py:NAME or package.module:NAME (docs/tasks.md)",
+        "functions that the model may call: a list of FILE.py:NAME or package.module:NAME (docs/how-to/tasks.md)",
     )
 
     def __post_init__(self) -> None:

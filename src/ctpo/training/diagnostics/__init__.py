@@ -1,1 +1,1 @@
-"""What a run records about the drift of its policy and about what its objective clips (docs/diagnostics.md)."""
+"""What a run records about drift of its policy and about what its objective clips (docs/reference/diagnostics.md)."""

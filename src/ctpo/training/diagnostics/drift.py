@@ -45,7 +45,7 @@ class EngineDrift:
     def flush(self, accelerator: Any) -> dict[str, float]:
         """The figures since the last call, over all processes; empty if there were no tokens. Every process must call.
 
-        docs/diagnostics.md gives their equations. Mean and largest |δ| and the KL estimates are in nats.
+        docs/reference/diagnostics.md gives their equations. Mean and largest |δ| and the KL estimates are in nats.
         """
         device = accelerator.device
         zero = torch.zeros(9, dtype=prefix_dtype(device), device=device)

@@ -32,7 +32,7 @@ _COLUMNS: Final = (
 
 
 def profile_line(sums: ProfileSums, objective: Objective) -> dict[str, Any]:
-    """The figures of one rollout batch by position, as docs/diagnostics.md describes; None where a bin is empty."""
+    """The figures of one rollout batch by position; None where a bin is empty (docs/reference/diagnostics.md)."""
     count, profile = sums.count, as_profile(sums)
     return {
         "edge": sums.edges,

@@ -154,7 +154,10 @@ class Diagnostics:
         return figures
 
     def samples(self, limit: int) -> list[dict[str, Any]]:
-        """At most `limit` responses of the last micro-batch in this process, token by token (docs/diagnostics.md)."""
+        """At most `limit` responses of the last micro-batch in this process, token by token.
+
+        docs/reference/diagnostics.md describes the keys.
+        """
         return sample_rows(self.last, self._objective, self._trainer.processing_class, limit)
 
     def state_dict(self) -> dict[str, Any]:

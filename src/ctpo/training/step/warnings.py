@@ -48,7 +48,7 @@ def warn_without_critic(config: CTPOConfig) -> None:
     if config.objective == "ppo" and config.advantages != "gae":
         warnings.warn(
             f"objective='ppo' is PPO's loss alone, with advantages={config.advantages!r}, which no critic gives. "
-            "advantages='gae' trains a critic too, as PPO does (docs/critic.md).",
+            "advantages='gae' trains a critic too, as PPO does (docs/how-to/critic.md).",
             NoCriticWarning,
             stacklevel=3,
         )
