@@ -74,7 +74,9 @@ def test_imports_point_down(path: Path) -> None:
     mine = room(module_of(path))
     if not mine:  # the package's own door, which opens every room on demand
         return
-    assert mine in ROOMS, f"{mine} is a new room: give it a place in ROOMS and in docs/explanation/architecture.md"
+    assert mine in ROOMS, (
+        f"{mine} is a new room: give it a place in ROOMS and in docs/explanation/architecture.md"
+    )
     for name in IMPORTS[module_of(path)]:
         if name.split(".")[0] == "ctpo" and room(name):
             assert ROOMS.index(room(name)) <= ROOMS.index(mine), (
