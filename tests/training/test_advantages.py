@@ -11,7 +11,7 @@ import torch
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.objectives import advantages as library
 from ctpo.training.config.checks import ADVANTAGES
-from ctpo.training.sampling.advantages import estimated
+from ctpo.training.credit.estimators import estimated
 
 ONE = {"generation_batch_size": 16, "per_device_train_batch_size": 16, "max_steps": 1, "logging_steps": 1}
 

@@ -21,11 +21,11 @@ from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.errors import UserError
 from ctpo.objectives.advantages import gae, v_trace
 from ctpo.training.config.critic import critic_knobs
+from ctpo.training.credit.turns import rewards_by_token
 from ctpo.training.critic.estimates import estimates, normalised, policy_trace
 from ctpo.training.critic.figures import ValueSums
 from ctpo.training.critic.learner import Critic
 from ctpo.training.critic.loss import value_loss
-from ctpo.training.sampling.turns import rewards_by_token
 from ctpo.training.scoring.parts import PartScorer
 from ctpo.training.scoring.rows import Rows
 from ctpo.training.step.warnings import NoCriticWarning, warn_without_critic

@@ -13,7 +13,7 @@ import torch
 from ctpo.errors import UserError
 from ctpo.objectives import turns_of
 from ctpo.tasks import Problem, Task, reward_function
-from ctpo.training.sampling.turns import rewards_by_turn, spread, turn_numbers
+from ctpo.training.credit.turns import rewards_by_turn, spread, turn_numbers
 
 ENDS = list(range(20, 110))
 """Many tokens end a turn, so that an untrained model plays several turns."""

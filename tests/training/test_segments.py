@@ -16,7 +16,7 @@ from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.errors import UserError
 from ctpo.tasks import Problem, SegmentReward, Task, reward_function
 from ctpo.tasks.task import judgements
-from ctpo.training.sampling.segments import TokenEnds, segment_rewards
+from ctpo.training.credit.segments import TokenEnds, segment_rewards
 
 ONE = {"generation_batch_size": 16, "per_device_train_batch_size": 16, "max_steps": 1, "logging_steps": 1}
 

@@ -53,6 +53,15 @@ class TrainerView(Protocol):
         """Rollout batches between the weights that sampled the rollout batch and those that first learned from it."""
 
 
+class CreditView(TrainerView, Protocol):
+    """What the choice of advantages may know of the trainer: how many responses a prompt has."""
+
+    num_generations: int
+    """Responses per prompt in training."""
+    num_generations_eval: int
+    """Responses per prompt in an evaluation."""
+
+
 class SamplingView(TrainerView, Protocol):
     """What sampling may know of the trainer: the settings of its rollouts, and its vLLM."""
 

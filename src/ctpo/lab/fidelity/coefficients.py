@@ -16,8 +16,8 @@ from ctpo.objectives.reductions import Reduction
 from ctpo.objectives.tokens import turns_of
 from ctpo.training.config.checks import TURN_ADVANTAGES
 from ctpo.training.config.config import CTPOConfig
-from ctpo.training.sampling.advantages import estimated
-from ctpo.training.sampling.turns import spread, turn_advantages
+from ctpo.training.credit.estimators import estimated
+from ctpo.training.credit.turns import spread, turn_advantages
 
 ON_POLICY = "reinforce"
 """The preset whose gradient on a policy's own responses is the on-policy gradient: every weight is 1."""

@@ -20,8 +20,8 @@ from ctpo.rollout.noise import row_uniforms
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.task import TEXTS, TURN_REWARDS
-from ctpo.training.sampling.segments import has_segments, segment_rewards
-from ctpo.training.sampling.turns import rewards_by_turn, turn_numbers
+from ctpo.training.credit.segments import has_segments, segment_rewards
+from ctpo.training.credit.turns import rewards_by_turn, turn_numbers
 
 Reward = Callable[..., list[float | None]]
 _AT_ONCE: Final = 64

@@ -10,7 +10,6 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,15 +27,12 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 
 from ctpo import fast_cpu
-from ctpo.objectives.numerics import prefix_dtype
 from ctpo.objectives.penalties import kl_penalty
 from ctpo.runs.atomic import write_text
 from ctpo.runs.identity import describe_model
 from ctpo.tasks import Task, get_task, reward_function
-from ctpo.tasks.task import TURN_REWARDS
-from ctpo.training.config.checks import TURN_ADVANTAGES
 from ctpo.training.config.config import CTPOConfig
-from ctpo.training.critic.learner import Critic
+from ctpo.training.credit.credit import Credit
 from ctpo.training.diagnostics.samples import response_rewards
 from ctpo.training.diagnostics.watch import Diagnostics
 from ctpo.training.records.card import CARD, model_card
@@ -45,42 +41,26 @@ from ctpo.training.records.recorder import RunRecorder
 from ctpo.training.records.script import recorded, settings_and_records
 from ctpo.training.records.window import Window
 from ctpo.training.sampling.account import RolloutAccount, tool_figures
-from ctpo.training.sampling.advantages import estimated, total_rewards
 from ctpo.training.sampling.checked import CheckedRewards
 from ctpo.training.sampling.correction import corrected, correction_for
 from ctpo.training.sampling.data import check_enough
 from ctpo.training.sampling.groups import group_sampler
 from ctpo.training.sampling.own import heldout_data, own_rollouts, training_data
 from ctpo.training.sampling.prompts import leave_out_long_prompts
-from ctpo.training.sampling.segments import segment_rewards
-from ctpo.training.sampling.turns import (
-    rewards_by_token,
-    rewards_by_turn,
-    spread,
-    turn_advantages,
-    turn_numbers,
-    turn_rewards_of,
-)
 from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch, Scored
 from ctpo.training.scoring.parts import Part, PartScorer, learns_from_entropy
 from ctpo.training.scoring.stats import StatsAccumulator, masked_mean, stats_of_parts
 from ctpo.training.step.behaviour import Behaviour
+from ctpo.training.step.checkpoints import Checkpoints
+from ctpo.training.step.denominators import Denominators
 from ctpo.training.step.entropy import entropy_penalty_of
 from ctpo.training.step.guards import UpdateGuard, refuse_nonfinite_weights
 from ctpo.training.step.loggers import keep_from_consoles, logged_name, rename_groups, send_curves
 from ctpo.training.step.masks import masked_advantages
 from ctpo.training.step.minibatches import deal
 from ctpo.training.step.reference import kl_weights
-from ctpo.training.step.saving import staged
-from ctpo.training.step.state import (
-    RolloutState,
-    check_optimizer,
-    load_state,
-    memories,
-    readable,
-    save_state,
-    skip_epochs,
-)
+from ctpo.training.step.resume import restore, rollout_state
+from ctpo.training.step.state import check_optimizer, load_state, save_state, skip_epochs
 from ctpo.training.step.warnings import warn_if_engines_differ, warn_if_inert, warn_without_critic
 
 if TYPE_CHECKING:  # an optional dependency, like TRL's own import of it
@@ -119,19 +99,13 @@ _NO_ROLLOUT_LOGPS: Final = (
 )
 
 
-_NO_BEHAVIOUR: Final = (
-    "critic.correction='v-trace' needs the rollout engine's log-probs, which TRL's own generation does not report; use "
-    "anchor='rollout', or correction='none'"
-)
-
-
 def _not_ours(args: object) -> str:
     """The error of arguments that are no CTPOConfig."""
     made = "; CTPOConfig.from_grpo(args) makes one of it" if isinstance(args, GRPOConfig) else ""
     return f"args is a {type(args).__name__}; CTPOTrainer takes a CTPOConfig{made}"
 
 
-class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
+class CTPOTrainer(Checkpoints, GRPOTrainer):  # type: ignore[misc]
     """TRL's GRPOTrainer, trained with an objective of `ctpo.objectives`.
 
     The arguments are GRPOTrainer's, except that `args` is a [`CTPOConfig`], that `tools` also takes our tools, and that
@@ -250,9 +224,6 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """What the next record needs."""
         self.recorder: RunRecorder | None = None
         """What writes records of this training."""
-        self._staging: Path | None = None
-        self._counted_inputs: Any = None
-        self._counts = torch.zeros(0, 2)
         warn_if_inert(args)
         warn_without_critic(args)
         if args.keep_freed_memory and args.device.type == "cpu":
@@ -285,16 +256,17 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self.train_dataset = leave_out_long_prompts(self, args.max_prompt_length, encode)
         # TRL's own correction is replaced. Where vLLM's is on, TRL scores the rollout batch for it.
         self.vllm_importance_sampling_correction = self.use_vllm and self.rollout_correction is not None
-        self._rewards_per_func = torch.zeros(0, 0)
         self._checked_rewards = CheckedRewards(self.reward_funcs, self.reward_func_names)
         self.reward_funcs: list[Any] = self._checked_rewards.functions
         self.groups = group_sampler(self)
         self.rollout_rows: list[dict[str, Any]] = []
         self.part_scorer = PartScorer(self)
         self.diagnostics = Diagnostics(self)
-        self._model_facts = describe_model(self.model)
+        self.model_facts = describe_model(self.model)
         self.behaviour = Behaviour(self, args.behaviour_lag)
-        self.critic = Critic(self, self.part_scorer) if args.advantages == "gae" else None
+        self.credit = Credit(self, self.part_scorer, self._score_rollouts)
+        self.critic = self.credit.critic
+        self.denominators = Denominators(self)
 
     # -- the loss ------------------------------------------------------------------------------------------
 
@@ -478,8 +450,9 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self.diagnostics.close()
             with self.behaviour.sampling():
                 rollouts = self._generate_and_score_completions(generation_batch)
-            if self.critic is not None:  # with the weights that learn
-                rollouts["advantages"] = self._critic_advantages(self.critic, rollouts)
+            figures = self.credit.learn(rollouts)  # with the weights that learn
+            self.objective_stats["train"].add(figures)
+            self.window.add(figures)
             rewards = response_rewards(self, rollouts["advantages"]) if self.args.diagnostics else None
             if rewards is not None:
                 rollouts["rewards"] = rewards
@@ -491,33 +464,21 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self._buffered_inputs: list[dict[str, Any]] = deal(
                 rollouts, parts, max(1, parts // self.args.gradient_accumulation_steps), group
             )
-        return {**self._buffered_inputs[self._step % parts], **self._minibatch_totals()}
+        totals = self.denominators.of(self._buffered_inputs, self._step)
+        return {**self._buffered_inputs[self._step % parts], **totals}
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
     ) -> Tensor:
         known = self.groups.rewards() if self.groups is not None and self.model.training else None
         if known is not None:
-            self._rewards_per_func = known
+            self.credit.rewards = known
             return known
         rewards = self._checked_rewards.usable(
             super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         )
-        self._rewards_per_func = rewards
-        if self.args.advantages in TURN_ADVANTAGES:
-            self._take_segments(inputs, completion_ids_list)
+        self.credit.take_rewards(rewards, self._checked_rewards, inputs, completion_ids_list)
         return rewards
-
-    def _take_segments(self, inputs: Any, completion_ids: Any) -> None:
-        """Put the rewards of parts of responses into their rows, as rewards of turns, if a reward function gave any."""
-        checked, rows = self._checked_rewards, len(completion_ids)
-        given = [each or [None] * rows for each in checked.given]
-        earned = any(value for values in given for value in values)
-        if checked.in_parts or not (earned or TURN_REWARDS in inputs[0]):
-            weights, tokenizer = self.reward_weights.tolist(), self.processing_class
-            found = segment_rewards(given, weights, completion_ids, tokenizer)
-            for row, turns in zip(inputs, found, strict=True):
-                row[TURN_REWARDS] = turns
 
     def _generate(self, prompts: list[Any]) -> Any:
         if self.groups is None or not self.model.training:
@@ -553,14 +514,7 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             self.window.add(stats)
             if not self.rollout_account.model_tokens:
                 self.rollout_account.model_tokens = int(MicroBatch.of(rollouts).response_mask.sum())
-        if self.args.advantages in TURN_ADVANTAGES:
-            rollouts["advantages"] = self._turn_advantages(inputs, rollouts, mode)
-        elif self.critic is not None:
-            rollouts["token_rewards"] = self._token_rewards(inputs, rollouts)
-            if mode == "eval":
-                rollouts["advantages"] = self._critic_advantages(self.critic, rollouts)
-        elif self.args.advantages != "trl":
-            rollouts["advantages"] = self._estimate_advantages(rollouts, mode)
+        self.credit.give(inputs, rollouts)
         return rollouts
 
     def _score_rollouts(self, rollouts: dict[str, Any]) -> Tensor:
@@ -577,63 +531,6 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             )[0]
         return logps
 
-    def _estimate_advantages(self, rollouts: dict[str, Any], mode: str) -> Tensor:
-        """The advantages [B] of this process's responses, by the estimator that `advantages` names."""
-        lengths = self.accelerator.gather(MicroBatch.of(rollouts).response_mask.sum(dim=1))
-        group = self.num_generations if mode == "train" else self.num_generations_eval
-        name, rewards = self.args.advantages, self._rewards_per_func
-        everyone = estimated(name, rewards, self.reward_weights.to(rewards.device), group, lengths)
-        logged = self._logs["advantages"]
-        for _ in range(min(len(logged), len(everyone))):
-            logged.pop()
-        logged.extend(everyone.tolist())
-        rows = len(rollouts["advantages"])
-        first = self.accelerator.process_index * rows
-        return everyone[first : first + rows]
-
-    def _turn_advantages(self, inputs: Any, rollouts: dict[str, Any], mode: str) -> Tensor:
-        """The advantages [B, T] of this process's tokens, one per turn."""
-        mask, pairs = MicroBatch.of(rollouts).response_mask, turn_rewards_of(inputs, self.args.advantages)
-        rewards, turns = (each.to(mask.device) for each in rewards_by_turn(pairs, mask))
-        everyone = turn_advantages(
-            self.accelerator.gather(self.accelerator.pad_across_processes(rewards, dim=1)).cpu(),
-            self.accelerator.gather(turns).cpu(),
-            total_rewards(self._rewards_per_func, self.reward_weights),
-            self.num_generations if mode == "train" else self.num_generations_eval,
-            name=self.args.advantages,
-            scale=self.args.scale_rewards,
-        )
-        first = self.accelerator.process_index * len(mask)
-        numbers = turn_numbers(pairs, mask.shape[1])
-        return spread(everyone[first : first + len(mask)], numbers, mask).to(rollouts["advantages"])
-
-    def _token_rewards(self, inputs: Any, rollouts: dict[str, Any]) -> Tensor:
-        """The rewards [B, T] of this process's tokens; NaN throughout a response that no reward function has judged."""
-        mask = MicroBatch.of(rollouts).response_mask
-        first = self.accelerator.process_index * len(mask)
-        totals = total_rewards(self._rewards_per_func, self.reward_weights)[first : first + len(mask)]
-        pairs = [row[TURN_REWARDS] for row in inputs] if TURN_REWARDS in inputs[0] else None
-        return rewards_by_token(pairs, totals, mask).to(mask.device, prefix_dtype(mask.device))
-
-    def _critic_advantages(self, critic: Critic, rollouts: dict[str, Any]) -> Tensor:
-        """The advantages [B, T] of this process's tokens by the critic, which learns from them in training."""
-        rewards, batch = rollouts.pop("token_rewards"), MicroBatch.of(rollouts)
-        rows = replace(batch.rows, wanted=batch.response_mask & ~rewards.isnan())
-        log_ratios = self._log_ratios(batch, rollouts) if critic.corrects else None
-        if not self.model.training:
-            return critic.value(rows, rewards, log_ratios).to(rollouts["advantages"])
-        advantages, figures = critic.learn(rows, rewards, log_ratios)
-        self.objective_stats["train"].add(figures)
-        self.window.add(figures)
-        return advantages.to(rollouts["advantages"])
-
-    def _log_ratios(self, batch: MicroBatch, rollouts: dict[str, Any]) -> Tensor:
-        """[B, T] log-probs of the sampled tokens under the model in training minus those of the engine."""
-        if batch.rollout_logps is None:
-            raise ValueError(_NO_BEHAVIOUR)
-        logps = self._score_rollouts(rollouts) if batch.old_logps is None else batch.old_logps
-        return torch.where(batch.response_mask, logps - batch.rollout_logps, 0.0)
-
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         self._train_sampler = super()._get_train_sampler(dataset)
         return self._train_sampler
@@ -647,31 +544,6 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.window.updated(norm, self._get_learning_rate())
         self.diagnostics.updated(norm)
         return norm
-
-    def _minibatch_totals(self) -> dict[str, Tensor]:
-        """Response tokens and responses in this optimizer step, over all its micro-batches and all processes.
-
-        `denominators` says how they are counted. If a step accumulates over several rollout batches, those to come are
-        assumed to be like this one.
-        """
-        accumulation, in_batch = self.current_gradient_accumulation_steps, self.args.steps_per_generation
-        width = min(accumulation, in_batch)
-        if self._counted_inputs is not self._buffered_inputs:  # one collective per rollout batch
-            batches = [MicroBatch.of(part) for part in self._buffered_inputs]
-            counts = torch.stack([torch.stack([each.num_tokens, each.num_sequences]) for each in batches])
-            self._counted_inputs = self._buffered_inputs
-            self._counts = self.accelerator.reduce(counts, reduction="sum")
-        first = self._step % in_batch // width * width
-        tokens, sequences = (self._counts[first : first + width].sum(dim=0) * (accumulation / width)).unbind()
-        if self.args.denominators != "minibatch":
-            own = MicroBatch.of(self._buffered_inputs[self._step % in_batch])
-            shares = accumulation * self.accelerator.num_processes
-            sequences = sequences.new_full((), len(own) * shares)
-            if self.args.denominators == "micro-batch":
-                tokens = own.num_tokens * shares
-            else:
-                tokens = self._counts[:, 0].sum() * (accumulation / in_batch)
-        return {"minibatch_num_tokens": tokens, "minibatch_num_sequences": sequences}
 
     def train(
         self,
@@ -748,10 +620,6 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.callback_handler.on_log(self.args, self.state, self.control, figures)
         self.control.should_log = due
 
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint must belong to, so that this trainer may continue from it."""
-        return {**self.run_identity, "world_size": self.args.world_size, "model": self._model_facts}
-
     def create_model_card(
         self,
         model_name: str | None = None,
@@ -776,32 +644,34 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 records,
                 describe_environment(self.args.world_size),
                 name=model_name or place.resolve().name,
-                parameters=int(self._model_facts["parameters"]),
+                parameters=int(self.model_facts["parameters"]),
                 tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
                 dataset=dataset_name,
             )
             write_text(place / CARD, card)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or super()._get_output_dir(trial))
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         refuse_nonfinite_weights(self)
-        with staged(self, self.identity()) as folder:
-            if self.recorder is not None:
-                self.recorder.before_checkpoint(folder)
-            save_state(self._rollout_state(), folder, self.args.process_index)
-            if self.critic is not None:
-                self.critic.save(folder)
-            self._staging = folder.parent
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._staging = None
+        super()._save_checkpoint(model, trial)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with readable(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def add_to_checkpoint(self, folder: Path) -> None:
+        """Write the rollout batch, all that was gathered in it, and the critic."""
+        if self.recorder is not None:
+            self.recorder.before_checkpoint(folder)
+        save_state(rollout_state(self), folder, self.args.process_index)
+        if self.critic is not None:
+            self.critic.save(folder)
+
+    def continue_from(self, checkpoint: Path) -> None:
+        """Go on in the middle of the rollout batch, as `add_to_checkpoint` left it."""
+        check_optimizer(self.optimizer)
+        skip_epochs(self._train_sampler, int(self.state.epoch or 0))
+        rank, processes = self.args.process_index, self.args.world_size
+        state = load_state(checkpoint, rank, processes, self.accelerator.device)
+        if self.critic is not None:
+            self.critic.load(checkpoint)
+        if state is not None:
+            restore(self, state)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         super()._issue_warnings_after_load(load_result)
@@ -809,64 +679,3 @@ class CTPOTrainer(GRPOTrainer):  # type: ignore[misc]
             load_result.unexpected_keys
         ):  # transformers only warns, and trains on with the weights it started from
             raise ValueError(f"the model has no weight {load_result.unexpected_keys[0]!r}")
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with readable(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        with readable(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            check_optimizer(self.optimizer)
-            skip_epochs(self._train_sampler, int(self.state.epoch or 0))
-            rank, processes = self.args.process_index, self.args.world_size
-            state = load_state(Path(checkpoint), rank, processes, self.accelerator.device)
-            if self.critic is not None:
-                self.critic.load(Path(checkpoint))
-            if state is not None:
-                self._continue_from(state)
-
-    def _rollout_state(self) -> RolloutState:
-        return RolloutState(
-            world_size=self.args.world_size,
-            step=self._step,
-            buffered_inputs=self._buffered_inputs,
-            trl_metrics=dict(self._metrics["train"]),
-            objective_stats=self.objective_stats["train"].state_dict(),
-            objective_memory=[memory.value for memory in memories(self.objective)],
-            diagnostics=self.diagnostics.state_dict(),
-            guard=self.guard.state_dict(),
-            behaviour=self.behaviour.state_dict(),
-            rollout_account=asdict(self.rollout_account),
-            window=self.window.state_dict() if self.window.open else None,
-            recorder=None if self.recorder is None else self.recorder.state_dict(),
-            groups=None if self.groups is None else self.groups.state_dict(),
-            critic=None if self.critic is None else self.critic.state_dict(),
-        )
-
-    def _continue_from(self, state: RolloutState) -> None:
-        self._step = state.step
-        self._buffered_inputs = state.buffered_inputs
-        self._metrics["train"].update(state.trl_metrics)
-        self.objective_stats["train"].load_state_dict(state.objective_stats)
-        for memory, value in zip(memories(self.objective), state.objective_memory, strict=True):
-            memory.value = value
-        self.diagnostics.load_state_dict(state.diagnostics)
-        self.guard.load_state_dict(state.guard)
-        self.behaviour.load_state_dict(state.behaviour)
-        self.rollout_account = RolloutAccount(**state.rollout_account)
-        if state.window is None:  # an earlier release, or a run without records
-            skipped = self.guard.total - self.guard.skipped
-            state_of_log = {"stats": state.objective_stats, "metrics": {}, "seen": {}, "skipped": skipped}
-            self.window.load_state_dict(state_of_log)
-        else:
-            self.window.load_state_dict(state.window)
-        if self.recorder is not None and state.recorder is not None:
-            self.recorder.load_state_dict(state.recorder)
-        if self.groups is not None and state.groups is not None:
-            self.groups.load_state_dict(state.groups)
-        if self.critic is not None and state.critic is not None:
-            self.critic.load_state_dict(state.critic)

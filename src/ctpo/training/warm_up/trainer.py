@@ -11,7 +11,6 @@ alone, parts of a limited number of tokens, and bfloat16 products where they are
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -26,14 +25,13 @@ from ctpo.training.scoring.choose import PassChoice, one_by_one
 from ctpo.training.scoring.precision import wants_bfloat16
 from ctpo.training.scoring.rows import Rows, packs, token_limit
 from ctpo.training.scoring.scorer import Scorer, ScoringOptions
-from ctpo.training.step.saving import staged
-from ctpo.training.step.state import readable
+from ctpo.training.step.checkpoints import Checkpoints
 
 _IGNORED: Final = -100
 """transformers counts the labels that are not this."""
 
 
-class WarmUpTrainer(SFTTrainer):  # type: ignore[misc]
+class WarmUpTrainer(Checkpoints, SFTTrainer):  # type: ignore[misc]
     """Trains a model on demonstrations.
 
     Args:
@@ -52,7 +50,6 @@ class WarmUpTrainer(SFTTrainer):  # type: ignore[misc]
         """What checkpoints say about the run."""
         self.tokens = 0
         """Tokens that the last optimizer step ran through the model."""
-        self._staging: Path | None = None
         pad = others["processing_class"].pad_token_id
         super().__init__(
             model,
@@ -64,7 +61,7 @@ class WarmUpTrainer(SFTTrainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True  # the loss divides by the tokens of the whole optimizer step
         self._scorer = Scorer(ScoringOptions(), autocast=self._autocast)
         self._choice = PassChoice(self._scorer)
-        self._facts = describe_model(self.model)
+        self.model_facts = describe_model(self.model)
 
     def compute_loss(
         self,
@@ -126,35 +123,6 @@ class WarmUpTrainer(SFTTrainer):  # type: ignore[misc]
         return (
             torch.autocast(self.model.device.type, torch.bfloat16) if self._in_bfloat16() else nullcontext()
         )
-
-    # -- checkpoints -----------------------------------------------------------------------------------------
-
-    def identity(self) -> dict[str, Any]:
-        """What a checkpoint must belong to, so that this trainer may continue from it."""
-        return {**self.run_identity, "world_size": self.args.world_size, "model": self._facts}
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with staged(self, self.identity()) as folder:
-            self._staging = folder.parent
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._staging = None
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with readable(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with readable(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with readable(checkpoint):
-            super()._load_rng_state(checkpoint)
 
 
 def collate(rows: Any, pad: int) -> dict[str, Tensor]:

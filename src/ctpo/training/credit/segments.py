@@ -8,7 +8,7 @@ from typing import Any
 
 from ctpo.errors import UserError
 from ctpo.tasks.rewards import SegmentReward
-from ctpo.training.sampling.turns import TurnRewards
+from ctpo.training.credit.turns import TurnRewards
 
 Given = Sequence[float | None]
 """What one reward function gave each response."""
