@@ -29,6 +29,8 @@ def test_the_words_of_a_command_line() -> None:
 def test_keys_and_choice_are_each_others_inverse() -> None:
     keys = {"engine": "verl", "ray_address": "auto", "engine.trainer.nnodes": 2}
     assert engine_keys(split_engine(keys)[0]) == keys
+    keys = {"engine": "verl", "trainer_mode": "separate_async", "max_staleness": 3}
+    assert engine_keys(split_engine(keys)[0]) == keys
     assert engine_keys(EngineChoice()) == {}
 
 
@@ -62,8 +64,13 @@ def test_a_recipe_without_an_engine_trains_here() -> None:
         ({"engine": "verll"}, "engine='verll' is unknown"),
         ({"engine": {"a": 1}}, "is unknown"),
         ({"ray_address": "auto"}, "ray_address=auto has no effect"),
-        ({"engine.trainer.nnodes": 2}, "engine.trainer.nnodes has no effect"),
+        ({"engine.trainer.nnodes": 2}, r"engine\.trainer\.nnodes=2 has no effect"),
+        ({"trainer_mode": "separate_async"}, "trainer_mode=separate_async has no effect"),
         ({"engine": "verl", "ray_address": 3}, "ray_address=3 is not of type str"),
+        ({"engine": "verl", "trainer_mode": "async"}, "use sync or separate_async"),
+        ({"engine": "verl", "max_staleness": 3}, "has no effect with trainer_mode=sync"),
+        ({"engine": "verl", "trainer_mode": "separate_async", "max_staleness": 0}, "from 1 up"),
+        ({"engine": "verl", "trainer_mode": "separate_async", "rollout_processes": 1.5}, "from 1 up"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(keys: dict[str, object], words: str) -> None:

@@ -52,7 +52,10 @@ def test_the_embedded_recipe() -> None:
         f"+{ACTOR}.policy_loss.knobs": {},
         f"{ACTOR}.loss_agg_mode": "token-mean",
         f"{ACTOR}.optim.lr": 3e-4,
-        f"{ACTOR}.optim.lr_scheduler_type": "linear",
+        f"+{ACTOR}.optim.schedule": "linear",
+        f"+{ACTOR}.optim.updates": 16,
+        "trainer.resume_mode": "disable",
+        "critic.enable": False,
         f"{ROLLOUT}.name": "ctpo_cpu",
         "trainer.device": "cpu",
     }
@@ -129,7 +132,9 @@ def test_every_preset_keeps_its_reduction(name: str) -> None:
             "only cap",
         ),
         ({"per_device_train_batch_size": 4}, "whole groups of num_generations=8"),
-        ({"warmup_steps": 10}, "whole number of rollout batches of 16 updates"),
+        ({"warmup_steps": 0.1}, "give a number of updates"),
+        ({"advantages": "gae", "critic": {"trace": 0.9}}, r"set critic\.value_trace=0\.9"),
+        ({"advantages": "gae", "critic": {"replay": 2}}, r"critic\.replay=2 cannot run"),
         ({"rollout_batches": None, "max_steps": 17}, "use 16"),
         ({"bf16": True, "use_cpu": False}, "needs an accelerator"),
         ({"objective_kwargs": {"reduction": "sum"}}, "use one of token-mean"),
@@ -162,6 +167,50 @@ def test_corrections_and_anchor() -> None:
     assert (keys[f"{correction}.rollout_is"], keys[f"{correction}.rollout_is_threshold"]) == ("token", 3.0)
     assert translated(anchor="old", rollout_correction="none")[f"{correction}.rollout_is"] is None
     assert not keys[f"{correction}.bypass_mode"]
+
+
+def test_an_asynchronous_run() -> None:
+    """Every update waits for its own responses, and weights are sent once per rollout batch."""
+    site = dataclasses.replace(SITE, trainer_mode="separate_async", rollout_processes=2, max_staleness=1)
+    keys = translated(site, num_iterations=2)
+    expected = {
+        "trainer.v1.trainer_mode": "separate_async",
+        "trainer.v1.separate_async.parameter_sync_step": 16,
+        "trainer.v1.sampler.max_off_policy_threshold": 2,
+        f"{ROLLOUT}.n_gpus_per_node": 2,
+        f"{ROLLOUT}.checkpoint_engine.backend": "ctpo_ray",
+        "+ray_kwargs.ray_init.num_gpus": 3,
+        f"+{ACTOR}.optim.updates": 2,
+    }
+    assert {name: keys[name] for name in expected} == expected
+    on_gpus = translated(dataclasses.replace(site, accelerator=True), anchor="old")
+    assert on_gpus[f"{ROLLOUT}.checkpoint_engine.backend"] == "nccl"
+    with pytest.raises(UserError, match="every ratio would be 1"):
+        translated(site, anchor="old")
+
+
+def test_a_critic() -> None:
+    keys = translated(
+        objective="ppo", advantages="gae", critic={"learning_rate": 2e-3, "warmup_batches": 1, "epochs": 2}
+    )
+    expected = {
+        "algorithm.adv_estimator": "gae",
+        "algorithm.lam": 1.0,
+        "critic.optim.lr": 2e-3,
+        "critic.ppo_epochs": 2,
+        "critic.model.path": "there/model",
+        "trainer.critic_warmup": 2,
+        "critic.ppo_micro_batch_size_per_gpu": 32,
+    }
+    assert {name: keys[name] for name in expected} == expected
+
+
+def test_a_run_goes_on_from_a_checkpoint() -> None:
+    keys = translated(dataclasses.replace(SITE, resume_from=Path("run/verl/global_step_3")), save_total_limit=1)
+    assert keys["trainer.resume_mode"] == "resume_path"
+    assert keys["trainer.resume_from_path"] == "run/verl/global_step_3"
+    assert keys["trainer.val_before_train"] is False
+    assert keys["trainer.max_actor_ckpt_to_keep"] == 2
 
 
 def test_what_the_user_says_to_verl_wins() -> None:

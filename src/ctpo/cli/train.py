@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from ctpo.cli.quiet import is_main_process, quieten
-from ctpo.engines.choice import VERL, EngineChoice, engine_keys, split_engine
+from ctpo.engines.choice import VERL, engine_keys, split_engine
 from ctpo.errors import UserError
 from ctpo.extras import require
 from ctpo.runs.checkpoints import is_checkpoint
-from ctpo.runs.command import TRAIN, check_command
+from ctpo.runs.command import TRAIN, check_command, resume_words
 from ctpo.runs.directory import RunDirectory
 from ctpo.runs.script import run_again, script_of
 from ctpo.training.config.launch import check_launch
@@ -83,12 +83,9 @@ def run(args: argparse.Namespace) -> int:
         _run_script_again(args.words, args.resume, trust=args.trust)
     if args.show:
         return _show(keys if args.resume is None else _resumed(args.resume, keys, trust=args.trust))
-    choice, keys = split_engine(keys)
-    if choice.name == VERL and args.resume is not None:
-        raise UserError("--resume is not there yet for engine=verl; start a new run")
-    _check(keys, args.resume, trust=args.trust)
-    if choice.name == VERL:
-        return _train_with_verl(keys, choice, started=args.started)
+    if _engine(keys, args.resume) == VERL:
+        return _train_with_verl(keys, args)
+    _check(split_engine(keys)[1], args.resume, trust=args.trust)
     from ctpo.cli.display import open_display
 
     with open_display(shown=is_main_process()) as display:
@@ -106,12 +103,32 @@ def run(args: argparse.Namespace) -> int:
     return 0 if outcome.finished else INTERRUPTED
 
 
-def _train_with_verl(keys: dict[str, Any], choice: EngineChoice, *, started: float) -> int:
+def _engine(keys: Mapping[str, Any], resume: Path | None) -> str:
+    """The name of the engine that these keys, or the run that is resumed, choose."""
+    own = (
+        {}
+        if resume is None
+        else RunDirectory(resume.parent if is_checkpoint(resume) else resume).read_recipe()
+    )
+    return split_engine({**own, **keys})[0].name
+
+
+def _train_with_verl(keys: dict[str, Any], args: argparse.Namespace) -> int:
     """Train with verl on Ray, whose own lines are shown."""
+    if args.resume is None:
+        _check(split_engine(keys)[1], None, trust=args.trust)
     quieten()
     from ctpo.engines.verl.run import train
 
-    finished = train(keys, choice, started=started)
+    finished = train(keys, resume=args.resume, started=args.started, trust=args.trust)
+    if finished.summary is None:
+        print(
+            f"ctpo: interrupted; continue from verl's last checkpoint with `{resume_words(finished.run.path)} --trust`"
+        )
+        return INTERRUPTED
+    from ctpo.report.drawing import draw_learning_curve
+
+    draw_learning_curve(finished.run.path)
     print(f"ctpo: trained by verl; the model and the records are in {finished.run.path}")
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,3 +90,24 @@ def evaluate(
     return Evaluation(
         responses=sample_problems(engine, task, problems, sampling, tools=tools, seed=seed, places=places)
     )
+
+
+def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """The figures of an evaluation under the names that records and summaries use."""
+    return {f"heldout_{name}": value for name, value in evaluation.summary().items()}
+
+
+def gain(evaluation: Evaluation, first: Mapping[str, float]) -> dict[str, float]:
+    """The difference in pass@1 between an evaluation of all problems and the run's first one, for its record.
+
+    It is over the problems that both have. The first evaluation may have drawn fewer, in the same order. Empty if its
+    record names no such number.
+
+    Args:
+        first: the record of the first evaluation.
+    """
+    both = int(first["heldout_problems"])
+    if not 0 < both <= len(evaluation.responses):  # a record that somebody has changed
+        return {}
+    same = Evaluation(responses=evaluation.responses[:both])
+    return {"heldout_gain": same.accuracy - first["heldout_pass@1"]}

@@ -19,7 +19,7 @@ TRANSLATED: Final = frozenset(
     "eval_problems eval_every rollout_batches rollout_batch_size transcripts threads tools tool_timeout_s "
     "tool_memory_mb unsafe_no_isolation "
     # of the trainer
-    "objective objective_kwargs anchor rollout_correction rollout_correction_kwargs advantages scale_rewards "
+    "objective objective_kwargs anchor rollout_correction rollout_correction_kwargs advantages scale_rewards critic "
     "learning_rate lr_scheduler_type warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim "
     "num_generations generation_batch_size steps_per_generation per_device_train_batch_size "
     "gradient_accumulation_steps num_iterations max_steps num_train_epochs max_completion_length temperature top_p "
@@ -48,7 +48,7 @@ REASONS: Final[Mapping[str, str]] = {
     "oversampling": _PROBLEMS_OF_A_BATCH,
     "curriculum": _PROBLEMS_OF_A_BATCH,
     "group_metric": _PROBLEMS_OF_A_BATCH,
-    "behaviour_lag": "verl's lag is real; use engine.trainer.v1.trainer_mode=separate_async",
+    "behaviour_lag": "verl's lag is real; use trainer_mode=separate_async",
     "denominators": "verl divides by the tokens and responses of the minibatch",
     "whole_groups": "verl's minibatches hold whole groups",
     "compute_dtype": "verl computes in float32 on a CPU; on a GPU use bf16",

@@ -14,6 +14,7 @@ from uuid import uuid4
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
 from ctpo.engines.verl.conversation import Piece, converse
+from ctpo.engines.verl.files import HELDOUT, PROBLEM, TRANSCRIPT
 from ctpo.engines.verl.place import Place
 from ctpo.rollout.remote.row import CompletionRequest
 from ctpo.tasks import Problem
@@ -36,7 +37,8 @@ class TaskAgentLoop(AgentLoopBase):  # type: ignore[misc]
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> Any:
         """The whole response with its mask, log-probs and reward, as an `AgentLoopOutput`."""
         place = await asyncio.to_thread(Place.of, self._orders)
-        problem = Problem(**json.loads(row["extra_info"]["problem"]))
+        known = row["extra_info"]
+        problem = Problem(**json.loads(known[PROBLEM]))
         identifier, eos = uuid4().hex, self._eos()
 
         async def complete(request: CompletionRequest) -> Piece:
@@ -54,6 +56,9 @@ class TaskAgentLoop(AgentLoopBase):  # type: ignore[misc]
             )
 
         done = await converse(place, self.tokenizer, problem, eos, complete)
+        figures = done.figures()
+        if known.get(HELDOUT):
+            figures[TRANSCRIPT] = json.dumps({"place": known["index"], **done.judged.response.record()})
         return AgentLoopOutput(
             prompt_ids=done.rollout.prompt_ids,
             response_ids=done.rollout.completion_ids,
@@ -67,7 +72,7 @@ class TaskAgentLoop(AgentLoopBase):  # type: ignore[misc]
                 "max_global_steps": max(done.versions, default=None),
                 "turn_scores": [],
                 "tool_rewards": [],
-                "reward_extra_info": done.figures(),
+                "reward_extra_info": figures,
             },
         )
 

@@ -60,7 +60,8 @@ class Conversed:
         """What the records of a run take of a response."""
         calls = self.rollout.calls
         return {
-            "acc": self.judged.score,
+            "acc": self.judged.response.score,
+            "tokens": self.judged.response.tokens,
             "calls": len(calls),
             "failures": sum(call.status != SUCCESS for call in calls),
             "truncated": float(not self.rollout.finished),

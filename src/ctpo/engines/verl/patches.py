@@ -9,7 +9,7 @@ import functools
 from importlib.metadata import version
 from typing import Any
 
-from ctpo.engines.verl.schedule import LINEAR, linear_scheduler
+from ctpo.engines.verl.schedule import ScheduleConfig, scheduler
 from ctpo.engines.verl.translation import CPU_ROLLOUT, VERSION
 from ctpo.errors import UserError
 
@@ -31,8 +31,8 @@ def check_version() -> None:
 def patch_everywhere() -> None:
     """Patch what stands in the way on every machine.
 
-    verl imports a class of TRL that TRL 1 does not have, wherever TRL is installed. Its FSDP engine does not know the
-    linear schedule.
+    verl imports a class of TRL that TRL 1 does not have, wherever TRL is installed. Its FSDP engine has schedules of
+    its own only.
     """
     check_version()
     from verl.models.transformers import monkey_patch
@@ -45,8 +45,8 @@ def patch_everywhere() -> None:
 
     @functools.wraps(original)
     def build(engine: Any, optimizer: Any) -> Any:
-        if engine.optimizer_config.lr_scheduler_type == LINEAR:
-            return linear_scheduler(engine, optimizer)
+        if isinstance(engine.optimizer_config, ScheduleConfig):
+            return scheduler(engine, optimizer)
         return original(engine, optimizer)
 
     FSDPEngine._build_lr_scheduler = build
@@ -56,12 +56,13 @@ def patch_for_cpu(adapter: str) -> None:
     """Patch what stands in the way on a machine without an accelerator.
 
     verl asks torch for the backend "cpu:gloo,cpu:gloo", which torch refuses. Its table of adapters in the workers has
-    no function that adds to it.
+    no function that adds to it. It loads the model of a critic with FlashAttention only.
 
     Args:
         adapter: the full name of the class that hands weights from a training worker to our rollout server.
     """
     check_version()
+    from verl.utils import model
     from verl.utils.distributed import initialize_global_process_group_ray as initialise
     from verl.workers.rollout import base
 
@@ -72,3 +73,13 @@ def patch_for_cpu(adapter: str) -> None:
         )
     initialise.__defaults__ = (None, "cpu:gloo")
     base._ROLLOUT_REGISTRY[(CPU_ROLLOUT, "async")] = adapter
+    model.load_valuehead_model = _load_value_model
+
+
+def _load_value_model(local_path: str, torch_dtype: Any, model_config: Any, trust_remote_code: bool) -> Any:
+    """The model of a critic: the trunk of a language model with a head of one value per token."""
+    from transformers import AutoModelForTokenClassification
+
+    return AutoModelForTokenClassification.from_pretrained(
+        local_path, dtype=torch_dtype, config=model_config, trust_remote_code=trust_remote_code
+    )

@@ -15,12 +15,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ctpo.evaluation.judged import JudgedResponse, judge
 from ctpo.rollout import Partner, Rollout
 from ctpo.rollout.chat import encode_prompt
 from ctpo.rollout.environments import EnvironmentRunner
 from ctpo.rollout.tools import ToolRunner, open_tools
 from ctpo.tasks import Problem, get_task, reward_function
-from ctpo.tasks.task import TEXTS, TURN_REWARDS, judgements, whole_reward, with_template_kwargs
+from ctpo.tasks.task import TEXTS, TURN_REWARDS, with_template_kwargs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,8 @@ class Judged:
     """What a response is worth."""
 
     reward: float
-    score: float
-    """1 if right, 0 if not, and between the two if a part is right."""
+    response: JudgedResponse
+    """The response with the task's verdict."""
     scored: bool
     """Whether the response could be scored. If not, it has a reward of 0 and is left out of the loss."""
 
@@ -117,12 +118,24 @@ class Place:
         text = tokenizer.decode(rollout.completion_ids, skip_special_tokens=True)
         columns = {TEXTS: [text], TURN_REWARDS: [rollout.turn_rewards], "id": [problem.id]}
         (reward,) = self._reward([problem.prompt], [text], [problem.answer], **columns)
-        whole = whole_reward(rollout.turn_rewards) if self.task.environment is not None else None
-        (judgement,) = judgements(self.task, [text], [problem.answer], [problem.id], [whole])
+        plain = JudgedResponse(
+            problem=problem,
+            sample=0,
+            text=text,
+            extracted=None,
+            verdict=None,
+            finished=rollout.finished,
+            tokens=sum(rollout.response_mask),
+            calls=rollout.calls,
+            too_long=False,
+            error=None,
+            turn_rewards=[None if math.isnan(each) else each for _, each in rollout.turn_rewards],
+        )
+        (response,) = judge(self.task, [plain])
         scored = reward is not None and math.isfinite(reward)
         return Judged(
             reward=(float(reward) if scored and reward is not None else 0.0) + self._overlong(rollout),
-            score=judgement.score,
+            response=response,
             scored=scored,
         )
 

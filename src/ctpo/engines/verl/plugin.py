@@ -33,12 +33,13 @@ def register() -> None:
     if not on_cpu:
         return
     from verl.workers.engine.base import EngineRegistry
-    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
     from verl.workers.rollout.replica import RolloutReplicaRegistry
 
     import_module("ctpo.engines.verl.shipping")
     backends = ["fsdp", "fsdp2"]
-    EngineRegistry.register(model_type="language_model", backend=backends, device="cpu")(FSDPEngineWithLMHead)
+    for kind, engine in (("language_model", FSDPEngineWithLMHead), ("value_model", FSDPEngineWithValueHead)):
+        EngineRegistry.register(model_type=kind, backend=backends, device="cpu")(engine)
     # By name and when it is asked for, since a process may import that module before verl.
     RolloutReplicaRegistry.register(CPU_ROLLOUT, lambda: import_module(_SERVER).Replica)
     patch_for_cpu(f"{_SERVER}.WeightSender")

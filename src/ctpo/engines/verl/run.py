@@ -7,15 +7,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
-from ctpo.engines.choice import EngineChoice, engine_keys
+from ctpo.engines.choice import EngineChoice, engine_keys, split_engine
+from ctpo.engines.verl.export import CHECKPOINT, export, last_checkpoint, step_of
 from ctpo.engines.verl.files import write_agent, write_problems
 from ctpo.engines.verl.place import Orders
 from ctpo.engines.verl.translation import VERSION, Site, batches_of, environment, settings_of, translate
 from ctpo.errors import UserError
 from ctpo.evaluation.model import load_tokenizer
 from ctpo.rollout.chat import encode_prompt
+from ctpo.runs.command import resume_words
 from ctpo.runs.directory import RunDirectory
 from ctpo.tasks import get_task
 from ctpo.tasks.arithmetic import model_location
@@ -29,8 +32,10 @@ from ctpo.training.run.start import heldout_problems, prepare, settle_length, tr
 from ctpo.training.sampling.masking import check_void_turns
 from ctpo.training.sampling.prompts import leave_out_long
 
-_FOLDER: Final = "verl"
+FOLDER: Final = "verl"
 """The folder of a run in which verl's checkpoints and the files for verl are."""
+_NOTHING: Final = -1
+"""The update up to which records are kept, if none is."""
 _NEEDED: Final = ("verl", "ray", "transfer_queue", "hydra")
 
 
@@ -39,7 +44,8 @@ class Finished:
     """How a run ended."""
 
     run: RunDirectory
-    summary: dict[str, Any]
+    summary: dict[str, Any] | None
+    """The content of `summary.json`; None if the run was interrupted."""
 
 
 def check_installed() -> None:
@@ -58,28 +64,33 @@ def check_installed() -> None:
 
 def train(
     keys: Mapping[str, Any],
-    choice: EngineChoice,
     *,
     listener: Listener | None = None,
+    resume: Path | None = None,
     started: float | None = None,
+    trust: bool = False,
 ) -> Finished:
     """Train as a recipe describes, with verl on Ray.
 
     Args:
-        keys: of the recipe, without those of the engine.
-        choice: the engine, and what the recipe says to it directly.
+        keys: of the recipe and of the engine. With `resume`, keys that change those of the run.
         listener: is notified as the run goes on.
+        resume: the directory of a run to continue from verl's last checkpoint.
         started: the reading of `time.perf_counter` from which the run's time counts. None counts from this call.
+        trust: with `resume`, load verl's checkpoints, which can hold code, and obey what the directory names.
 
     Raises:
-        UserError: if a key has no counterpart in verl, or something is missing.
+        UserError: if a key has no counterpart in verl, something is missing, or verl ends with an error.
     """
     started = time.perf_counter() if started is None else started
     listener = listener or Silent()
     check_installed()
-    start = prepare(keys, None)
-    recipe, given = check(start.keys)
-    _, config = build(start.keys)
+    start = prepare(keys, resume, trust=trust)
+    choice, own = split_engine(start.keys)
+    if start.named is not None:
+        raise UserError(f"{start.named} is no checkpoint of verl's; give the run's directory to --resume")
+    recipe, given = check(own)
+    _, config = build(own)
     task = with_template_kwargs(get_task(recipe.task, recipe.tools or ()), config.chat_template_kwargs)
     check_void_turns(task, recipe.mask_void_turns)
     check_ready(task)
@@ -89,8 +100,11 @@ def train(
     tokenizer, context = load_tokenizer(model)
     problems = leave_out_long(everything, recipe, config, task, tokenizer, context)
     settle_length(config, len(problems))
-    start.run.check_free()
-    folder = start.run.path / _FOLDER
+    run, folder = start.run, start.run.path / FOLDER
+    records = run.records() if start.resumes else []
+    checkpoint = last_checkpoint(folder, max((record["batch"] for record in records), default=0))
+    if not start.resumes:
+        run.check_free()
     site = Site(
         model=model,
         chat_template=bool(tokenizer.chat_template),
@@ -101,40 +115,70 @@ def train(
         train_problems=len(problems),
         test_problems=len(heldout),
         prompt_tokens=_longest(tokenizer, task, [*problems, *heldout], recipe, context, config),
+        resume_from=None if checkpoint is None else checkpoint.absolute(),
         ray_address=choice.ray_address,
+        trainer_mode=choice.trainer_mode,
+        rollout_processes=choice.rollout_processes,
+        max_staleness=choice.max_staleness,
         **_processes(choice),
     )
     _set_environment(site)
     from ctpo.engines.verl.configuration import configuration
 
     translated = configuration(translate(recipe, given, site, choice.overrides))
-    start.run.open({**resolved(start.keys), **engine_keys(choice)}, describe_environment(1))
+    length, updates = int(translated.trainer.total_training_steps), _updates(given, site)
+    done = 0 if checkpoint is None else step_of(checkpoint)
+    if done >= length and run.summary.is_file():
+        raise UserError(
+            f"{run.path} is complete ({done} rollout batches, and {length} were asked for); to train it further, give "
+            "a larger rollout_batches"
+        )
+    run.open({**resolved(own), **engine_keys(choice)}, describe_environment(site.processes * site.machines))
     write_problems(site.train_file, problems, task.name)
-    write_problems(site.test_file, heldout, task.name)
+    write_problems(site.test_file, heldout, task.name, heldout=True)
     write_agent(site.agent_file, _orders(recipe, config, task))
-    listener.stage("starting Ray and verl")
-    updates = batches_of(settings_of(given), site.processes * site.machines).updates
-    _run(translated, start.run, updates, time.perf_counter() - started)
+    if start.resumes:
+        listener.notice(f"continuing from {checkpoint.name if checkpoint else 'the beginning'}")
+        records = run.rewind(done * updates if checkpoint else _NOTHING, updates)
+    before = records[-1]["seconds"] if records else 0.0
+    if done < length:
+        listener.stage("starting Ray and verl")
+        seconds = before + time.perf_counter() - started
+        try:
+            _run(translated, run, {"updates": updates, "seconds": seconds, "transcripts": recipe.transcripts})
+        except KeyboardInterrupt:
+            return Finished(run=run, summary=None)
     listener.stage("saving the model")
-    from ctpo.engines.verl.export import export
-
-    export(folder, start.run.model)
-    length = int(translated.trainer.total_training_steps)
+    export(folder / f"{CHECKPOINT}{length}", run.model)
     summary = summarise(
         config,
-        start.run,
+        run,
         steps=length * updates,
-        seconds=time.perf_counter() - started,
-        model=start.run.model.name,
+        seconds=before + time.perf_counter() - started,
+        model=run.model.name,
         engine=f"verl {VERSION}",
         prompts_left_out=len(everything) - len(problems),
     )
-    start.run.write_summary(summary)
-    return Finished(run=start.run, summary=summary)
+    run.write_summary(summary)
+    return Finished(run=run, summary=summary)
 
 
-def _run(config: Any, run: RunDirectory, updates: int, seconds: float) -> None:
-    """Run verl's trainer on Ray, started here or joined."""
+def _updates(given: Mapping[str, Any], site: Site) -> int:
+    """Updates per rollout batch."""
+    return batches_of(settings_of(given), site.processes * site.machines).updates
+
+
+def _run(config: Any, run: RunDirectory, ours: Mapping[str, Any]) -> None:
+    """Run verl's trainer on Ray, started here or joined.
+
+    Args:
+        config: of verl.
+        run: the directory of the records.
+        ours: what the records need to know besides.
+
+    Raises:
+        UserError: if verl ends with an error. Its own lines are on the screen by then.
+    """
     import ray
     from omegaconf import open_dict
     from verl.trainer.main_ppo import run_ppo
@@ -142,9 +186,15 @@ def _run(config: Any, run: RunDirectory, updates: int, seconds: float) -> None:
     from ctpo.engines.verl.runner import RecordingRunner
 
     with open_dict(config):
-        config.ctpo = {"run": str(run.path.absolute()), "updates": updates, "seconds": seconds}
+        config.ctpo = {"run": str(run.path.absolute()), **ours}
     try:
         run_ppo(config, task_runner_class=ray.remote(num_cpus=0)(RecordingRunner))
+    except ray.exceptions.RayError as error:
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        raise UserError(
+            f"verl ended with an error ({last}), which its lines above describe; after mending it, continue with "
+            f"`{resume_words(run.path)} --trust`"
+        ) from None
     finally:
         ray.shutdown()
 

@@ -1,39 +1,39 @@
-"""The linear schedule of the learning rate, which verl's FSDP engine does not have."""
+"""The schedules of the learning rate as our trainer has them: one step per update."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from verl.workers.config import FSDPOptimizerConfig
 
-LINEAR: Final = "linear"
-
 
 @dataclass
-class LinearScheduleConfig(FSDPOptimizerConfig):  # type: ignore[misc]
-    """verl's settings of the optimiser with `lr_scheduler_type: linear`.
+class ScheduleConfig(FSDPOptimizerConfig):  # type: ignore[misc]
+    """verl's settings of the optimiser, with a schedule of transformers in place of verl's own.
 
-    `actor.optim._target_` names it. The rate falls to 0 over the run, in one step per rollout batch.
+    `actor.optim._target_` names this class.
     """
 
-    def __post_init__(self) -> None:
-        wanted: str = self.lr_scheduler_type  # type: ignore[has-type]
-        self.lr_scheduler_type = "constant"
-        super().__post_init__()  # which knows only verl's own schedules
-        self.lr_scheduler_type = wanted
+    schedule: str = "constant"
+    """The name of the schedule in transformers (`lr_scheduler_type` of a recipe)."""
+    updates: int = 1
+    """How many updates one of verl's steps has. verl knows the length of a run in its own steps."""
 
 
-def linear_scheduler(engine: Any, optimizer: Any) -> Any:
-    """The scheduler of an engine whose settings ask for the linear schedule.
+def scheduler(engine: Any, optimizer: Any) -> Any:
+    """The scheduler of an engine that has a `ScheduleConfig`.
 
     Args:
         engine: verl's FSDP engine.
         optimizer: of the engine.
     """
-    from transformers import get_linear_schedule_with_warmup
+    from transformers import get_scheduler
 
     settings = engine.optimizer_config
-    return get_linear_schedule_with_warmup(
-        optimizer, max(settings.lr_warmup_steps, 0), settings.total_training_steps
+    return get_scheduler(
+        settings.schedule,
+        optimizer,
+        num_warmup_steps=max(settings.lr_warmup_steps, 0),
+        num_training_steps=settings.total_training_steps * settings.updates,
     )

@@ -12,8 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+from ctpo.engines.choice import ASYNC, SYNC
 from ctpo.engines.verl.accounted import check_counterparts
 from ctpo.errors import UserError
+from ctpo.training.config.critic import CRITIC, critic_knobs
 from ctpo.training.config.from_trl import DEFAULT_OBJECTIVE
 from ctpo.training.config.recipe import Recipe
 from ctpo.training.config.sources import preset_knobs, trainer_fields
@@ -33,6 +35,7 @@ _ADVANTAGES: Final = {
     "trl": "grpo",
     "rloo": "rloo",
     "opo": "opo",
+    "gae": "gae",
     "reinforce++": "reinforce_plus_plus",
     "reinforce++-baseline": "reinforce_plus_plus_baseline",
 }
@@ -42,6 +45,21 @@ _OBJECT_STORE_BYTES: Final = 500_000_000
 _SCHEDULES: Final = ("constant", "constant_with_warmup", "linear", "cosine")
 _PLAIN: Final = "{% for message in messages %}{{ message.content }}{% endfor %}"
 _OPTIMIZERS: Final = ("adamw_torch", "adamw_torch_fused")
+_FLOAT32: Final = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+_NO_LIMIT: Final = 1e9
+"""What verl takes for no limit on a norm or a range."""
+_CRITIC: Final = {
+    "learning_rate": "critic.optim.lr",
+    "weight_decay": "critic.optim.weight_decay",
+    "max_grad_norm": "critic.optim.clip_grad",
+    "epochs": "critic.ppo_epochs",
+    "value_clip": "critic.cliprange_value",
+    "model": "critic.model.path",
+    "discount": "algorithm.gamma",
+    "trace": "algorithm.lam",
+    "warmup_batches": "trainer.critic_warmup",
+}
+"""Knobs of a critic, each with verl's key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +89,14 @@ class Site:
     """Whether there are accelerators. Without one, our own platform for CPUs runs."""
     ray_address: str | None = None
     """The address of a running Ray cluster; None starts Ray on this machine."""
+    trainer_mode: str = SYNC
+    """One of `ctpo.engines.choice.MODES`."""
+    rollout_processes: int = 1
+    """How many processes only sample, on each machine, if the run is asynchronous."""
+    max_staleness: int = 2
+    """By how many versions of the weights a response may lag behind, if the run is asynchronous."""
+    resume_from: Path | None = None
+    """The checkpoint of verl's to go on from."""
 
 
 def environment(accelerator: bool) -> dict[str, str]:
@@ -174,15 +200,17 @@ def translate(
     keys: dict[str, Any] = {
         **_data(recipe, settings, batches, site),
         **_objective(settings),
-        **_anchor(settings),
-        **_optimiser(settings, batches),
+        **_anchor(settings, site),
+        **_optimiser(settings, batches, site),
         **_model(settings, batches, site),
+        **_critic(settings, batches, site),
         **_rollout(recipe, settings, site),
+        **_asynchronous(batches, site),
         **_run(recipe, settings, batches, site, length),
         **_ray(site),
     }
     if not site.accelerator:
-        keys |= _cpu(settings)
+        keys |= _cpu(settings) | (_critic_on_cpu() if settings.advantages == "gae" else {})
     for name, value in (overrides or {}).items():
         keys.pop(f"+{name}", None)
         keys.pop(name.removeprefix("+"), None)
@@ -244,8 +272,13 @@ def _objective(settings: SimpleNamespace) -> dict[str, Any]:
     }
 
 
-def _anchor(settings: SimpleNamespace) -> dict[str, Any]:
+def _anchor(settings: SimpleNamespace, site: Site) -> dict[str, Any]:
     """With the anchor at the engine's log-probs nothing is left to correct, and verl calls it bypass mode."""
+    if settings.anchor == "old" and site.trainer_mode == ASYNC and not site.accelerator:
+        raise UserError(
+            "anchor=old with trainer_mode=separate_async cannot run on a CPU, where verl's copy of the old weights is "
+            "the same memory as the current ones, so that every ratio would be 1; use anchor=rollout"
+        )
     name = settings.rollout_correction
     knobs = dict(settings.rollout_correction_kwargs or {})
     if name == "auto":
@@ -277,45 +310,47 @@ def _anchor(settings: SimpleNamespace) -> dict[str, Any]:
     }
 
 
-def _optimiser(settings: SimpleNamespace, batches: Batches) -> dict[str, Any]:
-    """verl's schedule takes a step per rollout batch, ours one per update."""
-    schedule, optimiser, warmup = (
-        str(settings.lr_scheduler_type),
-        settings_optim(settings),
-        settings.warmup_steps,
-    )
+def _optimiser(settings: SimpleNamespace, batches: Batches, site: Site) -> dict[str, Any]:
+    """The rate changes with every update. verl counts a run's length in steps, so it learns how many updates one has.
+
+    Such a step is a rollout batch, or one minibatch of it if the run is asynchronous.
+    """
+    schedule, warmup = str(settings.lr_scheduler_type), settings.warmup_steps or 0
     if schedule not in _SCHEDULES:
         raise UserError(
             f"lr_scheduler_type={schedule!r} cannot run with engine=verl; use one of {', '.join(_SCHEDULES)}"
         )
-    if optimiser not in _OPTIMIZERS:
+    if settings_optim(settings) not in _OPTIMIZERS:
         raise UserError(
-            f"optim={optimiser!r} cannot run with engine=verl; use adamw_torch, or name verl's optimiser by "
-            "engine.actor_rollout_ref.actor.optim"
+            f"optim={settings_optim(settings)!r} cannot run with engine=verl; use adamw_torch, or name verl's "
+            "optimiser by engine.actor_rollout_ref.actor.optim"
         )
-    if warmup and (warmup < 1 or warmup % batches.updates):
+    if warmup != int(warmup):
         raise UserError(
-            f"warmup_steps={warmup} is not a whole number of rollout batches of {batches.updates} updates, at which "
-            "verl changes the learning rate; use a multiple"
+            f"warmup_steps={warmup} is a share of the run, which cannot run with engine=verl; give a number of updates"
         )
     optim = f"{_ACTOR}.optim"
     return {
-        **(
-            {f"{optim}._target_": "ctpo.engines.verl.schedule.LinearScheduleConfig"}
-            if schedule == "linear"
-            else {}
-        ),
+        **_schedule(optim, schedule, int(warmup), batches, site),
         f"{optim}.lr": settings.learning_rate,
-        f"{optim}.lr_scheduler_type": schedule.removesuffix("_with_warmup"),
-        f"{optim}.lr_warmup_steps": int(warmup // batches.updates) if warmup else 0,
         f"{optim}.weight_decay": settings.weight_decay,
         f"{optim}.betas": [settings.adam_beta1, settings.adam_beta2],
         f"{optim}.override_optimizer_config": {"eps": settings.adam_epsilon},
         # transformers takes 0 for no clipping.
-        f"{optim}.clip_grad": settings.max_grad_norm or 1e9,
+        f"{optim}.clip_grad": settings.max_grad_norm or _NO_LIMIT,
         f"{_ACTOR}.ppo_mini_batch_size": batches.minibatch,
         f"{_ACTOR}.ppo_epochs": batches.passes,
         f"{_ACTOR}.shuffle": False,
+    }
+
+
+def _schedule(optim: str, schedule: str, warmup: int, batches: Batches, site: Site) -> dict[str, Any]:
+    """A schedule of transformers for verl's optimiser of this name."""
+    return {
+        f"{optim}._target_": "ctpo.engines.verl.schedule.ScheduleConfig",
+        f"+{optim}.schedule": schedule,
+        f"+{optim}.updates": batches.passes if site.trainer_mode == ASYNC else batches.updates,
+        f"{optim}.lr_warmup_steps": warmup,
     }
 
 
@@ -337,6 +372,60 @@ def _model(settings: SimpleNamespace, batches: Batches, site: Site) -> dict[str,
         f"{_ACTOR}.ppo_micro_batch_size_per_gpu": batches.micro,
         f"{_ACTOR}.fsdp_config.seed": settings.seed,
         f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu": batches.micro,
+    }
+
+
+def _critic(settings: SimpleNamespace, batches: Batches, site: Site) -> dict[str, Any]:
+    """verl's critic, which is a copy of the policy with a head of its own, as ours is by default."""
+    if settings.advantages != "gae":
+        return {"critic.enable": False}
+    knobs = critic_knobs(settings.critic)
+    targets = {name: knobs[f"value_{name}"] for name in ("discount", "trace")}
+    for name, value in targets.items():
+        if value is not None and value != knobs[name]:
+            raise UserError(
+                f"critic.value_{name}={value} cannot run with engine=verl, which has one {name} for advantages and "
+                f"targets; set critic.value_{name}={knobs[name]}"
+            )
+    for name, value in knobs.items():
+        if name not in _CRITIC and name.removeprefix("value_") not in targets and value != CRITIC[name]:
+            raise UserError(
+                f"critic.{name}={value!r} cannot run with engine=verl, whose critic has no such knob"
+            )
+    given = {
+        **knobs,
+        "model": knobs["model"] or site.model,
+        "max_grad_norm": knobs["max_grad_norm"] or _NO_LIMIT,
+        "value_clip": knobs["value_clip"] or _NO_LIMIT,
+        "warmup_batches": knobs["warmup_batches"]
+        + 1,  # verl counts the first batch at which the policy moves
+    }
+    micro = {
+        f"critic.{name}": batches.micro
+        for name in ("ppo_micro_batch_size_per_gpu", "forward_micro_batch_size_per_gpu")
+    }
+    return {
+        "critic.enable": True,
+        "critic.strategy": "fsdp2",
+        **{key: given[name] for name, key in _CRITIC.items()},
+        **_schedule("critic.optim", "constant", 0, batches, site),
+        **micro,
+    }
+
+
+def _asynchronous(batches: Batches, site: Site) -> dict[str, Any]:
+    """Which processes sample while others train, and how old a response may be. Weights are sent once per batch."""
+    if site.trainer_mode == SYNC:
+        return {}
+    mode = f"trainer.v1.{ASYNC}"
+    return {
+        "trainer.v1.trainer_mode": ASYNC,
+        f"{mode}.parameter_sync_step": batches.prompts // batches.minibatch,
+        # verl counts the versions from that of the prompt to the present one, both included.
+        "trainer.v1.sampler.max_off_policy_threshold": site.max_staleness + 1,
+        f"{_ROLLOUT}.nnodes": site.machines,
+        f"{_ROLLOUT}.n_gpus_per_node": site.rollout_processes,
+        f"{_ROLLOUT}.checkpoint_engine.backend": "nccl" if site.accelerator else RAY_SHIPPING,
     }
 
 
@@ -380,17 +469,25 @@ def _run(
         "trainer.n_gpus_per_node": site.processes,
         "trainer.total_training_steps": length,
         "trainer.total_epochs": epochs + 1,
-        "trainer.test_freq": recipe.eval_every or -1,
-        "trainer.val_before_train": True,
+        "trainer.test_freq": recipe.eval_every or length,  # the last batch is evaluated always
+        "trainer.val_before_train": site.resume_from is None,
         # verl saves after the last rollout batch only if it saves at all, and the model comes from there.
         "trainer.save_freq": length if str(settings.save_strategy) == "no" else min(saves, length),
-        "trainer.max_actor_ckpt_to_keep": settings.save_total_limit,
+        **dict.fromkeys(
+            ("trainer.max_actor_ckpt_to_keep", "trainer.max_critic_ckpt_to_keep"), _kept(settings)
+        ),
         "trainer.default_local_dir": str(site.checkpoints),
-        "trainer.resume_mode": "auto",
+        "trainer.resume_mode": "disable" if site.resume_from is None else "resume_path",
+        "trainer.resume_from_path": None if site.resume_from is None else str(site.resume_from),
         "trainer.project_name": "ctpo",
         "trainer.experiment_name": f"{recipe.task}-{settings.objective}-s{settings.seed}",
         "trainer.logger": ["console", *(each for each in reports if each not in ("none", "all"))],
     }
+
+
+def _kept(settings: SimpleNamespace) -> int | None:
+    """How many checkpoints are kept: two at least, since a kill may leave the newest without its record."""
+    return None if settings.save_total_limit is None else max(settings.save_total_limit, 2)
 
 
 def _ray(site: Site) -> dict[str, Any]:
@@ -402,7 +499,8 @@ def _ray(site: Site) -> dict[str, Any]:
     keys[f"+{ray}.include_dashboard"] = False
     if not site.accelerator:
         # Processes of verl ask for places, and share the cores of this machine as they find them.
-        keys |= {f"{ray}.num_cpus": 16, f"+{ray}.num_gpus": site.processes}
+        places = site.processes + (site.rollout_processes if site.trainer_mode == ASYNC else 0)
+        keys |= {f"{ray}.num_cpus": 16, f"+{ray}.num_gpus": places}
         keys[f"+{ray}.object_store_memory"] = _OBJECT_STORE_BYTES
     return keys
 
@@ -420,11 +518,7 @@ def _cpu(settings: SimpleNamespace) -> dict[str, Any]:
         f"+{_MODEL}.override_config.attn_implementation": "sdpa",
         f"{_ACTOR}.use_torch_compile": False,
         f"{_ACTOR}.fsdp_config.use_torch_compile": False,
-        f"+{_ACTOR}.fsdp_config.mixed_precision": {
-            "param_dtype": "fp32",
-            "reduce_dtype": "fp32",
-            "buffer_dtype": "fp32",
-        },
+        f"+{_ACTOR}.fsdp_config.mixed_precision": _FLOAT32,
         f"{_ROLLOUT}.name": CPU_ROLLOUT,
         f"{_ROLLOUT}.free_cache_engine": False,
         f"{_ROLLOUT}.disable_log_stats": True,
@@ -432,4 +526,14 @@ def _cpu(settings: SimpleNamespace) -> dict[str, Any]:
         "reward.num_workers": 1,
         "data.dataloader_num_workers": 0,
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+    }
+
+
+def _critic_on_cpu() -> dict[str, Any]:
+    """What a critic needs on our platform for CPUs, beside what the policy needs."""
+    return {
+        "critic.model.use_remove_padding": False,
+        "+critic.model.override_config.attn_implementation": "sdpa",
+        "critic.fsdp.use_torch_compile": False,
+        "+critic.fsdp.mixed_precision": _FLOAT32,
     }

@@ -111,7 +111,7 @@ def check_run(run: RunDirectory, keys: Mapping[str, Any], given: Mapping[str, An
     check_recipe(keys, given, run.config)
     for path, what in foreign_entries(run.path):
         raise UserError(f"{path} is {what}; if you trust it, add --trust, or else remove it")
-    for pattern in ("checkpoint-*/**/.metadata", "checkpoint-*/global_step*"):
+    for pattern in ("checkpoint-*/**/.metadata", "checkpoint-*/global_step*", "verl/global_step*"):
         for path in run.path.glob(pattern):
             raise UserError(
                 f"{path} belongs to a sharded checkpoint, a format that can hold code; if it is your own, add --trust"

@@ -7,7 +7,7 @@ operations take the place of many small ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -146,6 +146,34 @@ class ProfileSums:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnSums:
+    """What one process has summed, before the processes are added up."""
+
+    counts: Tensor
+    """The histograms in one vector."""
+    updates: dict[int, Tensor]
+    """The sums of each update by its number."""
+
+
+def added(parts: Sequence[OwnSums], edges: list[int]) -> ProfileSums | None:
+    """The sums of several processes together, without figures of gradients; None if there were no tokens.
+
+    Args:
+        parts: of each process.
+        edges: upper ends of the position bins, tokens.
+    """
+    if not parts:
+        return None
+    numbers = sorted({number for part in parts for number in part.updates})
+    counts = torch.stack([part.counts.cpu() for part in parts]).sum(dim=0)
+    updates = [
+        torch.stack([part.updates[number].cpu() for part in parts if number in part.updates]).sum(dim=0)
+        for number in numbers
+    ]
+    return _closed(counts, torch.cat(updates), numbers, edges, {})
+
+
 class PositionProfile:
     """Collects the sums of one rollout batch, those of each update apart.
 
@@ -208,14 +236,23 @@ class PositionProfile:
         """
         self._process()
         self.extremes = self._close_extremes(accelerator)
+        own = self.take()
+        if own is None:
+            return None
+        numbers = sorted(own.updates)
+        mine = torch.cat([own.counts, *(own.updates[number] for number in numbers)])
+        total = accelerator.gather(mine[None]).sum(dim=0)  # in order of rank, so that all get the same bits
+        split = len(own.counts)
+        return _closed(total[:split], total[split:], numbers, self.edges, gradients or {})
+
+    def take(self) -> OwnSums | None:
+        """The sums of this process alone since the last call; None if there were none. `added` adds processes up."""
+        self._process()
         if self._counts is None:
             return None
-        numbers = sorted(self._updates)
-        mine = torch.cat([self._counts, *(self._updates[number] for number in numbers)])
-        total = accelerator.gather(mine[None]).sum(dim=0)  # in order of rank, so that all get the same bits
-        split, self._counts, self._updates = len(self._counts), None, {}
-        sums = _closed(total[:split], total[split:], numbers, self.edges, gradients or {})
-        return sums if bool(sums.count.sum() > 0) else None
+        own = OwnSums(counts=self._counts, updates=self._updates)
+        self._counts, self._updates = None, {}
+        return own
 
     def state_dict(self) -> dict[str, Any]:
         """What was added since the last `close`, for a checkpoint."""
@@ -360,8 +397,8 @@ def _sums_of(
 
 def _closed(
     counts: Tensor, updates: Tensor, numbers: list[int], edges: list[int], gradients: Mapping[int, Tensor]
-) -> ProfileSums:
-    """The sums of a rollout batch from those of its updates, taken over all processes."""
+) -> ProfileSums | None:
+    """The sums of a rollout batch from those of its updates, taken over all processes; None without tokens."""
     bins = len(edges)
     updates = updates.reshape(len(numbers), -1)
     rows = updates[:, : len(ROWS) * bins].reshape(len(numbers), len(ROWS), bins)
@@ -375,7 +412,7 @@ def _closed(
     figures = torch.stack([gradients.get(number, unknown).to(updates) for number in numbers])
     steps = updates.new_tensor(numbers)[:, None] + 1
     cells, weights = torch.split(counts, [2 * bins * CELLS, CELLS])
-    return ProfileSums(
+    sums = ProfileSums(
         edges,
         cells.reshape(2, bins, CELLS),
         weights,
@@ -384,6 +421,7 @@ def _closed(
         within,
         torch.cat([steps, rows.sum(dim=2), figures], dim=1),
     )
+    return sums if bool(sums.count.sum() > 0) else None
 
 
 def _effective(total: Tensor, squares: Tensor) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from accelerate.utils import gather_object
 
 from ctpo.evaluation import Evaluation, evaluate
 from ctpo.evaluation.blocks import drawing_order, next_block
+from ctpo.evaluation.heldout import heldout_metrics
 from ctpo.evaluation.model import HELDOUT_SEED
 from ctpo.rollout import ToolRunner
 from ctpo.runs.directory import RunDirectory
@@ -87,24 +86,3 @@ class HeldOut:
         if trainer.accelerator.num_processes > 1:
             return measure()
         return shared_evaluation(self._recipe, trainer.model, self._problems, sampling_of(trainer), measure)
-
-
-def heldout_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """The figures of an evaluation under the names that records and summaries use."""
-    return {f"heldout_{name}": value for name, value in evaluation.summary().items()}
-
-
-def gain(evaluation: Evaluation, first: Mapping[str, float]) -> dict[str, float]:
-    """The difference in pass@1 between an evaluation of all problems and the run's first one, for its record.
-
-    It is over the problems that both have. The first evaluation may have drawn fewer, in the same order. Empty if its
-    record names no such number.
-
-    Args:
-        first: the record of the first evaluation.
-    """
-    both = int(first["heldout_problems"])
-    if not 0 < both <= len(evaluation.responses):  # a record that somebody has changed
-        return {}
-    same = Evaluation(responses=evaluation.responses[:both])
-    return {"heldout_gain": same.accuracy - first["heldout_pass@1"]}

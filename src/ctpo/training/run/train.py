@@ -15,6 +15,7 @@ from transformers import PrinterCallback, ProgressCallback
 from transformers.utils import is_liger_kernel_available
 
 from ctpo.errors import UserError
+from ctpo.evaluation.heldout import gain, heldout_metrics
 from ctpo.evaluation.model import load_model, load_tokenizer
 from ctpo.rollout.tools import ToolRunner, open_tools
 from ctpo.runs.checkpoints import Unusable, compare, read_clocks, sealed_identity, set_aside_newer
@@ -33,7 +34,7 @@ from ctpo.training.records.environment import describe_environment
 from ctpo.training.records.events import Listener, RunPlan, Silent
 from ctpo.training.records.recorder import RunClock, RunRecorder, time_before
 from ctpo.training.records.summary import summarise
-from ctpo.training.run.heldout import HeldOut, gain, heldout_metrics
+from ctpo.training.run.heldout import HeldOut
 from ctpo.training.run.lora import adapter_facts, lora_config, save
 from ctpo.training.run.shared import share_answers
 from ctpo.training.run.start import (
