@@ -48,7 +48,7 @@ test-sandbox: $(VENV)/.installed-dev
 
 # verl needs other versions than the package, so its tests have an environment of their own on top of this one.
 test-verl: .venv-verl/.installed
-	@.venv-verl/bin/python -m pytest tests/adapters $(ARGS)
+	@.venv-verl/bin/python -m pytest tests/adapters tests/engines $(ARGS)
 
 .venv-verl/.installed: tests/adapters/requirements-verl.txt | $(VENV)/.installed-dev
 	@$(BIN)/python -m venv .venv-verl

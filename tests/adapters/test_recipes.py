@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,10 @@ def test_dry_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("actor_rollout_ref.actor.policy_loss.knobs={hihg: 0.1}", "hihg"),
         ("actor_rollout_ref.actor.policy_loss.loss_mode=cpto", "cpto"),
         ("actor_rollout_ref.actor.ppo_mini_batch_size=512", "every ratio stays 1"),
+        (
+            "actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent",
+            "no agent loop called 'tool_agent'",
+        ),
     ],
 )
 def test_dry_run_finds_mistakes(extra: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +119,11 @@ def test_data_and_judge(tmp_path: Path) -> None:
     for path in paths:
         (row,) = parquet.read_table(path).to_pylist()
         assert [message["role"] for message in row["prompt"]] == ["system", "user"]
+        assert (row["agent_name"], json.loads(row["extra_info"]["problem"])["answer"]) == (
+            "ctpo",
+            "\\frac{3}{4}",
+        )
+        assert row["extra_info"]["heldout"] == (path.stem == "competitions")
         truth = row["reward_model"]["ground_truth"]
         assert compute_score(row["data_source"], "so \\boxed{0.75}", truth, {})["score"] == 1.0
         assert compute_score(row["data_source"], "so \\boxed{0.5}", truth, {})["score"] == 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,13 +55,14 @@ def test_a_call_that_is_none(tool: Any, code: Any) -> None:
     assert answer[0].startswith("error:")
 
 
-def test_as_verl_loads_it(tmp_path: Any) -> None:
-    """By the YAML file that the recipe ships, through verl's own registry."""
-    from pathlib import Path
-
+def test_as_verl_loads_it(tmp_path: Path) -> None:
+    """By a YAML file, through verl's own registry."""
     from verl.tools.tool_registry import initialize_tools_from_config
 
-    recipe = Path(__file__).parents[2] / "recipes" / "paper-qwen3-4b" / "python_tool.yaml"
-    (tool,) = initialize_tools_from_config(str(recipe))
+    file = tmp_path / "python_tool.yaml"
+    file.write_text(
+        "tools: [{class_name: ctpo.adapters.verl_tool.PythonSandboxTool, config: {type: native, timeout_s: 5.0}}]"
+    )
+    (tool,) = initialize_tools_from_config(str(file))
     assert tool.name == "python"
     assert type(tool).__name__ == "PythonSandboxTool"

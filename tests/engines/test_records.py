@@ -30,9 +30,20 @@ LONGEST = 40
 def heldout(place: int, right: bool) -> dict[str, Any]:
     """A held-out response as our agent loop writes it."""
     return {
-        **{"place": place, "id": str(place), "sample": 0, "prompt": "1+1=", "answer": "2", "completion": "2"},
-        **{"found": "2", "correct": right, "verdict": "right" if right else "wrong", "finished": True},
-        **{"tokens": 10, "calls": [], "too_long": False, "error": None},
+        "place": place,
+        "id": str(place),
+        "sample": 0,
+        "prompt": "1+1=",
+        "answer": "2",
+        "completion": "2",
+        "found": "2",
+        "correct": right,
+        "verdict": "right" if right else "wrong",
+        "finished": True,
+        "tokens": 10,
+        "calls": [],
+        "too_long": False,
+        "error": None,
     }
 
 

@@ -206,7 +206,9 @@ def test_a_critic() -> None:
 
 
 def test_a_run_goes_on_from_a_checkpoint() -> None:
-    keys = translated(dataclasses.replace(SITE, resume_from=Path("run/verl/global_step_3")), save_total_limit=1)
+    keys = translated(
+        dataclasses.replace(SITE, resume_from=Path("run/verl/global_step_3")), save_total_limit=1
+    )
     assert keys["trainer.resume_mode"] == "resume_path"
     assert keys["trainer.resume_from_path"] == "run/verl/global_step_3"
     assert keys["trainer.val_before_train"] is False

@@ -8,13 +8,14 @@ and HMMT 2025. The problems come from the hub the first time.
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from ctpo.tasks import get_task
+from ctpo.tasks import Problem, get_task
 from ctpo.tasks.math import MathCheck
 
 COMPETITIONS: Final = ("aime25", "aime26", "brumo25", "hmmt25")
@@ -23,6 +24,12 @@ SYSTEM: Final = (
     "Put the final answer in \\boxed{}."
 )
 """The system message. It does not describe the tool, since verl lists it through the model's chat template."""
+AGENT: Final = "ctpo"
+"""The name under which a file for verl names our agent loop."""
+PROBLEM: Final = "problem"
+"""The entry of `extra_info` from which our agent loop takes the problem."""
+HELDOUT: Final = "heldout"
+"""The entry of `extra_info` that says that a problem is a held-out one."""
 _EVERY: Final = 10**9
 
 _CHECK = MathCheck()
@@ -36,23 +43,42 @@ def compute_score(
     return {"score": right, "acc": right}
 
 
+def row(
+    problem: Problem, task: str, place: int, messages: Sequence[Mapping[str, Any]], *, heldout: bool
+) -> dict[str, Any]:
+    """A problem with the columns that verl's dataset reads.
+
+    Args:
+        problem: of a task.
+        task: its name.
+        place: of the problem among those of its file.
+        messages: the prompt. verl measures its length; our agent loop writes prompts itself.
+        heldout: whether the problem is a held-out one.
+    """
+    whole = {"prompt": problem.prompt, "answer": problem.answer, "id": problem.id}
+    return {
+        "data_source": task,
+        "prompt": [dict(message) for message in messages],
+        "reward_model": {"style": "rule", "ground_truth": problem.answer},
+        "extra_info": {
+            "index": place,
+            "id": problem.id,
+            HELDOUT: heldout,
+            PROBLEM: json.dumps(whole, default=list),
+        },
+        "agent_name": AGENT,
+    }
+
+
 def rows(tasks: Iterable[str], split: str, *, limit: int = _EVERY) -> list[dict[str, Any]]:
-    """The problems of some tasks, one row per problem, with the columns that verl's dataset reads."""
-    problems = []
+    """The problems of some tasks, one row per problem."""
+    written: list[dict[str, Any]] = []
     for name in tasks:
         task = replace(get_task(name), system=SYSTEM, examples=())
         for problem in task.problems(split, limit, 0):
             messages = task.messages(problem.prompt)
-            problems.append(
-                {
-                    "data_source": name,
-                    "prompt": messages,
-                    "reward_model": {"style": "rule", "ground_truth": problem.answer},
-                    "extra_info": {"id": problem.id, "split": split},
-                    "agent_name": "tool_agent",
-                }
-            )
-    return problems
+            written.append(row(problem, name, len(written), messages, heldout=split == "test"))
+    return written
 
 
 def write(

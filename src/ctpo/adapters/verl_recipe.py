@@ -4,7 +4,7 @@
 
 It proves that verl's trainer can be imported, that every key exists in verl's configuration, and that verl's own
 dataclasses and `validate_config` accept every value. It also proves that the loss is registered under the chosen name,
-and that the tool file and the judge can be loaded. It does not prove that the run fits the GPUs.
+and that the agent loop knows its task. It does not prove that the run fits the GPUs.
 """
 
 from __future__ import annotations
@@ -85,13 +85,26 @@ def check(folder: Path, extra: Sequence[str] = ()) -> Any:
     for part in (actor, rollout, config.algorithm):
         utils.omega_conf_to_dataclass(part)
     framework("verl.trainer.ppo.core_algos", _INSTALL).get_policy_loss_fn(actor.policy_loss.loss_mode)
-    framework("verl.tools.tool_registry", _INSTALL).initialize_tools_from_config(
-        rollout.multi_turn.tool_config_path
-    )
-    reward = config.reward.custom_reward_function
-    framework("verl.utils.import_utils", _INSTALL).load_extern_object(reward.path, reward.name)
+    _check_agent(rollout.agent)
     _check_updates(config)
     return config
+
+
+def _check_agent(agent: Any) -> None:
+    """Make our agent loop's class and its orders, as every process of verl's does.
+
+    Raises:
+        UserError: if the file does not name the agent loop that the recipe asks for.
+    """
+    entries = framework("omegaconf", _INSTALL).OmegaConf.load(agent.agent_loop_config_path)
+    found = [each for each in entries if each.name == agent.default_agent_loop]
+    if not found:
+        raise UserError(
+            f"{agent.agent_loop_config_path} has no agent loop called {agent.default_agent_loop!r}; correct "
+            "rollout.agent.default_agent_loop"
+        )
+    loop = framework("hydra.utils", _INSTALL).get_class(found[0]._target_)
+    loop.check(found[0].orders)
 
 
 def _check_updates(config: Any) -> None:

@@ -13,11 +13,12 @@ from uuid import uuid4
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
+from ctpo.adapters.verl_data import HELDOUT, PROBLEM
 from ctpo.engines.verl.conversation import Piece, converse
-from ctpo.engines.verl.files import HELDOUT, PROBLEM, TRANSCRIPT
-from ctpo.engines.verl.place import Place
+from ctpo.engines.verl.files import TRANSCRIPT
+from ctpo.engines.verl.place import Orders, Place
 from ctpo.rollout.remote.row import CompletionRequest
-from ctpo.tasks import Problem
+from ctpo.tasks import Problem, get_task
 
 _SGLANG: Final = "sglang"
 
@@ -33,6 +34,16 @@ class TaskAgentLoop(AgentLoopBase):  # type: ignore[misc]
     def __init__(self, *args: Any, orders: str, **rest: Any) -> None:
         super().__init__(*args, **rest)
         self._orders = orders
+
+    @staticmethod
+    def check(orders: str) -> None:
+        """Check that the orders name a task and tools that there are.
+
+        Raises:
+            UserError, TypeError: if they do not.
+        """
+        given = Orders(**json.loads(orders))
+        get_task(given.task, given.tools or ())
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> Any:
         """The whole response with its mask, log-probs and reward, as an `AgentLoopOutput`."""
@@ -55,7 +66,8 @@ class TaskAgentLoop(AgentLoopBase):  # type: ignore[misc]
                 versions=tuple(int(each) for each in known if each is not None),
             )
 
-        done = await converse(place, self.tokenizer, problem, eos, complete)
+        turns = self.rollout_config.multi_turn.max_assistant_turns
+        done = await converse(place, self.tokenizer, problem, eos, complete, turns)
         figures = done.figures()
         if known.get(HELDOUT):
             figures[TRANSCRIPT] = json.dumps({"place": known["index"], **done.judged.response.record()})

@@ -75,6 +75,7 @@ async def converse(
     problem: Problem,
     eos: Sequence[int],
     complete: Complete,
+    turns: int | None = None,
 ) -> Conversed:
     """The response to one problem.
 
@@ -84,20 +85,21 @@ async def converse(
         problem: of the task.
         eos: the token ids that end a turn of the model.
         complete: asks the server.
+        turns: the most turns of the model; None for no limit.
     """
     prompt, partner = await asyncio.to_thread(place.begin, tokenizer, problem)
     row = Row(0, prompt, place.orders.max_tokens)
     versions: list[int] = []
     pieces, answering = 0, 0.0
     started = time.perf_counter()
-    while not row.done:
+    while not row.done and (turns is None or pieces < turns):
         request = row.request(partner)
         piece = await complete(request)
         pieces += 1
         versions += piece.versions
         ended = completion_ended(tokenizer, eos, request, piece.ids)
         row.append_sampled(piece.ids, piece.logps, ended=ended, eos=eos)
-        if partner is not None and row.is_shown(partner):
+        if partner is not None and row.is_shown(partner) and pieces != turns:
             asked = time.perf_counter()
             (answer,) = await asyncio.to_thread(partner.answer, [row.turn()])
             answering += time.perf_counter() - asked

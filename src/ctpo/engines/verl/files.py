@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from ctpo.adapters.verl_data import AGENT, row
 from ctpo.engines.verl.place import Orders
-from ctpo.engines.verl.translation import AGENT
 from ctpo.runs.atomic import write_text
 from ctpo.tasks import Problem
 
 _LOOP: Final = "ctpo.engines.verl.agent.TaskAgentLoop"
-PROBLEM: Final = "problem"
-"""The entry of `extra_info` from which our agent loop takes the problem."""
-HELDOUT: Final = "heldout"
-"""The entry of `extra_info` that says that a problem is a held-out one."""
 TRANSCRIPT: Final = "transcript"
 """The entry of a held-out response's figures that holds the whole of it."""
 
@@ -24,23 +19,14 @@ TRANSCRIPT: Final = "transcript"
 def rows(problems: Sequence[Problem], task: str, *, heldout: bool = False) -> list[dict[str, Any]]:
     """The problems with the columns that verl's dataset reads."""
     return [
-        {
-            "data_source": task,
-            "prompt": [{"role": "user", "content": problem.prompt}]
-            if isinstance(problem.prompt, str)
-            else [dict(message) for message in problem.prompt],
-            "reward_model": {"style": "rule", "ground_truth": problem.answer},
-            "extra_info": {
-                "index": place,
-                HELDOUT: heldout,
-                PROBLEM: json.dumps(
-                    {"prompt": problem.prompt, "answer": problem.answer, "id": problem.id}, default=list
-                ),
-            },
-            "agent_name": AGENT,
-        }
+        row(problem, task, place, _messages(problem), heldout=heldout)
         for place, problem in enumerate(problems)
     ]
+
+
+def _messages(problem: Problem) -> Sequence[Mapping[str, Any]]:
+    prompt = problem.prompt
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def write_problems(path: Path, problems: Sequence[Problem], task: str, *, heldout: bool = False) -> None:

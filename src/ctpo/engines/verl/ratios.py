@@ -67,7 +67,12 @@ class Ratios:
             details = self._objective.examine(logps, anchor, signal, mask, turns_of(mask))
         wide = None if details is None else Details(**{k: self._padded(v) for k, v in vars(details).items()})
         self._profile.add(
-            *(self._padded(each) for each in (logps, anchor, signal, mask)), wide, update=self._updates - 1
+            self._padded(logps),
+            self._padded(anchor),
+            self._padded(signal),
+            self._padded(mask),
+            wide,
+            update=self._updates - 1,
         )
         nothing = logps.new_zeros(())
         self._last = Scored(

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+from ctpo.adapters.verl_data import AGENT
 from ctpo.engines.choice import ASYNC, SYNC
 from ctpo.engines.verl.accounted import check_counterparts
 from ctpo.errors import UserError
@@ -22,8 +23,6 @@ from ctpo.training.config.sources import preset_knobs, trainer_fields
 
 VERSION: Final = "0.9.1"
 """The version of verl whose keys these are."""
-AGENT: Final = "ctpo"
-"""The name of our agent loop."""
 CPU_ROLLOUT: Final = "ctpo_cpu"
 """The name of our rollout server for machines without an accelerator."""
 RAY_SHIPPING: Final = "ctpo_ray"
