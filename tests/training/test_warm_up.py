@@ -13,6 +13,9 @@ from rollout.conftest import CHATML, NATIVE, make_tokenizer
 
 from ctpo.cli.main import main
 from ctpo.errors import UserError
+from ctpo.report.collection import collect
+from ctpo.report.page import figures, notes
+from ctpo.report.tables.headline import cards
 from ctpo.rollout.chat import encode_prompt, task_format
 from ctpo.rollout.tools import ToolRunner
 from ctpo.rollout.turns import Turn
@@ -264,6 +267,16 @@ def test_a_run_learns_and_resumes_to_the_same_bits(
     ):
         assert main(words_) == 2
         assert error in capsys.readouterr().err
+    collection = collect([whole])
+    drawn = {figure.id: figure.series[0] for figure in figures(collection)}
+    assert set(drawn) == {"loss", "heldout-loss"}
+    assert drawn["loss"].y == [record["loss"] for record in records if "loss" in record]
+    assert (list(drawn["heldout-loss"].x), drawn["heldout-loss"].y[-1]) == (
+        [0, 3, 6],
+        summary["after"]["loss"],
+    )
+    assert [card.value for card in cards(collection)][:2] == ["warm-up", f"{summary['after']['loss']:.2f}"]
+    assert not notes(collection)
     from ctpo.training.config.settings import check
 
     assert check({"model": str(whole / "model")})[0].model == str(whole / "model")
