@@ -74,10 +74,8 @@ RECIPES = {
 
 
 def rollout_s(recipe: Recipe, model: Model, responses: int) -> float:
-    """Seconds to decode; a step reads the weights and every sequence's cache once."""
-    cache = (
-        2 * 2 * model.layers * model.kv_width * (recipe.prompt + recipe.response / 2)
-    )  # bytes a sequence, on average
+    """Seconds to decode; a step reads the weights and every sequence's cache, of average length, once."""
+    cache = 2 * 2 * model.layers * model.kv_width * (recipe.prompt + recipe.response / 2)
     memory = recipe.vllm_memory * MEMORY * model.tensor_parallel
     weights = 2 * model.parameters
     engines = recipe.gpus / model.tensor_parallel
