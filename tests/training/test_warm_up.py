@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rollout.conftest import CHATML, NATIVE, make_tokenizer
+from rollout.conftest import CHATML, NATIVE, make_model, make_tokenizer
 
 from ctpo.cli.main import main
 from ctpo.errors import UserError
@@ -53,23 +53,11 @@ BAD = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random chat model, and the solutions."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
     torch.set_num_threads(1)
     folder, tokenizer = tmp_path_factory.mktemp("warm-up"), make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=1024,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    model = make_model(tokenizer, num_hidden_layers=2, max_position_embeddings=1024)
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*GOOD, *BAD.values()]))
     return folder
