@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from ctpo.cli.main import main as ctpo
+from ctpo.lab.comparison.plan import Arm, read_plan
 
 HERE = Path(__file__).parent
+PLANS = ("study.yaml", "field.yaml")
 TOKENS = {1: 96, 7: 448, 14: 896}  # the limit of a response, by problems of a worksheet
 BEHAVIOUR, TARGETS = 8, (16, 24, 40)  # updates
 RUN = [
@@ -35,18 +37,28 @@ WIDE = [
 
 
 def arms() -> dict[str, str]:
-    """Every arm with whole-response advantages in every width, as `ctpo fidelity` takes it, by name and width."""
+    """Every arm with whole-response advantages in every width, as `ctpo fidelity` takes it, by name and width.
+
+    The same objective by problem is no arm of its own here: fidelity measures both kinds of advantages.
+    """
     specs = {}
-    for plan in ("study.yaml", "field.yaml"):
-        objectives = yaml.safe_load((HERE / plan).read_text())["objectives"]
-        for name, arm in objectives.items():
-            if arm.get("advantages") == "each-turn":
-                continue  # the same objective; fidelity measures both kinds of advantages
-            for width, knobs in zip(("first", "second"), arm["tune"]["objective_kwargs"], strict=True):
-                words = {**arm["objective_kwargs"], **knobs}
-                spec = "&".join(f"{knob}={value}" for knob, value in words.items())
-                specs.setdefault(f"{name}, {width}", f"{arm.get('objective', name)}?{spec}")
+    for plan in PLANS:
+        for arm in read_plan(HERE / plan).arms:
+            if arm.keys.get("advantages") != "each-turn":
+                for setting in arm.grid:
+                    specs.setdefault(name_of(arm, setting), spec_of(arm, setting))
     return specs
+
+
+def name_of(arm: Arm, setting: Mapping[str, Any]) -> str:
+    """An arm's name and width, such as "grpo, ratio_low=0.2, ratio_high=0.28, ratio_dual=3.0"."""
+    return ", ".join([arm.name, *(f"{knob}={value}" for knob, value in setting["objective_kwargs"].items())])
+
+
+def spec_of(arm: Arm, setting: Mapping[str, Any]) -> str:
+    """An arm's objective with all of its knobs, such as "grpo?reduction=seq-mean-token-mean&ratio_low=0.2"."""
+    knobs = {**arm.keys["objective_kwargs"], **setting["objective_kwargs"]}
+    return f"{arm.keys['objective']}?" + "&".join(f"{knob}={value}" for knob, value in knobs.items())
 
 
 def measure(output: Path, problems: int) -> None:

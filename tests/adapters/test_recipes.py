@@ -69,6 +69,26 @@ def test_our_trainers_recipe(folder: Path) -> None:
     assert launch["num_processes"] == 8
 
 
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-0.6B", "Qwen/Qwen2.5-0.5B-Instruct"])
+def test_the_recipe_of_one_gpu_is_read_here_and_by_verl(model: str) -> None:
+    from ctpo.engines.verl.translation import Site, translate
+    from ctpo.training.config import settings as reader
+
+    keys = yaml.safe_load((RECIPES / "gsm8k-qwen" / "train.yaml").read_text())
+    keys |= {"model": model, "bf16": False, "output_dir": "run"}
+    assert keys.pop("use_vllm") is True
+    _, config = reader.build(keys)
+    assert config.updates_per_rollout_batch == 16
+    place = Path("there")
+    site = Site(
+        model=model, train_file=place, test_file=place, agent_file=place, checkpoints=place, train_problems=7473,
+        test_problems=1319, prompt_tokens=400, accelerator=True,
+    )  # fmt: skip
+    translated = translate(*reader.check(keys), site, None)
+    assert translated["data.train_batch_size"] * translated["actor_rollout_ref.rollout.n"] == 1024
+    assert translated["actor_rollout_ref.rollout.name"] == "vllm"
+
+
 @needs_verl
 @pytest.mark.parametrize("folder", PAPER, ids=lambda folder: folder.name)
 def test_dry_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

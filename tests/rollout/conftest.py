@@ -47,6 +47,28 @@ def make_tokenizer(template: str | None = CHATML) -> Any:
     return tokenizer
 
 
+def make_model(tokenizer: Any, *, seed: int = 0, **sizes: int) -> Any:
+    """A tiny random Llama for this tokenizer, with one layer of width 32 unless other sizes are given."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    end = tokenizer.eos_token_id
+    config = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 512,
+        **sizes,
+    }
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), eos_token_id=end, pad_token_id=end, bos_token_id=None, **config
+        )
+    )
+
+
 @pytest.fixture(scope="session")
 def chat_tokenizer() -> Callable[..., Any]:
     return make_tokenizer
@@ -67,25 +89,19 @@ def chat_task() -> Task:
 def chat_model(chat_task: Task, sandbox: Any) -> Any:
     """A model trained for a few seconds on the conversations as the chat template renders them."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from ctpo.rollout.chat import encode_prompt, task_format
 
-    torch.manual_seed(0)
     tokenizer = make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    model = make_model(
+        tokenizer,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        pad_token_id=tokenizer.eos_token_id,
     )
-    model = LlamaForCausalLM(config)
     form = task_format(tokenizer, chat_task)
     assert form is not None
     rows, weights = [], []

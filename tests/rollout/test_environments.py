@@ -25,6 +25,7 @@ from ctpo.rollout.thinking import without_thoughts
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.environment import Unscorable
 
+from .conftest import make_model
 from .served import model_behind, serving
 from .test_vllm import Stepwise
 
@@ -35,7 +36,7 @@ TALKS = {"1": ["2", "lower", "1"], "2": ["2"], "3": ["2", "higher", "3"]}
 
 def documented() -> Any:
     """The task of docs/how-to/environments.md, which is shorter than 30 lines."""
-    text = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "environments.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(import random.*?)```", text, re.DOTALL)
     assert code is not None
     assert len(code[1].splitlines()) < 30
@@ -54,22 +55,9 @@ def game() -> Task:
 def player(chat_tokenizer: Callable[..., Any]) -> Any:
     """A model that has learnt to guess 2 first, and to follow the hint."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
     tokenizer = chat_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=1024,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    model = LlamaForCausalLM(config)
+    model = make_model(tokenizer, num_hidden_layers=2, max_position_embeddings=1024)
     rows = [whole(tokenizer, TALKS[number]) for number in ("1", "3")]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])

@@ -15,6 +15,7 @@ from ctpo.rollout import Answer, Rollout, Sampling, TransformersEngine, Turn, VL
 from ctpo.rollout.local.decoders import PaddedDecoder
 from ctpo.rollout.noise import row_uniforms
 
+from .conftest import make_model
 from .test_vllm import Stepwise
 
 PROMPTS = [[5, 6, 7], [5, 6], [9, 5, 6, 7, 8], [5, 6, 7]]
@@ -55,19 +56,8 @@ class GuessANumber:
 
 @pytest.fixture(scope="module")
 def model(chat_tokenizer: Callable[..., Any]) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(1)
     tokenizer = chat_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-    )
-    return LlamaForCausalLM(config).eval(), tokenizer
+    return make_model(tokenizer, seed=1, num_hidden_layers=2, num_attention_heads=4).eval(), tokenizer
 
 
 def in_process(model: Any, limit: int, partner: Any, **options: Any) -> list[Rollout]:

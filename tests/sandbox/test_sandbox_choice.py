@@ -155,7 +155,7 @@ def test_memory_is_seen_without_the_kernels_list_of_children(monkeypatch: pytest
 
 
 def test_every_test_the_document_names_exists() -> None:
-    document = (HERE.parents[1] / "docs" / "sandbox.md").read_text()
+    document = (HERE.parents[1] / "docs" / "explanation" / "sandbox.md").read_text()
     covered = document.partition("## What is covered")[2].partition("## What is not")[0]
     rows = [row.split("|")[-2] for row in covered.splitlines() if row.startswith("|")]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}

@@ -123,7 +123,7 @@ def test_findings_and_errors_have_exit_codes(
 def test_the_documentation_shows_what_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "tasks.md").read_text(encoding="utf-8")
     program, printed = (
         re.search(f"```{mark}\n(.*?)\n```\n", text, re.DOTALL)
         for mark in ("python", r"\n\$ ctpo task check mine.py")
@@ -145,7 +145,7 @@ def test_the_documentation_shows_what_is_printed(
 
 
 def test_the_environment_of_the_documentation_is_sound(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "environments.md").read_text(encoding="utf-8")
     program = re.search("```python\n(.*?)\n```\n", text, re.DOTALL)
     assert program is not None
     (tmp_path / "guess.py").write_text(program[1])

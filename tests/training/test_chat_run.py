@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rollout.conftest import CHATML, make_tokenizer
+from rollout.conftest import CHATML, make_model, make_tokenizer
 
 from ctpo.cli.main import main
 from ctpo.errors import UserError
@@ -16,23 +16,8 @@ from ctpo.training.run.train import train
 
 @pytest.fixture(scope="module")
 def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
     folder, tokenizer = tmp_path_factory.mktemp("chat"), make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=512,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    make_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     assert "im_start" in CHATML
     return folder

@@ -42,25 +42,14 @@ TASK = Task(name="lengths", problems=problems, environment=Lengths, chat=True)
 
 def trainer_of(folder: Path, task: Task = TASK, **settings: Any) -> Any:
     from datasets import Dataset
-    from rollout.conftest import make_tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback
+    from rollout.conftest import make_model, make_tokenizer
+    from transformers import PrinterCallback
 
     from ctpo.training import CTPOConfig, CTPOTrainer
     from ctpo.training.sampling.rollout_func import make_rollout_func
 
-    torch.manual_seed(0)
     tokenizer = make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    model = LlamaForCausalLM(config)
+    model = make_model(tokenizer)
     model.generation_config.eos_token_id = [*ENDS, tokenizer.eos_token_id]
     keys = {
         "generation_batch_size": 16,

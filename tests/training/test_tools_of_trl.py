@@ -7,8 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import torch
-from rollout.conftest import make_tokenizer
+from rollout.conftest import make_model, make_tokenizer
 
 from ctpo.training import CTPOConfig, CTPOTrainer
 
@@ -53,19 +52,8 @@ class Scripted(CTPOTrainer):
 
 def test_plain_functions_are_called_by_trls_loop_and_their_results_are_not_trained_on(tmp_path: Path) -> None:
     from datasets import Dataset
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
     tokenizer = make_tokenizer(files("trl").joinpath("chat_templates", "qwen3.jinja").read_text())
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     seen: list[Any] = []
 
     def reward(completions: list[Any], **_: Any) -> list[float]:
@@ -86,7 +74,7 @@ def test_plain_functions_are_called_by_trls_loop_and_their_results_are_not_train
         "logging_steps": 1,
     }
     trainer = Scripted(
-        LlamaForCausalLM(config),
+        make_model(tokenizer, hidden_size=16, intermediate_size=32, max_position_embeddings=2048),
         reward,
         CTPOConfig(str(tmp_path / "out"), records=False, **settings, **quiet),
         Dataset.from_list([{"prompt": [{"role": "user", "content": "21 * 2?"}]}] * 2),

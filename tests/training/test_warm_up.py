@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rollout.conftest import CHATML, NATIVE, make_tokenizer
+from rollout.conftest import CHATML, NATIVE, make_model, make_tokenizer
 
 from ctpo.cli.main import main
 from ctpo.errors import UserError
+from ctpo.report.collection import collect
+from ctpo.report.page import figures, notes
+from ctpo.report.tables.headline import cards
 from ctpo.rollout.chat import encode_prompt, task_format
 from ctpo.rollout.tools import ToolRunner
 from ctpo.rollout.turns import Turn
@@ -50,23 +53,11 @@ BAD = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random chat model, and the solutions."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
     torch.set_num_threads(1)
     folder, tokenizer = tmp_path_factory.mktemp("warm-up"), make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=1024,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    model = make_model(tokenizer, num_hidden_layers=2, max_position_embeddings=1024)
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*GOOD, *BAD.values()]))
     return folder
@@ -264,6 +255,16 @@ def test_a_run_learns_and_resumes_to_the_same_bits(
     ):
         assert main(words_) == 2
         assert error in capsys.readouterr().err
+    collection = collect([whole])
+    drawn = {figure.id: figure.series[0] for figure in figures(collection)}
+    assert set(drawn) == {"loss", "heldout-loss"}
+    assert drawn["loss"].y == [record["loss"] for record in records if "loss" in record]
+    assert (list(drawn["heldout-loss"].x), drawn["heldout-loss"].y[-1]) == (
+        [0, 3, 6],
+        summary["after"]["loss"],
+    )
+    assert [card.value for card in cards(collection)][:2] == ["warm-up", f"{summary['after']['loss']:.2f}"]
+    assert not notes(collection)
     from ctpo.training.config.settings import check
 
     assert check({"model": str(whole / "model")})[0].model == str(whole / "model")

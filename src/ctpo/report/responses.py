@@ -70,6 +70,8 @@ def responses(run: Run, runs: int) -> ShownResponses:
         runs: the number of runs that share the budget.
     """
     allowed = min(_MOST_PER_RUN, BUDGET // max(runs, 1))
+    if run.of_warm_up:
+        return ShownResponses(heldout=[], samples=[])  # it samples no responses
     samples = _chosen(run, run.batches("samples"), allowed // 2, _sample)
     spent = sum(batch.characters for batch in samples)
     heldout = _chosen(run, run.batches("transcripts"), allowed - spent, _transcript)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.errors import one_line
+from ctpo.runs.command import KEY as COMMAND
+from ctpo.runs.command import WARM_UP
 from ctpo.runs.directory import RunDirectory
 from ctpo.runs.files import MOST_BYTES, leads_out, read_text
 from ctpo.runs.json_lines import read_json_lines
@@ -46,8 +48,12 @@ class Run:
 
     @property
     def objective(self) -> str:
-        """The name of the preset."""
-        return str(self.config.get("objective") or self.summary.get("objective") or "unknown objective")
+        """The name of the preset, or "warm-up" for a run that imitates worked solutions."""
+        return (
+            WARM_UP
+            if self.of_warm_up
+            else str(self.config.get("objective") or self.summary.get("objective") or "unknown objective")
+        )
 
     @property
     def seed(self) -> int | None:
@@ -63,6 +69,11 @@ class Run:
     def of_script(self) -> bool:
         """Whether a Python script started the run. Such a run keeps no transcripts."""
         return KEY in self.config
+
+    @property
+    def of_warm_up(self) -> bool:
+        """Whether `ctpo warm-up` made the run. Such a run samples nothing, and its records are of optimizer steps."""
+        return self.config.get(COMMAND) == WARM_UP
 
     def batches(self, folder: str) -> dict[int, Path]:
         """Return the files `batch-0004.jsonl` of one of the run's folders, by the number of the rollout batch."""
@@ -94,7 +105,7 @@ def read_run(path: Path) -> Run:
         run.notes.append(
             "diagnostics: false in its recipe: no figures by position, and no ratios token by token"
         )
-    else:
+    elif not run.of_warm_up:
         run.profiles = _read_batches(files.profile, run.notes)
     if files.summary.is_file():
         run.summary = _read_mapping(path, files.summary, run.notes, json.loads)

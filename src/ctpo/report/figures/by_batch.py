@@ -12,6 +12,7 @@ from ctpo.runs.scores import score_name
 
 _MOST_POINTS = 240
 _BATCHES = Axis(label="rollout batches", low=0, whole=True)
+_STEPS = Axis(label="optimizer steps", low=0, whole=True)
 _TIME = Axis(label="wall-clock, minutes", low=0)
 _LONG_RUN_S = 600
 """The learning curve of a longer run has minutes on its axis instead of seconds."""
@@ -25,6 +26,7 @@ class _Metric:
     title: str
     text: str
     y: Axis
+    x: Axis = _BATCHES
     section: str = "training"
     large: bool = False
     divided_by: str = ""
@@ -36,6 +38,17 @@ def _share(label: str, high: float | None = None) -> Axis:
 
 
 _METRICS = (
+    _Metric(
+        key="heldout_loss", section="learning", large=True, x=_STEPS, title="Held-out loss of the warm-up",
+        text="Mean −log p of the tokens to be written, over solutions that are not trained on. Where it rises while "
+        "the training loss falls, the model learns the solutions by heart: use fewer epochs.",
+        y=Axis(label="nats per token"),
+    ),
+    _Metric(
+        key="loss", section="learning", large=True, x=_STEPS, title="Training loss of the warm-up",
+        text="Mean −log p of the tokens to be written, over the rows of an optimizer step, before that step.",
+        y=Axis(label="nats per token"),
+    ),
     _Metric(
         key="heldout_pass@1", section="learning", large=True, title="Held-out accuracy",
         text="Share of held-out problems solved, with one sample per problem. The last evaluation uses all problems. "
@@ -181,6 +194,7 @@ def figures(collection: Collection) -> list[Figure]:
         series = [
             each
             for place, group in enumerate(collection.groups)
+            if (metric.x is _STEPS) == group.runs[0].of_warm_up
             for each in _series(group, place, metric, single_seeds=metric.large)
         ]
         if metric.key == "skipped_updates" and not any(any(each.y) for each in series):
@@ -193,7 +207,7 @@ def figures(collection: Collection) -> list[Figure]:
                     title="Held-out score" if graded else metric.title,
                     text=metric.text.replace("Share of held-out problems solved", "Mean score on held-out problems")
                     if graded else metric.text,
-                    x=_BATCHES, y=_share("held-out score", 1.0) if graded else metric.y, series=series,
+                    x=metric.x, y=_share("held-out score", 1.0) if graded else metric.y, series=series,
                     other_x=_TIME if metric.large else None, small=not metric.large,
                 )
             )  # fmt: skip

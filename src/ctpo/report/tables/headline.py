@@ -79,9 +79,14 @@ def _seeds_per_group(collection: Collection) -> str:
 def _cards_of_run(run: Run) -> list[Card]:
     before, after = heldout(run)
     trained = [record for record in run.records if record.get("batch")]
-    shown = [
-        Card(label="objective", value=run.objective, detail="" if run.seed is None else f"seed {run.seed}")
-    ]
+    label = "command" if run.of_warm_up else "objective"
+    shown = [Card(label=label, value=run.objective, detail="" if run.seed is None else f"seed {run.seed}")]
+    losses = [value for record in run.records if (value := number(record.get("heldout_loss"))) is not None]
+    if run.of_warm_up and losses:
+        detail = (
+            f"nats per token, from {losses[0]:.2f}" if len(losses) > 1 else "nats per token, before training"
+        )
+        shown.append(Card(label="held-out loss", value=f"{losses[-1]:.2f}", detail=detail))
     if after is not None:
         detail = ""
         if after.stderr is not None and after.problems:
@@ -93,7 +98,8 @@ def _cards_of_run(run: Run) -> list[Card]:
             shown.append(_gain(run, before, after))
     seconds = number(run.summary.get("wall_clock_s")) or _last(run.records, "seconds")
     if seconds is not None:
-        shown.append(Card(label="time", value=duration(seconds), detail=f"{len(trained)} rollout batches"))
+        unit = "optimizer steps" if run.of_warm_up else "rollout batches"
+        shown.append(Card(label="time", value=duration(seconds), detail=f"{len(trained)} {unit}"))
     tokens, spent = _total(trained, "tokens"), _total(trained, "batch_s")
     if tokens and spent:
         shown.append(

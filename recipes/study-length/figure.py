@@ -1,0 +1,218 @@
+"""The figure of docs/evidence/study-length.md, from what the study's commands left.
+
+    python recipes/study-length/figure.py collect STUDY FIDELITY    # write figure.json from the runs and the pairs
+    python recipes/study-length/figure.py draw PICTURE              # draw figure.json and scores.csv
+
+STUDY is the directory of `ctpo compare … study.yaml`, FIDELITY that of fidelity.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fidelity import PLANS, arms, name_of  # the script beside this one
+
+from ctpo.lab.comparison.compare import choose
+from ctpo.lab.comparison.plan import read_plan
+from ctpo.lab.comparison.runner import Budget, Runner
+from ctpo.lab.comparison.scores_file import ScoresFile
+from ctpo.runs.means import Mean, mean
+from ctpo.runs.profiles import pooled, read_profiles
+from ctpo.runs.reader import read_run
+
+HERE = Path(__file__).parent
+POSITIONS = ("ctpo", "grpo", "cispo", "prefix weight", "decay weight")  # arms drawn by position
+OTHERS = ("fixed band", "ctpo by problem", "cispo by problem")
+TEST_SEEDS = range(8)
+LENGTHS = {"1 problem": 34, "7 problems": 230, "14 problems": 460, "28 problems": 900}  # tokens
+LAGS = {"no lag": 0, "14 problems": 2, "lag 8": 8}
+
+
+def collect(study: Path, pairs: Path) -> dict[str, Any]:
+    """Everything by position, pooled over the test seeds at 14 problems, and every pair's figures."""
+    by_position = {}
+    for arm in POSITIONS:
+        runs = [
+            read_run(seed / "run")
+            for seed in sorted(study.glob(f"runs/14 problems/{arm}/*/seed-*"))
+            if int(seed.name.removeprefix("seed-")) in TEST_SEEDS
+        ]
+        profile = pooled([each for run in runs for each in read_profiles(run).values()])
+        columns = profile.columns
+        others = [n - gain for n, gain in zip(columns["count"], columns["gain_count"], strict=True)]
+        by_position[arm] = {
+            "runs": len(runs),
+            "position": profile.positions,
+            "tokens": columns["count"],
+            "mean": columns["log_ratio_mean"],
+            "spread": profile.spread,
+            "ess": columns["gradient_ess"],
+            "clipped, A > 0": _ratio(columns["gain_clipped"], columns["gain_count"]),
+            "clipped, A ≤ 0": _ratio(columns["harm_clipped"], others),
+        }
+    measured = []
+    for path in sorted(pairs.glob("pair-*/fidelity.json")):
+        problems, updates = map(int, path.parent.name.split("-")[1:])
+        result = json.loads(path.read_text())
+        (pair,) = result["pairs"]
+        measured.append(
+            {
+                "problems": problems,
+                "target": updates,
+                "drift": pair["drift"]["log_ratio_std"],
+                "tokens": pair["tokens"],
+                "on-policy": {kind: rows["batch_cosine"] for kind, rows in result["on_policy"].items()},
+                "arms": {
+                    name: {
+                        **{kind: rows["batch_cosine"] for kind, rows in row["advantages"].items()},
+                        "pull": row["pull"],
+                    }
+                    for name, row in zip(arms(), pair["objectives"], strict=True)
+                },
+            }
+        )
+    return {"by position": by_position, "pairs": measured}
+
+
+def _ratio(parts: list[float | None], wholes: list[float | None]) -> list[float | None]:
+    pairs = zip(parts, wholes, strict=True)
+    return [part / whole if part is not None and whole else None for part, whole in pairs]
+
+
+def scores() -> dict[tuple[str, str], dict[str, Mean]]:
+    """AUC and final score over the test seeds, by regime and arm. Runs of the tuning seed are left out."""
+    values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with (HERE / "scores.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if int(row["seed"]) in TEST_SEEDS:
+                for name in ("auc", "final"):
+                    values[row["regime"], row["objective"]][name].append(float(row[name]))
+    return {key: {name: mean(each) for name, each in kinds.items()} for key, kinds in values.items()}
+
+
+def draw(kept: Mapping[str, Any], path: Path) -> None:
+    """Draw six panels: what the weights do by position, and what that does to gradients and to learning."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 8), layout="constrained", dpi=110)
+    axes = figure.subplots(2, 3)
+    colours = {arm: f"C{place}" for place, arm in enumerate((*POSITIONS, *OTHERS))}
+    _by_position(axes[0], kept["by position"], colours)
+    _cosines(axes[1][0], kept["pairs"], colours)
+    known = scores()
+    for axis, regimes, name, label in (
+        (axes[1][1], LENGTHS, "auc", "response, tokens"),
+        (axes[1][2], LAGS, "final", "lag, rollout batches"),
+    ):
+        for arm, colour in colours.items():
+            points = [
+                (x, known[regime, arm][name]) for regime, x in regimes.items() if (regime, arm) in known
+            ]
+            if len(points) > 1:
+                xs, means = zip(*points, strict=True)
+                errors = [each.stderr or 0.0 for each in means]
+                axis.errorbar(
+                    xs, [each.value for each in means], errors, color=colour, marker="o", ms=4, label=arm
+                )
+        axis.set(xlabel=label, xticks=list(regimes.values()))
+        axis.set_title(
+            f"{name} over the test seeds ± standard error; not from 0",
+            loc="left",
+            fontsize=9,
+        )
+    axes[1][1].set_xscale("log")
+    axes[1][1].set_xticks(list(LENGTHS.values()), list(map(str, LENGTHS.values())))
+    axes[1][1].minorticks_off()
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.2)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=7)
+    figure.savefig(path)
+
+
+def _by_position(axes: Any, kept: Mapping[str, Any], colours: Mapping[str, str]) -> None:
+    """Spread and mean of ctpo's ratio; clipped shares by sign; effective share of the weights."""
+    own = kept["ctpo"]
+    for name, style in (("spread", "-"), ("mean", ":")):
+        values = [None if each is None else abs(each) for each in own[name]]
+        axes[0].plot(
+            *_known(own["position"], values),
+            style,
+            color="C0",
+            label=f"{name} within an update" if name == "spread" else "|mean|",
+        )
+    xs, spread = _known(own["position"], own["spread"])
+    axes[0].plot(xs, [spread[-1] * math.sqrt(x / xs[-1]) for x in xs], "--", color="0.6", label="√t")
+    axes[0].set(xscale="log", yscale="log", xlabel="position, tokens")
+    axes[0].set_title("ctpo: log ratio of the prefix, nats", loc="left", fontsize=9)
+    for arm in ("ctpo", "grpo"):
+        for key, style in (("clipped, A > 0", "-"), ("clipped, A ≤ 0", ":")):
+            axes[1].plot(
+                *_known(kept[arm]["position"], kept[arm][key]),
+                style,
+                color=colours[arm],
+                label=f"{arm}, {key}",
+            )
+    axes[1].set(xscale="log", xlabel="position, tokens", ylim=(0, None))
+    axes[1].set_title("share of tokens clipped, by the advantage's sign", loc="left", fontsize=9)
+    for arm in kept:
+        axes[2].plot(*_known(kept[arm]["position"], kept[arm]["ess"]), color=colours[arm], label=arm)
+    axes[2].set(xscale="log", xlabel="position, tokens", ylim=(0, 1))
+    axes[2].set_title("effective share of the weights after clipping", loc="left", fontsize=9)
+
+
+def _known(xs: list[float | None], ys: list[float | None]) -> tuple[list[float], list[float]]:
+    """The points that have both coordinates."""
+    points = [(x, y) for x, y in zip(xs, ys, strict=True) if x is not None and y is not None]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _cosines(axis: Any, pairs: list[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
+    """The cosine of one batch with the on-policy gradient, over the length, 16 updates apart, in the tuned width."""
+    chosen = tuned()
+    for arm, colour in colours.items():
+        points = [
+            (pair["tokens"], pair["arms"][chosen[arm]]["response"])
+            for pair in pairs
+            if pair["target"] == 24 and arm in chosen
+        ]
+        points = sorted((x, each["value"], each["stderr"]) for x, each in points if each["value"] is not None)
+        if points:
+            xs, ys, errors = zip(*points, strict=True)
+            axis.errorbar(xs, ys, errors, color=colour, marker="o", ms=4, label=arm)
+    axis.axhline(0, color="0.6", lw=0.7)
+    axis.set(xscale="log", xlabel="response, tokens")
+    axis.set_title(
+        "cosine of 64 responses with the on-policy gradient ± standard error", loc="left", fontsize=9
+    )
+
+
+def tuned() -> dict[str, str]:
+    """The name of every arm in the width tuned at 14 problems, as `arms` gives it. Arms that are not tuned yet lack."""
+    names = {}
+    for file in PLANS:
+        plan = read_plan(HERE / file)
+        runner = Runner(HERE / "unused", Budget(cores=1, memory_mb=1), ScoresFile(HERE / "scores.csv"))
+        for choice in choose(plan, runner):
+            of_responses = plan.arm(choice.arm).keys.get("advantages") != "each-turn"
+            if choice.regime == "14 problems" and of_responses and None not in choice.scores:
+                names[choice.arm] = name_of(plan.arm(choice.arm), choice.setting)
+    return names
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["collect", study, pairs]:
+            (HERE / "figure.json").write_text(json.dumps(collect(Path(study), Path(pairs)), indent=1) + "\n")
+        case ["draw", picture]:
+            draw(json.loads((HERE / "figure.json").read_text()), Path(picture))
+        case _:
+            raise SystemExit(__doc__)
