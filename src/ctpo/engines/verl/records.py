@@ -24,7 +24,6 @@ _NAMES: Final = {
     "critic/vf_explained_var": "critic_explained_variance",
     "critic/vf_loss": "critic_value_loss",
     "critic/values/mean": "critic_value_mean",
-    "critic/returns/mean": "critic_return_mean",
     "critic/grad_norm": "critic_grad_norm",
     "training/num_turns/mean": "turns",
     "training/rollout_probs_diff_max": "rollout_probability_difference",
