@@ -73,4 +73,8 @@ def test_train_batch(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0] * WORLD, "\n".join(said)[-4000:]
     told = json.loads((tmp_path / "engine.json").read_text())
     assert told["moved"] == told["of"] > 0
+    seen = [json.loads((tmp_path / f"ratios-{rank}.json").read_text()) for rank in range(WORLD)]
+    rows = [row for rank in range(WORLD) for row in worker.batch(rank)]
+    assert sum(each["tokens"] for each in seen) == sum(int(row["response_mask"].sum()) for row in rows)
+    assert all(each["log_ratio"] != 0 for each in seen)
     assert told["metrics"]["grad_norm"] == pytest.approx(expected_grad_norm(path), rel=1e-5)

@@ -1,6 +1,6 @@
 """What each gloo process of test_verl_engine runs: verl's FSDP2 engine trains a tiny model one step with our loss.
 
-verl has no CPU platform of its own; the one below answers its questions for plain PyTorch.
+verl has no CPU platform of its own; that of `ctpo.engines.verl` answers its questions for plain PyTorch.
 """
 
 from __future__ import annotations
@@ -9,38 +9,12 @@ import functools
 import json
 import os
 import sys
-from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-
-
-def cpu_platform() -> Any:
-    """A platform for verl's plugin system. Everything that concerns a device is a no-op."""
-    from verl.plugin.platform.platform_base import PlatformBase
-
-    @contextmanager
-    def nothing(*_: Any, **__: Any) -> Any:
-        yield
-
-    def answer(self: Any, value: Any, *_: Any, **__: Any) -> Any:
-        return value
-
-    answers: dict[str, Any] = {
-        "device_name": "cpu", "vendor_name": "cpu", "device_module": torch.cpu, "is_available": True,
-        "current_device": "cpu", "device_count": 1, "communication_backend_name": "gloo",
-        "visible_devices_envvar": "CPU_VISIBLE", "get_device_capability": (None, None),
-        "ray_resource_name": "CPU", "ray_noset_envvars": [], "is_ipc_supported": False,
-    }  # fmt: skip
-    members: dict[str, Any] = {"nvtx_range": nothing}
-    for name in PlatformBase.__abstractmethods__ - {"nvtx_range"}:
-        if isinstance(PlatformBase.__dict__.get(name), property):
-            members[name] = property(lambda self, value=answers[name]: value)
-        else:
-            members[name] = functools.partialmethod(answer, answers.get(name))
-    return type("PlatformCPU", (PlatformBase,), members)()
 
 
 def model_folder(folder: Path) -> str:
@@ -104,11 +78,7 @@ def engine_of(path: str) -> Any:
     from verl.trainer.config import CheckpointConfig
     from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
     from verl.workers.engine.base import EngineRegistry
-    from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-    EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device="cpu")(
-        FSDPEngineWithLMHead
-    )
     float32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
     engine = EngineRegistry.new(
         model_type="language_model", backend="fsdp2",
@@ -132,32 +102,40 @@ def work(rank: int, world: int, folder: str, model: str) -> None:
     """One `train_batch`; rank 0 writes what came of it."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-    from verl.plugin.platform.platform_manager import set_platform
-
-    set_platform(cpu_platform())
-    from verl.models.transformers import monkey_patch
-
-    # verl 0.9.1 reaches for a class that TRL 1 no longer has; in an environment of its own there is no TRL.
-    monkey_patch.is_trl_available = lambda: False
+    import_module("ctpo.engines.verl.plugin")  # before verl asks for its device
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     from verl.workers.config import FSDPActorConfig, FSDPOptimizerConfig
     from verl.workers.utils.losses import ppo_loss
 
     from ctpo.adapters.verl import CTPOPolicyLossConfig
+    from ctpo.engines.verl.ratios import Ratios
+    from ctpo.engines.verl.worker import observed
+    from ctpo.objectives import preset
+    from ctpo.training.diagnostics.profile import added, position_edges
 
     actor = FSDPActorConfig(
         strategy="fsdp2", rollout_n=1, ppo_micro_batch_size_per_gpu=1, optim=FSDPOptimizerConfig(lr=1e-2),
         policy_loss=CTPOPolicyLossConfig(preset="ctpo"),
     )  # fmt: skip
     engine = engine_of(model)
+    ratios = Ratios(preset("ctpo"), 16, tokenizer=None)
+    ratios.start_update()
     before = full(engine)
     with engine.train_mode():
-        outputs = engine.train_batch(data_of(rank, world), functools.partial(ppo_loss, actor))
+        outputs = engine.train_batch(
+            data_of(rank, world), observed(functools.partial(ppo_loss, actor), ratios)
+        )
     after = full(engine)
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     metrics = {
         name: float(torch.as_tensor(value).sum()) for name, value in _plain(outputs["metrics"]).items()
     }
+    sums = ratios.take(0).sums
+    assert sums is not None
+    profile = added([sums], position_edges(16))
+    assert profile is not None
+    figures = {"tokens": float(profile.count.sum()), "log_ratio": float(profile.row("log_weight").sum())}
+    Path(folder, f"ratios-{rank}.json").write_text(json.dumps(figures))
     if rank == 0:
         report = {"moved": len(moved), "of": len(before), "metrics": metrics}
         Path(folder, "engine.json").write_text(json.dumps(report))

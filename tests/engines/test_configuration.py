@@ -9,7 +9,8 @@ import pytest
 
 from ctpo.engines.verl.translation import environment
 from ctpo.errors import UserError
-from tests.engines.test_translation import ACTOR, ROLLOUT, translated
+
+from .test_translation import ACTOR, ROLLOUT, translated
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("transfer_queue") is None,

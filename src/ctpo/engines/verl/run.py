@@ -28,7 +28,7 @@ from ctpo.training.config.settings import build, check, resolved
 from ctpo.training.records.environment import describe_environment
 from ctpo.training.records.events import Listener, Silent
 from ctpo.training.records.summary import summarise
-from ctpo.training.run.start import heldout_problems, prepare, settle_length, train_problems
+from ctpo.training.run.start import heldout_problems, prepare, train_problems
 from ctpo.training.sampling.masking import check_void_turns
 from ctpo.training.sampling.prompts import leave_out_long
 
@@ -99,7 +99,6 @@ def train(
     model = model_location(recipe.model)
     tokenizer, context = load_tokenizer(model)
     problems = leave_out_long(everything, recipe, config, task, tokenizer, context)
-    settle_length(config, len(problems))
     run, folder = start.run, start.run.path / FOLDER
     records = run.records() if start.resumes else []
     checkpoint = last_checkpoint(folder, max((record["batch"] for record in records), default=0))
@@ -155,6 +154,7 @@ def train(
         run,
         steps=length * updates,
         seconds=before + time.perf_counter() - started,
+        rollout_batches=length,
         model=run.model.name,
         engine=f"verl {VERSION}",
         prompts_left_out=len(everything) - len(problems),

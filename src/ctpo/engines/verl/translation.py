@@ -29,6 +29,7 @@ RAY_SHIPPING: Final = "ctpo_ray"
 """The name of our checkpoint engine, which ships weights through Ray's object store."""
 
 _ACTOR, _ROLLOUT, _MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
+_REFERENCE: Final = "actor_rollout_ref.ref"
 _AGGREGATIONS: Final = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
 _ADVANTAGES: Final = {
     "trl": "grpo",
@@ -371,6 +372,7 @@ def _model(settings: SimpleNamespace, batches: Batches, site: Site) -> dict[str,
         f"{_ACTOR}.ppo_micro_batch_size_per_gpu": batches.micro,
         f"{_ACTOR}.fsdp_config.seed": settings.seed,
         f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu": batches.micro,
+        f"{_REFERENCE}.log_prob_micro_batch_size_per_gpu": batches.micro,
     }
 
 
@@ -517,7 +519,7 @@ def _cpu(settings: SimpleNamespace) -> dict[str, Any]:
         f"+{_MODEL}.override_config.attn_implementation": "sdpa",
         f"{_ACTOR}.use_torch_compile": False,
         f"{_ACTOR}.fsdp_config.use_torch_compile": False,
-        f"+{_ACTOR}.fsdp_config.mixed_precision": _FLOAT32,
+        **{f"+{each}.fsdp_config.mixed_precision": _FLOAT32 for each in (_ACTOR, _REFERENCE)},
         f"{_ROLLOUT}.name": CPU_ROLLOUT,
         f"{_ROLLOUT}.free_cache_engine": False,
         f"{_ROLLOUT}.disable_log_stats": True,

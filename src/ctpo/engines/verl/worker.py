@@ -40,7 +40,7 @@ class SteppingWorker(TrainingWorker):  # type: ignore[misc]
     def keep(self, ratios: Ratios) -> None:
         """Keep the ratios of every forward pass of training from now on."""
         self.ratios = ratios
-        self.set_loss_fn(_observed(self.loss_fn, ratios))
+        self.set_loss_fn(observed(self.loss_fn, ratios))
 
 
 class RecordingWorker(DetachActorWorker):  # type: ignore[misc]
@@ -70,7 +70,7 @@ class RecordingWorker(DetachActorWorker):  # type: ignore[misc]
         return ratios.take(samples)
 
 
-def _observed(loss: Callable[..., Any], ratios: Ratios) -> Callable[..., Any]:
+def observed(loss: Callable[..., Any], ratios: Ratios) -> Callable[..., Any]:
     """The loss of verl's worker, which also shows each forward pass to `ratios`."""
 
     def compute(model_output: Any, data: TensorDict, dp_group: Any = None) -> Any:
