@@ -19,12 +19,12 @@ stands for NaN and infinity. A file that a reader may depend on is replaced whol
 
 ## The directory of a run
 
-`ctpo train` writes it, and so does `CTPOTrainer` in a Python script ([what differs](training.md#from-python)).
+`ctpo train` writes it, and so does `CTPOTrainer` in a Python script ([what differs](../how-to/python.md)).
 """
 _AFTER: Final = """\
 | place | what it holds |
 |---|---|
-| `checkpoint-N/` | what a resumed run continues from, after N updates ([resuming](training.md#interrupted-and-resumed)) |
+| `checkpoint-N/` | what a resumed run continues from, after N updates ([resuming](../how-to/resume.md)) |
 | `set-aside/` | records and checkpoints of a run before, or after the checkpoint that a run was resumed from |
 | `fidelity/` | what `ctpo fidelity` measured ([fidelity](../how-to/fidelity.md)) |
 | `report.html` | the page of `ctpo report` ([reports](../how-to/report.md)) |
