@@ -20,6 +20,8 @@ from handbook import api, pages
 LOG: Final = logging.getLogger("mkdocs.hooks.handbook")
 """Warnings to this logger fail a strict build."""
 _LINK: Final = re.compile(r"(\]\()([^)#\s]+?)(#[^)\s]*)?(\))")
+_PROGRAM: Final = re.compile(r"<!-- program: (\S+) -->")
+"""Where a page shows a program of the repository."""
 _FENCE: Final = re.compile(r"^(`{3,}|~{3,}).*?^\1[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
@@ -65,12 +67,24 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         kind = "tree" if (pages.ROOT / path).is_dir() else "blob"
         return f"{before}{config.repo_url}/{kind}/main/{path}{anchor}{after}"
 
+    markdown = _PROGRAM.sub(_program, markdown)
     # Code stays as it is.
     parts, end = [], 0
     for fence in _FENCE.finditer(markdown):
         parts += [_LINK.sub(redirected, markdown[end : fence.start()]), fence[0]]
         end = fence.end()
     return "".join([*parts, _LINK.sub(redirected, markdown[end:])])
+
+
+def _program(found: re.Match[str]) -> str:
+    """The text of a program, in a block that can be folded away, with a link to its file."""
+    path = Path(found[1])
+    if not (pages.ROOT / path).is_file():
+        LOG.warning("the program %s does not exist", path)
+        return ""
+    code = (pages.ROOT / path).read_text(encoding="utf-8").rstrip()
+    language = "yaml" if path.suffix == ".yaml" else "python"
+    return f"```{language} title=\"{path}\"\n{code}\n```"
 
 
 def _inside(found: re.Match[str], config: Any, page: Any, files: Files) -> str:

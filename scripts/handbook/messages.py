@@ -16,7 +16,7 @@ import ctpo
 from handbook.markdown import escaped, linked
 
 SOURCE: Final = Path(ctpo.__file__).parent
-_WARN: Final = ("warn", "_warn", "_warn_once", "warn_once")
+_WARN: Final = ("warn", "warn_explicit", "_warn", "_warn_once")
 _ROOMS: Final = {
     "": "Everywhere",
     "objectives": "Objectives",
