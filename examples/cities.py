@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 
-from ctpo.rollout.calling import FunctionCaller, FunctionCall
+from ctpo.rollout.calling import FunctionCall, FunctionCaller
 from ctpo.tasks import FunctionTool, Problem, Task
 
 CITIES = {"Oslo": 709_037, "Lima": 10_092_000, "Quito": 1_763_000, "Accra": 2_070_000, "Riga": 605_000}

@@ -15,8 +15,8 @@ from handbook.markdown import linked
 _INTRODUCTION: Final = """\
 # Command line
 
-This page shows what `ctpo COMMAND --help` prints. A mistake of yours ends a command with one line on stderr and the exit
-code 2. After Ctrl-C the exit code is 130.
+This page shows what `ctpo COMMAND --help` prints. A mistake of yours ends a command with one line on stderr and the
+exit code 2. After Ctrl-C the exit code is 130.
 """
 _PAGE: Final = re.compile(r"\[[^\]]+\]\([^)]+\.md\)")
 

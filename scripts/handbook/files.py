@@ -14,8 +14,9 @@ from handbook.markdown import escaped, linked, table
 _INTRODUCTION: Final = """\
 # Files
 
-This page is made from the code. All text files are UTF-8. A file `.jsonl` holds one JSON object per line, and JSON's `null`
-stands for NaN and infinity. A file that a reader may depend on is replaced whole, so a run that is killed leaves no half of one.
+This page is made from the code. All text files are UTF-8. A file `.jsonl` holds one JSON object per line, and JSON's
+`null` stands for NaN and infinity. A file that a reader may depend on is replaced whole, so a run that is killed leaves
+no half of one.
 
 ## The directory of a run
 
@@ -30,8 +31,9 @@ _AFTER: Final = """\
 | `report.html` | the page of `ctpo report` ([reports](../how-to/report.md)) |
 | `README.md` | the model card |
 
-[Training](training.md#what-a-run-writes) gives the keys of `metrics.jsonl` and `summary.json`, [diagnostics](diagnostics.md)
-those of `profile.jsonl` and `samples/`, and [statistics](statistics.md) all names in one list.
+[Training](training.md#what-a-run-writes) gives the keys of `metrics.jsonl` and `summary.json`,
+[diagnostics](diagnostics.md) those of `profile.jsonl` and `samples/`, and [statistics](statistics.md) all names in one
+list.
 
 ## The directory of an evaluation
 

@@ -26,9 +26,11 @@ _FENCE: Final = re.compile(r"^(`{3,}|~{3,}).*?^\1[ \t]*$", re.DOTALL | re.MULTIL
 
 
 def on_config(config: Any) -> Any:
-    """The address of the repository is that of the package."""
+    """Take the address of the repository from the package, and add the recipes to the navigation."""
     project = tomllib.loads((pages.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     config.repo_url = project["urls"]["Repository"]
+    recipes = [place for place in pages.taken() if place.startswith("recipes/")]
+    next(part["How-to"] for part in config.nav if "How-to" in part).append({"Recipes": recipes})
     return config
 
 
@@ -84,7 +86,7 @@ def _program(found: re.Match[str]) -> str:
         return ""
     code = (pages.ROOT / path).read_text(encoding="utf-8").rstrip()
     language = "yaml" if path.suffix == ".yaml" else "python"
-    return f"```{language} title=\"{path}\"\n{code}\n```"
+    return f'```{language} title="{path}"\n{code}\n```'
 
 
 def _inside(found: re.Match[str], config: Any, page: Any, files: Files) -> str:

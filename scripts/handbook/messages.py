@@ -37,9 +37,10 @@ _ROOMS: Final = {
 _INTRODUCTION: Final = """\
 # Errors and warnings
 
-This page lists every message of the library. It is made from the code. `…` stands for a value, and a word in braces for the
-value of that name. A message says what was wrong, and after the semicolon how to correct it. Search for the words around the
-values. [Troubleshooting](../how-to/troubleshooting.md) says more about the warnings and about the errors that people meet first.
+This page lists every message of the library. It is made from the code. `…` stands for a value, and a word in braces
+for the value of that name. A message says what was wrong, and after the semicolon how to correct it. Search for the
+words around the values. [Troubleshooting](../how-to/troubleshooting.md) says more about the warnings and about the
+errors that people meet first.
 """
 
 

@@ -60,15 +60,15 @@ _SHARED: Final = ("norm_length", "on_bad", "backend")
 _INTRODUCTION: Final = """\
 # Presets
 
-A preset is a named objective with the settings of its paper. This page is made from the code, so it shows the presets, the
-defaults and the formulas of the version that you read about.
+A preset is a named objective with the settings of its paper. This page is made from the code, so it shows the presets,
+the defaults and the formulas of the version that you read about.
 
-In the formulas, t is the position of a token among those that the model sampled, from 1. T is the number of them in the
-response. r_t is the ratio of the token, d_t = log r_t, c_t = Σ_{s≤t} d_s and ρ_t = e^{c_t}. A is the advantage, and sg stops
-the gradient. The formula is the loss of one token; the reduction says how tokens are averaged.
+In the formulas, t is the position of a token among those that the model sampled, from 1. T is the number of them in
+the response. r_t is the ratio of the token, d_t = log r_t, c_t = Σ_{s≤t} d_s and ρ_t = e^{c_t}. A is the advantage, and
+sg stops the gradient. The formula is the loss of one token; the reduction says how tokens are averaged.
 
-[Which objective should I use?](../how-to/choose-objective.md) compares them. [Objectives](objectives.md) explains the parts
-that they are composed of.
+[Which objective should I use?](../how-to/choose-objective.md) compares them. [Objectives](objectives.md) explains the
+parts that they are composed of.
 """
 
 
@@ -87,8 +87,8 @@ def page() -> str:
         [
             _INTRODUCTION,
             index,
-            "Every preset also has these knobs. `neutralise` takes the ratio of a token with unusable log-probs as 1, and",
-            "counts it.\n",
+            "Every preset also has these knobs. `neutralise` takes the ratio of a token with unusable log-probs as 1,",
+            "and counts it.\n",
             shared,
             *(_section(name) for name in names),
         ]

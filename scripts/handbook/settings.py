@@ -16,8 +16,8 @@ from handbook.markdown import escaped, linked, shown, table
 _INTRODUCTION: Final = """\
 # Settings
 
-A recipe is one flat list of `key: value`. Each key is either a key of the recipe, or a field of `CTPOConfig`. A Python script
-gives the latter to `CTPOConfig`. This page is made from the code.
+A recipe is one flat list of `key: value`. Each key is either a key of the recipe, or a field of `CTPOConfig`. A Python
+script gives the latter to `CTPOConfig`. This page is made from the code.
 
 ```yaml
 task: arithmetic
@@ -49,8 +49,8 @@ def page() -> str:
             "TRL's own documentation explains these. They mean the same here.\n",
             ", ".join(f"`{name}`" for name in sorted(trl_fields())) + "\n",
             "## Keys of older releases\n",
-            "Scripts for earlier releases of TRL and transformers may carry these keys. Each gets a sentence that says what",
-            "became of it ([porting](../start/porting.md#keys-of-older-releases)).\n",
+            "Scripts for earlier releases of TRL and transformers may carry these keys. Each gets a sentence that says",
+            "what became of it ([porting](../start/porting.md#keys-of-older-releases)).\n",
             ", ".join(f"`{name}`" for name in sorted(OLDER_KEYS)) + "\n",
         ]
     )

@@ -86,7 +86,7 @@ def test_reasons_are_given_for_blocks_that_run_nowhere() -> None:
             assert block.why_not_run.startswith("needs "), f"{block}: say what is missing"
 
 
-@pytest.mark.parametrize("block", [block for block in blocks("yaml")], ids=str)
+@pytest.mark.parametrize("block", list(blocks("yaml")), ids=str)
 def test_yaml_has_keys_that_exist(block: Block) -> None:
     from ctpo.training.config.settings import check
 
@@ -95,13 +95,17 @@ def test_yaml_has_keys_that_exist(block: Block) -> None:
     check(keys)
 
 
-@pytest.mark.parametrize("block", [block for block in blocks("toml")], ids=str)
+@pytest.mark.parametrize("block", list(blocks("toml")), ids=str)
 def test_toml_can_be_read(block: Block) -> None:
     assert tomllib.loads(block.code)
 
 
 LINES = sorted({line for block in blocks("") for line in commands(block.code)})
-CTPO = [line for line in LINES if re.match(r"(CTPO_\w+=\S+ |torchrun .* -m |accelerate launch .* -m )?ctpo( |$)", line)]
+CTPO = [
+    line
+    for line in LINES
+    if re.match(r"(CTPO_\w+=\S+ |torchrun .* -m |accelerate launch .* -m )?ctpo( |$)", line)
+]
 
 
 @pytest.mark.parametrize("line", CTPO)
@@ -179,7 +183,9 @@ def test_a_program_shows_what_the_page_says(
 
 def _words(line: str) -> list[str]:
     """The words of a line without its figures and without what a model wrote."""
-    return re.findall(r"[a-z_@]+", re.sub(r"response: .*? reward", "response: reward", line).replace("1e-", ""))
+    return re.findall(
+        r"[a-z_@]+", re.sub(r"response: .*? reward", "response: reward", line).replace("1e-", "")
+    )
 
 
 def test_every_program_has_a_page() -> None:
@@ -197,5 +203,3 @@ def test_the_checks_find_what_is_wrong() -> None:
     for word in ("learnin_rate=1", "critic.epoch=1"):
         with pytest.raises(AssertionError):
             known_keys([word])
-
-
