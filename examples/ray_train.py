@@ -5,7 +5,7 @@
     python examples/ray_train.py runs/ray my.yaml --workers 8 --gpu --address auto   # eight GPUs of a Ray cluster
 
 The words after the run's directory are those of `ctpo train`. Ray starts one process per worker and joins them, as
-torchrun does, and the run ends with torchrun's weights, bit for bit on a CPU. On a cluster the directory, the recipe and
+torchrun does. On a CPU the run ends with torchrun's weights, bit for bit. On a cluster, the directory, the recipe and
 the data must be on a file system that all machines share; give them as absolute paths.
 """
 
@@ -36,7 +36,9 @@ def work(config: dict[str, Any]) -> None:
 
 def main() -> None:
     """Train in the workers of a local Ray, or of a cluster."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="the run's directory; one that holds a run is resumed")
     parser.add_argument("words", nargs="*", help="recipe and key=value, as for `ctpo train`")
     parser.add_argument("--workers", type=int, default=2)
@@ -48,7 +50,8 @@ def main() -> None:
     run = args.run.absolute()
     # A worker runs in a directory of Ray's, so a recipe is named by its whole path.
     words = [os.path.abspath(word) if os.path.isfile(word) else word for word in args.words]
-    local = {} if args.address else {"num_cpus": args.workers, "include_dashboard": False}
+    # Twice the workers: Ray starts others in the place of lost ones while it still counts those.
+    local = {} if args.address else {"num_cpus": 2 * args.workers, "include_dashboard": False}
     ray.init(address=args.address, **local)
     trainer = TorchTrainer(
         work,

@@ -149,7 +149,9 @@ def test_only_the_first_process_speaks(two: Path) -> None:
 def test_a_lost_process_is_one_line(two: Path) -> None:
     log = two.with_name("two.log-0").read_text()
     assert "Traceback" not in log
-    line = f"ctpo: another process of this run has ended, and its own output says why; go on with --resume {two}"
+    line = (
+        f"ctpo: another process of this run has ended, and its own output says why; go on with --resume {two}"
+    )
     assert log.count(line) == 1
 
 

@@ -1,4 +1,4 @@
-"""`examples/ray_train.py` ends with torchrun's weights, also after a worker was killed. Needs Ray (`make test-verl`)."""
+"""`examples/ray_train.py` ends with torchrun's weights, also after a worker was killed (`make test-verl`)."""
 
 from __future__ import annotations
 

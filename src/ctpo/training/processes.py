@@ -22,7 +22,13 @@ from ctpo.runs.directory import RunDirectory
 T = TypeVar("T")
 
 _SILENT: Final = ("timed out", "timeout")
-_GONE: Final = ("connection closed", "connection reset", "connection refused", "broken pipe", "remote process exited")
+_GONE: Final = (
+    "connection closed",
+    "connection reset",
+    "connection refused",
+    "broken pipe",
+    "remote process exited",
+)
 _TRANSPORTS: Final = ("gloo", "nccl", "tcpstore", "store", "socket")
 
 

@@ -98,7 +98,9 @@ def train(
         return _train(prepared, recipe, config, listener, started)
 
 
-def _train(prepared: Start, recipe: Recipe, config: CTPOConfig, listener: Listener, started: float) -> Outcome:
+def _train(
+    prepared: Start, recipe: Recipe, config: CTPOConfig, listener: Listener, started: float
+) -> Outcome:
     """Prepare the run and the model, train, and save. Every process must call it."""
     processes, index = config.world_size, config.process_index
     task = with_template_kwargs(get_task(recipe.task, recipe.tools or ()), config.chat_template_kwargs)
