@@ -61,9 +61,9 @@ def test_openrlhf_installs_once_and_everywhere(monkeypatch: pytest.MonkeyPatch) 
     assert user.PolicyLoss is models.PolicyLoss is ours
     assert ours.__module__ == "ctpo.adapters.openrlhf"
     with handover.chosen("gspo", {}):
-        told = adapter.environment()
-    assert told["worker_process_setup_hook"] == "ctpo.adapters.openrlhf.install"
-    assert '"preset": "gspo"' in told["env_vars"]["CTPO_LOSS"]
+        made = adapter.environment()
+    assert made["worker_process_setup_hook"] == "ctpo.adapters.openrlhf.install"
+    assert '"preset": "gspo"' in made["env_vars"]["CTPO_LOSS"]
     for setting in ({"dual_clip": 3.0}, {"enable_vllm_is_correction": True}):
         with pytest.raises(UserError, match="act inside the loss"):
             ours(**setting)(*(torch.zeros(1, 2) for _ in range(3)))

@@ -180,8 +180,8 @@ def test_who_is_left_alone_says_so(how: str, line: str, rank: int, tmp_path: Pat
     both = launch_function(2, left_alone, (tmp_path, how, rank), tmp_path / "log")
     assert finish(both[1 - rank], 60) == 0
     both[rank].kill()
-    said = (tmp_path / str(1 - rank)).read_text()
-    assert re.search(f"another process .*{line}.*; start all processes again", said), said
+    printed = (tmp_path / str(1 - rank)).read_text()
+    assert re.search(f"another process .*{line}.*; start all processes again", printed), printed
 
 
 def test_a_process_that_never_comes(tmp_path: Path) -> None:
@@ -201,9 +201,8 @@ def test_sharding_that_is_not_in_use_is_said(monkeypatch: pytest.MonkeyPatch) ->
     assert unused_sharding(accelerator) is None
     for given in ({"fsdp": True}, {"deepspeed": {"zero_optimization": {}}}):
         (name,) = given
-        said = unused_sharding(accelerator, **given)
-        assert said is not None
-        assert said.lower().startswith(f"{name} was asked for and is not in use")
+        sentence = str(unused_sharding(accelerator, **given))
+        assert sentence.lower().startswith(f"{name} was asked for and is not in use")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert "FSDP was asked for" in str(unused_sharding(accelerator))
     in_use = SimpleNamespace(distributed_type=DistributedType.FSDP)

@@ -84,13 +84,14 @@ class CTPOTrainer(framework("swift.rlhf_trainers", _INSTALL).GRPOTrainer):  # ty
         """The token losses [B, T], as `loss_type` sums and divides them."""
         rows, lengths = (losses * mask).sum(-1), mask.sum(-1).clamp(min=1)
         if self.loss_type == "grpo":
-            return (rows / lengths).mean()
+            return torch.mean(rows / lengths)
         divisor: Any = batch.num_items_in_batch / self.accelerator.num_processes
         if self.loss_type == "bnpo":
             divisor = mask.sum().clamp(min=1)
         elif self.loss_type == "dr_grpo":
             divisor = len(mask) * self.max_completion_length
-        return rows.sum() / divisor
+        total: Tensor = rows.sum() / divisor
+        return total
 
 
 framework("swift.trainers", _INSTALL).TrainerFactory.TRAINER_MAPPING["grpo"] = f"{__name__}.CTPOTrainer"
