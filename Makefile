@@ -18,7 +18,7 @@ TORCH := $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(shell s
 help:
 	@echo "make train   set up, then train the embedded model with CTPO (ARGS='seed=1 objective=grpo' to change it)"
 	@echo "make test    set up, then lint, check types and run the tests (ARGS='tests/objectives -k golden' for some)"
-	@echo "make test-verl   test the adapters under the real verl, on the CPU, in an environment of its own"
+	@echo "make test-verl   test with the real verl and Ray, on the CPU, in an environment of its own"
 	@echo "make docs    build the documentation into site/, which opens from disk; broken links and missing pages fail it"
 	@echo "make clean   remove the virtual environments and caches"
 
@@ -49,7 +49,7 @@ test-sandbox: $(VENV)/.installed-dev
 
 # verl needs other versions than the package, so its tests have an environment of their own on top of this one.
 test-verl: .venv-verl/.installed
-	@.venv-verl/bin/python -m pytest tests/adapters $(ARGS)
+	@.venv-verl/bin/python -m pytest tests/adapters tests/training/test_ray_train.py $(ARGS)
 
 .venv-verl/.installed: tests/adapters/requirements-verl.txt | $(VENV)/.installed-dev
 	@$(BIN)/python -m venv .venv-verl

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,21 +27,42 @@ LIMIT_S = 600
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; see make test-verl")
 
 
-def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
-    quiet = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+@contextmanager
+def started(words: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python program with these words; it and all that it started have ended afterwards."""
+    plain = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     with log.open("wb") as file:
-        return subprocess.Popen(
-            [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **quiet}
+        process = subprocess.Popen(
+            [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **plain}
         )
+    try:
+        yield process
+    finally:
+        for each in [*children_of(process), process]:
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                each.kill()
+        process.wait()
+
+
+def children_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return list(psutil.Process(process.pid).children(recursive=True))
+    return []
+
+
+def ended(process: subprocess.Popen[bytes], log: Path) -> str:
+    """What the program has printed, which must end well."""
+    assert process.wait(LIMIT_S) == 0, log.read_text()
+    return log.read_text()
 
 
 @pytest.fixture(scope="module")
 def torchrun(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """The weights that two processes of torchrun end with."""
     folder = tmp_path_factory.mktemp("torchrun")
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ctpo"]
-    process = start([*launcher, "train", *WORDS, f"output_dir={folder / 'run'}"], folder / "log")
-    assert process.wait(LIMIT_S) == 0, (folder / "log").read_text()
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ctpo", "train", *WORDS]
+    with started([*words, f"output_dir={folder / 'run'}"], folder / "log") as process:
+        ended(process, folder / "log")
     return load_file(folder / "run" / "model" / "model.safetensors")
 
 
@@ -51,23 +73,21 @@ def same_weights(run: Path, expected: dict[str, torch.Tensor]) -> None:
 
 
 def test_two_workers_train_as_torchrun_does(torchrun: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    process = start([str(EXAMPLE), str(tmp_path / "run"), *WORDS], tmp_path / "log")
-    assert process.wait(LIMIT_S) == 0, (tmp_path / "log").read_text()
+    with started([str(EXAMPLE), str(tmp_path / "run"), *WORDS], tmp_path / "log") as process:
+        ended(process, tmp_path / "log")
     same_weights(tmp_path / "run", torchrun)
 
 
 def test_a_killed_worker_changes_nothing(torchrun: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    process = start([str(EXAMPLE), str(tmp_path / "run"), *WORDS], tmp_path / "log")
-    until = time.monotonic() + LIMIT_S
-    while not (tmp_path / "run" / "checkpoint-4").exists():
-        assert process.poll() is None, (tmp_path / "log").read_text()
-        assert time.monotonic() < until, (tmp_path / "log").read_text()
-        time.sleep(0.05)
-    below = psutil.Process(process.pid).children(recursive=True)
-    workers = [each for each in below if "TrainWorker" in " ".join(each.cmdline())]
-    assert len(workers) == 2, [each.cmdline() for each in below]
-    os.kill(workers[-1].pid, signal.SIGKILL)
-    assert process.wait(LIMIT_S) == 0, (tmp_path / "log").read_text()
-    log = (tmp_path / "log").read_text()
-    assert "continuing from checkpoint-" in log, log
+    log, until = tmp_path / "log", time.monotonic() + LIMIT_S
+    with started([str(EXAMPLE), str(tmp_path / "run"), *WORDS], log) as process:
+        while not (tmp_path / "run" / "checkpoint-4").exists():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.05)
+        workers = [each for each in children_of(process) if "TrainWorker" in " ".join(each.cmdline())]
+        assert len(workers) == 2
+        workers[-1].kill()
+        printed = ended(process, log)
+    assert "continuing from checkpoint-" in printed
     same_weights(tmp_path / "run", torchrun)

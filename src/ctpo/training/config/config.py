@@ -261,7 +261,8 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
     ddp_timeout: int = field(
         default=DDP_TIMEOUT,
         metadata={
-            "help": "Seconds that one process of a run waits for another before it ends the run (docs/training.md)."
+            "help": "Seconds that one process of a run waits for another before it ends the run "
+            "(docs/how-to/several-processes.md)."
         },
     )
     records: bool = field(
