@@ -103,7 +103,9 @@ def row(model: Model, gpus: int, response: float) -> str:
 
 def main(response: float = RESPONSE) -> None:
     """Print the table."""
-    print("| model | GPUs | trainers + engines | tokens/s | an update | weights arrive in | a response | staleness |")
+    print(
+        "| model | GPUs | trainers + engines | tokens/s | an update | weights arrive in | a response | staleness |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for model in MODELS:
         for gpus in GPUS:
