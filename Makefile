@@ -13,12 +13,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # torch is installed first and alone, so that no other package's requirement chooses its build.
 TORCH := $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: train test test-other-cpu test-sandbox test-verl lint types clean help
+.PHONY: train test test-other-cpu test-sandbox test-verl lint types docs clean help
 
 help:
 	@echo "make train   set up, then train the embedded model with CTPO (ARGS='seed=1 objective=grpo' to change it)"
 	@echo "make test    set up, then lint, check types and run the tests (ARGS='tests/objectives -k golden' for some)"
-	@echo "make test-verl   test the adapters under the real verl, on the CPU, in an environment of its own"
+	@echo "make test-verl   test with the real verl and Ray, on the CPU, in an environment of its own"
+	@echo "make docs    build the documentation into site/, which opens from disk; broken links and missing pages fail it"
 	@echo "make clean   remove the virtual environments and caches"
 
 train: $(VENV)/.installed
@@ -48,13 +49,25 @@ test-sandbox: $(VENV)/.installed-dev
 
 # verl needs other versions than the package, so its tests have an environment of their own on top of this one.
 test-verl: .venv-verl/.installed
-	@.venv-verl/bin/python -m pytest tests/adapters tests/engines $(ARGS)
+	@.venv-verl/bin/python -m pytest tests/adapters tests/engines tests/training/test_ray_train.py $(ARGS)
 
 .venv-verl/.installed: tests/adapters/requirements-verl.txt | $(VENV)/.installed-dev
 	@$(BIN)/python -m venv .venv-verl
 	@$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
 		> $$(.venv-verl/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
 	@.venv-verl/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+# The site shows what the code says, so its environment sees the packages of this one.
+docs: .venv-docs/.installed
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=src .venv-docs/bin/python -m mkdocs build --strict --quiet
+	@echo "the documentation: site/index.html"
+
+.venv-docs/.installed: scripts/handbook/requirements.txt | $(VENV)/.installed-dev
+	@$(BIN)/python -m venv .venv-docs
+	@$(BIN)/python -c 'import site; print("import site; site.addsitedir(%r)" % site.getsitepackages()[0])' \
+		> $$(.venv-docs/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 lint: $(VENV)/.installed-dev
@@ -80,4 +93,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-verl .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-verl .venv-docs site .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,10 +7,16 @@ minibatch, as the trainer itself would divide, and to the gradient by token [B, 
 from __future__ import annotations
 
 import importlib
+import json
+import os
 from argparse import Namespace
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -271,6 +277,179 @@ def miles(name: str, batch: Batch, monkeypatch: Any, **knobs: Any) -> tuple[Tens
     return _zigzag(adapter, cp_utils, scorer, name, batch, knobs, monkeypatch)
 
 
+@contextmanager
+def chosen(name: str, knobs: dict[str, Any], **more: Any) -> Iterator[None]:
+    """The settings of adapters that take them from the environment."""
+    text = json.dumps({"preset": name, "knobs": knobs, **more})
+    with mock.patch.dict(os.environ, {"CTPO_LOSS": text}):
+        yield
+
+
+def openrlhf(
+    name: str,
+    batch: Batch,
+    rollout: Tensor | None = None,
+    anchor: str = "old",
+    kind: str = "ppo",
+    **knobs: Any,
+) -> tuple[Tensor, Tensor]:
+    adapter = importlib.import_module("ctpo.adapters.openrlhf")
+    logps = batch.logps.clone().requires_grad_()
+    tokens, samples = float(batch.mask.sum()), float(len(LENGTHS))
+    total = torch.zeros(())
+    with chosen(name, knobs, anchor=anchor):
+        adapter.install()
+        loss_fn = importlib.import_module("openrlhf.models").PolicyLoss(policy_loss_type=kind)
+        for rows in (slice(0, 2), slice(2, 6)):
+            loss, clipped, kl, mismatch = loss_fn(
+                logps[rows], batch.old[rows], batch.advantages[rows], action_mask=batch.mask[rows].long(),
+                rollout_log_probs=None if rollout is None else rollout[rows],
+                dp_size=1, batch_num_tokens=tokens, global_batch_size=samples,
+            )  # fmt: skip
+            assert clipped.ndim == kl.ndim == 0
+            assert (mismatch is None) == (rollout is None)
+            total = total + loss
+    return total.detach(), torch.autograd.grad(total, logps)[0]
+
+
+def roll(
+    name: str,
+    batch: Batch,
+    worker: str = "RLVRWorker",
+    mode: str = "token-mean",
+    kl: float = 0.0,
+    **knobs: Any,
+) -> tuple[Tensor, Tensor]:
+    adapter = importlib.import_module("ctpo.adapters.roll")
+    logps = batch.logps.clone().requires_grad_()
+    made = getattr(adapter, worker)()
+    made.strategy = Namespace(op_compute_log_probs=lambda logits, input_ids, attention_mask: logits)
+    correction = Namespace(is_weight=Namespace(enabled=False), filters=[])
+    made.pipeline_config = Namespace(
+        loss_agg_mode=mode, train_infer_correction=correction, kl_loss_coef=kl, dual_clip_loss=False
+    )
+    first = torch.zeros(len(LENGTHS), 1, dtype=torch.long)
+    counts = {"batch_num_tokens": batch.mask.sum(), "global_valid_samples": len(LENGTHS)}
+    total = torch.zeros(())
+    with chosen(name, knobs):
+        for rows in (slice(0, 2), slice(2, 6)):
+            given = {
+                "input_ids": first[rows].expand(-1, 1 + batch.mask.shape[1]),
+                "response_mask": torch.cat([first, batch.mask.long()], 1)[rows],
+                "advantages": batch.advantages[rows],
+                "old_log_probs": batch.old[rows],
+                "ref_log_probs": batch.old[rows],
+            }
+            data = Namespace(batch=given, meta_info={k: {"response_mask": v} for k, v in counts.items()})
+            loss, metrics = made.loss_func(data, logps[rows])
+            assert torch.equal(given["advantages"], batch.advantages[rows])
+            assert all(isinstance(value, float) for value in metrics.values())
+            total = total + loss
+    return total.detach(), torch.autograd.grad(total, logps)[0]
+
+
+def areal(name: str, batch: Batch, anchor: str = "old", **knobs: Any) -> tuple[Tensor, Tensor]:
+    adapter = importlib.import_module("ctpo.adapters.areal")
+    actor = importlib.import_module("areal.trainer.ppo.actor")
+    streams, parts = [], []
+    for rows in ((0, 1), (2, 3, 4, 5)):
+
+        def packed(values: Tensor, rows: tuple[int, ...] = rows) -> Tensor:
+            return torch.cat([values[row, : LENGTHS[row]] for row in rows])
+
+        ends = torch.tensor([0, *(LENGTHS[row] for row in rows)]).cumsum(0)
+        parts.append({
+            "logprobs": packed(batch.old) - (0.0 if anchor == "rollout" else 0.3),
+            "prox_logp": packed(batch.old) + (0.3 if anchor == "rollout" else 0.0),
+            "advantages": packed(batch.advantages), "loss_mask": packed(batch.mask).long(), "cu_seqlens": ends,
+        })  # fmt: skip
+        streams.append(packed(batch.logps).clone().requires_grad_())
+    theirs = partial(actor.grpo_loss_fn, eps_clip=0.2, eps_clip_higher=None, c_clip=None)
+    with chosen(name, knobs, anchor=anchor):
+        adapter.install()
+        engine = importlib.import_module("areal.engine").FSDPPPOActor(streams)
+        assert type(engine).__module__ == "ctpo.adapters.areal"  # the path by which workers find it
+        taken = engine.train_batch(
+            parts, loss_fn=theirs, loss_weight_fn=lambda x: x["loss_mask"].count_nonzero()
+        )
+    grad, flat = torch.zeros_like(batch.logps), torch.cat([each.grad for each in streams])
+    for row, values in enumerate(flat.split(list(LENGTHS))):
+        grad[row, : LENGTHS[row]] = values
+    return torch.tensor(taken["loss"]), grad
+
+
+def ms_swift(
+    name: str, batch: Batch, loss_type: str = "dapo", beta: float = 0.0, **knobs: Any
+) -> tuple[Tensor, Tensor]:
+    adapter = importlib.import_module("ctpo.adapters.ms_swift")
+    made = adapter.CTPOTrainer(loss_type, beta)
+    logps = batch.logps.clone().requires_grad_()
+    lengths = torch.tensor(LENGTHS)
+    data = importlib.import_module(f"{__package__}.standins.ms_swift")
+    given = data.GRPOBatch(
+        batch.mask, torch.zeros(len(LENGTHS), dtype=torch.bool), lengths, old_per_token_logps=batch.old,
+        ref_per_token_logps=batch.old, advantages=batch.advantages, num_items_in_batch=batch.mask.sum(),
+    )  # fmt: skip
+    with chosen(name, knobs):
+        loss, metrics = made._compute_loss_and_metrics(lambda: logps, {}, given)
+    assert metrics["mode"] == "train"
+    assert all(isinstance(value, float) for values in made._metrics["train"].values() for value in values)
+    return loss.detach(), torch.autograd.grad(loss, logps)[0]
+
+
+def trl_rows(batch: Batch) -> tuple[Any, list[tuple[int, int]]]:
+    """A micro-batch as TRL's own packer and collator make it, and the row and column of each of its loss terms."""
+    trl = importlib.import_module("trl.experimental.async_grpo.async_grpo_trainer")
+    packing = importlib.import_module("trl.experimental.async_grpo.packing")
+    packed, token = packing.TreeRow(), 1
+    for row, (prompt, length) in enumerate(zip(PROMPTS, LENGTHS, strict=True)):
+        held = [*([False] * prompt), *batch.mask[row, :length].tolist()]
+        logps = torch.cat([torch.zeros(prompt), batch.old[row, :length]])
+        packed.add({
+            "input_ids": torch.arange(token, token + prompt + length), "completion_mask": torch.tensor(held).long(),
+            "old_log_probs": logps, "advantage": batch.advantages[row, 0].item(), "group_id": row, "metrics": {},
+        })  # fmt: skip
+        token += prompt + length  # no token occurs twice, so nothing is shared
+    inputs = trl.DataCollatorForRollout(pad_token_id=0)([[packed]])
+    where = [(row, at) for row in range(len(LENGTHS)) for at in range(LENGTHS[row]) if batch.mask[row, at]]
+    inputs["advantages"] = torch.stack([batch.advantages[at] for at in where])[None]
+    return inputs, where
+
+
+def trl_trainer(cls: Any) -> Any:
+    """A trainer of TRL with what its loss needs, and no model, queue or server."""
+    from accelerate import Accelerator
+
+    made = cls.__new__(cls)
+    made.accelerator, made.aux_loss_enabled = Accelerator(cpu=True), False
+    made.epsilon_low = made.epsilon_high = 0.08
+    made.current_gradient_accumulation_steps, made._metrics = 1, {"train": defaultdict(list)}
+    made._step_forward_tokens = made._step_trained_tokens = made._step_seq_len_weighted = 0.0
+    made._step_samples = made._step_forward_s = 0.0
+    return made
+
+
+def trl_loss(trainer: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The loss of a trainer and its gradient by token."""
+    inputs, where = trl_rows(batch)
+    index = inputs["token_index"][0]
+    flat = torch.full(inputs["input_ids"].shape, -0.7)
+    flat[0, index] = torch.stack([batch.logps[at] for at in where])
+    flat.requires_grad_()
+    loss = trainer.compute_loss(lambda **_: Namespace(log_probs=flat, entropy=flat.detach()), inputs)
+    grad, by_position = torch.zeros_like(batch.logps), torch.autograd.grad(loss, flat)[0][0, index]
+    for at, value in zip(where, by_position, strict=True):
+        grad[at] = value
+    return loss.detach(), grad
+
+
+def trl_async(name: str, batch: Batch, **knobs: Any) -> tuple[Tensor, Tensor]:
+    adapter = importlib.import_module("ctpo.adapters.trl_async")
+    trainer = trl_trainer(adapter.CTPOAsyncTrainer)
+    trainer.objective = importlib.import_module("ctpo.adapters.shared").objective_for(name, knobs)
+    return trl_loss(trainer, batch)
+
+
 REDUCED_AS = {
     "verl": "token-mean",
     "prime_rl": "token-mean",
@@ -279,5 +458,10 @@ REDUCED_AS = {
     "miles": "seq-mean-token-mean",
     "tinker": None,
     "nemo_rl": None,
+    "openrlhf": "token-mean",
+    "roll": "token-mean",
+    "areal": "token-mean",
+    "ms_swift": "token-mean",
+    "trl_async": "token-mean",
 }
 """What each trainer's denominators amount to here; None where the preset's own reduction stands."""

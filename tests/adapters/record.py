@@ -61,6 +61,26 @@ SYMBOLS: dict[str, dict[str, tuple[str, ...]]] = {
         "tinker/types/datum.py": ("Datum",),
         "tinker/types/tensor_data.py": ("TensorData", "TensorData.to_torch"),
     },
+    "openrlhf": {
+        "openrlhf/models/loss.py": ("PolicyLoss.__init__", "PolicyLoss.forward", "aggregate_loss"),
+    },
+    "roll": {
+        "roll/pipeline/base_worker.py": ("ActorWorker.get_old_log_probs_with_cache",),
+        "roll/pipeline/rlvr/actor_worker.py": ("ActorWorker.loss_func", "ActorWorker.compute_sample_weights"),
+        "roll/utils/functionals.py": ("agg_loss",),
+    },
+    "areal": {
+        "areal/trainer/ppo/actor.py": ("grpo_loss_fn",),
+        "areal/engine/fsdp_engine.py": ("FSDPEngine.train_batch",),
+        "areal/engine/megatron_engine.py": ("MegatronEngine.train_batch",),
+    },
+    "ms_swift": {
+        "swift/rl_core/data.py": ("GRPOBatch",),
+        "swift/rlhf_trainers/grpo_trainer.py": (
+            *("GRPOTrainer._compute_loss_and_metrics", "GRPOTrainer._get_per_token_logps_and_entropies"),
+        ),
+        "swift/trainers/trainer_factory.py": ("TrainerFactory.get_cls",),
+    },
     "nemo_rl": {
         "nemo_rl/algorithms/loss/interfaces.py": (
             *("LossFunction", "LossFunction.__call__", "LossInputType", "LossType"),
@@ -68,8 +88,13 @@ SYMBOLS: dict[str, dict[str, tuple[str, ...]]] = {
         "nemo_rl/algorithms/loss/loss_functions.py": ("ClippedPGLossFn.__call__", "ClippedPGLossDataDict"),
     },
 }
-KEYS = {"policy_loss_function": "batch", "ClippedPGLossFn.__call__": "data"}
-"""Functions whose mapping argument is read by key; the keys are part of the hand-over."""
+KEYS = {
+    "policy_loss_function": "batch",
+    "ClippedPGLossFn.__call__": "data",
+    "grpo_loss_fn": "input_data",
+    "ActorWorker.loss_func": "data.batch",
+}
+"""Functions that read a mapping by key; the keys are part of the hand-over."""
 
 
 def annotation(node: ast.AST | None) -> str | None:
@@ -115,17 +140,16 @@ def fields(node: ast.ClassDef) -> dict[str, Any]:
 
 
 def keys_read(node: ast.AST, argument: str) -> list[str]:
-    """String keys by which a mapping argument is read."""
+    """String keys by which a mapping is read, whose name is given as it is written."""
     keys = set()
     for each in ast.walk(node):
-        if isinstance(each, ast.Subscript) and isinstance(each.value, ast.Name) and each.value.id == argument:
+        if isinstance(each, ast.Subscript) and ast.unparse(each.value) == argument:
             key: ast.expr | None = each.slice
         elif (
             isinstance(each, ast.Call)
             and isinstance(each.func, ast.Attribute)
             and each.func.attr == "get"
-            and isinstance(each.func.value, ast.Name)
-            and each.func.value.id == argument
+            and ast.unparse(each.func.value) == argument
         ):
             key = each.args[0]
         else:

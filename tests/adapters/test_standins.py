@@ -73,6 +73,18 @@ def test_field_by_field(trainer: str, name: str) -> None:
         ("skyrl", "ppo_policy_loss", "skyrl.py", "policy_loss"),
         ("slime", "policy_loss_function", "slime.py", "loss"),
         ("miles", "policy_loss_function", "miles.py", "loss"),
+        ("openrlhf", "PolicyLoss.forward", "openrlhf.py", "_Loss.forward"),
+        ("roll", "ActorWorker.loss_func", "roll.py", "_Worker.loss_func"),
+        (
+            *("roll", "ActorWorker.get_old_log_probs_with_cache", "roll.py"),
+            "_Worker.get_old_log_probs_with_cache",
+        ),
+        ("areal", "FSDPEngine.train_batch", "areal.py", "_Engine.train_batch"),
+        ("areal", "MegatronEngine.train_batch", "areal.py", "_Engine.train_batch"),
+        (
+            *("ms_swift", "GRPOTrainer._compute_loss_and_metrics", "ms_swift.py"),
+            "CTPOTrainer._compute_loss_and_metrics",
+        ),
     ],
 )
 def test_adapters_take_what_the_trainers_own_loss_takes(
@@ -95,6 +107,9 @@ def test_nemo_rl_is_called_by_keyword() -> None:
         ("nemo_rl", "ClippedPGLossFn.__call__", "nemo_rl.py", "CTPOLoss.__call__", "data"),
         ("slime", "policy_loss_function", "zigzag.py", "shard_loss", "batch"),
         ("miles", "policy_loss_function", "zigzag.py", "shard_loss", "batch"),
+        ("areal", "grpo_loss_fn", "areal.py", "loss", "input_data"),
+        ("roll", "ActorWorker.loss_func", "roll.py", "_Worker._loss", "data.batch"),
+        ("roll", "ActorWorker.loss_func", "roll.py", "_Worker.loss_func", "data.batch"),
     ],
 )
 def test_keys_read_are_keys_handed_over(

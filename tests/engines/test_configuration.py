@@ -50,7 +50,7 @@ def test_every_key_of_every_kind_is_one_of_verls(configuration: Any) -> None:
     ("overrides", "words"),
     [
         ({f"{ACTOR}.optim.lrr": 1}, rf"engine\.{ACTOR}\.optim\.lrr is no key of verl .*{ACTOR}\.optim\.lr\?"),
-        ({f"{ROLLOUT}.n": -1}, "refuses the configuration"),
+        ({f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": None}, "refuses the configuration"),
     ],
 )
 def test_mistakes_are_one_line(configuration: Any, overrides: dict[str, Any], words: str) -> None:

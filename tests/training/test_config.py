@@ -133,7 +133,9 @@ def test_updates_per_rollout_batch(tmp_path: Path) -> None:
 
 
 def test_every_setting_has_a_help_text_and_a_place_in_the_documentation() -> None:
-    document = Path(__file__).parents[2].joinpath("docs", "training.md").read_text(encoding="utf-8")
+    document = (
+        Path(__file__).parents[2].joinpath("docs", "reference", "training.md").read_text(encoding="utf-8")
+    )
     for owner, documented in ((CTPOConfig, True), (Recipe, False)):
         for each in dataclasses.fields(owner):
             if each.name in vars(owner)["__annotations__"]:

@@ -1,25 +1,34 @@
-"""Two processes make the same run as one: the same responses, minibatches, parameters and records."""
+"""Two processes make the same run as one: the same responses, minibatches, parameters and records.
+
+A run of two that was interrupted, lost a process, and was resumed ends with the bits of an undisturbed one.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from launcher import finish, launch, launch_function, launch_many
 from safetensors.torch import load_file
 from test_environments import trainer_of
+from test_resume import result_of
 
 from ctpo.cli.main import main
 from ctpo.errors import UserError
 from ctpo.training.config.checks import TURN_ADVANTAGES
-from ctpo.training.config.launch import check_launch
-from ctpo.training.processes import share
+from ctpo.training.config.config import CTPOConfig
+from ctpo.training.config.launch import DDP_TIMEOUT, check_launch
+from ctpo.training.processes import any_of, peers_in_one_line, share, unused_sharding
 from ctpo.training.step.minibatches import dealt_order
 
 SMALL = (
@@ -49,8 +58,19 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run in two processes."""
+    path = tmp_path_factory.mktemp("processes") / "undisturbed"
+    log = path.with_suffix(".log")
+    both = launch_many(2, ["train", *SMALL, "per_device_train_batch_size=8", f"output_dir={path}"], log)
+    assert [finish(process) for process in both] == [0, 0], log.with_name(f"{log.name}-1").read_text()
+    return path
+
+
+@pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run in two processes, interrupted by a signal to the second process, and resumed."""
+    """The same run in two processes, interrupted by a signal to the second one, resumed, robbed of the second one, and
+    resumed again."""
     path = tmp_path_factory.mktemp("processes") / "two"
     log = path.with_suffix(".log")
     both = launch_many(2, ["train", *SMALL, "per_device_train_batch_size=8", f"output_dir={path}"], log)
@@ -61,6 +81,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.kill(both[1].pid, signal.SIGINT)  # one of them only
     assert [finish(process) for process in both] == [130, 130], log.with_name("two.log-1").read_text()
     assert len(records_of(path)) < 4
+    both = launch_many(2, ["train", "--resume", str(path)], log)
+    while "continuing from" not in log.with_name("two.log-0").read_text():
+        assert both[0].is_alive(), log.with_name("two.log-0").read_text()
+        time.sleep(0.01)
+    both[1].kill()
+    assert finish(both[0]) == 2, log.with_name("two.log-0").read_text()
     both = launch_many(2, ["train", "--resume", str(path)], log)
     assert [finish(process) for process in both] == [0, 0], log.with_name("two.log-1").read_text()
     return path
@@ -111,9 +137,76 @@ def test_the_same_heldout_responses(one: Path, two: Path) -> None:
         assert (one / name).read_text() == (two / name).read_text()
 
 
+def test_resumed_processes_end_with_the_bits_of_undisturbed_ones(undisturbed: Path, two: Path) -> None:
+    assert result_of(two) == result_of(undisturbed)
+
+
 def test_only_the_first_process_speaks(two: Path) -> None:
     assert "held-out" in two.with_name("two.log-0").read_text()
     assert two.with_name("two.log-1").read_text() == ""
+
+
+def test_a_lost_process_is_one_line(two: Path) -> None:
+    log = two.with_name("two.log-0").read_text()
+    assert "Traceback" not in log
+    line = (
+        f"ctpo: another process of this run has ended, and its own output says why; go on with --resume {two}"
+    )
+    assert log.count(line) == 1
+
+
+def left_alone(folder: Path, how: str, rank: int) -> None:
+    """What each of two processes does: it joins the other and talks to it, until this rank stops, dies or is killed."""
+    accelerator, log = None, folder / os.environ["RANK"]
+    try:
+        config = CTPOConfig(str(folder), use_cpu=True, ddp_timeout=2, report_to="none")
+        accelerator = Accelerator(cpu=True)
+        with peers_in_one_line(config):
+            any_of(False, accelerator)
+            if os.environ["RANK"] == str(rank):
+                os.kill(os.getpid(), getattr(signal, how))
+            any_of(False, accelerator)
+    except UserError as error:
+        log.write_text(str(error))
+    os._exit(0)  # the group of processes cannot be left in order
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [("SIGSTOP", r"has not answered for 2 seconds \(ddp_timeout=2\)"), ("SIGKILL", "has ended")],
+)
+def test_who_is_left_alone_says_so(how: str, line: str, rank: int, tmp_path: Path) -> None:
+    both = launch_function(2, left_alone, (tmp_path, how, rank), tmp_path / "log")
+    assert finish(both[1 - rank], 60) == 0
+    both[rank].kill()
+    printed = (tmp_path / str(1 - rank)).read_text()
+    assert re.search(f"another process .*{line}.*; start all processes again", printed), printed
+
+
+def test_a_process_that_never_comes(tmp_path: Path) -> None:
+    (here, absent) = launch_function(2, left_alone, (tmp_path, "SIGSTOP", 1), tmp_path / "log")
+    absent.kill()
+    assert finish(here, 60) == 0
+    assert "ddp_timeout=2" in (tmp_path / "0").read_text()
+
+
+def test_processes_wait_for_minutes() -> None:
+    assert CTPOConfig("unused", report_to="none", use_cpu=True).ddp_timeout == DDP_TIMEOUT == 600
+
+
+def test_sharding_that_is_not_in_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher's variables are those that accelerate 1.15 sets for `--use_fsdp` and for DeepSpeed."""
+    accelerator = Accelerator(cpu=True)
+    assert unused_sharding(accelerator) is None
+    for given in ({"fsdp": True}, {"deepspeed": {"zero_optimization": {}}}):
+        (name,) = given
+        sentence = str(unused_sharding(accelerator, **given))
+        assert sentence.lower().startswith(f"{name} was asked for and is not in use")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert "FSDP was asked for" in str(unused_sharding(accelerator))
+    in_use = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    assert unused_sharding(in_use, fsdp=True) is None
 
 
 def test_another_number_of_processes_is_refused(two: Path, capsys: pytest.CaptureFixture[str]) -> None:

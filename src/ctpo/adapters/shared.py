@@ -1,10 +1,13 @@
-"""What the adapters share: finding the objective and the trainer's modules, and passing statistics to the trainer."""
+"""What the adapters share: settings, the objective, the trainer's modules, and statistics for the trainer."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, Final
@@ -16,6 +19,42 @@ from ctpo.errors import UserError
 from ctpo.objectives import Objective, Output, preset
 
 _REDUCTIONS: Final = ("reduction", "norm_length")
+VARIABLE: Final = "CTPO_LOSS"
+"""The environment variable that holds the settings where a trainer has no place for foreign ones."""
+_NO_RATIO: Final = 80.0
+"""Nats. `exp` of it is finite in float32 and in bfloat16."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which objective an adapter calls."""
+
+    preset: str = "ctpo"
+    anchor: str = "old"
+    """The log-probs in the denominator: "old" (recomputed) or "rollout" (the engine's, for asynchronous training)."""
+    knobs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def objective(self) -> Objective:
+        """The preset, without its reduction, which is the trainer's."""
+        return objective_for(self.preset, self.knobs)
+
+
+def settings_from_environment() -> Settings:
+    """The settings in `CTPO_LOSS`, which is JSON such as `{"preset": "ctpo", "knobs": {"log_high": 0.1}}`.
+
+    Raises:
+        UserError: if it is no such JSON, or names another setting.
+    """
+    text = os.environ.get(VARIABLE, "{}")
+    try:
+        given = json.loads(text)
+        return Settings(**given)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{VARIABLE}={text} cannot be read ({error}); give JSON with preset, anchor and knobs, for example "
+            '{"preset": "ctpo", "anchor": "rollout"}'
+        ) from None
 
 
 def framework(module: str, install: str) -> ModuleType:
@@ -32,6 +71,16 @@ def framework(module: str, install: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as missing:
         raise ImportError(f"{module} cannot be imported ({missing}); install {install}") from missing
+
+
+def subclass(name: str, ours: type, theirs: type, module: str) -> type:
+    """A class of ours over one of a trainer's, which can be named and pickled as a member of the module."""
+    return type(name, (ours, theirs), {"__module__": module, "__doc__": ours.__doc__})
+
+
+def without_ratio(old: Tensor, logps: Tensor) -> Tensor:
+    """The anchor's log-probs, moved where a ratio to them would overflow, for a loss whose advantages are all 0."""
+    return torch.maximum(old, logps.detach() - _NO_RATIO)
 
 
 def objective_for(name: str, knobs: Mapping[str, Any], *, trainer_reduces: bool = True) -> Objective:

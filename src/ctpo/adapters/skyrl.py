@@ -6,7 +6,7 @@ the mask is the mean that its settings ask for. It adds penalties on KL and entr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import field, make_dataclass
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ctpo.adapters.guards import guards
-from ctpo.adapters.shared import floats, framework, objective_for, token_losses
+from ctpo.adapters.shared import Settings, floats, framework, objective_for, token_losses
 from ctpo.errors import UserError
 from ctpo.objectives import anchor_logps, preset_names, turns_of
 
@@ -22,18 +22,8 @@ _INSTALL = "skyrl>=0.4 (Python 3.12 or later)"
 _LOSSES = "skyrl.backends.skyrl_train.utils.ppo_utils"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The settings under `trainer.algorithm.ctpo`."""
-
-    preset: str = "ctpo"
-    anchor: str = "old"
-    """The log-probs in the denominator: "old" (recomputed) or "rollout" (the engine's, for asynchronous training)."""
-    knobs: dict[str, Any] = field(default_factory=dict)
-
-
 def algorithm_config() -> type:
-    """SkyRL's `AlgorithmConfig` with a field `ctpo`, for `make_config(algorithm_cls=…)`."""
+    """SkyRL's `AlgorithmConfig` with a field `ctpo` of `Settings`, for `make_config(algorithm_cls=…)`."""
     base = framework("skyrl.train.config", _INSTALL).AlgorithmConfig
     return make_dataclass(
         "CTPOAlgorithmConfig", [("ctpo", Settings, field(default_factory=Settings))], bases=(base,)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,7 +176,13 @@ def _check_recipes(plan: Plan, untrusted: Path | None, *, only_reported: bool) -
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that no run is left behind to compete with those of the next attempt."""
+    """Treat SIGTERM as Ctrl-C, so that no run is left behind to compete with those of the next attempt.
+
+    Outside of the main thread, where Python handles no signals, SIGTERM keeps its effect.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -68,6 +68,7 @@ class _Command(_Parser):
     def __init__(self, *, module: str = "", **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self._module = module
+        self._intermixing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self._module:
@@ -75,7 +76,14 @@ class _Command(_Parser):
             command.add_arguments(self)
             self.set_defaults(handler=command.run)
             self._module = ""
-        return super().parse_known_args(args, namespace)
+        if self._intermixing or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        # Options may stand between words: `ctpo train my.yaml --trust seed=1`. This calls back here.
+        self._intermixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixing = False
 
 
 def build_parser() -> argparse.ArgumentParser:

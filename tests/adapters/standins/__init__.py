@@ -34,6 +34,19 @@ MODULES: dict[str, dict[str, str]] = {
     },
     "tinker": {"tinker": "tinker"},
     "nemo_rl": {"nemo_rl.algorithms.loss.interfaces": "nemo_rl"},
+    "openrlhf": {"openrlhf.models": "openrlhf"},
+    "roll": {
+        "roll.pipeline.rlvr.actor_worker": "roll",
+        "roll.pipeline.agentic.agentic_actor_worker": "roll",
+        "roll.utils.functionals": "roll",
+    },
+    "areal": {
+        "areal.engine": "areal_engine",
+        **dict.fromkeys(("areal.engine.fsdp_engine", "areal.engine.megatron_engine"), "areal"),
+        **dict.fromkeys(("areal.trainer.ppo.actor", "areal.utils"), "areal"),
+    },
+    "ms_swift": {"swift.rlhf_trainers": "ms_swift", "swift.trainers": "ms_swift"},
+    "trl_async": {"trl.experimental.async_grpo.async_grpo_trainer": "none: TRL is always installed here"},
 }
 """Modules an adapter asks for, and the stand-in that answers."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rollout.conftest import make_model, make_tokenizer
 from torch import nn
 
 from ctpo.lab.fidelity.coefficients import coefficients, null_advantages, objective_of, on_policy
@@ -191,6 +192,35 @@ def test_check_compares_with_autograd() -> None:
     assert check(scorer, samples, directions.__getitem__, sketch, reference).error < 1e-5
     sketch[:, 2] *= 1.1  # one direction is wrong
     assert check(scorer, samples, directions.__getitem__, sketch, reference).error > TOLERANCE
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_derivatives_of_a_transformer_are_those_of_differences(tied: bool) -> None:
+    """The padding token ends turns too, and its embedding has a derivative in both modes."""
+    model = make_model(make_tokenizer()).double()
+    model.config.tie_word_embeddings = tied
+    model.tie_weights()
+    end = model.config.pad_token_id
+    ids = torch.tensor([[5, 6, end, 7, 8, end, 9, end], [5, 6, 7, 8, 9, end, 10, end]])
+    samples = Samples(
+        ids=ids, prompt=torch.tensor([3, 2]), length=torch.tensor([5, 6]),
+        mask=torch.tensor([[1, 1, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1]]).bool(), logps=torch.zeros(2, 6),
+        rewards=torch.zeros(2, 1), turns=torch.zeros(2, 6, dtype=torch.long), turn_rewards=torch.zeros(2, 0),
+    )  # fmt: skip
+    scorer = Scorer(model, temperature=0.7, vocabulary=model.config.vocab_size)
+    k = torch.randn(2, 6, generator=torch.Generator().manual_seed(0)).double() * samples.mask
+    direction = scorer.direction(0, 1)
+    along = float(k[samples.mask] @ scorer.derivative(samples, direction).double())
+    assert along == pytest.approx(dot(direction, scorer.gradient(samples, k)), rel=1e-5)
+
+    def difference(step: float) -> float:
+        sums = []
+        for way in (step, -step):
+            moved = {name: each + way * direction[name] for name, each in scorer.parameters.items()}
+            sums.append(float((scorer._score(moved, samples).double() * k).sum()))
+        return (sums[0] - sums[1]) / (2 * step)
+
+    assert along == pytest.approx((4 * difference(1e-4) - difference(2e-4)) / 3, rel=3e-3)  # Richardson's
 
 
 def test_values_are_right_on_average_and_errors_are_those_of_repeated_draws() -> None:

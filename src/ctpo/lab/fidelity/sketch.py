@@ -55,7 +55,8 @@ class Scorer:
 
     Args:
         model: called with `input_ids`, `attention_mask` and `use_cache`; its result has `logits`. The attention of a
-            transformers model is set to "eager", which has derivatives in forward mode.
+            transformers model is set to "eager", which has derivatives in forward mode. Its embeddings forget which
+            token is padding: as an input, that token has no gradient in autograd, and it often ends turns too.
         temperature: the divisor of the logits.
         vocabulary: how many logits a token has.
     """
@@ -64,6 +65,9 @@ class Scorer:
         setter = getattr(model, "set_attn_implementation", None)
         if setter is not None:
             setter("eager")
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.padding_idx = None
         self.model, self.temperature, self.vocabulary = model, temperature, vocabulary
         self.parameters: Parameters = {name: each.detach() for name, each in model.named_parameters()}
 

@@ -28,7 +28,9 @@ from ctpo.training.config.from_trl import (
     given_loss_settings,
     translate,
 )
+from ctpo.training.config.launch import DDP_TIMEOUT
 from ctpo.training.config.older import OLDER_KEYS, OlderKeys, switch
+from ctpo.training.processes import join
 
 _READ_AS_OBJECTIVE = (
     "A setting of TRL's loss. It becomes the objective with that loss (docs/start/porting.md)."
@@ -44,9 +46,9 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
     Settings of TRL's own loss (`loss_type`, `epsilon`, …) become the objective with the same loss, and a warning says
     which (docs/start/porting.md). They are None afterwards. With neither them nor `objective`, CTPO is trained.
 
-    Two defaults differ from GRPOConfig's. `activation_checkpointing` is off, because it recomputes every activation;
+    Three defaults differ from GRPOConfig's. `activation_checkpointing` is off, because it recomputes every activation;
     `max_tokens_per_micro_batch` bounds the memory without that. `bf16` is off on a CPU if it is not set;
-    `compute_dtype` decides there.
+    `compute_dtype` decides there. `ddp_timeout` is 600 seconds and not 1800, and it holds on CPUs too.
 
     Raises:
         ValueError: if a preset or one of its knobs is unknown, if a value is out of range, if an objective and settings
@@ -256,6 +258,13 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
         },
     )
 
+    ddp_timeout: int = field(
+        default=DDP_TIMEOUT,
+        metadata={
+            "help": "Seconds that one process of a run waits for another before it ends the run "
+            "(docs/how-to/several-processes.md)."
+        },
+    )
     records: bool = field(
         default=True,
         metadata={
@@ -296,6 +305,7 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
         check_batches(self)
         if getattr(self, "ddp_find_unused_parameters", None) is None:
             self.ddp_find_unused_parameters = False  # every weight takes part in every loss
+        join(self)
         super().__post_init__()
         # Newer versions of transformers do this themselves.
         self.gradient_checkpointing = bool(self.gradient_checkpointing)

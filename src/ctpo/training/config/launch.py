@@ -1,11 +1,15 @@
-"""Checks how the processes of a run were started, from the environment variables that launchers set."""
+"""How the processes of a run were started, from the variables that launchers set, and how long they wait."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Final
 
 from ctpo.errors import UserError
+
+DDP_TIMEOUT: Final = 600
+"""The default of `ddp_timeout`: seconds that one process of a run waits for another. In transformers it is 1800."""
 
 
 def check_launch(environ: Mapping[str, str] = os.environ) -> None:

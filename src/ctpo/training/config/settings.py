@@ -62,6 +62,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "per_device_train_batch_size": _AT_LEAST_ONE,
     "gradient_accumulation_steps": _AT_LEAST_ONE,
     "num_iterations": _AT_LEAST_ONE,
+    "ddp_timeout": (lambda value: value >= 1, "at least 1 second"),
     "num_generations": (lambda value: True, "2 or more"),  # check_batches says more of a number
 }
 """Values that TRL would only fail on in the middle of a run."""

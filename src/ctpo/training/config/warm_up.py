@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from ctpo.errors import UserError
 from ctpo.extras import require
 from ctpo.runs.command import KEY, WARM_UP
 from ctpo.tasks import get_task
+from ctpo.training.config.launch import DDP_TIMEOUT
 from ctpo.training.config.recipe import ModelKeys, at_least, setting
 from ctpo.training.config.settings import checked_value, one_line_errors
 from ctpo.training.config.sources import sft_fields
@@ -33,6 +35,7 @@ SETTINGS: Final = (
     ),
     *("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim", "optim_args"),
     *("bf16", "use_cpu", "gradient_checkpointing", "save_steps", "save_total_limit", "report_to", "run_name"),
+    "ddp_timeout",
 )
 """The settings of TRL's SFTConfig that a recipe may have. The others prepare data or are decided by the run."""
 _OWN_DEFAULTS: Final[Mapping[str, Any]] = {
@@ -44,6 +47,7 @@ _OWN_DEFAULTS: Final[Mapping[str, Any]] = {
     "max_length": 1024,
     "per_device_train_batch_size": 8,
     "num_train_epochs": 1,
+    "ddp_timeout": DDP_TIMEOUT,
 }
 _RANGES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "learning_rate": (lambda value: 0 <= value < 1, "0 or more and less than 1"),
@@ -53,6 +57,7 @@ _RANGES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps"),
         (lambda value: value is not None and value >= 1, "at least 1"),
     ),
+    "ddp_timeout": (lambda value: value >= 1, "at least 1 second"),
 }
 
 
@@ -153,6 +158,10 @@ def build(keys: Mapping[str, Any]) -> tuple[WarmUpRecipe, SFTConfig]:
     recipe, given = check(keys)
     from trl import SFTConfig
 
+    from ctpo.training.processes import join
+
+    waiting: Any = SimpleNamespace(**{"use_cpu": False, "ddp_backend": None, "output_dir": None, **given})
+    join(waiting)
     with one_line_errors():
         config = SFTConfig(
             **given,

@@ -23,7 +23,7 @@ from ctpo.training.sampling.data import check_difficulties, check_enough
 MAY_CHANGE: Final = {
     *("rollout_batches", "max_steps", "num_train_epochs", "eval_every", "eval_stderr", "transcripts"),
     *("threads", "save_steps", "save_total_limit", "rollout_batch_size", "tool_timeout_s", "tool_memory_mb"),
-    *("unsafe_no_isolation", "max_nonfinite_updates", "shared", "ray_address"),
+    *("unsafe_no_isolation", "max_nonfinite_updates", "shared", "ddp_timeout", "ray_address"),
 }
 """Keys that may change when a run is resumed: its length, its records, and limits that depend on the machine."""
 

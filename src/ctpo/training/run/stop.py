@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,7 +35,13 @@ class StopCleanly(TrainerCallback):  # type: ignore[misc]
         """Set `asked` on SIGINT or SIGTERM. A second signal of the same kind interrupts at once.
 
         A launcher passes Ctrl-C on as SIGTERM, to processes that have already received it from the terminal as SIGINT.
+
+        Outside of the main thread this does nothing, because Python handles signals in the main thread alone. There
+        they are the affair of whoever started the thread, such as Ray Train or a notebook.
         """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def ask(number: int, frame: Any) -> None:

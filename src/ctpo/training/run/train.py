@@ -29,7 +29,7 @@ from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.launch import check_joined
 from ctpo.training.config.recipe import Recipe
 from ctpo.training.config.settings import build, resolved
-from ctpo.training.processes import any_of, on_main
+from ctpo.training.processes import any_of, on_main, peers_in_one_line, unused_sharding
 from ctpo.training.records.environment import describe_environment
 from ctpo.training.records.events import Listener, RunPlan, Silent
 from ctpo.training.records.recorder import RunClock, RunRecorder, time_before
@@ -93,9 +93,17 @@ def train(
     started = time.perf_counter() if started is None else started
     prepared = prepare(keys, resume, trust=trust)
     recipe, config = build(prepared.keys)
+    check_joined(config.world_size)
+    listener = listener if listener is not None and config.process_index == 0 else Silent()
+    with peers_in_one_line(config):
+        return _train(prepared, recipe, config, listener, started)
+
+
+def _train(
+    prepared: Start, recipe: Recipe, config: CTPOConfig, listener: Listener, started: float
+) -> Outcome:
+    """Prepare the run and the model, train, and save. Every process must call it."""
     processes, index = config.world_size, config.process_index
-    check_joined(processes)
-    listener = listener if listener is not None and index == 0 else Silent()
     task = with_template_kwargs(get_task(recipe.task, recipe.tools or ()), config.chat_template_kwargs)
     check_void_turns(task, recipe.mask_void_turns)
     check_ready(task)
@@ -127,6 +135,9 @@ def train(
         listener.stage("loading the model")
         trainer = _trainer(recipe, config, task, problems, tools, _location(recipe, config, start))
         trainer.run_identity = identity
+        unused = unused_sharding(trainer.accelerator, config.fsdp, config.deepspeed)
+        if unused is not None:
+            listener.notice(unused)
         _check_checkpoint(trainer, start)
         if index == 0:  # not earlier, so that a run that cannot start leaves no directory behind
             start.run.open(written, describe_environment(processes))

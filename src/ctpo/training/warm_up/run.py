@@ -37,7 +37,7 @@ from ctpo.tasks.task import check_ready
 from ctpo.training.config.recipe import merge
 from ctpo.training.config.trust import check_run
 from ctpo.training.config.warm_up import WarmUpRecipe, build, resolved
-from ctpo.training.processes import any_of, on_main
+from ctpo.training.processes import any_of, on_main, peers_in_one_line, unused_sharding
 from ctpo.training.records.environment import describe_environment
 from ctpo.training.run.lora import adapter_facts, lora_config, save
 from ctpo.training.run.stop import StopCleanly
@@ -55,6 +55,7 @@ MAY_CHANGE: Final = {
     "threads",
     "report_to",
     "run_name",
+    "ddp_timeout",
 }
 """Keys that may change when a warm-up is resumed."""
 _ROWS, _COUNTS, _SAMPLES = "rows.jsonl", "rows.json", "samples.jsonl"
@@ -123,6 +124,20 @@ def warm_up(
     started = time.perf_counter() if started is None else started
     run, keys = _run_of(keys, resume, trust=trust)
     recipe, config = build({**keys, "output_dir": str(run.path)})
+    with peers_in_one_line(config):
+        return _warm_up(run, keys, recipe, config, resume, listener, started)
+
+
+def _warm_up(
+    run: RunDirectory,
+    keys: dict[str, Any],
+    recipe: WarmUpRecipe,
+    config: Any,
+    resume: Path | None,
+    listener: Listener,
+    started: float,
+) -> Outcome:
+    """Make the rows, load the model, train, and save. Every process must call it."""
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     task = get_task(recipe.task)
@@ -149,6 +164,9 @@ def warm_up(
     with full_disk_in_one_line(run.path):
         trainer = _trainer(recipe, config, train)
         trainer.run_identity = identity
+        unused = unused_sharding(trainer.accelerator, config.fsdp, config.deepspeed)
+        if unused is not None:
+            listener.notice(unused)
         if choice.checkpoint is not None:
             _check_checkpoint(trainer, choice.checkpoint)
         if config.process_index == 0:

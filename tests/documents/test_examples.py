@@ -16,7 +16,7 @@ from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Task
 from ctpo.tasks.arithmetic.task import TOOL
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(name: str, *words: str, monkeypatch: pytest.MonkeyPatch) -> None:
