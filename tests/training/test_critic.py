@@ -436,22 +436,33 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-def test_a_run_resumed_within_a_rollout_batch_has_the_same_bits(fit: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("knobs", [EVERYTHING, {"trunk": "shared", "warmup_batches": 1}])
+def test_a_run_resumed_within_a_rollout_batch_has_the_same_bits(
+    fit: Callable[..., Any], knobs: dict[str, Any], tmp_path: Path
+) -> None:
     """With a lag, so that ratios are not 1. While the critic warms up, the policy does not move."""
     settings = {
         "generation_batch_size": 16, "per_device_train_batch_size": 8, "max_steps": 6, "logging_steps": 2,
-        "save_strategy": "steps", "save_steps": 1, "advantages": "gae", "critic": EVERYTHING, "anchor": "rollout",
+        "save_strategy": "steps", "save_steps": 1, "advantages": "gae", "critic": knobs, "anchor": "rollout",
         "behaviour_lag": 1,
     }  # fmt: skip
     whole = fit(CTPOTrainer, CTPOConfig, **settings)
     folder = Path(whole.args.output_dir)
     resumed = fit(CTPOTrainer, CTPOConfig, **settings, resume=str(folder / "checkpoint-5"))
-    for one, other in ((whole.model, resumed.model), (whole.critic.model, resumed.critic.model)):
-        for name, each in one.named_parameters():
-            assert torch.equal(each, other.get_parameter(name)), name
+    for name, each in whole.model.named_parameters():
+        assert torch.equal(each, resumed.model.get_parameter(name)), name
+    files = []
+    for each in (whole, resumed):
+        each.critic.export(tmp_path / "critic.safetensors")
+        files.append((tmp_path / "critic.safetensors").read_bytes())
+    assert files[0] == files[1]
+    saved = load_file(tmp_path / "critic.safetensors")
+    assert len(saved["linear"]) == (5 if knobs is EVERYTHING else 5 + whole.model.config.hidden_size)
+    assert ("head.weight" in saved) == (knobs is EVERYTHING)
     assert resumed.critic.batches == whole.critic.batches == 3
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert {"critic_explained_variance", "critic_value_loss", "critic_grad_norm"} <= records[-1].keys()
+    assert {"critic_explained_variance", "critic_value_loss"} <= records[-1].keys()
+    assert ("critic_grad_norm" in records[-1]) == (knobs is EVERYTHING)
     profile = [json.loads(line) for line in (folder / "profile.jsonl").read_text().splitlines()]
     assert len(profile[-1]["critic_explained_variance"]) == len(profile[-1]["edge"])
     assert any("objective/critic_explained_variance" in line for line in whole.state.log_history)

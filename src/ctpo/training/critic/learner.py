@@ -31,8 +31,6 @@ from ctpo.training.step.state import check_optimizer
 from ctpo.training.view import TrainerView
 
 _FILE: Final = "critic.pt"
-SAVED: Final = "critic.safetensors"
-"""The file beside a trained model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,14 +186,18 @@ class Critic:
                 state |= {"weights": self._weights(), "optimizer": self.optimizer.state_dict()}
             torch.save(state, folder / _FILE)
 
-    def export(self, folder: Path) -> None:
-        """Write `critic.safetensors`: the weights of the linear part as `linear`, those of a trunk by their names, and
-        the knobs as metadata. To be called in the main process."""
+    def export(self, path: Path) -> None:
+        """Write what was learned: the weights of the linear part as `linear`, those of a trunk by their names, and the
+        knobs as metadata. To be called in the main process.
+
+        Args:
+            path: of a safetensors file.
+        """
         weights = {} if self.model is None else self._weights()
         if self.linear.weights is not None:
             weights["linear"] = self.linear.weights
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-        save_file(tensors, folder / SAVED, metadata={"critic": json.dumps(self.knobs)})
+        save_file(tensors, path, metadata={"critic": json.dumps(self.knobs)})
 
     def load(self, checkpoint: Path) -> None:
         """Continue from what `save` wrote.
