@@ -310,7 +310,8 @@ def _print_critic(rows: list[CriticRow]) -> None:
     print(f"\n{table(['error', 'lambda', 'advantage', 'bias', 'cos', 'var'], cells)}\n")
     print(
         "the estimate with the prefix ratio and a critic's advantages\n"
-        "error: of V against V^pi at a prefix, in standard deviations of the reward\nv-trace: later steps are weighed by importance, without bars"
+        "error: of V against V^pi at a prefix, in standard deviations of the reward\n"
+        "v-trace: later steps are weighed by importance, without bars"
     )
 
 

@@ -77,7 +77,8 @@ def figures(collection: Collection) -> list[Figure]:
         Figure(
             id="critic-by-position", section="position", title="Variance that the critic explains, by position",
             text="How much of the variance of the returns the critic's values explain at each position, before it "
-            "learned from the batch. It usually grows towards the end, where less is open. All batches together show the mean.",
+            "learned from the batch. It usually grows towards the end, where less is open. "
+            "All batches together show the mean.",
             x=_POSITION, y=Axis(label="share of variance", percent=True), frames=labels,
             series=_curves(frames, x, partial(_column, name="critic_explained_variance")),
         ),
