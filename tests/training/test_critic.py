@@ -21,7 +21,9 @@ from torch import Tensor
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.errors import UserError
 from ctpo.objectives.advantages import gae, v_trace
+from ctpo.tasks.rewards import SegmentReward
 from ctpo.training.config.critic import critic_knobs
+from ctpo.training.credit.credit import Credit
 from ctpo.training.credit.turns import rewards_by_token
 from ctpo.training.critic.estimates import estimates, normalised, policy_trace
 from ctpo.training.critic.figures import ValueSums
@@ -30,6 +32,7 @@ from ctpo.training.critic.least_squares import LeastSquares
 from ctpo.training.critic.loss import value_loss
 from ctpo.training.critic.model import policy_states
 from ctpo.training.critic.surprise import surprise
+from ctpo.training.sampling.checked import CheckedRewards
 from ctpo.training.scoring.parts import PartScorer
 from ctpo.training.scoring.rows import Rows
 from ctpo.training.step.warnings import NoCriticWarning, warn_without_critic
@@ -212,6 +215,35 @@ def test_rewards_of_turns_and_the_rest() -> None:
     assert got[2].isnan().all()
     assert not got[3].any()
     assert rewards_by_token(None, totals, mask)[0].tolist() == [0, 0, 0, 0, 0, 3]
+
+
+def test_rewards_of_parts_come_at_their_tokens(embedded: Any) -> None:
+    """What one function gave to parts, what another gave to the whole, and a token that a tool wrote."""
+    model, tokenizer = embedded
+    view = critic_of(model, alone())._trainer
+    view.reward_weights, view.processing_class = torch.tensor([1.0, 2.0]), tokenizer  # type: ignore[attr-defined]
+    credit = Credit(view, PartScorer(view), lambda rollouts: torch.zeros(1, 8))  # type: ignore[arg-type]
+    ids = tokenizer("12+3=15;", return_tensors="pt").input_ids
+    assert ids.shape == (1, 8)
+
+    def parts(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        return [SegmentReward([(3, 0.25), (5, 0.5)])]
+
+    def whole(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        return [1.5]
+
+    checked = CheckedRewards([parts, whole], ["parts", "whole"])
+    given = [[each(prompts=["1"], completions=["1"])[0] for each in checked.functions]]  # type: ignore[operator]
+    inputs, mask = [{"prompt": "1"}], torch.tensor([[1, 1, 1, 1, 0, 1, 1, 1]])
+    credit.take_rewards(torch.tensor(given), checked, inputs, ids.tolist())
+    rollouts = {
+        "prompt_ids": ids[:, :1], "prompt_mask": mask[:, :1], "completion_ids": ids, "completion_mask": mask,
+        "advantages": torch.zeros(1),
+    }  # fmt: skip
+    model.train()
+    credit.give(inputs, rollouts)
+    model.eval()
+    assert rollouts["token_rewards"].tolist() == [[0, 0, 0.25, 0.5, 0, 0, 0, 3.0]]
 
 
 def test_explained_variance_by_position() -> None:

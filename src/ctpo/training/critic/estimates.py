@@ -47,7 +47,9 @@ def estimates(
     ratios = torch.zeros_like(values) if log_ratios is None else log_ratios
     advantages, targets = v_trace(rewards, values, mask, ratios, discount=discount, trace=trace, **bars)
     if isinstance(trace, Tensor) or (trace, discount) != (value_trace, value_discount):
-        _, targets = v_trace(rewards, values, mask, ratios, discount=value_discount, trace=value_trace, **bars)
+        _, targets = v_trace(
+            rewards, values, mask, ratios, discount=value_discount, trace=value_trace, **bars
+        )
     return Estimates(advantages=advantages, targets=targets)
 
 
