@@ -6,20 +6,23 @@ PYTHON ?= $(shell for v in python3.13 python3.12 python3.11 python3 python; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH_INDEX ?=
+# The versions to install: those that were tested, constraints-oldest.txt for the oldest, or nothing for the newest.
+CONSTRAINTS ?= constraints.txt
 RECIPE ?=
 ARGS ?=
 
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
 # torch is installed first and alone, so that no other package's requirement chooses its build.
-TORCH := $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH := $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(or $(if $(CONSTRAINTS),$(shell sed -n '/^torch==/p' $(CONSTRAINTS))),torch)
 
-.PHONY: train test test-other-cpu test-sandbox test-verl lint types docs clean help
+.PHONY: train test test-other-cpu test-sandbox test-verl lint types docs dist clean help
 
 help:
 	@echo "make train   set up, then train the embedded model with CTPO (ARGS='seed=1 objective=grpo' to change it)"
 	@echo "make test    set up, then lint, check types and run the tests (ARGS='tests/objectives -k golden' for some)"
 	@echo "make test-verl   test with the real verl and Ray, on the CPU, in an environment of its own"
 	@echo "make docs    build the documentation into site/, which opens from disk; broken links and missing pages fail it"
+	@echo "make dist    build the source archive and a wheel without the C pass into dist/, and check what PyPI would show"
 	@echo "make clean   remove the virtual environments and caches"
 
 train: $(VENV)/.installed
@@ -70,6 +73,19 @@ docs: .venv-docs/.installed
 	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+# A wheel with the C pass belongs to one system, and PyPI takes it only if it was built on an old one. So this one has no C pass;
+# it is then compiled where the package runs, if there is a compiler. The source archive builds it when it is installed.
+dist: .venv-dist/.installed
+	@rm -rf dist build
+	@.venv-dist/bin/python -m build --sdist >/dev/null
+	@CTPO_PURE=1 .venv-dist/bin/python -m build --wheel >/dev/null
+	@.venv-dist/bin/python -m twine check --strict dist/*
+
+.venv-dist/.installed: $(VENV)/bin/python
+	@$(BIN)/python -m venv .venv-dist
+	@.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check build==1.* twine==6.*
+	@touch $@
+
 lint: $(VENV)/.installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
 
@@ -83,7 +99,7 @@ $(VENV)/bin/python:
 		python3 -m venv .uv && .uv/bin/python -m pip install --quiet --disable-pip-version-check uv && \
 		.uv/bin/uv venv --quiet --seed --python 3.12 $(VENV); fi
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	@$(TORCH)
 	@$(PIP) --editable '.[train]'
 	@touch $@
@@ -93,4 +109,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-verl .venv-docs site .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-verl .venv-docs .venv-dist site dist build .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ Everything else stands in pyproject.toml. The libraries are optional: without a 
 the objectives run their definition in torch.
 """
 
+import os
 import runpy
 from pathlib import Path
 
@@ -27,4 +28,6 @@ def library(kind: str, flags: tuple[str, ...]) -> Extension:
     )
 
 
-setup(ext_modules=[library(kind, flags) for kind, flags in RECIPE["cpu_flags"]().items()])
+# `make dist` sets CTPO_PURE for a wheel that every system takes.
+KINDS = {} if os.environ.get("CTPO_PURE") else RECIPE["cpu_flags"]()
+setup(ext_modules=[library(kind, flags) for kind, flags in KINDS.items()])

@@ -18,8 +18,8 @@ from transformers import PrinterCallback, TrainerCallback
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.tasks.arithmetic import model_path
 
-RESPONSES, UPDATES = 256, 16
-"""A rollout batch has 32 prompts × 8 responses, in 16 minibatches of 16."""
+UPDATES = 16
+"""Each rollout batch is taken in so many minibatches."""
 
 
 class Printer(TrainerCallback):
@@ -40,6 +40,7 @@ def main() -> None:
     """Train for some rollout batches."""
     parser = argparse.ArgumentParser(description="PPO with a critic on the embedded task.")
     parser.add_argument("--rollout-batches", type=int, default=4, help="default %(default)s")
+    parser.add_argument("--responses", type=int, default=256, help="per rollout batch (default %(default)s)")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as output:
         config = CTPOConfig(
@@ -48,8 +49,8 @@ def main() -> None:
             advantages="gae",
             critic={"epochs": 2, "replay": 1},
             anchor="rollout",  # the log-probs of our engine, so nothing is recomputed
-            generation_batch_size=RESPONSES,
-            per_device_train_batch_size=RESPONSES // UPDATES,
+            generation_batch_size=words.responses,
+            per_device_train_batch_size=words.responses // UPDATES,
             num_generations=8,
             max_steps=words.rollout_batches * UPDATES,
             max_completion_length=96,

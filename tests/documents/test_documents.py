@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import posixpath
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from handbook.pages import made
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,24 +66,52 @@ def test_readme_recipe() -> None:
     recipe, config = build({**yaml.safe_load(block), "output_dir": "unused", "use_cpu": True})
     assert config.updates_per_rollout_batch == 16
     assert config.max_steps == 256
-    assert recipe.dataset is not None
+    assert recipe.task == "arithmetic"
 
 
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("recipes/*/*.md")]
+
+
+MADE = set(made())
+"""Pages that exist only in the site."""
 
 
 @pytest.mark.parametrize("document", [path.relative_to(ROOT) for path in DOCUMENTS], ids=str)
 def test_links_lead_somewhere(document: Path) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
-        if "://" not in target:
+        place = posixpath.normpath(f"{document.parent}/{target}").removeprefix("docs/")
+        if "://" not in target and place not in MADE:
             assert (ROOT / document).parent.joinpath(target).exists(), target
 
 
-def test_tree_names_every_room() -> None:
-    tree = README.split("```\nsrc/ctpo/\n")[1].split("```")[0]
+def test_the_architecture_names_every_room() -> None:
+    table = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
     rooms = {path.name for path in (ROOT / "src" / "ctpo").iterdir() if (path / "__init__.py").exists()}
-    assert {line.split()[0].rstrip("/") for line in tree.splitlines() if line.startswith("  ")} == rooms
+    assert {room for room in rooms if f"`{room}/`" not in table} == set()
+
+
+def test_readme_reads_on_pypi() -> None:
+    """It is short, and every link and picture is absolute and leads to a file of the repository."""
+    assert len(README.splitlines()) <= 120
+    repository = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    raw = repository.replace("github.com", "raw.githubusercontent.com")
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("https://"), target
+        for base in (f"{repository}/blob/main/", f"{raw}/main/"):
+            if target.startswith(base):
+                assert (ROOT / target.removeprefix(base).partition("#")[0]).is_file(), target
+                break
+        else:
+            assert target.startswith("https://arxiv.org/"), target
+
+
+def test_the_address_of_the_repository_is_one() -> None:
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    for name in ("README.md", "CITATION.cff", "SECURITY.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        found = set(re.findall(r"https://github\.com/[\w.-]+/[\w-]+", text))
+        assert found == {urls["Repository"]}, name
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,11 @@
-"""The examples run, and the loop's arithmetic is the engine's."""
+"""The loop's arithmetic is the engine's. `test_blocks.py` runs the examples."""
 
 from __future__ import annotations
 
 import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from ctpo.objectives import preset
@@ -17,23 +15,6 @@ from ctpo.tasks import Task
 from ctpo.tasks.arithmetic.task import TOOL
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def run(name: str, *words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `python examples/NAME.py WORDS`."""
-    monkeypatch.setattr(sys, "argv", [name, *words])
-    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-
-
-def test_a_new_objective_from_parts(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    run("compose_objective", monkeypatch=monkeypatch)
-    assert "clip_fraction" in capsys.readouterr().out
-
-
-def test_the_loop_learns_in_one_rollout_batch(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    run("loop", "--rollout-batches=1", "--eval-problems=128", monkeypatch=monkeypatch)
-    after = float(capsys.readouterr().out.split("pass@1 ")[1].split()[0])
-    assert after > 0.2 + 5 * 0.035  # .20 before; the standard error of 128 problems is .035
 
 
 def test_before_an_update_the_loop_scores_as_the_engine_sampled(

@@ -61,6 +61,7 @@ def profile(batch: int, seed: int) -> dict[str, Any]:
         "dual": [0] * len(bins), "log_ratio_mean": means, "log_ratio_std": stds, "weight_mean": means,
         "weight_std": stds, "gradient_removed": [0.5] * len(bins), "spread_scale": 0.2 / batch, "spread_power": 0.5,
         "spread_power_stderr": 0.01,
+        "critic_explained_variance": [batch / 10, None, *[0.5] * (len(bins) - 2)],
         "histogram": {
             "edge": CELLS, "count": [sum(a < v <= b for v in everything) for a, b in itertools.pairwise(ends)],
         },

@@ -48,6 +48,15 @@ def test_a_frame_is_one_batch(one: dict[str, Figure]) -> None:
     assert curve.y[0] == pytest.approx(np.std([value for position, value in tokens(3, 0) if position == 1]))
 
 
+def test_what_a_critic_explains_is_shown_by_position(one: dict[str, Figure]) -> None:
+    pooled, last = (
+        next(s for s in one["critic-by-position"].series if s.frame == frame) for frame in (0, BATCHES)
+    )
+    assert pooled.y[0] == pytest.approx(sum(range(1, BATCHES + 1)) / BATCHES / 10)
+    assert last.y[:3] == [pytest.approx(BATCHES / 10), None, 0.5]
+    assert "critic-loss-by-position" not in one  # the profiles have none
+
+
 def test_the_root_line_has_the_slope_one_half_and_the_weighted_mean_height(one: dict[str, Figure]) -> None:
     spread, line = (
         next(s for s in one["spread-by-position"].series if s.frame == 0 and s.role == role)

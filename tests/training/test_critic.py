@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,12 +21,18 @@ from torch import Tensor
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.errors import UserError
 from ctpo.objectives.advantages import gae, v_trace
+from ctpo.tasks.rewards import SegmentReward
 from ctpo.training.config.critic import critic_knobs
+from ctpo.training.credit.credit import Credit
 from ctpo.training.credit.turns import rewards_by_token
 from ctpo.training.critic.estimates import estimates, normalised, policy_trace
 from ctpo.training.critic.figures import ValueSums
-from ctpo.training.critic.learner import Critic
+from ctpo.training.critic.learner import Critic, Responses
+from ctpo.training.critic.least_squares import LeastSquares
 from ctpo.training.critic.loss import value_loss
+from ctpo.training.critic.model import policy_states
+from ctpo.training.critic.surprise import surprise
+from ctpo.training.sampling.checked import CheckedRewards
 from ctpo.training.scoring.parts import PartScorer
 from ctpo.training.scoring.rows import Rows
 from ctpo.training.step.warnings import NoCriticWarning, warn_without_critic
@@ -210,6 +217,35 @@ def test_rewards_of_turns_and_the_rest() -> None:
     assert rewards_by_token(None, totals, mask)[0].tolist() == [0, 0, 0, 0, 0, 3]
 
 
+def test_rewards_of_parts_come_at_their_tokens(embedded: Any) -> None:
+    """What one function gave to parts, what another gave to the whole, and a token that a tool wrote."""
+    model, tokenizer = embedded
+    view = critic_of(model, alone())._trainer
+    view.reward_weights, view.processing_class = torch.tensor([1.0, 2.0]), tokenizer  # type: ignore[attr-defined]
+    credit = Credit(view, PartScorer(view), lambda rollouts: torch.zeros(1, 8))  # type: ignore[arg-type]
+    ids = tokenizer("12+3=15;", return_tensors="pt").input_ids
+    assert ids.shape == (1, 8)
+
+    def parts(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        return [SegmentReward([(3, 0.25), (5, 0.5)])]
+
+    def whole(prompts: Any, completions: Any, **_: Any) -> list[float]:
+        return [1.5]
+
+    checked = CheckedRewards([parts, whole], ["parts", "whole"])
+    given = [[each(prompts=["1"], completions=["1"])[0] for each in checked.functions]]  # type: ignore[operator]
+    inputs, mask = [{"prompt": "1"}], torch.tensor([[1, 1, 1, 1, 0, 1, 1, 1]])
+    credit.take_rewards(torch.tensor(given), checked, inputs, ids.tolist())
+    rollouts = {
+        "prompt_ids": ids[:, :1], "prompt_mask": mask[:, :1], "completion_ids": ids, "completion_mask": mask,
+        "advantages": torch.zeros(1),
+    }  # fmt: skip
+    model.train()
+    credit.give(inputs, rollouts)
+    model.eval()
+    assert rollouts["token_rewards"].tolist() == [[0, 0, 0.25, 0.5, 0, 0, 0, 3.0]]
+
+
 def test_explained_variance_by_position() -> None:
     sums = ValueSums([1, 2, 4])
     returns = random(20, 4)
@@ -256,12 +292,16 @@ def critic_of(policy: Any, accelerator: Any, **knobs: Any) -> Critic:
     return Critic(view, PartScorer(view))
 
 
+def parameters(critic: Critic) -> list[Tensor]:
+    return [] if critic.model is None else list(critic.model.parameters())
+
+
 def alone() -> InThreads:
     return InThreads(1, 0, {"slots": [None], "barrier": threading.Barrier(1)})
 
 
 @pytest.fixture(scope="module")
-def rollouts() -> tuple[Rows, Tensor]:
+def rollouts() -> Responses:
     """16 responses of up to 8 tokens to 4 prompts, some with a tool's tokens, and their rewards."""
     draw = torch.Generator().manual_seed(1)
     prompts = torch.randint(2, 20, (4, 5), generator=draw).repeat_interleave(4, dim=0)
@@ -275,69 +315,137 @@ def rollouts() -> tuple[Rows, Tensor]:
     completions = torch.randint(2, 20, (16, 8), generator=draw)
     rewards = torch.zeros(16, 8, dtype=torch.float64)
     rewards[torch.arange(16), 0] = (completions[:, 0] > 9).double()
-    return Rows(prompts, prompt_mask, completions, completion_mask, wanted), rewards
+    logps = -torch.rand(16, 8, generator=draw) * 3
+    return Responses(
+        rows=Rows(prompts, prompt_mask, completions, completion_mask, wanted), rewards=rewards, logps=logps
+    )
 
 
-@pytest.mark.parametrize("knobs", [{}, {"trunk": "shared"}, {"layers": 1}])
+def part_of(given: Responses, index: Tensor) -> Responses:
+    return replace(given, rows=given.rows.take(index), rewards=given.rewards[index], logps=given.logps[index])
+
+
+@pytest.mark.parametrize("knobs", [{"trunk": "copy"}, {"layers": 1}])
 def test_values_do_not_depend_on_the_layout(
-    embedded: Any, rollouts: tuple[Rows, Tensor], knobs: dict[str, Any]
+    embedded: Any, rollouts: Responses, knobs: dict[str, Any]
 ) -> None:
     """Packed with shared prompts, padded, and each row alone and whole in the model itself."""
     model = copy.deepcopy(embedded[0]).float()
-    critic, rows = critic_of(model, alone(), **knobs), rollouts[0]
-    assert critic.model.pass_name == "packed"
-    torch.nn.init.normal_(critic.model.head.weight, generator=torch.Generator().manual_seed(0))
+    critic, rows = critic_of(model, alone(), **knobs).model, rollouts.rows
+    assert critic is not None
+    assert critic.pass_name == "packed"
+    torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(0))
     some = rows.take(rows.wanted.any(1).nonzero()[:, 0])
     with torch.no_grad():
-        packed = critic.model.values(some)
-        critic.model._pass_name = "padded"
-        padded = critic.model.values(some)
+        packed = critic.values(some)
+        critic._pass_name = "padded"
+        padded = critic.values(some)
         for row in (0, 3, 6):
             prompt = some.prompt_ids[row][some.prompt_mask[row].bool()]
             ids = torch.cat([prompt, some.completion_ids[row]])[None]
-            trunk = model.model if critic.model.trunk is None else critic.model.trunk
-            states = trunk(input_ids=ids).last_hidden_state[0, len(prompt) - 1 : -1]
-            expected = torch.where(some.wanted[row], critic.model.head(states)[:, 0], 0.0)
+            states = critic.trunk(input_ids=ids).last_hidden_state[0, len(prompt) - 1 : -1]
+            expected = torch.where(some.wanted[row], critic.head(states)[:, 0], 0.0)
             torch.testing.assert_close(packed[row], expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
     assert packed.abs().max() > 0.1
-    depth = {"layers": 1}.get(next(iter(knobs), ""), model.config.num_hidden_layers)
-    assert critic.model.trunk is None or len(critic.model.trunk.layers) == depth
+    assert len(critic.trunk.layers) == knobs.get("layers", model.config.num_hidden_layers)
 
 
-def test_it_learns_and_the_policy_does_not_move(embedded: Any, rollouts: tuple[Rows, Tensor]) -> None:
+def test_surprise_reads_only_what_came_before() -> None:
+    logps = torch.tensor([[-1.0, -9.0, -0.5, -2.0, -0.1], [-torch.inf, -1.0, torch.nan, 0.0, 0.0]]).double()
+    mask = torch.tensor([[1, 0, 1, 1, 1], [1, 1, 1, 1, 0]]).bool()
+    got = surprise(logps, mask)
+    for row in range(2):
+        before: list[float] = []
+        for t in range(5):
+            if not mask[row, t]:
+                assert not got[row, t].any()
+                continue
+            least = min(before, default=0.0)
+            expected = [1.0, len(before), sum(before), least, math.exp(least)]
+            assert got[row, t].tolist() == pytest.approx(expected)
+            before.append(float(logps[row, t]) if logps[row, t].isfinite() else -30.0)
+
+
+def test_least_squares_are_those_of_a_plain_solve_that_forgets() -> None:
+    fit, features, targets = LeastSquares(0.5), random(3, 40, 4), random(3, 40)
+    features[..., 0], features[..., 3] = 1.0, 0.0  # a constant, and a feature that says nothing
+    fit.start(4, torch.tensor(0.7, dtype=torch.float64))
+    assert fit.values(features[0]).tolist() == pytest.approx([0.7] * 40)
+    for x, y in zip(features, targets, strict=True):
+        assert fit.learn(x, y, alone())
+    weights = torch.tensor([0.25, 0.5, 1.0]).double().sqrt().repeat_interleave(40)[:, None]
+    x, y = (weights * features.flatten(0, 1))[:, :3], weights[:, 0] * targets.flatten()
+    ridge = 1e-3 * (x * x).sum(0)
+    ridge[0] = 0.0
+    x, y = torch.cat([x, ridge.sqrt().diag()]), torch.cat([y, y.new_zeros(3)])
+    expected = torch.linalg.lstsq(x, y[:, None]).solution[:, 0]
+    assert fit.weights is not None
+    torch.testing.assert_close(fit.weights[:3], expected, atol=1e-6, rtol=0)
+    before = fit.weights.clone()
+    assert not fit.learn(features[0] * torch.inf, targets[0], alone())
+    assert torch.equal(fit.weights, before)
+
+
+def test_a_shared_trunk_reads_states_of_the_pass_for_the_anchor(embedded: Any, rollouts: Responses) -> None:
+    """The states kept from it are those of a pass of their own, and the critic learns with them what they decide."""
+    model, rows = copy.deepcopy(embedded[0]).float(), rollouts.rows
+    critic = critic_of(model, alone(), trunk="shared")
+    scorer = critic._scorer
+    scorer.keep_states()
+    ids, mask = (
+        torch.cat([vars(rows)[f"prompt_{name}"], vars(rows)[f"completion_{name}"]], dim=1)
+        for name in ("ids", "mask")
+    )
+    with torch.no_grad():
+        scorer.score_padded(model, ids, mask, 8)
+    kept = scorer.kept_states(rows.completion_mask)
+    assert kept is not None
+    assert scorer.kept_states(rows.completion_mask) is None
+    index = torch.tensor([9, 0, 6])
+    own = policy_states(critic._trainer, scorer, rows.take(index))
+    torch.testing.assert_close(kept.of(index, rows.wanted[index]), own, atol=1e-5, rtol=1e-4)
+    with_kept, without = critic, critic_of(model, alone(), trunk="shared")
+    for _ in range(3):
+        one = with_kept.learn(replace(rollouts, states=kept))
+        other = without.learn(rollouts)
+    torch.testing.assert_close(one[0], other[0], atol=1e-3, rtol=1e-3)
+    assert one[1]["critic_explained_variance"] > 0.5
+
+
+def test_it_learns_and_the_policy_does_not_move(embedded: Any, rollouts: Responses) -> None:
     """A return at the end that the first token decides: the critic knows it after that token, and not before."""
     model = copy.deepcopy(embedded[0]).float()
     before = {name: each.clone() for name, each in model.state_dict().items()}
     critic = critic_of(model, alone(), learning_rate=4e-3, epochs=8, value_clip=0.5)
-    rows, rewards = rollouts
+    rows, rewards = rollouts.rows, rollouts.rewards
     whole = torch.ones_like(rows.completion_mask)
     rows = replace(rows, completion_mask=whole, wanted=whole.bool())
     late = torch.zeros_like(rewards)
     late[:, -1] = rewards[:, 0]
     for _ in range(3):
-        figures = critic.learn(rows, late, None)[1]
+        figures = critic.learn(replace(rollouts, rows=rows, rewards=late))[1]
     assert figures["critic_explained_variance"] > 0.6
     curve = [value for value in critic.curves["critic_explained_variance"] if value is not None]
     assert min(curve[1:]) > 0.8 > curve[0]
     assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
 
 
-def test_two_processes_fit_what_one_does(embedded: Any, rollouts: tuple[Rows, Tensor]) -> None:
-    model, (rows, rewards) = copy.deepcopy(embedded[0]).float(), rollouts
-    whole = critic_of(model, alone(), epochs=2, replay=1)
-    expected = [whole.learn(rows, rewards, None)[0] for _ in range(2)][-1]
+@pytest.mark.parametrize("knobs", [{"epochs": 2, "replay": 1}, {"trunk": "shared"}])
+def test_two_processes_fit_what_one_does(embedded: Any, rollouts: Responses, knobs: dict[str, Any]) -> None:
+    model = copy.deepcopy(embedded[0]).float()
+    whole = critic_of(model, alone(), **knobs)
+    expected = [whole.learn(rollouts)[0] for _ in range(2)][-1]
     shared = {"slots": [None, None], "barrier": threading.Barrier(2, timeout=60)}
-    both = [critic_of(model, InThreads(2, index, shared), epochs=2, replay=1) for index in range(2)]
+    both = [critic_of(model, InThreads(2, index, shared), **knobs) for index in range(2)]
     got: list[Tensor] = [torch.zeros(0)] * 2
-    assert [each.model.pass_name for each in both] == [
-        "packed"
-    ] * 2  # tried before the threads share the policy
+    for each in both:  # tried before the threads share the policy
+        assert each._scorer.pass_of(model) == "packed"
 
     def run(index: int) -> None:
         part = torch.arange(8) + 8 * index
         for _ in range(2):
-            got[index] = both[index].learn(rows.take(part), rewards[part], None)[0]
+            got[index] = both[index].learn(part_of(rollouts, part))[0]
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(2)]
     for thread in threads:
@@ -346,8 +454,12 @@ def test_two_processes_fit_what_one_does(embedded: Any, rollouts: tuple[Rows, Te
         thread.join()
     torch.testing.assert_close(torch.cat(got), expected, atol=1e-4, rtol=1e-4)
     assert all(both[0].curves[name] == both[1].curves[name] for name in whole.curves)
-    for one, other in zip(both[0].model.parameters(), both[1].model.parameters(), strict=True):
-        assert torch.equal(one, other)
+    one, other = (each.linear.weights for each in both)
+    assert one is not None
+    assert other is not None
+    assert torch.equal(one, other)
+    for each, same in zip(parameters(both[0]), parameters(both[1]), strict=True):
+        assert torch.equal(each, same)
 
 
 EVERYTHING = {
@@ -356,22 +468,33 @@ EVERYTHING = {
 }  # fmt: skip
 
 
-def test_a_run_resumed_within_a_rollout_batch_has_the_same_bits(fit: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("knobs", [EVERYTHING, {"trunk": "shared", "warmup_batches": 1}])
+def test_a_run_resumed_within_a_rollout_batch_has_the_same_bits(
+    fit: Callable[..., Any], knobs: dict[str, Any], tmp_path: Path
+) -> None:
     """With a lag, so that ratios are not 1. While the critic warms up, the policy does not move."""
     settings = {
         "generation_batch_size": 16, "per_device_train_batch_size": 8, "max_steps": 6, "logging_steps": 2,
-        "save_strategy": "steps", "save_steps": 1, "advantages": "gae", "critic": EVERYTHING, "anchor": "rollout",
+        "save_strategy": "steps", "save_steps": 1, "advantages": "gae", "critic": knobs, "anchor": "rollout",
         "behaviour_lag": 1,
     }  # fmt: skip
     whole = fit(CTPOTrainer, CTPOConfig, **settings)
     folder = Path(whole.args.output_dir)
     resumed = fit(CTPOTrainer, CTPOConfig, **settings, resume=str(folder / "checkpoint-5"))
-    for one, other in ((whole.model, resumed.model), (whole.critic.model, resumed.critic.model)):
-        for name, each in one.named_parameters():
-            assert torch.equal(each, other.get_parameter(name)), name
+    for name, each in whole.model.named_parameters():
+        assert torch.equal(each, resumed.model.get_parameter(name)), name
+    files = []
+    for each in (whole, resumed):
+        each.critic.export(tmp_path / "critic.safetensors")
+        files.append((tmp_path / "critic.safetensors").read_bytes())
+    assert files[0] == files[1]
+    saved = load_file(tmp_path / "critic.safetensors")
+    assert len(saved["linear"]) == (5 if knobs is EVERYTHING else 5 + whole.model.config.hidden_size)
+    assert ("head.weight" in saved) == (knobs is EVERYTHING)
     assert resumed.critic.batches == whole.critic.batches == 3
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert {"critic_explained_variance", "critic_value_loss", "critic_grad_norm"} <= records[-1].keys()
+    assert {"critic_explained_variance", "critic_value_loss"} <= records[-1].keys()
+    assert ("critic_grad_norm" in records[-1]) == (knobs is EVERYTHING)
     profile = [json.loads(line) for line in (folder / "profile.jsonl").read_text().splitlines()]
     assert len(profile[-1]["critic_explained_variance"]) == len(profile[-1]["edge"])
     assert any("objective/critic_explained_variance" in line for line in whole.state.log_history)
@@ -380,20 +503,19 @@ def test_a_run_resumed_within_a_rollout_batch_has_the_same_bits(fit: Callable[..
     assert not all(torch.equal(first[name], fourth[name]) for name in first)
 
 
-def test_lora_trains_the_adapter_alone(embedded: Any, rollouts: tuple[Rows, Tensor]) -> None:
+def test_lora_trains_the_adapter_alone(embedded: Any, rollouts: Responses) -> None:
     pytest.importorskip("peft")
     model = copy.deepcopy(embedded[0]).float()
     critic = critic_of(model, alone(), lora_r=4, epochs=3)
+    assert critic.model is not None
     before = {name: each.clone() for name, each in critic.model.named_parameters()}
-    critic.learn(*rollouts, None)
+    critic.learn(rollouts)
     moved = {name for name, each in critic.model.named_parameters() if not torch.equal(each, before[name])}
     assert moved == set(critic.model.learned())
     assert all("lora_" in name or name.startswith("head") for name in moved)
 
 
-def test_a_token_classifier_can_be_the_critic(
-    embedded: Any, rollouts: tuple[Rows, Tensor], tmp_path: Path
-) -> None:
+def test_a_token_classifier_can_be_the_critic(embedded: Any, rollouts: Responses, tmp_path: Path) -> None:
     from transformers import AutoModelForTokenClassification
 
     model = copy.deepcopy(embedded[0]).float()
@@ -401,22 +523,23 @@ def test_a_token_classifier_can_be_the_critic(
     config.num_labels = 1
     AutoModelForTokenClassification.from_config(config).save_pretrained(tmp_path)
     critic = critic_of(model, alone(), model=str(tmp_path))
-    assert critic.learn(*rollouts, None)[0].isfinite().all()
+    assert critic.learn(rollouts)[0].isfinite().all()
     with pytest.raises(UserError, match=r"critic.model=/nowhere cannot be loaded"):
         critic_of(model, alone(), model="/nowhere")
     with pytest.raises(UserError, match=r"critic.layers=3 is more than the trunk has; use 1 to 2"):
         critic_of(model, alone(), layers=3)
 
 
-def test_an_update_that_is_not_finite_is_skipped(embedded: Any, rollouts: tuple[Rows, Tensor]) -> None:
-    model, (rows, rewards) = copy.deepcopy(embedded[0]).float(), rollouts
+def test_an_update_that_is_not_finite_is_skipped(embedded: Any, rollouts: Responses) -> None:
+    model = copy.deepcopy(embedded[0]).float()
     critic = critic_of(model, alone(), epochs=2)
-    critic.learn(rows, rewards, None)
+    assert critic.model is not None
+    critic.learn(rollouts)
     with torch.no_grad():
         critic.model.head.bias.fill_(torch.inf)
     before = [each.clone() for each in critic.model.parameters()]
     with pytest.raises(UserError, match=r"critic: 3 updates in a row were skipped"):
-        critic.learn(rows, rewards, None)
+        critic.learn(rollouts)
     assert all(torch.equal(a, b) for a, b in zip(critic.model.parameters(), before, strict=True))
 
 
@@ -424,12 +547,13 @@ def test_an_update_that_is_not_finite_is_skipped(embedded: Any, rollouts: tuple[
     ("knobs", "message"),
     [
         ({"rate": 1}, "critic.rate is unknown"),
-        ({"trunk": "own"}, "critic.trunk='own' is not one of copy, shared"),
+        ({"trunk": "own"}, "critic.trunk='own' is not one of none, shared, copy"),
         ({"epochs": 1.5}, "critic.epochs=1.5 is out of range; use a whole number from 1 up"),
         ({"trace": 2}, "critic.trace=2 is out of range; use 0 to 1"),
         ({"learning_rate": float("nan")}, "critic.learning_rate=nan is out of range"),
         ({"learning_rate": None}, "critic.learning_rate=None is out of range"),
         ({"layers": 1, "trunk": "shared"}, "critic.layers=1 has no effect with trunk='shared'"),
+        ({"memory": 0}, "critic.memory=0 is out of range; use more than 0"),
         ({"value_clip": 0.2}, "critic.value_clip=0.2 has no effect with epochs=1"),
         ({"c_bar": 2.0}, "critic.c_bar=2.0 has no effect without correction='v-trace'"),
         ({"trace": 0.9, "trace_length": 0.1}, "set too; drop one"),

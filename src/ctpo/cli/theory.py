@@ -18,7 +18,7 @@ from ctpo.extras import require
 from ctpo.training.config.sources import check_presets
 
 if TYPE_CHECKING:
-    from ctpo.lab.theory import Analysis, Estimator, Problem, Pull, Setup
+    from ctpo.lab.theory import Analysis, CriticRow, Estimator, Problem, Pull, Setup
 
 _DESCRIPTION: Final = """\
 Enumerate every response of a small autoregressive policy. For each ratio family, and for any objective of the
@@ -40,6 +40,7 @@ examples:
   ctpo theory --objective ctpo --objective 'ctpo?log_high=0.2&log_dual=0.2' --objective grpo
   ctpo theory --advantage target --figure theory.png       with the true advantage the prefix is enough
   ctpo theory --pull --objective ctpo --objective grpo     the force that clipping leaves, whatever the reward
+  ctpo theory --critic --family cumulative                 what a critic's error costs
   ctpo theory --distance 1e-3 --draws 200                  averages over problems; the bias is first order
 """
 _EXACT: Final = 1e-12
@@ -95,6 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also the pull of clipping under advantages that say nothing, and what the weights cost in samples",
     )
+    add(
+        "--critic",
+        action="store_true",
+        help="also the prefix ratio with a critic's advantages, by the critic's error and lambda (first problem)",
+    )
     add("--json", action="store_true", help="print JSON instead of tables")
     add(
         "--figure",
@@ -113,18 +119,21 @@ def run(args: argparse.Namespace) -> int:
     if args.figure is not None:
         require("ctpo theory --figure", "report", "matplotlib")
     check_presets(args.objective)
-    from ctpo.lab.theory import Setup, analyse, pulls
+    from ctpo.lab.theory import Setup, analyse, critic_rows, pulls
 
     chosen = {field.name: getattr(args, field.name) for field in dataclasses.fields(Setup)}
     from_file = Path(args.policy).suffix in (".json", ".npz")
     setup = Setup(**{**chosen, "policy": "random"} if from_file else chosen)
     analyses, pulled = [], []
+    valued: list[CriticRow] = []
     for seed in range(args.seed, args.seed + args.draws):
         problem = _problem(dataclasses.replace(setup, seed=seed), args.policy if from_file else None)
         estimators = _estimators(args, problem)
         analyses.append(analyse(problem, estimators))
         if args.pull:
             pulled.append(pulls(problem, estimators))
+        if args.critic and seed == args.seed:
+            valued = critic_rows(problem, seed=seed)
     if args.figure is not None:
         from ctpo.lab.theory.figure import draw
 
@@ -133,6 +142,8 @@ def run(args: argparse.Namespace) -> int:
         report = _report(args, problem, analyses)
         for figures, rows in zip(report["draws"], pulled, strict=False):
             figures["pull"] = [{key: _finite(value) for key, value in vars(row).items()} for row in rows]
+        if valued:
+            report["critic"] = [vars(row) for row in valued]
         print(json.dumps(report, indent=2))
     else:
         print(_title(args, problem))
@@ -142,6 +153,8 @@ def run(args: argparse.Namespace) -> int:
             _print_averages(analyses, args.trajectories)
         if pulled:
             _print_pulls(pulled)
+        if valued:
+            _print_critic(valued)
         if args.figure is not None:
             print(f"figure: {args.figure}")
     return 0
@@ -279,6 +292,26 @@ def _print_pulls(draws: list[list[Pull]]) -> None:
         "pull: length of the expected gradient if advantages are independent of everything, in |grad J|\n"
         "back: its cosine with -grad KL(b, pi), the way back to b\n"
         "cost: responses that are worth one without weights: mean over t of E[w²] / E[w]², w the weight where A > 0"
+    )
+
+
+def _print_critic(rows: list[CriticRow]) -> None:
+    cells = [
+        [
+            f"{row.error:g}",
+            f"{row.trace:g}",
+            "v-trace" if row.corrected else "gae",
+            _bias(row.bias),
+            f"{row.cosine:.3f}",
+            _short(row.variance),
+        ]
+        for row in rows
+    ]
+    print(f"\n{table(['error', 'lambda', 'advantage', 'bias', 'cos', 'var'], cells)}\n")
+    print(
+        "the estimate with the prefix ratio and a critic's advantages\n"
+        "error: of V against V^pi at a prefix, in standard deviations of the reward\n"
+        "v-trace: later steps are weighed by importance, without bars"
     )
 
 

@@ -526,8 +526,9 @@ def v_trace(
     decay = one * discount * traces.reshape(-1, 1)
     carry = torch.where(mask, decay * ratios.clamp(max=c_bar), one)
     weighted = ratios.clamp(max=rho_bar) * errors
-    targets = values.detach().to(errors.dtype) + _scan_back(weighted, carry)
-    advantages = errors + decay * _scan_back(weighted, carry, strict=True)
+    corrected = _scan_back(weighted, carry)
+    targets = values.detach().to(errors.dtype) + corrected
+    advantages = errors + decay * torch.nn.functional.pad(corrected[..., 1:], (0, 1))
     return torch.where(mask, advantages, zero), torch.where(mask, targets, zero)
 
 

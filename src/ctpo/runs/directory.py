@@ -71,6 +71,11 @@ class RunDirectory:
         return self.path / "adapter"
 
     @property
+    def critic(self) -> Path:
+        """What a critic has learned, if the run had one (docs/how-to/critic.md)."""
+        return self.path / "critic.safetensors"
+
+    @property
     def curve(self) -> Path:
         """The picture of the learning curve."""
         return self.path / "curve.png"

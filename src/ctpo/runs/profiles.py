@@ -26,6 +26,7 @@ SPLIT: Final = tuple(f"gradient_{name}" for name in ("signal", "pull", "signal_a
 _MEANS: Final = (
     *("position_mean", "ess", "gradient_ess", *SPLIT),
     *("gradient_removed", "gradient_removed_gain", "gradient_removed_harm", "gradient_removed_weighted"),
+    *("critic_explained_variance", "critic_value_loss", "critic_value_mean", "critic_return_mean"),
 )
 _COUNTS: Final = ("count", "high", "low", "dual", "gain_count", "gain_clipped", "harm_clipped")
 _SPREAD: Final = ("spread", "spread_count")

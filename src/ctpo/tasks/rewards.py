@@ -18,7 +18,7 @@ class SegmentReward(float):
     """The reward of a response that was earned part by part; as a number, the sum of its parts.
 
     `advantages=turns` and `advantages=each-turn` compare each part with the same part of the group's other responses.
-    Other advantages use the sum alone.
+    `advantages=gae` gives a part's reward to its last token. Other advantages use the sum alone.
 
     Args:
         parts: of each part in order, the number of characters of the response up to its end, and its reward.

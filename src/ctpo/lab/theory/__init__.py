@@ -1,6 +1,7 @@
 """Exact bias and variance of off-policy gradient estimators on policies small enough to enumerate."""
 
 from ctpo.lab.theory.analysis import Analysis, Crossing, Row, analyse
+from ctpo.lab.theory.critic import CriticRow, critic_rows
 from ctpo.lab.theory.families import FAMILIES, Estimator
 from ctpo.lab.theory.policies import SHARINGS, Policy, Sharing
 from ctpo.lab.theory.presets import objective_estimator
@@ -17,6 +18,7 @@ __all__ = [
     "REWARDS",
     "SHARINGS",
     "Analysis",
+    "CriticRow",
     "Crossing",
     "Estimator",
     "Policy",
@@ -27,6 +29,7 @@ __all__ = [
     "Sharing",
     "Tree",
     "analyse",
+    "critic_rows",
     "objective_estimator",
     "pulls",
     "read_tables",

@@ -170,6 +170,17 @@ _METRICS = (
         y=_share("share of the squared norm"),
     ),
     _Metric(
+        key="critic_explained_variance", title="Variance that the critic explains",
+        text="How much of the variance of the returns the critic's values explain, before it learned from the batch. "
+        "At 0 they are as good as the mean return, below 0 worse. Values that lag behind a rising reward explain less.",
+        y=Axis(label="share of variance", percent=True),
+    ),
+    _Metric(
+        key="critic_value_loss", title="Loss of the critic",
+        text="Half the mean squared distance of the critic's values from their targets, before it learned from them.",
+        y=Axis(label="squared reward", low=0),
+    ),
+    _Metric(
         key="skipped_updates", title="Skipped updates",
         text="Updates that were not taken because their gradient was not finite.",
         y=Axis(label="updates", low=0),

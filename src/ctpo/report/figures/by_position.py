@@ -74,6 +74,20 @@ def figures(collection: Collection) -> list[Figure]:
             x=_POSITION, y=Axis(label="log ratio, nats"), frames=labels, series=list(_trust_region(frames, x)),
             parts=("mean, ± 1 and 2 s.d.", *_LIMIT_NAMES), one_group=True,
         ),
+        Figure(
+            id="critic-by-position", section="position", title="Variance that the critic explains, by position",
+            text="How much of the variance of the returns the critic's values explain at each position, before it "
+            "learned from the batch. It usually grows towards the end, where less is open. "
+            "All batches together show the mean.",
+            x=_POSITION, y=Axis(label="share of variance", percent=True), frames=labels,
+            series=_curves(frames, x, partial(_column, name="critic_explained_variance")),
+        ),
+        Figure(
+            id="critic-loss-by-position", section="position", title="Loss of the critic, by position",
+            text="Half the mean squared distance of the critic's values from their targets at each position.",
+            x=_POSITION, y=Axis(label="squared reward", low=0), frames=labels,
+            series=_curves(frames, x, partial(_column, name="critic_value_loss")),
+        ),
         _histogram(labels, frames),
         _exponents(profiles, old=old),
         _norms(profiles),

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 CRITIC: Final[dict[str, Any]] = {
-    "trunk": "copy",
+    "trunk": None,
+    "memory": 1.0,
     "model": None,
     "layers": None,
     "lora_r": None,
@@ -31,8 +32,13 @@ CRITIC: Final[dict[str, Any]] = {
 }
 """The knobs of `critic` with their defaults; docs/how-to/critic.md describes them. None means that a knob is not
 set."""
+OF_COPY: Final = (
+    *("model", "layers", "lora_r", "learning_rate", "weight_decay", "max_grad_norm", "epochs", "replay"),
+    *("value_clip", "warmup_epochs"),
+)
+"""Knobs that only a copied trunk has. If one of them is given and `trunk` is not, there is a copied trunk."""
 _CHOICES: Final = {
-    "trunk": ("copy", "shared"),
+    "trunk": ("none", "shared", "copy"),
     "normalise": ("whiten", "scale", "none"),
     "correction": ("none", "v-trace"),
 }
@@ -41,6 +47,7 @@ _SHARE: Final[_Range] = (lambda value: 0 <= value <= 1, "0 to 1")
 _POSITIVE: Final[_Range] = (lambda value: 0 < value < math.inf, "more than 0")
 _BAR: Final[_Range] = (lambda value: value > 0, "more than 0; inf for no bar")
 _NUMBERS: Final[Mapping[str, _Range]] = {
+    "memory": _POSITIVE,
     "learning_rate": (lambda value: 0 < value < 1, "more than 0 and less than 1"),
     "weight_decay": (lambda value: 0 <= value < math.inf, "0 or more"),
     "max_grad_norm": _POSITIVE,
@@ -103,6 +110,8 @@ def critic_knobs(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
             continue
         _check_knob(name, value)
     settings = {**CRITIC, **knobs}
+    if settings["trunk"] is None:
+        settings["trunk"] = "copy" if any(name in knobs for name in OF_COPY) else "none"
     _check_together(settings, knobs)
     return settings
 
@@ -127,11 +136,12 @@ def _check_knob(name: str, value: Any) -> None:
 
 
 def _check_together(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    if settings["trunk"] == "shared":
-        for name in ("model", "layers", "lora_r"):
-            if settings[name] is not None:
+    if settings["trunk"] != "copy":
+        for name in OF_COPY:
+            if name in given:
                 raise ValueError(
-                    f"critic.{name}={settings[name]!r} has no effect with trunk='shared'; drop one of them"
+                    f"critic.{name}={given[name]!r} has no effect with trunk={settings['trunk']!r}, whose values are "
+                    "solved for; use trunk='copy', or drop it"
                 )
     if settings["trace_length"] is not None and given.get("trace") is not None:
         raise ValueError(

@@ -22,7 +22,7 @@ from ctpo.training.credit.turns import (
     turn_numbers,
     turn_rewards_of,
 )
-from ctpo.training.critic.learner import Critic
+from ctpo.training.critic.learner import Critic, Responses
 from ctpo.training.sampling.checked import CheckedRewards
 from ctpo.training.scoring.microbatch import MicroBatch
 from ctpo.training.scoring.parts import PartScorer
@@ -39,7 +39,8 @@ _TOKEN_REWARDS: Final = "token_rewards"
 class Credit:
     """Turns the rewards of a rollout batch into advantages of responses, turns or tokens.
 
-    Every process has one and makes the same calls: `take_rewards`, then `give`, and `learn` where there is a critic.
+    Every process has one and makes the same calls: `starting`, `take_rewards`, `give`, and `learn` where there is a
+    critic.
 
     Args:
         trainer: whose rollout batches they are.
@@ -50,7 +51,7 @@ class Credit:
     def __init__(
         self, trainer: CreditView, scorer: PartScorer, score: Callable[[dict[str, Any]], Tensor]
     ) -> None:
-        self._trainer, self._score = trainer, score
+        self._trainer, self._scorer, self._score = trainer, scorer, score
         self.rewards = torch.zeros(0, 0)
         """[B, K] of all processes in the last rollout batch, by reward function; NaN where one gave None."""
         self.critic = Critic(trainer, scorer) if trainer.args.advantages == "gae" else None
@@ -60,6 +61,11 @@ class Credit:
     def by_turn(self) -> bool:
         """Whether advantages differ between the turns of a response, and need rewards of turns."""
         return self._trainer.args.advantages in TURN_ADVANTAGES
+
+    def starting(self) -> None:
+        """Prepare for a rollout batch: the next pass over it may keep what a critic reads."""
+        if self.critic is not None and self.critic.reads_states and self._trainer.args.anchor == "old":
+            self._scorer.keep_states()
 
     def take_rewards(
         self, rewards: Tensor, checked: CheckedRewards, inputs: Any, completion_ids: Any
@@ -97,9 +103,8 @@ class Credit:
         elif self.critic is not None:
             rollouts[_TOKEN_REWARDS] = self._token_rewards(inputs, rollouts)
             if not self._trainer.model.training:
-                rollouts["advantages"] = self.critic.value(*self._for_critic(self.critic, rollouts)).to(
-                    rollouts["advantages"]
-                )
+                advantages = self.critic.value(self._for_critic(self.critic, rollouts))
+                rollouts["advantages"] = advantages.to(rollouts["advantages"])
         elif self._trainer.args.advantages != "trl":
             rollouts["advantages"] = self._of_responses(rollouts)
 
@@ -110,7 +115,7 @@ class Credit:
         """
         if self.critic is None:
             return {}
-        advantages, figures = self.critic.learn(*self._for_critic(self.critic, rollouts))
+        advantages, figures = self.critic.learn(self._for_critic(self.critic, rollouts))
         rollouts["advantages"] = advantages.to(rollouts["advantages"])
         return figures
 
@@ -162,15 +167,28 @@ class Credit:
         rewards = rewards_by_token(pairs, self._own(self._totals(), len(mask)), mask)
         return rewards.to(mask.device, prefix_dtype(mask.device))
 
-    def _for_critic(self, critic: Critic, rollouts: dict[str, Any]) -> tuple[Any, Tensor, Tensor | None]:
-        """What a critic reads: rows whose wanted tokens count, rewards [B, T], and log-ratios [B, T] if it corrects."""
-        rewards, batch = rollouts.pop(_TOKEN_REWARDS), MicroBatch.of(rollouts)
-        rows = replace(batch.rows, wanted=batch.response_mask & ~rewards.isnan())
-        return rows, rewards, self._log_ratios(batch, rollouts) if critic.corrects else None
+    def _for_critic(self, critic: Critic, rollouts: dict[str, Any]) -> Responses:
+        """What a critic reads: only tokens of responses that a reward function has judged count.
 
-    def _log_ratios(self, batch: MicroBatch, rollouts: dict[str, Any]) -> Tensor:
-        """[B, T] log-probs of the sampled tokens under the model in training minus those of the engine."""
-        if batch.rollout_logps is None:
+        The log-probs are those of the engine. Where it reports none, the model in training has sampled.
+        """
+        rewards, batch = rollouts.pop(_TOKEN_REWARDS), MicroBatch.of(rollouts)
+        sampled = batch.rollout_logps
+        present = batch.old_logps
+        if present is None and (sampled is None or critic.corrects):
+            present = self._score(rollouts)
+        if critic.corrects and sampled is None:
             raise ValueError(_NO_BEHAVIOUR)
-        logps = self._score(rollouts) if batch.old_logps is None else batch.old_logps
-        return torch.where(batch.response_mask, logps - batch.rollout_logps, 0.0)
+        ratios = None
+        if critic.corrects:
+            assert present is not None and sampled is not None  # noqa: PT018
+            ratios = torch.where(batch.response_mask, present - sampled, 0.0)
+        logps = present if sampled is None else sampled
+        assert logps is not None
+        return Responses(
+            rows=replace(batch.rows, wanted=batch.response_mask & ~rewards.isnan()),
+            rewards=rewards,
+            logps=logps,
+            log_ratios=ratios,
+            states=None if batch.old_logps is None else self._scorer.kept_states(batch.completion_mask),
+        )

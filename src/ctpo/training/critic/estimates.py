@@ -45,8 +45,11 @@ def estimates(
     value_discount, value_trace = discount_of_values(knobs), knobs["value_trace"]
     bars = {name: knobs[name] if log_ratios is not None else torch.inf for name in ("rho_bar", "c_bar")}
     ratios = torch.zeros_like(values) if log_ratios is None else log_ratios
-    advantages, _ = v_trace(rewards, values, mask, ratios, discount=discount, trace=trace, **bars)
-    _, targets = v_trace(rewards, values, mask, ratios, discount=value_discount, trace=value_trace, **bars)
+    advantages, targets = v_trace(rewards, values, mask, ratios, discount=discount, trace=trace, **bars)
+    if isinstance(trace, Tensor) or (trace, discount) != (value_trace, value_discount):
+        _, targets = v_trace(
+            rewards, values, mask, ratios, discount=value_discount, trace=value_trace, **bars
+        )
     return Estimates(advantages=advantages, targets=targets)
 
 

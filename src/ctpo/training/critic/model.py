@@ -14,6 +14,7 @@ from ctpo.errors import UserError
 from ctpo.extras import require
 from ctpo.training.scoring.parts import PartScorer
 from ctpo.training.scoring.rows import Rows
+from ctpo.training.scoring.scorer import evaluating
 from ctpo.training.view import TrainerView
 
 _HEADS: Final = ("score", "classifier")
@@ -23,11 +24,11 @@ _HEADS: Final = ("score", "classifier")
 class ValueModel(nn.Module):
     """Values of the states before tokens.
 
-    It has no dropout. Its own trunk is part of it; the policy's trunk is not, and gets no gradient.
+    It has no dropout.
 
     Args:
         head: [width] to 1.
-        trunk: its own; None for that of the policy.
+        trunk: its own.
         trainer: whose policy it is.
         scorer: lays the rows out and runs the trunk.
         pass_name: "packed" or "padded"; None for the one that the policy's model allows.
@@ -36,7 +37,7 @@ class ValueModel(nn.Module):
     def __init__(
         self,
         head: nn.Linear,
-        trunk: nn.Module | None,
+        trunk: nn.Module,
         trainer: TrainerView,
         scorer: PartScorer,
         pass_name: str | None = None,
@@ -57,15 +58,7 @@ class ValueModel(nn.Module):
         Args:
             rows: each with a wanted token.
         """
-        if self.trunk is None:
-            trunk = self._scorer.unwrapped(self._trainer.model).base_model
-            training = trunk.training
-            trunk.eval()
-            with torch.no_grad():
-                hidden = self._scorer.hidden(trunk, rows, self.pass_name)
-            trunk.train(training)
-        else:
-            hidden = self._scorer.hidden(self.trunk, rows, self.pass_name)
+        hidden = self._scorer.hidden(self.trunk, rows, self.pass_name)
         with torch.autocast(hidden.device.type, enabled=False):
             values: Tensor = self.head(hidden.to(self.head.weight.dtype))[:, 0]
         row, step = rows.wanted.nonzero(as_tuple=True)
@@ -74,6 +67,20 @@ class ValueModel(nn.Module):
     def learned(self) -> dict[str, nn.Parameter]:
         """The parameters that are fitted, by name."""
         return {name: each for name, each in self.named_parameters() if each.requires_grad}
+
+
+def policy_states(trainer: TrainerView, scorer: PartScorer, rows: Rows) -> Tensor:
+    """[M, D] the policy's hidden states from which the wanted tokens are predicted, without gradient and dropout.
+
+    Args:
+        trainer: whose policy it is.
+        scorer: runs the policy's trunk.
+        rows: each with a wanted token.
+    """
+    trunk = scorer.unwrapped(trainer.model).base_model
+    name = scorer.pass_of(trainer.model)
+    with evaluating(trunk):
+        return scorer.hidden(trunk, rows, name)
 
 
 def value_model(trainer: TrainerView, scorer: PartScorer, knobs: Mapping[str, Any], seed: int) -> ValueModel:
@@ -97,24 +104,20 @@ def _built(trainer: TrainerView, scorer: PartScorer, knobs: Mapping[str, Any]) -
         )
     device = policy.get_input_embeddings().weight.device
     head, pass_name = None, None
-    if knobs["trunk"] == "shared":
-        trunk = None
-        width = policy.config.get_text_config().hidden_size
+    if knobs["model"] is not None:
+        trunk, head = _classifier(knobs["model"], policy)
+        pass_name = "padded"  # nobody has tried whether this model can be packed
     else:
-        if knobs["model"] is not None:
-            trunk, head = _classifier(knobs["model"], policy)
-            pass_name = "padded"  # nobody has tried whether this model can be packed
-        else:
-            trunk = _copied(trainer, policy)
-        if knobs["layers"] is not None:
-            _keep_layers(trunk, int(knobs["layers"]))
-        width = trunk.config.get_text_config().hidden_size
-        trunk = trunk.to(device)
-        if not all(each.is_floating_point() for each in trunk.parameters()):
-            raise UserError("critic: the policy's weights are quantised; give critic.model, or trunk: shared")
-        trunk.requires_grad_(True)
-        if knobs["lora_r"] is not None:
-            trunk = _with_adapter(trunk, int(knobs["lora_r"]))
+        trunk = _copied(trainer, policy)
+    if knobs["layers"] is not None:
+        _keep_layers(trunk, int(knobs["layers"]))
+    width = trunk.config.get_text_config().hidden_size
+    trunk = trunk.to(device)
+    if not all(each.is_floating_point() for each in trunk.parameters()):
+        raise UserError("critic: the policy's weights are quantised; give critic.model, or another trunk")
+    trunk.requires_grad_(True)
+    if knobs["lora_r"] is not None:
+        trunk = _with_adapter(trunk, int(knobs["lora_r"]))
     if head is None:
         head = nn.Linear(width, 1)
         nn.init.zeros_(head.weight)

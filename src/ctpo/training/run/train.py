@@ -219,14 +219,20 @@ def _run(
                 raise
             if trainer.state.global_step < config.max_steps:
                 return Outcome(run=run, finished=False, summary=None)
-        elif recipe.use_peft:
-            trainer._load_from_checkpoint(str(start.checkpoint))
+        else:  # only the model is still to be saved
+            assert start.checkpoint is not None
+            if recipe.use_peft:
+                trainer._load_from_checkpoint(str(start.checkpoint))
+            if trainer.critic is not None:
+                trainer.critic.load(start.checkpoint)
         listener.stage("saving the model")
         facts = adapter_facts(trainer, run, recipe)
         save(trainer, run)
         trainer.create_model_card(run.path.name, folder=run.model)
         if not is_main:
             return Outcome(run=run, finished=True, summary=None)
+        if trainer.critic is not None:
+            trainer.critic.export(run.critic)
         summary = summarise(
             config,
             run,

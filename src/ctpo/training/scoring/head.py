@@ -150,7 +150,9 @@ def _less_target(powers: Tensor, ids: Tensor, total: Tensor) -> None:
 
 
 @contextmanager
-def scoring_head(head: nn.Linear, targets: Targets, *, float32: bool = False) -> Iterator[None]:
+def scoring_head(
+    head: nn.Linear, targets: Targets, *, float32: bool = False, states: list[Tensor] | None = None
+) -> Iterator[None]:
     """A context in which `head` returns [1, M, 2], the log-prob and entropy of each target, instead of logits.
 
     The exchange happens inside the model's own forward pass, so that everything that wraps the model (DDP, PEFT, mixed
@@ -160,6 +162,7 @@ def scoring_head(head: nn.Linear, targets: Targets, *, float32: bool = False) ->
         head: the model's output layer.
         targets: the tokens to score.
         float32: whether the head computes in float32 under autocast too.
+        states: gets the hidden states [M, D] of the targets, without gradient.
     """
     attributes = head.__dict__
     before = attributes.get("forward")
@@ -167,6 +170,8 @@ def scoring_head(head: nn.Linear, targets: Targets, *, float32: bool = False) ->
     def forward(hidden: Tensor) -> Tensor:
         device = hidden.device.type
         chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, targets.source)
+        if states is not None:
+            states.append(chosen.detach())
         weight: Tensor = head.weight
         bias: Tensor | None = head.bias
         if torch.is_autocast_enabled(device) and not float32:

@@ -19,6 +19,7 @@ from ctpo.training.view import TrainerView
 
 _LOCKSTEP: Final = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 """Here processes wait for each other within a forward pass, so all of them must run equally many."""
+_KEPT_BYTES: Final = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,21 @@ class Part:
     batch: MicroBatch
     pass_name: str
     """One of `choose.PASSES`."""
+
+
+@dataclass(frozen=True)
+class States:
+    """The hidden states from which the tokens of completions are predicted, kept from a pass that ran anyway."""
+
+    mask: Tensor
+    """[B, T] true on the tokens that have one."""
+    states: Tensor
+    """[M, D] in row-major order."""
+
+    def of(self, index: Tensor, wanted: Tensor) -> Tensor:
+        """[m, D] those of some rows, of the tokens wanted [b, T] there."""
+        place = (self.mask.flatten().cumsum(0) - 1).view_as(self.mask)
+        return self.states[place[index][wanted]]
 
 
 class PartScorer:
@@ -43,6 +59,8 @@ class PartScorer:
             autocast=self._autocast,
         )
         self._choice = PassChoice(self._scorer)
+        self._keeps = False
+        self._kept: States | None = None
 
     def parts(self, model: Any, batch: MicroBatch) -> list[Part]:
         """The micro-batch without the rows that cannot change the gradient, cut to the limit of tokens.
@@ -109,10 +127,31 @@ class PartScorer:
             *(input_ids[:, split:], attention_mask[:, split:], mask),
         )
         logps, entropies = torch.zeros(2, *mask.shape, device=mask.device).unbind()
+        keeps, self._keeps = self._keeps, False
+        states: list[Tensor] | None = [] if keeps else None
+        places: list[Tensor] = []
+        place = (mask.flatten().cumsum(0) - 1).view_as(mask)
         for index in self.packs(rows, mask.any(dim=1).nonzero()[:, 0], pass_name):
-            values = self._scorer.score(model, unwrapped, rows.take(index), pass_name)
+            values = self._scorer.score(model, unwrapped, rows.take(index), pass_name, states)
             logps[index], entropies[index] = (each.to(logps.dtype) for each in values)
+            places.append(place[index][mask[index]])
+            if (
+                states is not None
+                and place.max() * states[0].shape[1] * states[0].element_size() > _KEPT_BYTES
+            ):
+                states = None
+        if states is not None:
+            self._kept = States(mask, torch.cat(states)[torch.cat(places).argsort()])
         return logps, entropies if compute_entropy else None, None
+
+    def keep_states(self) -> None:
+        """Let the next call of `score_padded` keep its hidden states, unless they are larger than a GiB."""
+        self._keeps, self._kept = True, None
+
+    def kept_states(self, mask: Tensor) -> States | None:
+        """The hidden states that were kept since `keep_states`, if they are of completions with this mask [B, T]."""
+        kept, self._keeps, self._kept = self._kept, False, None
+        return kept if kept is not None and torch.equal(kept.mask, mask.bool()) else None
 
     def packs(self, rows: Rows, chosen: Tensor, pass_name: str) -> list[Tensor]:
         """Indices of the chosen rows, cut to the limit of tokens in one forward pass (`rows.packs`)."""

@@ -59,7 +59,9 @@ class Scorer:
         self.options, self.temperature = options, temperature
         self._float32_head, self.autocast = float32_head, autocast
 
-    def score(self, model: Any, unwrapped: Any, rows: Rows, pass_name: str) -> tuple[Tensor, Tensor]:
+    def score(
+        self, model: Any, unwrapped: Any, rows: Rows, pass_name: str, states: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Log-probs [B, T] and entropies [B, T] of the wanted tokens, in nats, and 0 elsewhere.
 
         The log-probs are differentiable, the entropies are not. A row without a wanted token costs nothing.
@@ -69,12 +71,13 @@ class Scorer:
             unwrapped: the transformers model inside.
             rows: B rows, at least one of them with a wanted token.
             pass_name: "packed" or "padded".
+            states: gets the hidden states [M, D] of the wanted tokens, in row-major order, without gradient.
         """
         live = rows.wanted.any(dim=1).nonzero()[:, 0]
         some = rows if len(live) == len(rows) else rows.take(live)
         with self._layout(unwrapped, some, pass_name) as (targets, inputs):
             head = unwrapped.get_output_embeddings()
-            with scoring_head(head, targets, float32=self._float32_head):
+            with scoring_head(head, targets, float32=self._float32_head, states=states):
                 values: Tensor = model(**inputs, use_cache=False).logits[0]
         row, step = rows.wanted.nonzero(as_tuple=True)
         blank = values.new_zeros(rows.wanted.shape)

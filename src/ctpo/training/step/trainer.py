@@ -502,6 +502,7 @@ class CTPOTrainer(Checkpoints, GRPOTrainer):  # type: ignore[misc]
         if self.groups is not None and self.model.training:
             inputs = self.groups.fill(super()._generate_and_score_completions)
         self.rollout_rows = inputs  # TRL hands a rollout function the prompts alone
+        self.credit.starting()
         rollouts, stats = corrected(
             super()._generate_and_score_completions(inputs),
             self.rollout_correction,
