@@ -39,7 +39,7 @@ def test_trajectories_run_at_the_same_time(tool: Any) -> None:
     answers = ask(tool, "print(6 * 7)", "1 / 0", "print('x' * 1000)", "print()")
     assert answers[0][0] == "42"
     assert "ZeroDivisionError" in answers[1][0]
-    assert len(answers[2][0]) == 256
+    assert 250 < len(answers[2][0]) <= 256  # the mark in the middle has room for the longest number
     assert [reward for _, reward, _ in answers] == [0.0] * 4
     assert [metrics["status"] for _, _, metrics in answers] == ["ok", "error", "ok", "ok"]
 

@@ -377,10 +377,15 @@ def _model(settings: SimpleNamespace, batches: Batches, site: Site) -> dict[str,
 
 
 def _critic(settings: SimpleNamespace, batches: Batches, site: Site) -> dict[str, Any]:
-    """verl's critic, which is a copy of the policy with a head of its own, as ours is by default."""
+    """verl's critic, which is a copy of the policy with a head of its own, as ours is with `trunk: copy`."""
     if settings.advantages != "gae":
         return {"critic.enable": False}
     knobs = critic_knobs(settings.critic)
+    if knobs["trunk"] != "copy":
+        raise UserError(
+            f"critic.trunk={knobs['trunk']} cannot run with engine=verl, whose critic is a network of its own; set "
+            "critic.trunk=copy"
+        )
     targets = {name: knobs[f"value_{name}"] for name in ("discount", "trace")}
     for name, value in targets.items():
         if value is not None and value != knobs[name]:
@@ -389,7 +394,8 @@ def _critic(settings: SimpleNamespace, batches: Batches, site: Site) -> dict[str
                 f"targets; set critic.value_{name}={knobs[name]}"
             )
     for name, value in knobs.items():
-        if name not in _CRITIC and name.removeprefix("value_") not in targets and value != CRITIC[name]:
+        known = name in _CRITIC or name == "trunk" or name.removeprefix("value_") in targets
+        if not known and value != CRITIC[name]:
             raise UserError(
                 f"critic.{name}={value!r} cannot run with engine=verl, whose critic has no such knob"
             )
