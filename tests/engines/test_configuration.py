@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ctpo.engines.verl.translation import environment
+from ctpo.engines.verl.site import environment
 from ctpo.errors import UserError
 
 from .test_translation import ACTOR, ROLLOUT, translated

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ctpo.engines.verl.accounted import REASONS, TRANSLATED, WITHOUT_EFFECT
-from ctpo.engines.verl.translation import Site, translate
+from ctpo.engines.verl.site import Site
+from ctpo.engines.verl.translation import translate
 from ctpo.errors import UserError
 from ctpo.objectives import preset, preset_names
 from ctpo.training.config.recipe import Recipe, embedded_recipe, read_recipe

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ctpo.adapters.verl_recipe import compose
-from ctpo.engines.verl.translation import VERSION
+from ctpo.engines.verl.site import VERSION
 from ctpo.errors import UserError
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ctpo.engines.verl.schedule import ScheduleConfig, scheduler
-from ctpo.engines.verl.translation import CPU_ROLLOUT, VERSION
+from ctpo.engines.verl.site import CPU_ROLLOUT, VERSION
 from ctpo.errors import UserError
 
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Final
 
 from ctpo.engines.verl.patches import check_version, patch_everywhere, patch_for_cpu
-from ctpo.engines.verl.translation import CPU_ROLLOUT
+from ctpo.engines.verl.site import CPU_ROLLOUT
 from ctpo.errors import UserError
 
 _SERVER: Final = "ctpo.engines.verl.server"

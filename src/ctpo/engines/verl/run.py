@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from ctpo.engines.choice import EngineChoice, engine_keys, split_engine
+from ctpo.engines.verl.batches import batches_of, settings_of
 from ctpo.engines.verl.export import CHECKPOINT, export, last_checkpoint, step_of
 from ctpo.engines.verl.files import write_agent, write_problems
 from ctpo.engines.verl.place import Orders
-from ctpo.engines.verl.translation import VERSION, Site, batches_of, environment, settings_of, translate
+from ctpo.engines.verl.site import VERSION, Site, environment
+from ctpo.engines.verl.translation import translate
 from ctpo.errors import UserError
 from ctpo.evaluation.model import load_tokenizer
 from ctpo.rollout.chat import encode_prompt

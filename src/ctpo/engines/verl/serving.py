@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ctpo.engines.verl.decoding import Decoding
-from ctpo.engines.verl.translation import CPU_ROLLOUT
+from ctpo.engines.verl.site import CPU_ROLLOUT
 from ctpo.evaluation.model import load_model
 from ctpo.rollout import TransformersEngine
 from ctpo.rollout.remote.row import CompletionRequest

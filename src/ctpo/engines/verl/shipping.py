@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from verl.checkpoint_engine import CheckpointEngine, CheckpointEngineRegistry
 
-from ctpo.engines.verl.translation import RAY_SHIPPING
+from ctpo.engines.verl.site import RAY_SHIPPING
 
 _MAILBOX: Final = f"{RAY_SHIPPING}_mailbox"
 

@@ -1,32 +1,23 @@
 """A recipe as keys of verl's configuration.
 
-Nothing here imports verl, Ray or torch. A batch is counted in three ways: verl counts prompts per rollout batch
-(`train_batch_size`) and per update (`ppo_mini_batch_size`), and a recipe counts responses.
+Nothing here imports verl, Ray or torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
 from ctpo.adapters.verl_data import AGENT
 from ctpo.engines.choice import ASYNC, SYNC
 from ctpo.engines.verl.accounted import check_counterparts
+from ctpo.engines.verl.batches import Batches, batches_of, rollout_batches_of, settings_of
+from ctpo.engines.verl.site import CPU_ROLLOUT, RAY_SHIPPING, Site, environment
 from ctpo.errors import UserError
 from ctpo.training.config.critic import CRITIC, critic_knobs
-from ctpo.training.config.from_trl import DEFAULT_OBJECTIVE
 from ctpo.training.config.recipe import Recipe
-from ctpo.training.config.sources import preset_knobs, trainer_fields
-
-VERSION: Final = "0.9.1"
-"""The version of verl whose keys these are."""
-CPU_ROLLOUT: Final = "ctpo_cpu"
-"""The name of our rollout server for machines without an accelerator."""
-RAY_SHIPPING: Final = "ctpo_ray"
-"""The name of our checkpoint engine, which ships weights through Ray's object store."""
+from ctpo.training.config.sources import preset_knobs
 
 _ACTOR, _ROLLOUT, _MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
 _REFERENCE: Final = "actor_rollout_ref.ref"
@@ -60,121 +51,6 @@ _CRITIC: Final = {
     "warmup_batches": "trainer.critic_warmup",
 }
 """Knobs of a critic, each with verl's key."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """What a run finds on its machine: the files that were written for it, and the processes that it may use."""
-
-    model: str
-    """The directory or hub id of the weights."""
-    chat_template: bool = True
-    """Whether the model has a chat template."""
-    train_file: Path
-    """The training problems, as verl reads them."""
-    test_file: Path
-    """The held-out problems."""
-    agent_file: Path
-    """Says where our agent loop is."""
-    checkpoints: Path
-    """The folder for verl's own checkpoints."""
-    train_problems: int
-    test_problems: int
-    prompt_tokens: int
-    """Tokens of the longest prompt."""
-    processes: int = 1
-    """How many processes train on each machine. The sizes of a recipe mean what they mean under torchrun."""
-    machines: int = 1
-    accelerator: bool = True
-    """Whether there are accelerators. Without one, our own platform for CPUs runs."""
-    ray_address: str | None = None
-    """The address of a running Ray cluster; None starts Ray on this machine."""
-    trainer_mode: str = SYNC
-    """One of `ctpo.engines.choice.MODES`."""
-    rollout_processes: int = 1
-    """How many processes only sample, on each machine, if the run is asynchronous."""
-    max_staleness: int = 2
-    """By how many versions of the weights a response may lag behind, if the run is asynchronous."""
-    resume_from: Path | None = None
-    """The checkpoint of verl's to go on from."""
-
-
-def environment(accelerator: bool) -> dict[str, str]:
-    """What every process of verl must find in its environment."""
-    needed = {"VERL_USE_EXTERNAL_MODULES": "ctpo.engines.verl.plugin", "TOKENIZERS_PARALLELISM": "false"}
-    return needed if accelerator else {**needed, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batches:
-    """How responses are dealt out, per rollout batch."""
-
-    prompts: int
-    """Prompts per rollout batch."""
-    minibatch: int
-    """Prompts per update."""
-    passes: int
-    """How often a rollout batch is trained on."""
-    micro: int
-    """Responses that go through the model at once."""
-
-    @property
-    def updates(self) -> int:
-        """Updates per rollout batch."""
-        return self.prompts // self.minibatch * self.passes
-
-
-def settings_of(given: Mapping[str, Any]) -> SimpleNamespace:
-    """The settings of `CTPOConfig` by name, with defaults for those that the recipe does not give."""
-    defaults = {name: each.default for name, each in trainer_fields().items()}
-    return SimpleNamespace(**{**defaults, "objective": DEFAULT_OBJECTIVE, **given})
-
-
-def batches_of(settings: SimpleNamespace, processes: int = 1) -> Batches:
-    """How verl deals out the batches that a recipe describes.
-
-    Args:
-        settings: of the recipe (`settings_of`).
-        processes: how many processes train, on all machines.
-
-    Raises:
-        UserError: if an update would hold a part of a group, because verl's updates hold whole groups.
-    """
-    group, micro = settings.num_generations, settings.per_device_train_batch_size
-    update = micro * settings.gradient_accumulation_steps * processes
-    whole = settings.generation_batch_size
-    if whole is None:
-        steps = settings.steps_per_generation or settings.gradient_accumulation_steps
-        whole = micro * steps * processes
-    if update % group or whole % update:
-        raise UserError(
-            f"per_device_train_batch_size={micro} times gradient_accumulation_steps="
-            f"{settings.gradient_accumulation_steps} and {processes} processes makes updates of {update} responses, "
-            f"and verl's updates hold whole groups of num_generations={group} and divide a rollout batch of {whole}; "
-            f"use a multiple of {group} that divides {whole}"
-        )
-    return Batches(
-        prompts=whole // group, minibatch=update // group, passes=settings.num_iterations, micro=micro
-    )
-
-
-def rollout_batches_of(recipe: Recipe, settings: SimpleNamespace, batches: Batches, problems: int) -> int:
-    """The length of the run in rollout batches.
-
-    Raises:
-        UserError: if `max_steps` is not a whole number of rollout batches.
-    """
-    if recipe.rollout_batches is not None:
-        return recipe.rollout_batches
-    if settings.max_steps <= 0:
-        return max(1, int(settings.num_train_epochs * (problems // batches.prompts)))
-    if settings.max_steps % batches.updates:
-        nearest = max(1, round(settings.max_steps / batches.updates)) * batches.updates
-        raise UserError(
-            f"max_steps={settings.max_steps} is not a whole number of rollout batches of {batches.updates} updates; "
-            f"use {nearest}"
-        )
-    return int(settings.max_steps // batches.updates)
 
 
 def translate(
