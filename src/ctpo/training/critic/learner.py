@@ -150,8 +150,8 @@ class Critic:
     def learn(self, given: Responses) -> tuple[Tensor, dict[str, Tensor]]:
         """The advantages [B, T] of a rollout batch, and its figures. Afterwards the critic has learned from it.
 
-        Where all returns are equal, over all processes, the advantages are 0. Otherwise the errors of the values would be
-        normalised to the size of a signal.
+        Where all returns are equal, over all processes, the advantages are 0. Otherwise the errors of the values would
+        be normalised to the size of a signal.
 
         Raises:
             NonFiniteUpdates: if too many of the critic's updates in a row were not finite.
