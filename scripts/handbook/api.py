@@ -11,6 +11,20 @@ import ctpo
 
 SOURCE: Final = Path(ctpo.__file__).parent
 
+_INSIDE: Final = ("guards", "shared", "zigzag", "completions", "verifiers_v1")
+"""Modules of adapters that others of them use."""
+
+
+def _adapters() -> tuple[str, ...]:
+    """The modules of all adapters, those of environments last."""
+    return tuple(
+        ".".join(("ctpo", *path.relative_to(SOURCE).with_suffix("").parts))
+        for folder in (SOURCE / "adapters", SOURCE / "adapters" / "environments")
+        for path in sorted(folder.glob("*.py"))
+        if path.stem != "__init__" and path.stem.strip("_") not in _INSIDE
+    )
+
+
 PAGES: Final[dict[str, tuple[str, ...]]] = {
     "trainer": ("ctpo",),
     "objectives": ("ctpo.objectives",),
@@ -32,19 +46,7 @@ PAGES: Final[dict[str, tuple[str, ...]]] = {
     "training": ("ctpo.training", "ctpo.training.scoring"),
     "evaluation": ("ctpo.evaluation",),
     "sandbox": ("ctpo.sandbox",),
-    "adapters": (
-        "ctpo.adapters.verl",
-        "ctpo.adapters.verl_tool",
-        "ctpo.adapters.skyrl",
-        "ctpo.adapters.prime_rl",
-        "ctpo.adapters.slime",
-        "ctpo.adapters.miles",
-        "ctpo.adapters.tinker",
-        "ctpo.adapters.nemo_rl",
-        "ctpo.adapters.environments.trl",
-        "ctpo.adapters.environments.verifiers",
-        "ctpo.adapters.environments.openenv",
-    ),
+    "adapters": _adapters(),
     "lab": ("ctpo.lab.theory", "ctpo.lab.fidelity"),
 }
 """The modules of each page. A module without `__all__` offers what it defines and does not begin with `_`."""

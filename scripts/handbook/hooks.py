@@ -19,6 +19,10 @@ from handbook import api, pages
 
 LOG: Final = logging.getLogger("mkdocs.hooks.handbook")
 """Warnings to this logger fail a strict build."""
+REPOSITORY: Final = tomllib.loads((pages.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+    "urls"
+]["Repository"]
+"""The address of the repository. It is not mkdocs' `repo_url`, for which the theme asks GitHub at each visit."""
 _LINK: Final = re.compile(r"(\]\()([^)#\s]+?)(#[^)\s]*)?(\))")
 _PROGRAM: Final = re.compile(r"<!-- program: (\S+) -->")
 """Where a page shows a program of the repository."""
@@ -26,9 +30,7 @@ _FENCE: Final = re.compile(r"^(`{3,}|~{3,}).*?^\1[ \t]*$", re.DOTALL | re.MULTIL
 
 
 def on_config(config: Any) -> Any:
-    """Take the address of the repository from the package, and add the recipes to the navigation."""
-    project = tomllib.loads((pages.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    config.repo_url = project["urls"]["Repository"]
+    """Add the recipes to the navigation."""
     recipes = [place for place in pages.taken() if place.startswith("recipes/")]
     next(part["How-to"] for part in config.nav if "How-to" in part).append({"Recipes": recipes})
     return config
@@ -56,7 +58,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     def redirected(found: re.Match[str]) -> str:
         before, target, anchor, after = found[1], found[2], found[3] or "", found[4]
         if "://" in target or target.startswith("mailto:"):
-            return _inside(found, config, page, files)
+            return _inside(found, page)
         path = posixpath.normpath(posixpath.join(source.parent.as_posix(), target))
         place = places.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
         if place is None and path.startswith("recipes/") and path.endswith(".png"):
@@ -67,7 +69,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         if not (pages.ROOT / path).exists():
             LOG.warning("%s links to %s, which does not exist", source, target)
         kind = "tree" if (pages.ROOT / path).is_dir() else "blob"
-        return f"{before}{config.repo_url}/{kind}/main/{path}{anchor}{after}"
+        return f"{before}{REPOSITORY}/{kind}/main/{path}{anchor}{after}"
 
     markdown = _PROGRAM.sub(_program, markdown)
     # Code stays as it is.
@@ -89,9 +91,9 @@ def _program(found: re.Match[str]) -> str:
     return f'```{language} title="{path}"\n{code}\n```'
 
 
-def _inside(found: re.Match[str], config: Any, page: Any, files: Files) -> str:
+def _inside(found: re.Match[str], page: Any) -> str:
     """The link itself; one to a page of the repository's documentation leads to the page of this site."""
-    prefix = f"{config.repo_url}/blob/main/docs/"
+    prefix = f"{REPOSITORY}/blob/main/docs/"
     if not found[2].startswith(prefix):
         return found[0]
     here = posixpath.dirname(page.file.src_uri) or "."

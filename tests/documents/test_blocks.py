@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from handbook.blocks import Block, blocks, commands
 from handbook.pages import ROOT
 
 from ctpo.cli.main import build_parser
 from ctpo.errors import UserError
+from tests.documents.given import names
 
 LANGUAGES = {"", "python", "yaml", "toml", "text", "diff"}
 """A block of another language would be checked by nothing."""
@@ -35,31 +35,6 @@ def by_page() -> dict[str, list[Block]]:
         if not block.why_not_run and ELSEWHERE.get(str(block.page), "\0") not in block.code:
             pages.setdefault(str(block.page), []).append(block)
     return pages
-
-
-def names() -> dict[str, Any]:
-    """What the pages take as given: the tensors of a loop, and the names that they have just explained."""
-    import trl
-
-    import ctpo.objectives as objectives
-    from ctpo import CTPOConfig
-
-    torch.manual_seed(0)
-    logps = (-0.1 - torch.rand(4, 9)).requires_grad_()
-    old_logps = logps.detach() - 0.05 * torch.rand(4, 9)
-    tensors = {
-        "logps": logps,
-        "old_logps": old_logps,
-        "rollout_logps": old_logps - 0.01,
-        "ref_logps": old_logps,
-        "advantages": torch.randn(4),
-        "response_mask": torch.ones(4, 9, dtype=torch.bool),
-        "beta": 0.01,
-    }
-    explained = {name: getattr(objectives, name) for name in objectives.__all__}
-    config = trl.GRPOConfig("out", loss_type="dapo", use_cpu=True, bf16=False)
-    given = {"objective": objectives.preset("ctpo"), "CTPOConfig": CTPOConfig, "config": config}
-    return {**explained, **tensors, **given}
 
 
 @pytest.mark.parametrize("page", by_page())

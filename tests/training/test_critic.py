@@ -325,7 +325,7 @@ def part_of(given: Responses, index: Tensor) -> Responses:
     return replace(given, rows=given.rows.take(index), rewards=given.rewards[index], logps=given.logps[index])
 
 
-@pytest.mark.parametrize("knobs", [{"trunk": "copy"}, {"layers": 1}])
+@pytest.mark.parametrize("knobs", [{"layers": 2}, {"trunk": "copy"}])
 def test_values_do_not_depend_on_the_layout(
     embedded: Any, rollouts: Responses, knobs: dict[str, Any]
 ) -> None:
@@ -348,7 +348,7 @@ def test_values_do_not_depend_on_the_layout(
             torch.testing.assert_close(packed[row], expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
     assert packed.abs().max() > 0.1
-    assert len(critic.trunk.layers) == knobs.get("layers", model.config.num_hidden_layers)
+    assert len(critic.trunk.layers) == knobs.get("layers", model.config.num_hidden_layers // 2)
 
 
 def test_surprise_reads_only_what_came_before() -> None:
@@ -501,6 +501,16 @@ def test_a_run_resumed_within_a_rollout_batch_has_the_same_bits(
     first, second, fourth = (load_file(folder / f"checkpoint-{n}" / "model.safetensors") for n in (1, 2, 4))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], fourth[name]) for name in first)
+
+
+def test_equal_returns_give_no_advantage(embedded: Any, rollouts: Responses) -> None:
+    critic = critic_of(embedded[0], alone())
+    assert critic.learn(rollouts)[0].any()
+    last = rollouts.rows.wanted.cumsum(1).argmax(1)
+    equal = torch.zeros_like(rollouts.rewards).index_put((torch.arange(16), last), torch.ones(16).double())
+    advantages, figures = critic.learn(replace(rollouts, rewards=equal))
+    assert not advantages.any()
+    assert "critic_explained_variance" not in figures
 
 
 def test_lora_trains_the_adapter_alone(embedded: Any, rollouts: Responses) -> None:

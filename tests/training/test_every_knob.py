@@ -50,7 +50,7 @@ def trainer(fit: Callable[..., Any]) -> Any:
 @pytest.mark.parametrize("name", preset_names())
 def test_every_knob_trains(name: str, trainer: Any, tmp_path: Any) -> None:
     """Each knob alone has a loss and a gradient that are finite, and that are not 0."""
-    inputs = {**trainer._buffered_inputs[1], **trainer._minibatch_totals()}
+    inputs = {**trainer._buffered_inputs[1], **trainer.denominators.of(trainer._buffered_inputs, 1)}
     defaults = preset_defaults(name)
     knobs = [{}, *({knob: other(knob, value)} for knob, value in defaults.items())]
     for changed in knobs:

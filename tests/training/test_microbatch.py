@@ -294,11 +294,10 @@ def test_denominators_take_one_collective_per_rollout_batch(
     calls = []
     reduce = trained.accelerator.reduce
     monkeypatch.setattr(trained.accelerator, "reduce", lambda *a, **k: calls.append(1) or reduce(*a, **k))
-    monkeypatch.setattr(trained, "_counted_inputs", None)
+    monkeypatch.setattr(trained.denominators, "_counted", None)
     monkeypatch.setattr(trained, "current_gradient_accumulation_steps", 2, raising=False)
     for at in range(4):
-        monkeypatch.setattr(trained, "_step", at)
-        totals = trained._minibatch_totals()
+        totals = trained.denominators.of(trained._buffered_inputs, at)
         pair = trained._buffered_inputs[at // 2 * 2 : at // 2 * 2 + 2]
         assert totals["minibatch_num_tokens"] == sum(
             int(MicroBatch.of(part).response_mask.sum()) for part in pair

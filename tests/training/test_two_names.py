@@ -77,7 +77,7 @@ def drifted(configs: Any, fit: Callable[..., Any]) -> Any:
         objective="reinforce",
         **PLAIN,
     )
-    parts, trainer._counted_inputs = trainer._buffered_inputs, None
+    parts, trainer.denominators._counted = trainer._buffered_inputs, None
     for part in parts[1:3]:
         part["completion_mask"][0] = 0
     total = sum((part["completion_mask"] * part["tool_mask"]).sum() for part in parts)
@@ -122,7 +122,9 @@ def test_the_loss_is_trls(
         monkeypatch.setattr(trainer, "_step", i)
         expected = GRPOTrainer._compute_loss(trainer, trainer.model, dict(inputs))
         wanted = gradient(expected, trainer)
-        loss = trainer._compute_loss(trainer.model, {**inputs, **trainer._minibatch_totals()})
+        loss = trainer._compute_loss(
+            trainer.model, {**inputs, **trainer.denominators.of(trainer._buffered_inputs, i)}
+        )
         torch.testing.assert_close(loss, expected, atol=1e-7, rtol=1e-5)
         torch.testing.assert_close(
             gradient(loss, trainer), wanted, atol=1e-6 * wanted.abs().max().item(), rtol=1e-4

@@ -85,6 +85,9 @@ def group_normalised(
 
     Source: "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models" (GRPO), arXiv
     2402.03300, section 4.1.2.
+
+    Example:
+        group_normalised(torch.tensor([1.0, 0.0, 0.0, 0.0]), 4)  # [1.5, -0.5, -0.5, -0.5]
     """
     returns = _returns(rewards, response_mask)
     groups = _Groups(group, returns.shape[0], returns.device)
@@ -103,6 +106,9 @@ def dr_grpo(rewards: Tensor, group: Tensor | int, *, response_mask: Tensor | Non
 
     Arguments and shapes as in `group_normalised`. Source: "Understanding R1-Zero-Like Training: A Critical Perspective"
     (Dr. GRPO), arXiv 2503.20783, section 3.2.
+
+    Example:
+        dr_grpo(torch.tensor([1.0, 0.0, 0.0, 0.0]), 4)  # [0.75, -0.25, -0.25, -0.25]
     """
     return group_normalised(rewards, group, response_mask=response_mask, normalise_std=False)
 
@@ -113,6 +119,9 @@ def rloo(rewards: Tensor, group: Tensor | int, *, response_mask: Tensor | None =
 
     Arguments and shapes as in `group_normalised`. Source: "Back to Basics: Revisiting REINFORCE Style Optimization for
     Learning from Human Feedback in LLMs" (RLOO), arXiv 2402.14740.
+
+    Example:
+        rloo(torch.tensor([1.0, 0.0, 0.0, 0.0]), 4)  # [1.0, -0.33, -0.33, -0.33]
     """
     returns = _returns(rewards, response_mask)
     groups = _Groups(group, returns.shape[0], returns.device)
@@ -133,6 +142,9 @@ def max_rl(rewards: Tensor, group: Tensor | int, *, response_mask: Tensor | None
         ValueError: shapes that do not fit, or a negative return. Looked at where reading is free.
 
     Source: "Maximum Likelihood Reinforcement Learning" (MaxRL), arXiv 2602.02710.
+
+    Example:
+        max_rl(torch.tensor([1.0, 0.0, 0.0, 0.0]), 4)  # [3.0, -1.0, -1.0, -1.0]
     """
     returns = _returns(rewards, response_mask)
     if reads_are_free(returns) and bool((returns < 0).any()):
@@ -165,6 +177,9 @@ def opo(
         ValueError: shapes that do not fit, or neither lengths nor a mask.
 
     Source: "On-Policy RL with Optimal Reward Baseline" (OPO), arXiv 2505.23585.
+
+    Example:
+        opo(torch.tensor([1.0, 0.0]), 2, torch.tensor([30, 10]))  # [0.25, -0.75]
     """
     returns = _returns(rewards, response_mask)
     groups = _Groups(group, returns.shape[0], returns.device)
@@ -189,6 +204,9 @@ def batch_normalised(
 
     Raises:
         ValueError: shapes that do not fit.
+
+    Example:
+        batch_normalised(torch.tensor([1.0, 0.0, 0.0, 0.0]))  # [1.5, -0.5, -0.5, -0.5]
     """
     returns = _returns(rewards, response_mask)
     weights = torch.ones_like(returns) if lengths is None else _lengths(lengths, None, returns)
@@ -205,6 +223,9 @@ def reinforce_plus_plus(
 
     Source: "REINFORCE++: Stabilizing Critic-Free Policy Optimization with Global Advantage Normalization", arXiv
     2501.03262.
+
+    Example:
+        reinforce_plus_plus(torch.tensor([1.0, 0.0]), torch.tensor([10, 10]))  # [0.97, -0.97]
     """
     returns = _returns(rewards, response_mask)
     weights = _lengths(lengths, response_mask, returns)
@@ -221,6 +242,9 @@ def reinforce_plus_plus_baseline(
     """`reinforce_plus_plus` of R_i − mean R, the mean over the group of responses to one prompt.
 
     Arguments as in `opo`. Source: as `reinforce_plus_plus`.
+
+    Example:
+        reinforce_plus_plus_baseline(torch.tensor([1.0, 0.0]), 2, torch.tensor([10, 10]))  # [0.97, -0.97]
     """
     returns = _returns(rewards, response_mask)
     groups = _Groups(group, returns.shape[0], returns.device)
@@ -260,6 +284,9 @@ def several_rewards(
 
     Source: "GDPO: Group reward-Decoupled Normalization Policy Optimization for Multi-reward RL Optimization", arXiv
     2601.05242; TRL's `multi_objective_aggregation`.
+
+    Example:
+        several_rewards(torch.tensor([[1.0, 0.2], [0.0, 0.4]]), 2)  # [0.71, -0.71]
     """
     checks.choice("aggregation", aggregation, ("sum_then_normalize", "normalize_then_sum"))
     checks.choice("scale", scale, ("group", "batch", "none"))
@@ -297,6 +324,9 @@ def returns_to_go(rewards: Tensor, turns: Tensor, *, discount: float = 1.0) -> T
 
     Raises:
         ValueError: shapes that do not fit, or a discount out of range.
+
+    Example:
+        returns_to_go(torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([3]), discount=0.5)  # [[0.25, 0.5, 1.0]]
     """
     if rewards.ndim != 2 or turns.shape != rewards.shape[:1]:
         raise ValueError(
@@ -448,6 +478,9 @@ def gae(
         ValueError: shapes that do not fit, or factors out of range.
 
     Source: "High-Dimensional Continuous Control Using Generalized Advantage Estimation", arXiv 1506.02438, equation 16.
+
+    Example:
+        gae(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.4, 0.7]]), torch.ones(1, 2), trace=0.0)  # [[0.3, 0.3]]
     """
     if values.ndim != 2 or values.shape != response_mask.shape:
         raise ValueError(
@@ -509,6 +542,10 @@ def v_trace(
 
     Source: "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures", arXiv
     1802.01561, equation 1 and remark 2.
+
+    Example:
+        rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.4, 0.7]])
+        advantages, targets = v_trace(rewards, values, torch.ones(1, 2), torch.zeros(1, 2))
     """
     errors = gae(rewards, values, response_mask, discount=discount, trace=0.0)
     if log_ratios.shape != values.shape:

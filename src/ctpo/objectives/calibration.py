@@ -163,6 +163,10 @@ def calibrate(
 
     Raises:
         ValueError: too few bins with two tokens and a spread, tails without extent, or an argument out of range.
+
+    Example:
+        band = calibrate(position_profile(objective(*batch, details=True).details, length=20), share=0.1)
+        preset("ctpo-calibrated", **band.knobs)
     """
     usable = _usable_bins(profile)
     bins = list(usable.values())

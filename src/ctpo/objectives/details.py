@@ -68,6 +68,10 @@ def position_profile(details: Details, length: int, bins: int = 16) -> dict[str,
 
     Raises:
         ValueError: length or bins below 1.
+
+    Example:
+        profile = position_profile(objective(*batch, details=True).details, length=20, bins=4)
+        profile["count"].shape[0] <= 4  # True
     """
     checks.number("length", length, 1)
     checks.number("bins", bins, 1)

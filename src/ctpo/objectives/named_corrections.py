@@ -132,7 +132,11 @@ _SHARED: Final[dict[str, Any]] = {"veto": None, "denominator": "all"}
 
 
 def correction_names() -> list[str]:
-    """The names of all corrections."""
+    """The names of all corrections.
+
+    Example:
+        "icepop" in correction_names()  # True
+    """
     return list(_CORRECTIONS)
 
 
@@ -141,6 +145,9 @@ def correction_defaults(name: str) -> dict[str, Any]:
 
     Raises:
         ValueError: unknown name.
+
+    Example:
+        correction_defaults("icepop")["low"]  # 0.5
     """
     build = _CORRECTIONS[checks.choice("rollout_correction", name, _CORRECTIONS)]
     own = {knob.name: knob.default for knob in inspect.signature(build).parameters.values()}

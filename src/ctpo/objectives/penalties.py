@@ -41,6 +41,9 @@ def kl_penalty(
 
     Source: J. Schulman, "Approximating KL Divergence" (2020). k3: "DeepSeekMath: Pushing the Limits of Mathematical
     Reasoning in Open Language Models", arXiv 2402.03300, equation 4.
+
+    Example:
+        loss = out.loss + 0.04 * objective.reduce(kl_penalty(logps, ref_logps), response_mask)
     """
     checks.choice("kl_estimator", estimator, KL_ESTIMATORS)
     dtype = compute_dtype(logps, ref_logps)
@@ -65,5 +68,8 @@ def entropy_penalty(entropies: Tensor) -> Tensor:
 
     Returns:
         One value per token, not reduced, at most 0.
+
+    Example:
+        loss = out.loss + 0.01 * objective.reduce(entropy_penalty(entropies), response_mask)
     """
     return -entropies

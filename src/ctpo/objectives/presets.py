@@ -118,7 +118,11 @@ _PENALTIES: Final = {
 
 
 def preset_names() -> tuple[str, ...]:
-    """The names that `preset` knows."""
+    """The names that `preset` knows.
+
+    Example:
+        "ctpo" in preset_names()  # True
+    """
     return tuple(_PRESETS)
 
 
@@ -127,6 +131,9 @@ def preset_defaults(name: str) -> dict[str, Any]:
 
     Raises:
         ValueError: unknown preset.
+
+    Example:
+        preset_defaults("reinforce")["reduction"]  # "token-mean"
     """
     builder = _PRESETS[checks.choice("preset", name, _PRESETS)]
     own = {key: parameter.default for key, parameter in inspect.signature(builder).parameters.items()}

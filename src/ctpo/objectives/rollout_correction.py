@@ -377,6 +377,9 @@ def anchor_logps(anchor: str, old_logps: Tensor | None, rollout_logps: Tensor | 
 
     Raises:
         ValueError: unknown anchor, or its log-probs are missing.
+
+    Example:
+        old = anchor_logps("rollout", None, rollout_logps)
     """
     checks.choice("anchor", anchor, ANCHORS)
     chosen = old_logps if anchor == "old" else rollout_logps

@@ -116,6 +116,9 @@ def turns_of(response_mask: Tensor) -> Tensor:
 
     Returns:
         Integers, the shape of the mask. What lies before the first turn has −1, and what follows a turn its number.
+
+    Example:
+        turns_of(torch.tensor([0, 1, 1, 0, 1]))  # [-1, 0, 0, 0, 1]
     """
     mask = as_bool(response_mask)
     before = torch.cat([torch.zeros_like(mask[..., :1]), mask[..., :-1]], dim=-1)

@@ -59,7 +59,7 @@ def final_answer(text: str) -> str | None:
     The time is linear in the length of the text.
 
     Example:
-        final_answer("The answer is 12. No, \\boxed{13}")  # "13"
+        final_answer(r"The answer is 12. No, \\boxed{13}")  # "13"
     """
     shown = visible(text)
     every = boxes(shown)

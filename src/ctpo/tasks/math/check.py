@@ -18,7 +18,7 @@ class MathCheck(Judge):
     `math-verify`, in a process of its own with a time limit.
 
     Example:
-        MathCheck()("The answer is \\boxed{0.50}.", "1/2")  # True
+        MathCheck()(r"The answer is \\boxed{0.50}.", "1/2")  # True
     """
 
     def __init__(self, verifier: Verifier | None = None) -> None:

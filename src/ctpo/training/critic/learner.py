@@ -150,6 +150,9 @@ class Critic:
     def learn(self, given: Responses) -> tuple[Tensor, dict[str, Tensor]]:
         """The advantages [B, T] of a rollout batch, and its figures. Afterwards the critic has learned from it.
 
+        Where all returns are equal, over all processes, the advantages are 0. Otherwise the errors of the values would
+        be normalised to the size of a signal.
+
         Raises:
             NonFiniteUpdates: if too many of the critic's updates in a row were not finite.
         """
@@ -164,7 +167,8 @@ class Critic:
                 self._fit(old, clips=False, estimates=True)
             self._fit(batch, clips=epoch > 0, estimates=epoch == 0, solves=epoch == 0)
         figures = self._figures(batch)
-        advantages = self._normalised(batch)
+        varied = "critic_explained_variance" in figures
+        advantages = self._normalised(batch) if varied else torch.zeros_like(batch.advantages)
         self._replay.append(replace(batch, states=None))
         return advantages, figures
 

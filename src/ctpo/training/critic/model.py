@@ -111,6 +111,8 @@ def _built(trainer: TrainerView, scorer: PartScorer, knobs: Mapping[str, Any]) -
         trunk = _copied(trainer, policy)
     if knobs["layers"] is not None:
         _keep_layers(trunk, int(knobs["layers"]))
+    elif knobs["model"] is None and _layers(trunk) is not None:
+        _keep_layers(trunk, (trunk.config.get_text_config().num_hidden_layers + 1) // 2)
     width = trunk.config.get_text_config().hidden_size
     trunk = trunk.to(device)
     if not all(each.is_floating_point() for each in trunk.parameters()):
@@ -163,18 +165,25 @@ def _keep_layers(trunk: Any, count: int) -> None:
     depth = config.num_hidden_layers
     if count > depth:
         raise UserError(f"critic.layers={count} is more than the trunk has; use 1 to {depth}")
-    lists = [
-        (name, each)
-        for name, each in trunk.named_children()
-        if isinstance(each, nn.ModuleList) and len(each) == depth
-    ]
-    if len(lists) != 1:
+    name = _layers(trunk)
+    if name is None:
         raise UserError(
             f"critic.layers={count} needs one list of {depth} layers, which {type(trunk).__name__} has not; "
             "drop critic.layers"
         )
-    setattr(trunk, lists[0][0], lists[0][1][:count])
+    setattr(trunk, name, getattr(trunk, name)[:count])
     config.num_hidden_layers = count
+
+
+def _layers(trunk: Any) -> str | None:
+    """The name of the trunk's list of layers; None if there is none, or several of that length."""
+    depth = trunk.config.get_text_config().num_hidden_layers
+    lists = [
+        name
+        for name, each in trunk.named_children()
+        if isinstance(each, nn.ModuleList) and len(each) == depth
+    ]
+    return lists[0] if len(lists) == 1 else None
 
 
 def _with_adapter(trunk: Any, rank: int) -> Any:
