@@ -171,7 +171,7 @@ def test_other_objectives(environment: dict[str, str], tmp_path: Path, objective
     critic = ("advantages=gae", "critic.trunk=copy") if objective == "ppo" else ()
     ran = run(environment, tmp_path, "rollout_batches=1", f"objective={objective}", *critic)
     (record,) = ran.records[1:]
-    assert record["log_ratio_std"] > 0.01
+    assert record["log_ratio_std"] > 0.001  # gspo's ratio is a mean over the response
     assert 0 <= record["clip_fraction"] < 1
     if critic:
         assert record["critic_value_loss"] > 0
