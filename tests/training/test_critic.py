@@ -577,6 +577,15 @@ def test_knobs_are_checked(knobs: dict[str, Any], message: str) -> None:
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "knobs", [{}, {"trunk": "shared", "memory": 2.0}, {"epochs": 2}, {"trace_length": 0.1}, {"trunk": "copy"}]
+)
+def test_the_knobs_of_a_saved_recipe_can_be_given_again(knobs: dict[str, Any]) -> None:
+    settings = critic_knobs(knobs)
+    assert critic_knobs(settings) == settings
+    assert settings["trunk"] == knobs.get("trunk", "copy" if "epochs" in knobs else "none")
+
+
 def test_settings_that_go_together() -> None:
     with pytest.raises(ValueError, match=r"critic has no effect with advantages='trl'; set advantages=gae"):
         CTPOConfig("unused", use_cpu=True, report_to="none", critic={})

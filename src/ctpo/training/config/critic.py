@@ -96,7 +96,8 @@ def check_critic(settings: CriticSettings) -> None:
 
 
 def critic_knobs(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
-    """All knobs of `critic`, with defaults for those that are not given.
+    """All knobs of `critic`, with defaults for those that are not given. A knob at its default counts as not given, so
+    the result can be given again.
 
     Raises:
         ValueError: if a knob is unknown, of a wrong type, out of range or without effect.
@@ -110,6 +111,7 @@ def critic_knobs(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
             continue
         _check_knob(name, value)
     settings = {**CRITIC, **knobs}
+    knobs = {name: value for name, value in knobs.items() if value != CRITIC[name]}
     if settings["trunk"] is None:
         settings["trunk"] = "copy" if any(name in knobs for name in OF_COPY) else "none"
     _check_together(settings, knobs)
