@@ -28,6 +28,16 @@ def library(kind: str, flags: tuple[str, ...]) -> Extension:
     )
 
 
+def shipped() -> list[tuple[str, list[str]]]:
+    """The recipes and examples, which `ctpo recipes` lists and copies: each folder with its files."""
+    kinds = (".md", ".overrides", ".py", ".sh", ".yaml")
+    files: dict[str, list[str]] = {}
+    for path in sorted(path for folder in ("recipes", "examples") for path in Path(folder).rglob("*")):
+        if path.suffix in kinds:
+            files.setdefault(f"share/ctpo/{path.parent.as_posix()}", []).append(path.as_posix())
+    return list(files.items())
+
+
 # `make dist` sets CTPO_PURE for a wheel that every system takes.
 KINDS = {} if os.environ.get("CTPO_PURE") else RECIPE["cpu_flags"]()
-setup(ext_modules=[library(kind, flags) for kind, flags in KINDS.items()])
+setup(ext_modules=[library(kind, flags) for kind, flags in KINDS.items()], data_files=shipped())

@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "report": "make one self-contained page of runs or of a comparison",
     "fidelity": "which objective suits a pair of policies: gradients against on-policy ones",
     "theory": "exact bias and variance of the objectives on policies small enough to enumerate",
+    "recipes": "list the recipes and examples that come with the package, or copy them",
     "sandbox": "run untrusted Python programs, and check that they are contained here",
 }
 """The commands. Each has a module of its name in this package, `_` for `-`, with `add_arguments(parser)` and
@@ -42,6 +43,7 @@ first steps:
   ctpo compare study.yaml             objectives against each other over seeds
   ctpo fidelity runs/NAME --lag 4     which objective suits a run, from gradients alone
   ctpo report runs/NAME               a page of plots, statistics and transcripts of runs or of a comparison
+  ctpo recipes --copy .               recipes and examples to start from
   ctpo sandbox check                  does the isolation of model-written programs hold on this machine?
 
 what to install:
