@@ -437,10 +437,11 @@ def test_two_processes_fit_what_one_does(embedded: Any, rollouts: Responses, kno
     whole = critic_of(model, alone(), **knobs)
     expected = [whole.learn(rollouts)[0] for _ in range(2)][-1]
     shared = {"slots": [None, None], "barrier": threading.Barrier(2, timeout=60)}
-    both = [critic_of(model, InThreads(2, index, shared), **knobs) for index in range(2)]
+    policies = [copy.deepcopy(model) for _ in range(2)]  # one for each thread, as processes have
+    both = [critic_of(policy, InThreads(2, index, shared), **knobs) for index, policy in enumerate(policies)]
     got: list[Tensor] = [torch.zeros(0)] * 2
-    for each in both:  # tried before the threads share the policy
-        assert each._scorer.pass_of(model) == "packed"
+    for each, policy in zip(both, policies, strict=True):  # tried before the threads begin
+        assert each._scorer.pass_of(policy) == "packed"
 
     def run(index: int) -> None:
         part = torch.arange(8) + 8 * index
