@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTR
 # torch is installed first and alone, so that no other package's requirement chooses its build.
 TORCH := $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(or $(if $(CONSTRAINTS),$(shell sed -n '/^torch==/p' $(CONSTRAINTS))),torch)
 
-.PHONY: train test test-other-cpu test-sandbox test-verl lint types docs dist clean help
+.PHONY: train test test-sandbox test-other-cpu test-comparison test-verl lint types docs dist clean help
 
 help:
 	@echo "make train   set up, then train the embedded model with CTPO (ARGS='seed=1 objective=grpo' to change it)"
@@ -29,15 +29,15 @@ train: $(VENV)/.installed
 	@$(BIN)/ctpo train $(RECIPE) $(ARGS)
 
 # All tests run in two processes, but the sandbox's run alone, because programs have time limits there. They leave one core free, on
-# which meanwhile the types are checked, and the objectives run once more as on another CPU: torch adds in another order with
+# which meanwhile the types are checked, comparisons are tested, and the objectives run once more as on another CPU: torch adds in another order with
 # AVX-512, with AVX2 and without either. What compiles or starts processes is left out there, because that takes most of the time and
 # no other arithmetic. With ARGS, pytest runs once and gets them.
 PYTEST := $(BIN)/python -m pytest
 OTHER_CPU := $(shell grep -qw avx512f /proc/cpuinfo 2>/dev/null && echo avx2 || echo default)
 test: $(VENV)/.installed-dev lint
 ifeq ($(strip $(ARGS)),)
-	@OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile --ignore tests/sandbox
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-other-cpu test-sandbox
+	@OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist loadfile --ignore tests/sandbox --ignore tests/lab/comparison
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-sandbox test-other-cpu test-comparison
 else
 	@$(MAKE) --no-print-directory types
 	@$(PYTEST) $(ARGS)
@@ -49,6 +49,10 @@ test-other-cpu: types
 
 test-sandbox: $(VENV)/.installed-dev
 	@$(PYTEST) tests/sandbox
+
+# Its tests start whole runs, which wait for processes; they fit beside those of the sandbox.
+test-comparison: $(VENV)/.installed-dev
+	@OMP_NUM_THREADS=1 $(PYTEST) tests/lab/comparison
 
 # verl needs other versions than the package, so its tests have an environment of their own on top of this one.
 test-verl: .venv-verl/.installed

@@ -171,10 +171,9 @@ def left_alone(folder: Path, how: str, rank: int) -> None:
     os._exit(0)  # the group of processes cannot be left in order
 
 
-@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
-    ("how", "line"),
-    [("SIGSTOP", r"has not answered for 2 seconds \(ddp_timeout=2\)"), ("SIGKILL", "has ended")],
+    ("how", "line", "rank"),
+    [("SIGSTOP", r"has not answered for 2 seconds \(ddp_timeout=2\)", 1), ("SIGKILL", "has ended", 0)],
 )
 def test_who_is_left_alone_says_so(how: str, line: str, rank: int, tmp_path: Path) -> None:
     both = launch_function(2, left_alone, (tmp_path, how, rank), tmp_path / "log")
