@@ -86,7 +86,7 @@ def rollout_s(recipe: Recipe, model: Model, responses: int) -> float:
 
 
 def training_s(recipe: Recipe, model: Model) -> float:
-    """Seconds of an anchor pass (2 FLOPs a parameter and token) and of training with recomputation (8)."""
+    """Seconds of an anchor pass (2 FLOPs per parameter and token) and of training with recomputation (8)."""
     length = recipe.prompt + recipe.response
     attention = 4 * model.layers * model.query_width * length / 2  # FLOPs of a forward pass, a token
     forward = 2 * model.parameters + attention
@@ -94,7 +94,7 @@ def training_s(recipe: Recipe, model: Model) -> float:
 
 
 def main(recipe: Recipe) -> None:
-    """Print a row a model."""
+    """Print one row per model."""
     print(
         f"mean response of {recipe.response:.0f} tokens; {recipe.steps} steps, {recipe.evaluations} evaluations, "
         f"{recipe.gpus} GPUs"

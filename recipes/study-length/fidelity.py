@@ -1,11 +1,10 @@
-"""Part A of docs/study-length.md: the fidelity of every arm's gradient against length and drift.
+"""Part A of docs/evidence/study-length.md: the fidelity of every arm's gradient against length and drift.
 
     python recipes/study-length/fidelity.py OUTPUT [PROBLEMS ...]
 
-It trains the policies (64 updates, seed 900), then measures the policy after 8 updates against those after
-16, 24 and 40.
-The arms are those of study.yaml and field.yaml, in both of their widths. Finished work is kept, and the same command
-goes on from there.
+It trains the policies (64 updates, seed 900), then measures the policy after 8 updates against those after 16, 24 and
+40. The arms are those of study.yaml and field.yaml, in both of their widths. Finished work is kept, and the same
+command goes on from there.
 """
 
 from __future__ import annotations
@@ -61,22 +60,20 @@ def spec_of(arm: Arm, setting: Mapping[str, Any]) -> str:
     return f"{arm.keys['objective']}?" + "&".join(f"{knob}={value}" for knob, value in knobs.items())
 
 
+def training(run: Path, problems: int) -> list[str]:
+    """The words after `ctpo train` that train the policies of one length, or go on with a run that has begun."""
+    if run.exists():
+        return ["--resume", str(run)]
+    sizes = [f"task=worksheet?problems={problems}", f"max_completion_length={TOKENS[problems]}"]
+    kept = ["save_steps=8", "save_total_limit=8", f"output_dir={run}"]
+    return [str(HERE.parent / "worksheet" / "train.yaml"), *sizes, *RUN, *WIDE, *kept]
+
+
 def measure(output: Path, problems: int) -> None:
     """Train the policies of one length, and measure all of its pairs."""
     run = output / f"policies-{problems}"
-    if not (run / "summary.json").exists():
-        resume = ["--resume"] if run.exists() else []
-        words = [
-            f"task=worksheet?problems={problems}",
-            f"max_completion_length={TOKENS[problems]}",
-            *RUN,
-            *WIDE,
-        ]
-        recipe = str(HERE.parent / "worksheet" / "train.yaml")
-        if ctpo(
-            ["train", recipe, *words, "save_steps=8", "save_total_limit=8", f"output_dir={run}", *resume]
-        ):
-            raise SystemExit(f"the policies of {problems} problems were not trained")
+    if not (run / "summary.json").exists() and ctpo(["train", *training(run, problems)]):
+        raise SystemExit(f"the policies of {problems} problems were not trained")
     specs = list(itertools.chain.from_iterable(("--objective", spec) for spec in arms().values()))
     sizes = ["--problems", "32", "--blocks", "4", "--directions", "16"]
     for target in TARGETS:
