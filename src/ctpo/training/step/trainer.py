@@ -27,7 +27,6 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.grpo_trainer import EnvironmentFactory, RewardFunc, RolloutFunc
 
 from ctpo import fast_cpu
-from ctpo.objectives.penalties import kl_penalty
 from ctpo.runs.atomic import write_text
 from ctpo.runs.identity import describe_model
 from ctpo.tasks import Task, get_task, reward_function
@@ -47,21 +46,19 @@ from ctpo.training.sampling.data import check_enough
 from ctpo.training.sampling.groups import group_sampler
 from ctpo.training.sampling.own import heldout_data, own_rollouts, training_data
 from ctpo.training.sampling.prompts import leave_out_long_prompts
-from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch, Scored
-from ctpo.training.scoring.parts import Part, PartScorer, learns_from_entropy
-from ctpo.training.scoring.stats import StatsAccumulator, masked_mean, stats_of_parts
+from ctpo.training.scoring.microbatch import MULTIMODAL, MicroBatch
+from ctpo.training.scoring.parts import PartScorer, learns_from_entropy
+from ctpo.training.scoring.stats import StatsAccumulator
 from ctpo.training.step.behaviour import Behaviour
 from ctpo.training.step.checkpoints import Checkpoints
 from ctpo.training.step.denominators import Denominators
-from ctpo.training.step.entropy import entropy_penalty_of
 from ctpo.training.step.guards import UpdateGuard, refuse_nonfinite_weights
 from ctpo.training.step.loggers import keep_from_consoles, logged_name, rename_groups, send_curves
-from ctpo.training.step.masks import masked_advantages
 from ctpo.training.step.minibatches import deal
-from ctpo.training.step.reference import kl_weights
+from ctpo.training.step.policy_loss import NO_ROLLOUT_LOGPS, PolicyLoss
 from ctpo.training.step.resume import restore, rollout_state
 from ctpo.training.step.state import check_optimizer, load_state, save_state, skip_epochs
-from ctpo.training.step.warnings import warn_if_engines_differ, warn_if_inert, warn_without_critic
+from ctpo.training.step.warnings import warn_if_inert, warn_without_critic
 
 if TYPE_CHECKING:  # an optional dependency, like TRL's own import of it
     from peft import PeftConfig, PeftModel
@@ -92,11 +89,6 @@ SEAMS: Final[dict[str, tuple[str, ...]]] = {
 
 A test compares them with the installed TRL. So an upgrade that changes one of them fails there and not in a run.
 """
-
-_NO_ROLLOUT_LOGPS: Final = (
-    "anchor='rollout' needs the rollout engine's log-probs, which TRL's own generation does not report; "
-    "leave environment_factory to anchor='old', or give the environment to a task: Task(environment=...)"
-)
 
 
 def _not_ours(args: object) -> str:
@@ -212,7 +204,7 @@ class CTPOTrainer(Checkpoints, GRPOTrainer):  # type: ignore[misc]
             if eval_dataset is None and args.eval_strategy != "no":
                 eval_dataset = heldout_data(self.task)
         if args.anchor == "rollout" and not args.use_vllm and rollout_func is None:
-            raise ValueError(_NO_ROLLOUT_LOGPS)
+            raise ValueError(NO_ROLLOUT_LOGPS)
         self.objective = args.build_objective()
         self.rollout_correction = correction_for(args, rollout_func)
         self.objective_stats = {"train": StatsAccumulator(), "eval": StatsAccumulator()}
@@ -267,125 +259,12 @@ class CTPOTrainer(Checkpoints, GRPOTrainer):  # type: ignore[misc]
         self.credit = Credit(self, self.part_scorer, self._score_rollouts)
         self.critic = self.credit.critic
         self.denominators = Denominators(self)
+        self.policy_loss = PolicyLoss(self)
 
     # -- the loss ------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """The micro-batch's share of the loss. All parts of it but the last have been through the backward pass."""
-        batch, training = MicroBatch.of(inputs), self.model.training
-        if training:
-            self.diagnostics.starting(len(batch))
-        parts = self.part_scorer.parts(model, batch)
-        done: list[Scored] = []
-        for part in parts[:-1]:
-            with self.accelerator.no_sync(model):
-                scored = self._loss_of(model, part)
-                if training:
-                    self.accelerator.backward(scored.loss)
-            done.append(scored.detached())
-        scored = self._loss_of(model, parts[-1])
-        done.append(scored.detached())
-        stats = stats_of_parts(done, batch, self.objective, with_kl=self.beta != 0.0)
-        policy_loss = torch.stack([part.policy_loss for part in done]).sum()
-        stats["minibatch_loss"] = policy_loss * self._accumulation()
-        self.objective_stats["train" if training else "eval"].add(stats)
-        if training:
-            self.window.add(stats)
-            self.diagnostics.observe(done, len(batch))
-        return scored.loss + sum(part.loss for part in done[:-1])
-
-    def _loss_of(self, model: Any, part: Part) -> Scored:
-        batch, mask_BT = part.batch, part.batch.response_mask
-        logps_BT, entropies_BT, aux_loss = self._score(model, part)
-        anchor_BT = self._anchor(batch, logps_BT)
-        num_tokens, num_sequences = batch.num_tokens, batch.num_sequences
-        top_BT = None
-        if self.top_entropy_quantile < 1.0:
-            top_BT = self.get_high_entropy_mask(entropies_BT.detach(), mask_BT, 1 - self.top_entropy_quantile)
-        advantages = masked_advantages(self, batch, logps_BT, anchor_BT, top_BT)
-        output = self.objective(
-            logps_BT,
-            anchor_BT,
-            advantages,
-            mask_BT,
-            num_tokens=num_tokens,
-            num_sequences=num_sequences,
-            weights=batch.rollout_weights,
-            rejection_mask=batch.rejection_mask,
-            turn_ids=batch.turn_ids if self.objective.needs_turns else None,
-            details=self.diagnostics.wants_details and self.model.training,
-        )
-        stats = {**output.stats, "entropy": masked_mean(entropies_BT, mask_BT)}
-        loss = output.loss
-        if self.beta != 0.0:
-            assert batch.reference_logps is not None  # TRL scores the reference model where beta is not 0
-            kl_BT = kl_penalty(logps_BT, batch.reference_logps)
-            penalty_BT = kl_BT
-            if self.args.use_bias_correction_kl:
-                penalty_BT = kl_BT * kl_weights(self.objective, logps_BT, anchor_BT, mask_BT)
-            penalty = self.objective.reduce(
-                penalty_BT,
-                batch.counted,
-                num_tokens=num_tokens,
-                num_sequences=num_sequences,
-            )
-            loss = loss + self.beta * penalty
-            stats["kl"] = masked_mean(kl_BT, mask_BT)
-        if self.model.training:
-            # The totals count all processes, so the averaging of gradients over processes must be undone.
-            loss = loss * self.accelerator.num_processes
-        policy_loss = loss
-        if learns_from_entropy(self):
-            learning_BT = mask_BT if top_BT is None else mask_BT & top_BT
-            loss = loss + entropy_penalty_of(self, entropies_BT, learning_BT)
-            if self.model.training and self.accelerator.sync_gradients:
-                self._metrics["train"]["entropy_coef"].append(self.entropy_coef)
-        if aux_loss is not None:
-            loss = loss + self.router_aux_loss_coef * aux_loss / self._accumulation()
-            stats["aux_loss"] = aux_loss
-        if self.model.training:
-            self.guard.observe(loss, logps_BT, mask_BT)
-        return Scored(
-            batch=batch,
-            loss=loss,
-            policy_loss=policy_loss,
-            advantages=advantages,
-            logps=logps_BT,
-            anchor_logps=anchor_BT,
-            entropies=entropies_BT,
-            stats=stats,
-            details=output.details,
-        )
-
-    def _score(self, model: Any, part: Part) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probs [B, T] and entropies [B, T] of the response tokens under the model being trained, and the
-        load-balancing loss of a mixture of experts."""
-        batch = part.batch
-        if part.pass_name != "plain":
-            return *self.part_scorer.score(model, part), None
-        scored: tuple[Tensor, Tensor, Tensor | None] = super()._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([batch.prompt_ids, batch.completion_ids], dim=1),
-            torch.cat([batch.prompt_mask, batch.completion_mask], dim=1),
-            batch.completion_ids.size(1),
-            compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
-            **batch.multimodal,
-        )
-        return scored
-
-    def _anchor(self, batch: MicroBatch, logps_BT: Tensor) -> Tensor:
-        """The log-probs in the denominator of the ratio.
-
-        Where TRL has recomputed none, because no update was taken since the rollout, they are the current ones.
-        """
-        if self.args.anchor == "old":
-            return logps_BT.detach() if batch.old_logps is None else batch.old_logps
-        if batch.rollout_logps is None:
-            raise ValueError(_NO_ROLLOUT_LOGPS)
-        if self._step == 0 and self.model.training:
-            warn_if_engines_differ(logps_BT, batch.rollout_logps, batch.response_mask)
-        return batch.rollout_logps
+        return self.policy_loss(model, MicroBatch.of(inputs))
 
     @property
     def batch_steps(self) -> int:
@@ -406,9 +285,6 @@ class CTPOTrainer(Checkpoints, GRPOTrainer):  # type: ignore[misc]
     def responses_before(self) -> int:
         """Responses that earlier rounds of this rollout batch sampled, over all processes."""
         return 0 if self.groups is None else self.groups.responses
-
-    def _accumulation(self) -> int:
-        return int(self.current_gradient_accumulation_steps) if self.model.training else 1
 
     # -- what TRL hands over -------------------------------------------------------------------------------
 
