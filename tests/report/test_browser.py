@@ -199,6 +199,31 @@ def test_a_figure_steps_through_the_batches(study: Page) -> None:
     assert study.evaluate(curve) != before
 
 
+def test_all_batches_are_a_button(study: Page) -> None:
+    figure = "#figure-spread-by-position"
+    curve = f"document.querySelector('{figure} .curve').getAttribute('d')"
+    pressed = f"document.querySelector('{figure} .frames button').getAttribute('aria-pressed')"
+    assert (text(study, f"{figure} .frames button"), study.evaluate(pressed)) == ("all batches", "true")
+    before = study.evaluate(curve)
+    click(study, f"{figure} .frames input")  # where the slider already stands
+    assert (text(study, f"{figure} output"), study.evaluate(pressed)) == ("batch 1", "false")
+    assert study.evaluate(curve) != before
+    click(study, f"{figure} .frames button")
+    assert (study.evaluate(curve), study.evaluate(pressed)) == (before, "true")
+
+
+def test_seeds_are_dots_on_an_axis_that_says_where_it_starts(study: Page) -> None:
+    figure = "#figure-seeds-final"
+    assert count(study, f"{figure} .dots") == 2
+    assert count(study, f"{figure} .dots path") == 6
+    assert count(study, f"{figure} path.curve") == 0
+    ticks = f"[...document.querySelectorAll('{figure} .axes text')].map((t) => t.textContent)"
+    assert study.evaluate(ticks)[-4:] == ["0", "1", "2", "seed"]
+    starts = """[...document.querySelectorAll('figure')].filter((figure) => figure.querySelector('.axis-label')
+        .textContent.includes('does not start at 0')).map((figure) => figure.id)"""
+    assert study.evaluate(starts) == ["figure-seeds-final", "figure-seeds-auc"]
+
+
 def test_pointing_at_a_token_shows_its_ratios_and_what_clipped_it(study: Page) -> None:
     states = (
         "[...document.querySelectorAll('#viewer-samples .tokens .token')].map((t) => t.classList[1] ?? '')"

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from ctpo.report.collection import collect
+from ctpo.report.drawing import draw
 from ctpo.report.figures.figure import Figure, over_seeds, thinned
 from ctpo.report.page import figures
 from ctpo.runs.means import mean
@@ -106,7 +108,33 @@ def test_the_pairs_behind_the_tests_are_shown(tmp_path: Path) -> None:
         for (objective, seed), final in finals.items()
     ]
     figure = next(figure for figure in figures(collect(paths)) if figure.id == "seeds-final")
-    assert [(s.x, s.y) for s in figure.series] == [([0, 2], [0.8, 0.9]), ([0], [0.7])]
+    assert figure.x.names == ["0", "2"]
+    assert [(s.role, s.x, s.y) for s in figure.series] == [("dots", [0, 1], [0.8, 0.9]), ("dots", [0], [0.7])]
+
+
+def test_pictures_show_zero_or_say_that_they_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the axes that matplotlib has drawn: a linear one holds 0, or its label says that it does not."""
+    drawn: list[Axes] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: drawn.extend(figure.axes))
+    paths = [write_run(tmp_path / f"{seed}", seed=seed, final=0.8) for seed in range(2)]
+    draw(collection := collect(paths), figures(collection), tmp_path / "plots")
+    kinds = set()
+    for axes in drawn:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = axis.get_view_interval()
+            label, named = axis.get_label_text(), axis.get_label_text() == "seed"
+            if axis.get_scale() == "linear" and not named:
+                holds = low <= 0 <= high
+                assert holds != label.endswith("(this axis does not start at 0)"), label
+                kinds.add(holds)
+    assert kinds == {True, False}
+    assert not [
+        line
+        for axes in drawn
+        if axes.get_xlabel() == "seed"
+        for line in axes.lines
+        if line.get_linestyle() != "None"
+    ]
 
 
 def test_a_seed_without_a_value_is_not_counted() -> None:

@@ -9,6 +9,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -113,6 +114,39 @@ def test_contrast(theme: int) -> None:
         for ground in ("card", "page") if least else ():
             one, other = sorted((luminance(colour), luminance(colours[ground])), reverse=True)
             assert (one + 0.05) / (other + 0.05) >= least, f"{name} on {ground}"
+
+
+SIGHT = {
+    "all": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}  # fmt: skip
+"""Linear RGB as these readers see it: Machado, Oliveira and Fernandes (2009), full severity."""
+LMS = [
+    [0.4122214708, 0.5363325363, 0.0514459929],
+    [0.2119034982, 0.6806995451, 0.1073969566],
+    [0.0883024619, 0.2817188376, 0.6299787005],
+]
+OKLAB = [
+    [0.2104542553, 0.793617785, -0.0040720468],
+    [1.9779984951, -2.428592205, 0.4505937099],
+    [0.0259040371, 0.7827717662, -0.808675766],
+]
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("sight", SIGHT)
+def test_curves_stay_apart_for_colour_blind_readers(sight: str, theme: int) -> None:
+    """Every two of the eight colours differ by .09 in Oklab, about four times what can just be seen."""
+    pairs = re.findall(r"--series-\d: light-dark\((#\w+), (#\w+)\)", STYLE.read_text(encoding="utf-8"))
+    srgb = np.array([[int(pair[theme][i : i + 2], 16) / 255 for i in (1, 3, 5)] for pair in pairs])
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.array(SIGHT[sight]).T, 0, 1)
+    lab = np.cbrt(seen @ np.array(LMS).T) @ np.array(OKLAB).T
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[np.triu_indices(8, 1)]
+    assert len(pairs) == 8
+    assert apart.min() > 0.09
 
 
 def test_the_command_writes_the_page_and_every_plot(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +19,12 @@ from ctpo.runs.reader import read_run
 _WIDTH_IN, _HEIGHT_IN, _DPI = 6.4, 4.0, 160
 _MARKERS: Final = ("o", "s", "^", "D", "x", "+", "v", "o")
 """By colour, as in the page's script."""
+_MOST_APART = 0.12
+"""The largest distance between the dots of two groups in one category."""
 _MOST_MARKERS = 30
 """A curve with more points than this has none of them marked."""
-_STYLES = {"line": "-", "seed": "-", "reference": ":", "limit": "--"}
-_WIDTHS = {"line": 1.8, "seed": 0.7, "reference": 1.1, "limit": 1.5}
+_STYLES = {"line": "-", "dots": "", "seed": "-", "reference": ":", "limit": "--"}
+_WIDTHS = {"line": 1.8, "dots": 0.0, "seed": 0.7, "reference": 1.1, "limit": 1.5}
 
 
 def draw(collection: Collection, figures: Sequence[Figure], folder: Path) -> list[Path]:
@@ -92,6 +95,7 @@ def _picture(figure: Figure, subtitle: str, series: Sequence[Series], group_name
     axes = picture.add_subplot()
     colours, names = _colours(), list(dict.fromkeys(group_names))
     labelled: set[str] = set()
+    beside = _beside_each_other(series)
     for each in series:
         if each.part is not None:
             place, name = each.part, figure.parts[each.part]
@@ -101,9 +105,9 @@ def _picture(figure: Figure, subtitle: str, series: Sequence[Series], group_name
         label = name if each.role != "reference" else each.name
         _draw_curve(
             axes,
-            each,
+            beside.get(id(each), each),
             colours[place % len(colours)],
-            _MARKERS[place % len(_MARKERS)],
+            _MARKERS[(place + place // len(colours)) % len(_MARKERS)],
             None if label in labelled else label or None,
             again=place >= len(colours),
         )
@@ -119,12 +123,24 @@ def _picture(figure: Figure, subtitle: str, series: Sequence[Series], group_name
     return picture
 
 
+def _beside_each_other(series: Sequence[Series]) -> dict[int, Series]:
+    """Return the dots of each group with their x moved, so that groups in one category do not cover each other."""
+    dotted = [each for each in series if each.role == "dots"]
+    apart = min(_MOST_APART, 0.8 / max(1, len(dotted)))
+    return {
+        id(each): replace(
+            each, x=[None if x is None else x + (place - (len(dotted) - 1) / 2) * apart for x in each.x]
+        )
+        for place, each in enumerate(dotted)
+    }
+
+
 def _draw_curve(
     axes: Any, series: Series, colour: str, marker: str, label: str | None, *, again: bool
 ) -> None:
     """Draw one curve, with other dashes if its colour is used `again`, as the page does."""
     x, y = _with_gaps(series.x), _with_gaps(series.y)
-    marked = series.role == "line" and len(x) <= _MOST_MARKERS
+    marked = series.role == "dots" or (series.role == "line" and len(x) <= _MOST_MARKERS)
     style = "-." if again and series.role == "line" else _STYLES[series.role]
     axes.plot(
         x, y, color=colour, linestyle=style, linewidth=_WIDTHS[series.role],
@@ -149,11 +165,30 @@ def _set_axis(axes: Any, which: str, axis: Axis) -> None:
         getattr(axes, f"{which}axis").set_major_formatter(ScalarFormatter())
     elif axis.scale == "symlog":
         getattr(axes, f"set_{which}scale")("asinh", linear_width=NEAR_ZERO)
-    getattr(axes, f"set_{which}lim")(axis.low, axis.high)
+    getattr(axes, f"set_{which}lim")(*_limits(axes, which, axis))
+    if axis.scale == "linear" and not axis.names:
+        low, high = getattr(axes, f"get_{which}lim")()
+        if low > 0 or high < 0:
+            getattr(axes, f"set_{which}label")(f"{axis.label} (this axis does not start at 0)")
+    if axis.names:
+        getattr(axes, f"set_{which}ticks")(range(len(axis.names)), axis.names)
     if axis.whole:
         getattr(axes, f"{which}axis").set_major_locator(MaxNLocator(integer=True))
     if axis.percent:
         getattr(axes, f"{which}axis").set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+
+
+def _limits(axes: Any, which: str, axis: Axis) -> tuple[float | None, float | None]:
+    """Return the ends of an axis; None where matplotlib is to choose. A linear axis shows 0 unless it is `cut`."""
+    if axis.names:
+        return -0.5, len(axis.names) - 0.5
+    if axis.scale != "linear" or axis.cut:
+        return axis.low, axis.high
+    low, high = getattr(axes.dataLim, f"interval{which}")
+    return (
+        0.0 if axis.low is None and low >= 0 else axis.low,
+        0.0 if axis.high is None and low < 0 >= high else axis.high,
+    )
 
 
 def _colours() -> list[str]:

@@ -175,8 +175,9 @@ def _figure(figure: Figure) -> dict[str, Any]:
     series = [_series(each, place) for each in figure.series]
     entries = {
         "id": figure.id, "section": figure.section, "title": figure.title, "text": figure.text, "x": _axis(figure.x),
-        "y": _axis(figure.y), "parts": figure.parts, "frames": figure.frames, "oneGroup": figure.one_group,
-        "small": figure.small, "otherX": _axis(figure.other_x) if figure.other_x else None, "xs": xs, "series": series,
+        "y": _axis(figure.y), "parts": figure.parts, "frames": figure.frames, "pooled": figure.pooled,
+        "oneGroup": figure.one_group, "small": figure.small,
+        "otherX": _axis(figure.other_x) if figure.other_x else None, "xs": xs, "series": series,
     }  # fmt: skip
     return {key: value for key, value in entries.items() if value or key in ("xs", "series")}
 
@@ -185,7 +186,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
     return {
         key: value
         for key, value in vars(axis).items()
-        if value not in (None, "linear") and value is not False
+        if value not in (None, "linear", ()) and value is not False
     }
 
 

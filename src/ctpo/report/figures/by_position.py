@@ -26,7 +26,7 @@ is certain, and would leave little room for the rest."""
 _MOST_FRAMES, _FEWER_FRAMES, _MANY_GROUPS = 13, 7, 12
 """With more than `_MANY_GROUPS` groups, a figure has fewer frames, so that the page stays small."""
 _MOST_UPDATES = 240
-_POSITION = Axis(label="position in the response, tokens")
+_POSITION = Axis(label="position in the response, tokens", low=0)
 _LOG_POSITION = Axis(label="position in the response, tokens (log scale)", scale="log")
 _CLIPPED = {
     "all": ("high", "low", "dual"), "upper limit": ("high",), "lower limit": ("low",), "dual clip": ("dual",)
@@ -60,7 +60,8 @@ def figures(collection: Collection) -> list[Figure]:
             id="gradient-by-position", section="position", title="Gradient removed, by position",
             text="Share of the gradient that the trust region removed at each position. Each token counts by the size "
             "of its advantage, whatever its weight, so tokens clipped at the lower limit count as well.",
-            x=_POSITION, y=Axis(label="share of gradient", low=0, percent=True), frames=labels, series=removed,
+            x=_POSITION, y=Axis(label="share of gradient", low=0, percent=True), frames=labels, pooled=True,
+            series=removed,
         ),
         _spread(labels, frames, x, old=old),
         _mean(labels, frames, x),
@@ -71,7 +72,8 @@ def figures(collection: Collection) -> list[Figure]:
             text="The log ratio that weights each token: its mean, with bands of one and two standard deviations. "
             "Dashed: the limits of the trust region. Where the bands leave the limits, tokens are clipped. Limits that "
             "grow as fast as the bands clip alike at every position.",
-            x=_POSITION, y=Axis(label="log ratio, nats"), frames=labels, series=list(_trust_region(frames, x)),
+            x=_POSITION, y=Axis(label="log ratio, nats"), frames=labels, pooled=True,
+            series=list(_trust_region(frames, x)),
             parts=("mean, ± 1 and 2 s.d.", *_LIMIT_NAMES), one_group=True,
         ),
         Figure(
@@ -79,13 +81,13 @@ def figures(collection: Collection) -> list[Figure]:
             text="How much of the variance of the returns the critic's values explain at each position, before it "
             "learned from the batch. It usually grows towards the end, where less is open. "
             "All batches together show the mean.",
-            x=_POSITION, y=Axis(label="share of variance", percent=True), frames=labels,
+            x=_POSITION, y=Axis(label="share of variance", percent=True), frames=labels, pooled=True,
             series=_curves(frames, x, partial(_column, name="critic_explained_variance")),
         ),
         Figure(
             id="critic-loss-by-position", section="position", title="Loss of the critic, by position",
             text="Half the mean squared distance of the critic's values from their targets at each position.",
-            x=_POSITION, y=Axis(label="squared reward", low=0), frames=labels,
+            x=_POSITION, y=Axis(label="squared reward", low=0), frames=labels, pooled=True,
             series=_curves(frames, x, partial(_column, name="critic_value_loss")),
         ),
         _histogram(labels, frames),
@@ -175,7 +177,7 @@ def _clip(labels: list[str], frames: Frames, x: Column, *, several: bool) -> Fig
         ]
     return Figure(
         id="clip-by-position", section="position", title="Clip fraction by position", text=text, x=_POSITION,
-        y=Axis(label="share of tokens clipped", low=0, percent=True), series=series, frames=labels,
+        y=Axis(label="share of tokens clipped", low=0, percent=True), series=series, frames=labels, pooled=True,
         parts=() if several else list(_CLIPPED),
     )  # fmt: skip
 
@@ -202,7 +204,7 @@ def _by_sign(labels: list[str], frames: Frames, x: Column) -> Figure:
             for part, side in enumerate(("gain", "harm"))
             for each in _curves(frames, x, partial(clipped, side=side), part)
         ],
-        frames=labels, parts=("positive advantage", "negative advantage"), one_group=True,
+        frames=labels, pooled=True, parts=("positive advantage", "negative advantage"), one_group=True,
     )  # fmt: skip
 
 
@@ -226,7 +228,7 @@ def _mean(labels: list[str], frames: Frames, x: Column) -> Figure:
         text="Mean of log ρ_t at each position, over all updates. Dashed: a line through 0. Tokens drawn from the old "
         "policy lower the mean by their KL divergence each, so it falls as −κt, while the spread grows as √t. A "
         "band around 0 then clips late tokens more often.",
-        x=_POSITION, y=Axis(label="mean log ratio, nats"), series=series, frames=labels,
+        x=_POSITION, y=Axis(label="mean log ratio, nats"), series=series, frames=labels, pooled=True,
     )  # fmt: skip
 
 
@@ -243,7 +245,7 @@ def _effective(labels: list[str], frames: Frames, x: Column) -> Figure:
             for part, name in enumerate(parts)
             for each in _curves(frames, x, partial(_column, name=name), part)
         ],
-        frames=labels, parts=("all weights", "weights after clipping"), one_group=True,
+        frames=labels, pooled=True, parts=("all weights", "weights after clipping"), one_group=True,
     )  # fmt: skip
 
 
@@ -260,7 +262,7 @@ def _split(labels: list[str], frames: Frames, x: Column) -> Figure:
             for part, name in enumerate(parts)
             for each in _curves(frames, x, partial(_column, name=name), part)
         ],
-        frames=labels, parts=("signal", "pull"), one_group=True,
+        frames=labels, pooled=True, parts=("signal", "pull"), one_group=True,
     )  # fmt: skip
 
 
@@ -288,7 +290,7 @@ def _spread(labels: list[str], frames: Frames, x: Column, *, old: bool) -> Figur
         x=_LOG_POSITION, y=Axis(
             label="standard deviation, nats (log scale)", scale="log", low=max(tops, default=1.0) * _LOWEST_SPREAD
         ), series=series,
-        frames=labels,
+        frames=labels, pooled=True,
     )  # fmt: skip
 
 
@@ -353,7 +355,7 @@ def _histogram(labels: list[str], frames: Frames) -> Figure:
         "axis is logarithmic on both sides of 0. Dashed: the limits of the trust region at the first and last "
         "positions. A token outside of a limit is clipped if its advantage has the sign that the limit is for.",
         x=Axis(label="log ratio, nats (log scale on both sides)", scale="symlog"),
-        y=Axis(label="share of tokens in the cell", low=0, percent=True), series=series, frames=labels,
+        y=Axis(label="share of tokens in the cell", low=0, percent=True), series=series, frames=labels, pooled=True,
         parts=("log ratio", *_LIMIT_NAMES), one_group=True,
     )  # fmt: skip
 

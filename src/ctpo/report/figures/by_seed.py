@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ctpo.report.collection import Collection
@@ -9,8 +10,8 @@ from ctpo.report.figures.figure import Axis, Figure, Series
 from ctpo.runs.scores import Score
 
 _PLOTS = (
-    ("final", "Final accuracy, seed by seed", Axis(label="final held-out {score}", percent=True)),
-    ("auc", "AUC, seed by seed", Axis(label="mean training reward")),
+    ("final", "Final accuracy, seed by seed", Axis(label="final held-out {score}", percent=True, cut=True)),
+    ("auc", "AUC, seed by seed", Axis(label="mean training reward", cut=True)),
 )
 
 
@@ -19,21 +20,21 @@ def figures(collection: Collection) -> list[Figure]:
     scores = [group.scores for group in collection.groups]
     if all(len(each) < 2 for each in scores):
         return []
+    seeds = sorted({seed for each in scores for seed in each})
     return [
         Figure(
             id=f"seeds-{name}", section="comparison", title=title,
-            text="Runs with the same seed see the same problems in the same order. So compare the points above one "
-            "seed: the paired tests use their differences. A single low point may be a collapse.",
-            x=Axis(label="seed", whole=True),
+            text="Runs with the same seed see the same problems in the same order. So compare the dots above one "
+            "seed: the paired tests use their differences. A single low dot may be a collapse.",
+            x=Axis(label="seed", names=[str(seed) for seed in seeds]),
             y=replace(axis, label=axis.label.format(score=collection.score_name)),
-            series=[_series(place, each, name) for place, each in enumerate(scores) if each],
+            series=[_series(place, each, name, seeds) for place, each in enumerate(scores) if each],
         )
         for name, title, axis in _PLOTS
     ]  # fmt: skip
 
 
-def _series(place: int, scores: dict[int, Score], name: str) -> Series:
-    seeds = sorted(scores)
-    return Series(
-        group=place, x=[float(seed) for seed in seeds], y=[scores[seed].named(name) for seed in seeds]
-    )
+def _series(group: int, scores: dict[int, Score], name: str, seeds: Sequence[int]) -> Series:
+    """Return one dot per seed of the group. A seed's place among all seeds is its x."""
+    known = [(float(place), scores[seed].named(name)) for place, seed in enumerate(seeds) if seed in scores]
+    return Series(group=group, role="dots", x=[x for x, _ in known], y=[y for _, y in known])

@@ -12,8 +12,9 @@ Values = Sequence[float | None]
 NEAR_ZERO = 1e-3
 """The value at which a `symlog` axis turns from linear to logarithmic."""
 
-Role = Literal["line", "seed", "reference", "limit"]
-"""How a curve is drawn: a result, a single seed behind the mean, a line to compare with, or a trust region's limit."""
+Role = Literal["line", "dots", "seed", "reference", "limit"]
+"""How values are drawn: as a curve, as dots that nothing joins, as one seed behind the mean, as a line to compare with,
+or as the limit of a trust region."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +25,13 @@ class Axis:
     scale: Literal["linear", "log", "symlog"] = "linear"
     """`symlog` is linear near zero and logarithmic on both sides of it: asinh(value / NEAR_ZERO)."""
     low: float | None = None
-    """The lower end; None takes the smallest value."""
+    """The lower end; None takes the smallest value, or 0 if that is smaller."""
     high: float | None = None
-    """The upper end; None takes the largest value."""
+    """The upper end; None takes the largest value, or 0 if that is larger."""
+    cut: bool = False
+    """Whether the axis may leave out 0, to show small differences. The drawing then says so."""
+    names: Sequence[str] = ()
+    """The categories at 0, 1, …, in place of numbers."""
     percent: bool = False
     whole: bool = False
     """Whether only whole numbers get a tick."""
@@ -71,6 +76,8 @@ class Figure:
     """The entries of a legend of its own, for figures with more than one curve per group."""
     frames: Sequence[str] = ()
     """The names of what a reader can step through; the first frame is shown at the start."""
+    pooled: bool = False
+    """Whether the first frame holds all the others together. It is then a button beside the slider."""
     one_group: bool = False
     """Whether the figure shows one group at a time."""
     other_x: Axis | None = None

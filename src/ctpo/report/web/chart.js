@@ -6,9 +6,10 @@ const SERIES_COLOURS = 8;
 const NEAR_ZERO = 1e-3; // the value at which a symlog axis turns from linear to logarithmic, as in figures/figure.py
 const MARGIN = { top: 10, right: 14, bottom: 40, left: 52 };
 
-/** The colour, marker and dashes of the n-th curve. Colour alone would not do for everybody. */
+/** The colour, marker and dashes of the n-th curve. Colour alone would not do for everybody. Where a colour returns, its marker is another. */
 function look(place) {
-  return { colour: `var(--series-${place % SERIES_COLOURS})`, marker: MARKERS[place % MARKERS.length], dashes: place >= SERIES_COLOURS ? "7 3 1.5 3" : null };
+  const round = Math.floor(place / SERIES_COLOURS);
+  return { colour: `var(--series-${place % SERIES_COLOURS})`, marker: MARKERS[(place + round) % MARKERS.length], dashes: round ? "7 3 1.5 3" : null };
 }
 
 const SHAPES = {
@@ -34,12 +35,18 @@ function marker(kind, x, y, colour) {
   return svg("path", { d: markerPath(kind, x, y), fill: open ? (kind === "ring" ? "var(--card)" : "none") : colour, stroke: colour, "stroke-width": open ? 1.6 : 0.5 });
 }
 
-/** The scale of one axis: a function from values to pixels, with its ticks. */
+/** The scale of one axis: a function from values to pixels, with its ticks. `cut` says that 0 lies outside of it. */
 function makeScale(axis, values, from, to, most) {
   const log = axis.scale === "log";
   const usable = values.filter((v) => Number.isFinite(v) && (!log || v > 0));
   let low = axis.low ?? (usable.length ? Math.min(...usable) : 0);
   let high = axis.high ?? (usable.length ? Math.max(...usable) : 1);
+  const linear = axis.scale === undefined && !axis.names;
+  if (linear && !axis.cut) {
+    low = axis.low ?? Math.min(0, low);
+    high = axis.high ?? Math.max(0, high);
+  }
+  if (axis.names) [low, high] = [-0.5, axis.names.length - 0.5];
   if (log && low <= 0) low = high > 0 ? high / 1000 : 0.1;
   if (high <= low) {
     high = low === 0 ? 1 : low + Math.abs(low) * 0.1;
@@ -47,12 +54,18 @@ function makeScale(axis, values, from, to, most) {
   }
   const f = log ? Math.log10 : axis.scale === "symlog" ? (v) => Math.asinh(v / NEAR_ZERO) : (v) => v;
   const room = 0.04 * (f(high) - f(low));
-  const start = f(low) - (axis.low === undefined && most.pad ? room : 0);
-  const end = f(high) + (axis.high === undefined && most.pad ? room : 0);
+  const start = f(low) - (axis.low === undefined && most.pad && low !== 0 ? room : 0);
+  const end = f(high) + (axis.high === undefined && most.pad && high !== 0 ? room : 0);
   const scale = (v) => from + ((f(v) - start) / (end - start)) * (to - from);
-  scale.ticks = log ? logTicks(start, end, most.ticks) : axis.scale === "symlog" ? symlogTicks(low, high, most.ticks) : linearTicks(start, end, most.ticks, axis.whole ? 1 : 0);
+  scale.cut = linear && (start > 0 || end < 0);
+  scale.ticks = axis.names ? nameTicks(axis.names, most.ticks) : log ? logTicks(start, end, most.ticks) : axis.scale === "symlog" ? symlogTicks(low, high, most.ticks) : linearTicks(start, end, most.ticks, axis.whole ? 1 : 0);
   scale.shows = (v) => Number.isFinite(v) && (!log || v > 0);
   return scale;
+}
+
+function nameTicks(names, most) {
+  const every = Math.ceil(names.length / (2 * most));
+  return names.map((_, place) => place).filter((place) => place % every === 0);
 }
 
 function linearTicks(start, end, most, least) {
@@ -88,6 +101,7 @@ function symlogTicks(low, high, most) {
 }
 
 function tickText(value, axis) {
+  if (axis.names) return axis.names[value];
   if (axis.percent) return `${Number((100 * value).toPrecision(4))}%`;
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(0).replace("e+", "e");
@@ -97,9 +111,10 @@ function tickText(value, axis) {
 class Chart {
   static made = 0;
 
-  /** curves() returns what is shown now, [{x, y, low, high, look, role, name}]. all() returns the curves that the axes must hold. */
-  constructor(host, { label, axes, curves, all, height }) {
-    Object.assign(this, { host, label, axes, curves, all, height });
+  /** curves() returns what is shown now, [{x, y, low, high, look, role, name}]. all() returns the curves that the axes must hold.
+      The label of the y axis is written into the element `caption`. */
+  constructor(host, { label, caption, axes, curves, all, height }) {
+    Object.assign(this, { host, label, caption, axes, curves, all, height });
     this.root = svg("svg", { tabindex: 0, role: "img", "aria-label": label });
     host.append(this.root);
     this.root.addEventListener("pointermove", (event) => this.hover(event.offsetX, event));
@@ -127,6 +142,7 @@ class Chart {
     const x = makeScale(xAxis, everything.flatMap((c) => c.x), MARGIN.left, right, { ticks: Math.max(3, Math.floor(width / 80)), pad: false });
     const y = makeScale(yAxis, everything.flatMap((c) => [...c.y, ...(c.low ?? []), ...(c.high ?? [])]), bottom, MARGIN.top, { ticks: this.height < 240 ? 4 : 6, pad: true });
     this.now = { x, y, xAxis, yAxis, shown, bottom };
+    this.spreadDots(shown, x);
     this.drawAxes(x, y, xAxis, yAxis, right, bottom);
     if (!shown.length) {
       this.root.append(svg("text", { x: (MARGIN.left + right) / 2, y: this.height / 2 - 10, "text-anchor": "middle", class: "empty" }, "no curve for this choice"));
@@ -149,23 +165,37 @@ class Chart {
       grid.append(svg("line", { x1: MARGIN.left, x2: right, y1: y(tick), y2: y(tick) }));
       grid.append(svg("text", { x: MARGIN.left - 6, y: y(tick) + 4, "text-anchor": "end" }, tickText(tick, yAxis)));
     }
+    if (xAxis.names) for (let place = 1; place < xAxis.names.length; place++) grid.append(svg("line", { x1: x(place - 0.5), x2: x(place - 0.5), y1: MARGIN.top, y2: bottom }));
     for (const tick of x.ticks) {
       grid.append(svg("line", { x1: x(tick), x2: x(tick), y1: bottom, y2: bottom + 4, class: "tick" }));
       grid.append(svg("text", { x: x(tick), y: bottom + 17, "text-anchor": "middle" }, tickText(tick, xAxis)));
     }
     grid.append(svg("line", { x1: MARGIN.left, x2: right, y1: bottom, y2: bottom, class: "tick" }));
-    grid.append(svg("text", { x: right, y: this.height - 5, "text-anchor": "end", class: "label" }, xAxis.label));
+    grid.append(svg("text", { x: right, y: this.height - 5, "text-anchor": "end", class: "label" }, labelOf(xAxis, x)));
+    this.caption.textContent = labelOf(yAxis, y);
     this.root.append(grid);
   }
 
+  /** Dots of several curves in one category stand beside each other. */
+  spreadDots(shown, x) {
+    const dotted = shown.filter((curve) => curve.role === "dots");
+    const apart = Math.min(11, (0.8 * (x(1) - x(0))) / Math.max(1, dotted.length));
+    dotted.forEach((curve, place) => { curve.aside = (place - (dotted.length - 1) / 2) * apart; });
+  }
+
   points(curve, values, x, y) {
-    return curve.x.map((at, i) => (x.shows(at) && values[i] !== null && y.shows(values[i]) ? [x(at), y(values[i])] : null));
+    return curve.x.map((at, i) => (x.shows(at) && values[i] !== null && y.shows(values[i]) ? [x(at) + (curve.aside ?? 0), y(values[i])] : null));
   }
 
   line(curve, x, y) {
     const points = this.points(curve, curve.y, x, y);
-    const d = pathThrough(points);
     const { colour, marker: kind, dashes } = curve.look;
+    if (curve.role === "dots") {
+      const dots = svg("g", { class: "curve dots" });
+      dots.append(...points.filter(Boolean).map((point) => marker(kind, ...point, colour)));
+      return [dots];
+    }
+    const d = pathThrough(points);
     const width = { line: 2, seed: 1, reference: 1.3, limit: 1.8 }[curve.role];
     const attributes = { d, fill: "none", stroke: colour, "stroke-width": width, class: `curve ${curve.role}` };
     if (curve.role === "reference") attributes["stroke-dasharray"] = "2 4";
@@ -227,13 +257,13 @@ class Chart {
     for (const curve of shown) {
       const i = curve.x.indexOf(this.at);
       if (i < 0 || curve.y[i] === null || curve.role === "seed") continue;
-      if (y.shows(curve.y[i])) this.cursor.append(svg("circle", { cx: x(this.at), cy: y(curve.y[i]), r: 4, fill: curve.look.colour, class: "dot" }));
+      if (y.shows(curve.y[i])) this.cursor.append(svg("circle", { cx: x(this.at) + (curve.aside ?? 0), cy: y(curve.y[i]), r: 4, fill: curve.look.colour, class: "dot" }));
       const range = curve.low && curve.low[i] !== null ? ` (${say(curve.low[i], yAxis.percent)} to ${say(curve.high[i], yAxis.percent)})` : "";
       const of = curve.of && curve.of[i] ? ` of ${say(curve.of[i])} tokens` : "";
       lines.push([curve.y[i], el("div", { class: "row" }, swatch(curve.look, curve.role), el("span", { textContent: curve.name }), el("b", { textContent: say(curve.y[i], yAxis.percent) + of + range }))]);
     }
     lines.sort((a, b) => b[0] - a[0]);
-    showTip(left, top, [el("div", { class: "head", textContent: `${xAxis.label.replace(/ \(log scale.*\)/, "")}: ${say(this.at, xAxis.percent)}` }), ...lines.map((line) => line[1])]);
+    showTip(left, top, [el("div", { class: "head", textContent: `${xAxis.label.replace(/ \(log scale.*\)/, "")}: ${xAxis.names ? xAxis.names[this.at] : say(this.at, xAxis.percent)}` }), ...lines.map((line) => line[1])]);
   }
 
   leave() {
@@ -241,6 +271,8 @@ class Chart {
     hideTip();
   }
 }
+
+const labelOf = (axis, scale) => (scale.cut ? `${axis.label} (this axis does not start at 0)` : axis.label);
 
 const pair = ([a, b]) => `${a.toFixed(1)},${b.toFixed(1)}`;
 
@@ -257,7 +289,7 @@ function pathThrough(points) {
 function swatch({ colour, marker: kind, dashes }, role = "line") {
   const root = svg("svg", { width: 26, height: 12, viewBox: "0 0 26 12", class: "swatch", "aria-hidden": "true" });
   const pattern = { reference: "2 4", limit: "6 3" }[role] ?? dashes;
-  root.append(svg("line", { x1: 1, x2: 25, y1: 6, y2: 6, stroke: colour, "stroke-width": 2, ...(pattern ? { "stroke-dasharray": pattern } : {}) }));
-  if (role === "line") root.append(marker(kind, 13, 6, colour));
+  if (role !== "dots") root.append(svg("line", { x1: 1, x2: 25, y1: 6, y2: 6, stroke: colour, "stroke-width": 2, ...(pattern ? { "stroke-dasharray": pattern } : {}) }));
+  if (role === "line" || role === "dots") root.append(marker(kind, 13, 6, colour));
   return root;
 }

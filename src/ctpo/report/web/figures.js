@@ -24,9 +24,9 @@ function figureCard(data, figure) {
   const chosen = { frame: 0, otherX: false, group: null, hiddenParts: new Set() };
   const host = el("div", { class: "plot" });
   const controls = el("div", { class: "controls" });
+  const caption = el("div", { class: "axis-label" });
   const card = el("figure", { class: figure.small ? "card small" : "card", id: `figure-${figure.id}` },
-    el("h3", { textContent: figure.title }), el("p", { class: "reads", textContent: figure.text }), controls,
-    el("div", { class: "axis-label", textContent: figure.y.label }), host);
+    el("h3", { textContent: figure.title }), el("p", { class: "reads", textContent: figure.text }), controls, caption, host);
 
   const belongs = (series) => {
     if (series.role === "seed" && !shownNow.seeds) return false;
@@ -41,7 +41,7 @@ function figureCard(data, figure) {
     name: [series.part === undefined ? data.groups[series.group].name : figure.parts[series.part], series.name].filter(Boolean).join(", "),
   });
   const chart = new Chart(host, {
-    label: `${figure.title}. ${figure.text}`,
+    label: `${figure.title}. ${figure.text}`, caption,
     axes: () => [chosen.otherX ? figure.otherX : figure.x, figure.y],
     curves: () => figure.series.filter((s) => belongs(s) && (s.frame ?? 0) === chosen.frame).map(curve),
     // Every frame has the same axes, so that frames can be compared. A figure of one group has axes of its own, because
@@ -61,7 +61,7 @@ function figureCard(data, figure) {
     chart.draw();
   };
   if (figure.oneGroup && data.groups.length > 1) controls.append(groupPicker);
-  if (figure.frames) controls.append(frameSlider(figure.frames, (frame) => { chosen.frame = frame; chart.draw(); }));
+  if (figure.frames) controls.append(frameSlider(figure, (frame) => { chosen.frame = frame; chart.draw(); }));
   if (figure.otherX) controls.append(choice(["by rollout batch", "by time"], 0, (i) => { chosen.otherX = i === 1; chart.draw(); }, "horizontal axis"));
   if (figure.parts) controls.append(partsLegend(figure, chosen, () => chart.draw()));
   card.append(valuesTable(chart));
@@ -74,13 +74,29 @@ function figureCard(data, figure) {
   return card;
 }
 
-function frameSlider(frames, choose) {
-  const shown = el("output", { textContent: frames[0] });
+/** A slider over the frames. If the first frame pools the others, it is a button, and the slider chooses one of the others. */
+function frameSlider({ frames, pooled }, choose) {
+  const first = pooled ? 1 : 0;
+  const shown = el("output", { textContent: pooled && frames.length > 1 ? "or one batch" : frames[0] });
+  if (frames.length === 1) return shown;
+  const all = el("button", { type: "button", class: "entry plain", textContent: frames[0], "aria-pressed": "true", on: { click: () => {
+    all.setAttribute("aria-pressed", "true");
+    shown.textContent = "or one batch";
+    choose(0);
+  } } });
+  const one = () => {
+    all.setAttribute("aria-pressed", "false");
+    shown.textContent = frames[slider.value];
+    slider.setAttribute("aria-valuetext", frames[slider.value]);
+    choose(Number(slider.value));
+  };
+  const moves = (event) => { if (/^(Arrow|Home|End|Page)/.test(event.key)) one(); };
+  // A click or a key may choose the frame at which the slider already stands.
   const slider = el("input", {
-    type: "range", min: 0, max: frames.length - 1, value: 0, "aria-label": "rollout batch", "aria-valuetext": frames[0],
-    on: { input: () => { shown.textContent = frames[slider.value]; slider.setAttribute("aria-valuetext", frames[slider.value]); choose(Number(slider.value)); } },
+    type: "range", min: first, max: frames.length - 1, value: first, "aria-label": pooled ? "rollout batch" : "pair of policies",
+    "aria-valuetext": frames[first], on: { input: one, click: one, keyup: moves },
   });
-  return frames.length > 1 ? el("label", { class: "frames" }, slider, shown) : shown;
+  return el("span", { class: "frames" }, pooled ? all : null, slider, shown);
 }
 
 /** The figure's own legend, of the parts that have a curve. */
@@ -107,7 +123,7 @@ function valuesTable(chart) {
   function fill() {
     const { shown, xAxis, yAxis } = chart.now;
     const head = el("tr", {}, el("th", { textContent: xAxis.label }), ...shown.map((c) => el("th", { textContent: c.name })));
-    const rows = chart.places().map((at) => el("tr", {}, el("td", { textContent: say(at) }), ...shown.map((c) => {
+    const rows = chart.places().map((at) => el("tr", {}, el("td", { textContent: xAxis.names ? xAxis.names[at] : say(at) }), ...shown.map((c) => {
       const i = c.x.indexOf(at);
       return el("td", { textContent: i < 0 ? "–" : say(c.y[i], yAxis.percent) });
     })));
