@@ -68,7 +68,7 @@ the response. r_t is the ratio of the token, d_t = log r_t, c_t = Σ_{s≤t} d_s
 sg stops the gradient. The formula is the loss of one token; the reduction says how tokens are averaged.
 
 [Which objective should I use?](../how-to/choose-objective.md) compares them. [Objectives](objectives.md) explains the
-parts that they are composed of.
+parts that they are composed of, and [Where the presets come from](preset-sources.md) names papers and deviations.
 """
 
 

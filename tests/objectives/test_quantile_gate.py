@@ -33,7 +33,7 @@ def test_quantile_of_nothing_is_no_bound() -> None:
 
 
 def loops(batch: Batch, q: float, by_prefix: bool) -> tuple[float, list[list[float]]]:
-    """Loss and gradient written out from the equations of docs/reference/objectives.md."""
+    """Loss and gradient written out from the equations of docs/reference/preset-sources.md."""
     rows = [[t for t in range(batch.mask.shape[1]) if batch.mask[i, t]] for i in range(len(batch.mask))]
     adv = batch.advantages.tolist()
     sums = []
