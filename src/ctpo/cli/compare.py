@@ -41,6 +41,7 @@ a comparison file:
   objectives:                 # the first is what the others are compared with
     ctpo: {tune: {objective_kwargs.log_high: [0.05, 0.4]}}
     grpo: {tune: {objective_kwargs.ratio_high: [0.2, 0.6]}}
+    # or one objective on two engines: {ours: {objective: ctpo}, verl: {objective: ctpo, engine: verl}}
   regimes:
     16 updates: {}
     64 updates: {num_iterations: 4}
@@ -155,6 +156,7 @@ def _check_recipes(plan: Plan, untrusted: Path | None, *, only_reported: bool) -
 
     The quick check goes first over all of them. The full one, which imports torch and TRL, is for what will run.
     """
+    from ctpo.engines.choice import LOCAL, split_engine
     from ctpo.lab.comparison.plan import cell
     from ctpo.training.config.settings import build, check
     from ctpo.training.config.trust import check_recipe
@@ -168,10 +170,15 @@ def _check_recipes(plan: Plan, untrusted: Path | None, *, only_reported: bool) -
     for keys in combinations:
         if untrusted is not None:
             check_recipe(keys, {}, untrusted, own="")
-        check(keys)
-    if not only_reported:
-        for keys in combinations:
-            build(keys)
+        check(split_engine(keys)[1])
+    for keys in [] if only_reported else combinations:
+        choice, own = split_engine(keys)
+        if choice.name == LOCAL:
+            build(own)
+            continue
+        from ctpo.engines.verl.run import check as check_for_verl
+
+        check_for_verl(keys)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 CHANGES_NOTHING: Final = frozenset(
     {
         *("output_dir", "transcripts", "rollout_batch_size", "report_to", "run_name", "logging_dir"),
-        *("records", "script"),
+        *("records", "script", "ray_address"),
         *("save_steps", "save_total_limit", "save_strategy"),
     }
 )

@@ -16,7 +16,7 @@ from ctpo.training.config.sources import trainer_fields
 TRANSLATED: Final = frozenset(
     # of the recipe
     "task model dataset eval_dataset columns train_problems max_prompt_length mask_void_turns overlong_buffer "
-    "eval_problems eval_every rollout_batches rollout_batch_size transcripts threads tools tool_timeout_s "
+    "eval_problems eval_every rollout_batches rollout_batch_size transcripts tools tool_timeout_s "
     "tool_memory_mb unsafe_no_isolation "
     # of the trainer
     "objective objective_kwargs anchor rollout_correction rollout_correction_kwargs advantages scale_rewards critic "
@@ -31,7 +31,7 @@ TRANSLATED: Final = frozenset(
 """Keys that decide something of verl's configuration, of the data, or of our agent loop."""
 
 WITHOUT_EFFECT: Final = frozenset(
-    "pack_rows share_prompts completion_head fused_layers skip_zero_advantage max_tokens_per_micro_batch "
+    "threads pack_rows share_prompts completion_head fused_layers skip_zero_advantage max_tokens_per_micro_batch "
     "keep_freed_memory vllm_mode log_level log_level_replica run_name logging_nan_inf_filter log_on_each_node "
     "per_device_eval_batch_size eval_accumulation_steps dataloader_num_workers dataloader_pin_memory "
     "dataloader_prefetch_factor dataloader_persistent_workers ddp_find_unused_parameters ddp_timeout "

@@ -26,7 +26,8 @@ from ctpo.tasks import get_task
 from ctpo.tasks.arithmetic import model_location
 from ctpo.tasks.task import as_conversation, check_ready, with_template_kwargs
 from ctpo.training.config.recipe import Recipe
-from ctpo.training.config.settings import build, check, resolved
+from ctpo.training.config.settings import build, resolved
+from ctpo.training.config.settings import check as check_keys
 from ctpo.training.records.environment import describe_environment
 from ctpo.training.records.events import Listener, Silent
 from ctpo.training.records.summary import summarise
@@ -38,6 +39,8 @@ FOLDER: Final = "verl"
 """The folder of a run in which verl's checkpoints and the files for verl are."""
 _NOTHING: Final = -1
 """The update up to which records are kept, if none is."""
+_CHOSEN: Final = ("ray_address", "trainer_mode", "rollout_processes", "max_staleness")
+"""What an `EngineChoice` and a `Site` both have."""
 _NEEDED: Final = ("verl", "ray", "transfer_queue", "hydra")
 
 
@@ -62,6 +65,30 @@ def check_installed() -> None:
                 f"engine=verl needs verl {VERSION} and Ray, and the module {module} is not installed; install them as "
                 "docs/how-to/adapters.md says"
             )
+
+
+def check(keys: Mapping[str, Any]) -> None:
+    """Check what can be checked before a run is begun: that all keys are right, and verl has a counterpart for each.
+
+    Args:
+        keys: of the recipe and of the engine.
+
+    Raises:
+        UserError: for the first that is wrong or has no counterpart, or if verl is not installed.
+    """
+    choice, own = split_engine(keys)
+    recipe, given = check_keys(own)
+    build(own)
+    check_installed()
+    unknown = dict.fromkeys(("train_file", "test_file", "agent_file", "checkpoints"), Path())
+    sizes = dict.fromkeys(("train_problems", "test_problems", "prompt_tokens"), 1)
+    site = Site(model=recipe.model, **unknown, **sizes, **_choice(choice))
+    translated = translate(recipe, given, site, choice.overrides)
+    if choice.overrides:  # what we translate ourselves is known to fit
+        _set_environment(site)
+        from ctpo.engines.verl.configuration import configuration
+
+        configuration(translated)
 
 
 def train(
@@ -91,7 +118,7 @@ def train(
     choice, own = split_engine(start.keys)
     if start.named is not None:
         raise UserError(f"{start.named} is no checkpoint of verl's; give the run's directory to --resume")
-    recipe, given = check(own)
+    recipe, given = check_keys(own)
     _, config = build(own)
     task = with_template_kwargs(get_task(recipe.task, recipe.tools or ()), config.chat_template_kwargs)
     check_void_turns(task, recipe.mask_void_turns)
@@ -117,11 +144,7 @@ def train(
         test_problems=len(heldout),
         prompt_tokens=_longest(tokenizer, task, [*problems, *heldout], recipe, context, config),
         resume_from=None if checkpoint is None else checkpoint.absolute(),
-        ray_address=choice.ray_address,
-        trainer_mode=choice.trainer_mode,
-        rollout_processes=choice.rollout_processes,
-        max_staleness=choice.max_staleness,
-        **_processes(choice),
+        **_choice(choice),
     )
     _set_environment(site)
     from ctpo.engines.verl.configuration import configuration
@@ -207,13 +230,14 @@ def _set_environment(site: Site) -> None:
         os.environ.setdefault(name, value)
 
 
-def _processes(choice: EngineChoice) -> dict[str, Any]:
-    """How many processes train, on how many machines, and whether there are accelerators."""
+def _choice(choice: EngineChoice) -> dict[str, Any]:
+    """What the user chose, how many processes train on how many machines, and whether there are accelerators."""
     import torch
 
     accelerator = torch.accelerator.is_available()
     here = torch.accelerator.device_count() if accelerator else 1
     return {
+        **{name: getattr(choice, name) for name in _CHOSEN},
         "accelerator": accelerator,
         "processes": int(choice.overrides.get("trainer.n_gpus_per_node", here)),
         "machines": int(choice.overrides.get("trainer.nnodes", 1)),

@@ -17,7 +17,7 @@ import yaml
 
 from ctpo.errors import UserError
 from ctpo.runs.identity import recorded_name
-from ctpo.training.config.recipe import embedded_recipe, merge, read_recipe
+from ctpo.training.config.recipe import ENGINE, embedded_recipe, merge, read_recipe
 
 SCORES = ("auc", "final")
 _KEYS = ("recipe", "common", "objectives", "regimes", "tune", "seeds", "select_by", "compare", "secondary")
@@ -163,7 +163,7 @@ def _arm(path: Path, name: str, keys: Mapping[str, Any], shared: Mapping[str, An
 
 def _override(key: str, value: Any) -> dict[str, Any]:
     outer, dot, inner = key.partition(".")
-    return {outer: {inner: value}} if dot else {outer: value}
+    return {outer: {inner: value}} if dot and outer != ENGINE else {key: value}
 
 
 def _check_budgets(path: Path, arms: tuple[Arm, ...]) -> None:

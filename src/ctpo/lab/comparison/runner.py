@@ -16,6 +16,7 @@ from typing import Final
 import psutil
 import yaml
 
+from ctpo.engines.choice import LOCAL, split_engine
 from ctpo.errors import UserError
 from ctpo.lab.comparison.launch import COST, start
 from ctpo.lab.comparison.plan import Cell
@@ -148,8 +149,10 @@ class Runner:
             words = ["--resume", str(run)]
         count = _threads(cell)
         cores, self._free = self._free[:count], self._free[count:]
+        if split_engine(cell.keys)[0].name == LOCAL:
+            words.append(f"shared={self.root / _SHARED}")
         process = start(
-            ["train", *words, f"shared={self.root / _SHARED}", *(["--trust"] if self._trust else [])],
+            ["train", *words, *(["--trust"] if self._trust else [])],
             folder / _LOG,
             cores if len(cores) == count else [],
         )
