@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ctpo.engines.verl.console import followed, kept_aside
 from ctpo.engines.verl.export import last_checkpoint
 from ctpo.engines.verl.files import rows
 from ctpo.engines.verl.ratios import Ratios
@@ -23,6 +26,8 @@ from ctpo.runs.reader import read_run
 from ctpo.tasks import Problem
 from ctpo.training.diagnostics.profile import PositionProfile
 from ctpo.training.diagnostics.record import profile_line
+from ctpo.training.records.events import Silent
+from ctpo.training.scoring.stats import WEIGHT, StatsAccumulator
 
 LONGEST = 40
 
@@ -80,9 +85,6 @@ def test_records_of_two_batches(tmp_path: Path) -> None:
     records.evaluated(0, [heldout(0, True), *(heldout(place, False) for place in range(1, 4))])
     metrics = {
         "critic/score/mean": np.float64(0.5),
-        "actor/ctpo/clip_fraction": 0.2,
-        "actor/ctpo/log_ratio_std": 0.3,
-        "actor/ctpo/tokens": 7.0,
         "actor/lr": 3e-4,
         "timing_s/step": 4.0,
         "timing_s/update_actor": 2.0,
@@ -104,8 +106,6 @@ def test_records_of_two_batches(tmp_path: Path) -> None:
         "batch": 1,
         "step": 8,
         "reward": 0.5,
-        "clip_fraction": 0.2,
-        "log_ratio_std": 0.3,
         "learning_rate": 3e-4,
         "batch_s": 4.0,
         "training_s": 2.5,
@@ -133,13 +133,15 @@ def test_the_profile_of_two_processes_is_that_of_one(tmp_path: Path, objective: 
     """Each process keeps its own responses of three updates. Together they are what one process would have seen."""
     ours = preset(objective)
     processes = [Ratios(ours, LONGEST, Tokenizer()) for _ in range(2)]
-    whole = PositionProfile(lambda: ours, LONGEST)
+    whole, pooled = PositionProfile(lambda: ours, LONGEST), StatsAccumulator()
     for update in range(3):
         for rank, process in enumerate(processes):
             process.start_update()
             logps, tensors = columns(2 * update + rank)
-            process.add(logps, tensors)
             named = (logps, *(tensors[name] for name in ("old_log_probs", "advantages", "response_mask")))
+            stats = ours(*named).stats
+            process.add(logps, tensors, {name: float(value) for name, value in stats.items()})
+            pooled.add({**stats, WEIGHT: stats["tokens"]})
             wide = [torch.nn.functional.pad(each, (0, LONGEST - each.shape[1])) for each in named]
             whole.add(*wide[:3], wide[3].bool(), update=8 + update)
     run = RunDirectory(tmp_path / "run")
@@ -147,7 +149,12 @@ def test_the_profile_of_two_processes_is_that_of_one(tmp_path: Path, objective: 
     records = VerlRecords(run, updates=8, objective=ours, longest=LONGEST, transcripts=3, length=2)
     assert records.samples(2) == 3
     records.trained(2, {}, [], [process.take(3) for process in processes])
-    alone = whole.close(SimpleNamespace(device="cpu", gather=lambda each: each))
+    accelerator = SimpleNamespace(device="cpu", gather=lambda each: each)
+    statistics = pooled.flush(accelerator)
+    (record,) = run.records()
+    for name in ("clip_fraction", "log_ratio_std", "log_ratio_max", "ess", "kl_k3"):
+        assert record[name] == pytest.approx(statistics[name], rel=1e-6), name
+    alone = whole.close(accelerator)
     assert alone is not None
     (line,) = [json.loads(each) for each in run.profile.read_text().splitlines()]
     wanted = json.loads(json.dumps(profile_line(alone, ours)))
@@ -170,10 +177,42 @@ def test_an_objective_that_looks_at_the_whole_batch_is_asked_once_per_forward_pa
     ratios = Ratios(ours, LONGEST, Tokenizer())
     for seed in range(3):
         ratios.start_update()
-        ratios.add(*columns(seed))
+        ratios.add(*columns(seed), {"tokens": 7.0})
     sums = ratios.take(0).sums
     assert sums is not None
     assert sorted(sums.updates) == [0, 1, 2]
+
+
+def test_what_others_print_goes_to_a_file_and_ours_is_shown(tmp_path: Path, capfd: Any) -> None:
+    run, log, seen = RunDirectory(tmp_path / "run"), tmp_path / "log", Shown()
+    run.open({"task": "arithmetic"}, {})
+    run.append({"batch": 0, "step": 0, "seconds": 1.0})
+    print("before")
+    with kept_aside(log), followed(run, log, seen):
+        for text in ("noise\n", "\x1b[36m(W pid=7)\x1b[0m x.py:3: W: ctpo: every ratio was 1\x1b[0m\n") * 2:
+            subprocess.run(["printf", "%s", text], check=True)
+        os.write(2, b"ctpo: registered with verl, loss_mode=ctpo\n")
+        run.append({"batch": 1, "step": 4, "seconds": 2.0})
+    print("after")
+    assert capfd.readouterr() == ("before\nafter\n", "")
+    assert log.read_text().count("noise\n") == 2
+    assert "registered with verl" in log.read_text()
+    assert seen.notices == ["every ratio was 1"]
+    assert [record["batch"] for record in seen.records] == [1]
+
+
+class Shown(Silent):
+    """A listener that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+        self.records: list[dict[str, Any]] = []
+
+    def notice(self, what: str) -> None:
+        self.notices.append(what)
+
+    def recorded(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
 
 
 def test_the_checkpoint_to_go_on_from(tmp_path: Path) -> None:

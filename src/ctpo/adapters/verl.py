@@ -18,6 +18,8 @@ from ctpo.adapters.shared import floats, framework, objective_for, token_losses
 from ctpo.errors import UserError
 from ctpo.objectives import preset_names, turns_of
 
+STATS = "actor/ctpo/"
+"""What the names of the objective's statistics begin with, among verl's metrics."""
 _INSTALL = "verl>=0.9.1 (pip install --no-deps verl where torch is already there)"
 core_algos = framework("verl.trainer.ppo.core_algos", _INSTALL)
 _correction = framework("verl.trainer.ppo.rollout_corr_helper", _INSTALL)
@@ -67,11 +69,9 @@ def policy_loss(
     guards.look(out, log_prob, old_log_prob, response_mask)
     losses = token_losses(objective, out, response_mask)
     loss = core_algos.agg_loss(losses, response_mask, loss_agg_mode, **config.global_batch_info)
-    metrics = floats(out.stats, "actor/ctpo/")
+    metrics = floats(out.stats, STATS)
     named = {"pg_clipfrac": "clip_fraction", "pg_clipfrac_lower": "clip_fraction_dual", "ppo_kl": "kl_k1"}
-    return loss, metrics | {
-        f"actor/{theirs}": metrics[f"actor/ctpo/{ours}"] for theirs, ours in named.items()
-    }
+    return loss, metrics | {f"actor/{theirs}": metrics[f"{STATS}{ours}"] for theirs, ours in named.items()}
 
 
 def _keep_loss_mode(original: Any) -> Any:

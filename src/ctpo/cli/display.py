@@ -7,9 +7,9 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +20,7 @@ from ctpo.errors import printable
 from ctpo.runs.scores import score_name
 
 if TYPE_CHECKING:
+    from ctpo.engines.verl.run import Finished
     from ctpo.runs.directory import RunDirectory
     from ctpo.training.records.events import RunPlan
     from ctpo.training.run.train import Outcome
@@ -107,7 +108,7 @@ class Display:
         if self._plan is not None and record["batch"] < self._plan.rollout_batches:
             self._live(f"batch {record['batch'] + 1}: sampling {self._plan.responses_per_batch} responses")
 
-    def finished(self, outcome: Outcome) -> None:
+    def finished(self, outcome: Outcome | Finished) -> None:
         """Print the result: accuracy before and after, what was saved, and what to try next."""
         if self._progress is not None:
             self._progress.stop()
@@ -141,15 +142,24 @@ class Display:
         return per_batch * (self._plan.rollout_batches - batch)
 
 
-def open_console(*, shown: bool = True) -> Console:
+def open_console(*, shown: bool = True, file: IO[str] | None = None) -> Console:
     """A console on standard output; with `shown` off, for a process that is not the main one, it prints nothing."""
-    return _Console(soft_wrap=True, quiet=not shown)
+    return _Console(soft_wrap=True, quiet=not shown, file=file)
 
 
 @contextmanager
-def open_display(*, shown: bool = True) -> Iterator[Display]:
-    """A display on standard output. With `shown` off, for a process that is not the main one, it prints nothing."""
-    console = open_console(shown=shown)
+def open_display(*, shown: bool = True, apart: bool = False) -> Iterator[Display]:
+    """A display on standard output. With `shown` off, for a process that is not the main one, it prints nothing.
+
+    With `apart` it keeps the place where standard output leads now, while other code redirects that.
+    """
+    with ExitStack() as stack:
+        file = stack.enter_context(os.fdopen(os.dup(1), "w")) if apart else None
+        yield stack.enter_context(_display(open_console(shown=shown, file=file), shown=shown))
+
+
+@contextmanager
+def _display(console: Console, *, shown: bool) -> Iterator[Display]:
     if not console.is_terminal or not shown:
         yield Display(console, None)
         return
@@ -197,7 +207,7 @@ def _example(run: RunDirectory, last: int) -> list[str]:
     return []
 
 
-def _what_next(outcome: Outcome) -> str:
+def _what_next(outcome: Outcome | Finished) -> str:
     assert outcome.summary is not None
     from ctpo.training.config.trust import names_code
 

@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         return _show(keys if args.resume is None else _resumed(args.resume, keys, trust=args.trust))
     if _engine(keys, args.resume) == VERL:
         return _train_with_verl(keys, args)
-    _check(split_engine(keys)[1], args.resume, trust=args.trust)
+    keys = split_engine(keys)[1]
+    _check(keys, args.resume, trust=args.trust)
     from ctpo.cli.display import open_display
 
     with open_display(shown=is_main_process()) as display:
@@ -114,23 +115,25 @@ def _engine(keys: Mapping[str, Any], resume: Path | None) -> str:
 
 
 def _train_with_verl(keys: dict[str, Any], args: argparse.Namespace) -> int:
-    """Train with verl on Ray, whose own lines are shown."""
+    """Train with verl on Ray."""
     if args.resume is None:
         _check(split_engine(keys)[1], None, trust=args.trust)
-    quieten()
-    from ctpo.engines.verl.run import train
+    from ctpo.cli.display import open_display
 
-    finished = train(keys, resume=args.resume, started=args.started, trust=args.trust)
-    if finished.summary is None:
-        print(
-            f"ctpo: interrupted; continue from verl's last checkpoint with `{resume_words(finished.run.path)} --trust`"
-        )
-        return INTERRUPTED
-    from ctpo.report.drawing import draw_learning_curve
+    with open_display(apart=True) as display:
+        display.stage("loading torch, transformers and TRL")
+        quieten()
+        from ctpo.engines.verl.run import train
+        from ctpo.report.drawing import draw_learning_curve
 
-    draw_learning_curve(finished.run.path)
-    print(f"ctpo: trained by verl; the model and the records are in {finished.run.path}")
-    return 0
+        outcome = train(keys, listener=display, resume=args.resume, started=args.started, trust=args.trust)
+        if outcome.finished:
+            draw_learning_curve(outcome.run.path)
+            display.finished(outcome)
+            return 0
+    words = f"{resume_words(outcome.run.path)} --trust"
+    print(f"ctpo: interrupted; continue from verl's last checkpoint with `{words}`")
+    return INTERRUPTED
 
 
 def _run_script_again(words: Sequence[str], resume: Path, *, trust: bool) -> None:

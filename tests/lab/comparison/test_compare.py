@@ -164,7 +164,7 @@ def bits(run: Path) -> tuple[bytes, list[dict[str, Any]]]:
 def test_a_forked_run_is_the_run_of_the_command_line(tmp_path: Path) -> None:
     """They are equal bit for bit, even if the run takes tool answers and its first evaluation from an earlier run."""
     keys = {**SMALL, "transcripts": 0, "max_completion_length": 80}
-    arms = {"ctpo": {}, "same": {"objective": "ctpo"}}
+    arms = {"ctpo": {}, "same": {"objective": "ctpo", "engine": "local"}}
     tune = {"learning_rate": [1e-3]}  # a setting, so that its name is part of the recipe's path
     plan = read_plan(write_plan(tmp_path / "c.yaml", common=keys, objectives=arms, tune=tune))
     runner = Runner(tmp_path / "c", Budget(cores=1, memory_mb=1000))
@@ -243,12 +243,25 @@ def test_a_failed_run_is_reported_and_the_others_continue(tmp_path: Path) -> Non
     assert results(plan, runner, choose(plan, runner), failures)["objectives"][0]["final"] is None
 
 
+@pytest.mark.parametrize(
+    ("arm", "line"),
+    [
+        ({"objective": "gpro"}, "gpro"),
+        ({"engine": "trl"}, "engine='trl' is unknown; use local or verl"),
+        ({"engine": "verl", "oversampling": 2.0}, "oversampling=2.0 cannot run with engine=verl: verl draws"),
+        ({"engine": "verl", "per_device_train_batch_size": 2}, "verl's updates hold whole groups"),
+        ({"engine.trainer.nnodes": 2}, "engine.trainer.nnodes=2 has no effect with engine=local"),
+        ({"engine": "verl", "ray_address": "there:6379"}, "which sends the run, with its code and data"),
+    ],
+)
 def test_a_bad_recipe_is_refused_before_anything_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arm: dict[str, Any], line: str
 ) -> None:
-    path = write_plan(tmp_path / "c.yaml", objectives={"ctpo": {}, "gpro": {}})
+    path = write_plan(tmp_path / "c.yaml", objectives={"ctpo": {}, "bad": {"objective": "ctpo", **arm}})
     assert main(["compare", str(path)]) == 2
-    assert "gpro" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert line in refused
+    assert refused.count("\n") == 1
     assert not (tmp_path / "c").exists()
 
 

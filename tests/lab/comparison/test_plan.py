@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ctpo.engines.choice import split_engine
 from ctpo.errors import UserError
 from ctpo.lab.comparison.compare import tuning_cells
 from ctpo.lab.comparison.plan import cell, read_plan
@@ -52,6 +53,16 @@ def test_a_cell_holds_its_complete_recipe(tmp_path: Path) -> None:
     assert keys["objective_kwargs"] == {"ratio_high": 0.6}
     assert keys["rollout_batches"] == 2
     assert keys["task"] == "arithmetic"  # the embedded recipe below it all
+
+
+def test_keys_of_an_engine_stay_whole(tmp_path: Path) -> None:
+    common = {"engine": "verl", "engine.trainer.nnodes": 1, "rollout_batches": 2}
+    plan = plan_of(tmp_path, common=common, tune={"engine.critic.optim.lr": [1e-5, 1e-4]})
+    arm = plan.arm("wide")
+    keys = cell(plan, "one", arm, arm.grid[2], 0).keys
+    choice, rest = split_engine(keys)
+    assert choice.overrides == {"trainer.nnodes": 1, "critic.optim.lr": 1e-4}
+    assert not any(name.startswith("engine") for name in rest)
 
 
 def test_settings_have_directories_of_their_own(tmp_path: Path) -> None:

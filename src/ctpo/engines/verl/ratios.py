@@ -1,4 +1,4 @@
-"""The ratios that one training process of verl sees, for our profile by position. Nothing here imports verl or Ray."""
+"""The ratios and statistics that one training process of verl sees. Nothing here imports verl or Ray."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ctpo.objectives import Details, Objective, turns_of
 from ctpo.training.diagnostics.profile import OwnSums, PositionProfile
 from ctpo.training.diagnostics.samples import sample_rows
 from ctpo.training.scoring.microbatch import MicroBatch, Scored
+from ctpo.training.scoring.stats import WEIGHT, StatsAccumulator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,12 @@ class Taken:
     """By position; None if it has trained on nothing."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """Responses of its last micro-batch, token by token."""
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
+    """Its share of the objective's statistics (`StatsAccumulator.take`)."""
 
 
 class Ratios:
-    """Collects the ratios of one process.
+    """Collects the ratios and statistics of one process.
 
     Args:
         objective: that the process trains with.
@@ -37,6 +40,7 @@ class Ratios:
     def __init__(self, objective: Objective, longest: int, tokenizer: Any) -> None:
         self._objective, self._tokenizer = objective, tokenizer
         self._profile, self._longest = PositionProfile(lambda: objective, longest), longest
+        self._stats = StatsAccumulator()
         self._updates = 0
         self._last: Scored | None = None
 
@@ -44,7 +48,7 @@ class Ratios:
         """Count what comes next to a further update."""
         self._updates += 1
 
-    def add(self, logps: Tensor, columns: Mapping[str, Tensor]) -> None:
+    def add(self, logps: Tensor, columns: Mapping[str, Tensor], stats: Mapping[str, float]) -> None:
         """Add the responses of one forward pass. This does not wait for the device.
 
         An objective that depends on the whole batch is asked again here, after its call. A quantile gate has moved
@@ -55,7 +59,10 @@ class Ratios:
             columns: verl's names of tensors, [B, T] and padded: `prompts`, `responses`, `response_mask`,
                 `old_log_probs`, `advantages`, the masks `prompt_mask` and `completion_mask`, and if there are any
                 `rm_scores` and `rollout_is_weights`.
+            stats: of the objective's call, by name.
         """
+        weighted = {**stats, WEIGHT: stats["tokens"]}
+        self._stats.add({name: torch.tensor(value, dtype=torch.float64) for name, value in weighted.items()})
         batch = _micro_batch(columns)
         anchor, signal, mask = (
             columns["old_log_probs"],
@@ -101,7 +108,7 @@ class Ratios:
         if samples and self._last is not None:
             rows = sample_rows([self._last], self._objective, self._tokenizer, samples)
         self._updates, self._last = 0, None
-        return Taken(sums=self._profile.take(), samples=rows)
+        return Taken(sums=self._profile.take(), samples=rows, stats=self._stats.take())
 
 
 def _micro_batch(columns: Mapping[str, Tensor]) -> MicroBatch:

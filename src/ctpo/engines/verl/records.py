@@ -13,8 +13,8 @@ from ctpo.objectives import Objective
 from ctpo.runs.directory import RunDirectory
 from ctpo.training.diagnostics.profile import added, position_edges
 from ctpo.training.diagnostics.record import profile_figures, profile_line
+from ctpo.training.scoring.stats import together
 
-_STATS: Final = "actor/ctpo/"
 _NAMES: Final = {
     "critic/score/mean": "reward",
     "actor/grad_norm": "grad_norm",
@@ -33,9 +33,9 @@ _NAMES: Final = {
     "timing_s/gen": "generation_s",
     "timing_s/update_weights": "shipping_s",
 }
-"""Names of verl's metrics, each with the name in a record. All of the objective's statistics are recorded as well."""
-_OF_MICRO_BATCHES: Final = ("actor/ctpo/tokens", "actor/ctpo/sequences")
-"""Statistics that are sums over a micro-batch. The others are means over tokens, and verl averages them."""
+"""Names of verl's metrics, each with the name in a record. The objective's statistics are recorded as well."""
+_COUNTED: Final = ("tokens", "sequences")
+"""Statistics that a record does not have, since it counts the responses themselves."""
 _TRAINING: Final = ("old_log_prob", "ref", "values", "adv", "update_critic", "update_actor")
 """The parts of a step, in verl's words, that train."""
 
@@ -107,15 +107,12 @@ class VerlRecords:
             batch: its number, from 1.
             metrics: as verl logs them.
             responses: `reward_extra_info` of each response.
-            taken: the ratios of each training process.
+            taken: the ratios and statistics of each training process.
         """
         record: dict[str, Any] = {"batch": batch, "step": batch * self._updates}
         record |= {ours: _plain(metrics[theirs]) for theirs, ours in _NAMES.items() if theirs in metrics}
-        record |= {
-            name.removeprefix(_STATS): _plain(value)
-            for name, value in metrics.items()
-            if name.startswith(_STATS) and name not in _OF_MICRO_BATCHES
-        }
+        stats = together([each.stats for each in taken if each.stats])
+        record |= {name: value for name, value in stats.items() if name not in _COUNTED}
         record["training_s"] = sum(_plain(metrics.get(f"timing_s/{part}", 0.0)) for part in _TRAINING)
         if responses:
             record |= _of_responses(responses)

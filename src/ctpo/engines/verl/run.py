@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ctpo.engines.choice import EngineChoice, engine_keys, split_engine
-from ctpo.engines.verl.batches import batches_of, settings_of
+from ctpo.engines.verl.batches import Batches, batches_of, settings_of
+from ctpo.engines.verl.console import followed, kept_aside
 from ctpo.engines.verl.export import CHECKPOINT, export, last_checkpoint, step_of
 from ctpo.engines.verl.files import write_agent, write_problems
 from ctpo.engines.verl.place import Orders
@@ -29,14 +30,15 @@ from ctpo.training.config.recipe import Recipe
 from ctpo.training.config.settings import build, resolved
 from ctpo.training.config.settings import check as check_keys
 from ctpo.training.records.environment import describe_environment
-from ctpo.training.records.events import Listener, Silent
+from ctpo.training.records.events import Listener, RunPlan, Silent
 from ctpo.training.records.summary import summarise
 from ctpo.training.run.start import heldout_problems, prepare, train_problems
 from ctpo.training.sampling.masking import check_void_turns
 from ctpo.training.sampling.prompts import leave_out_long
 
 FOLDER: Final = "verl"
-"""The folder of a run in which verl's checkpoints and the files for verl are."""
+"""The folder of a run in which verl's checkpoints, the files for verl and what it prints are."""
+LOG: Final = "log.txt"
 _NOTHING: Final = -1
 """The update up to which records are kept, if none is."""
 _CHOSEN: Final = ("ray_address", "trainer_mode", "rollout_processes", "max_staleness")
@@ -51,6 +53,11 @@ class Finished:
     run: RunDirectory
     summary: dict[str, Any] | None
     """The content of `summary.json`; None if the run was interrupted."""
+
+    @property
+    def finished(self) -> bool:
+        """False if the run was interrupted."""
+        return self.summary is not None
 
 
 def check_installed() -> None:
@@ -79,16 +86,15 @@ def check(keys: Mapping[str, Any]) -> None:
     choice, own = split_engine(keys)
     recipe, given = check_keys(own)
     build(own)
-    check_installed()
-    unknown = dict.fromkeys(("train_file", "test_file", "agent_file", "checkpoints"), Path())
-    sizes = dict.fromkeys(("train_problems", "test_problems", "prompt_tokens"), 1)
-    site = Site(model=recipe.model, **unknown, **sizes, **_choice(choice))
+    unknown: dict[str, Any] = {
+        **dict.fromkeys(("train_file", "test_file", "agent_file", "checkpoints"), Path()),
+        **dict.fromkeys(("train_problems", "test_problems", "prompt_tokens"), 1),
+    }
+    site = Site(model=recipe.model, **unknown, **_choice(choice))
     translated = translate(recipe, given, site, choice.overrides)
+    check_installed()
     if choice.overrides:  # what we translate ourselves is known to fit
-        _set_environment(site)
-        from ctpo.engines.verl.configuration import configuration
-
-        configuration(translated)
+        _configuration(translated, site)
 
 
 def train(
@@ -146,11 +152,9 @@ def train(
         resume_from=None if checkpoint is None else checkpoint.absolute(),
         **_choice(choice),
     )
-    _set_environment(site)
-    from ctpo.engines.verl.configuration import configuration
-
-    translated = configuration(translate(recipe, given, site, choice.overrides))
-    length, updates = int(translated.trainer.total_training_steps), _updates(given, site)
+    translated = _configuration(translate(recipe, given, site, choice.overrides), site)
+    length, batches = int(translated.trainer.total_training_steps), _batches(given, site)
+    updates = batches.updates
     done = 0 if checkpoint is None else step_of(checkpoint)
     if done >= length and run.summary.is_file():
         raise UserError(
@@ -165,11 +169,28 @@ def train(
         listener.notice(f"continuing from {checkpoint.name if checkpoint else 'the beginning'}")
         records = run.rewind(done * updates if checkpoint else _NOTHING, updates)
     before = records[-1]["seconds"] if records else 0.0
+    listener.started(
+        RunPlan(
+            output=run.path,
+            task=recipe.task,
+            model=recipe.model,
+            objective=str(config.objective),
+            seed=config.seed,
+            rollout_batches=length,
+            updates_per_batch=updates,
+            responses_per_batch=batches.prompts * config.num_generations,
+            parameters=_parameters(model),
+            start_batch=done,
+            left_out=len(everything) - len(problems),
+        )
+    )
     if done < length:
-        listener.stage("starting Ray and verl")
+        listener.stage(f"starting Ray and verl, whose own lines go to {folder / LOG}")
         seconds = before + time.perf_counter() - started
+        ours = {"updates": updates, "seconds": seconds, "transcripts": recipe.transcripts}
         try:
-            _run(translated, run, {"updates": updates, "seconds": seconds, "transcripts": recipe.transcripts})
+            with kept_aside(folder / LOG), followed(run, folder / LOG, listener):
+                _run(translated, run, ours)
         except KeyboardInterrupt:
             return Finished(run=run, summary=None)
     listener.stage("saving the model")
@@ -188,9 +209,26 @@ def train(
     return Finished(run=run, summary=summary)
 
 
-def _updates(given: Mapping[str, Any], site: Site) -> int:
-    """Updates per rollout batch."""
-    return batches_of(settings_of(given), site.processes * site.machines).updates
+def _configuration(keys: Mapping[str, Any], site: Site) -> Any:
+    """verl's configuration with these keys, checked. What verl says while it is imported helps nobody."""
+    _set_environment(site)
+    with kept_aside(Path(os.devnull)):
+        from ctpo.engines.verl.configuration import configuration
+
+        return configuration(keys)
+
+
+def _batches(given: Mapping[str, Any], site: Site) -> Batches:
+    return batches_of(settings_of(given), site.processes * site.machines)
+
+
+def _parameters(model: str) -> int:
+    """How many parameters a model has, found without loading its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return int(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).num_parameters())
 
 
 def _run(config: Any, run: RunDirectory, ours: Mapping[str, Any]) -> None:
@@ -202,7 +240,7 @@ def _run(config: Any, run: RunDirectory, ours: Mapping[str, Any]) -> None:
         ours: what the records need to know besides.
 
     Raises:
-        UserError: if verl ends with an error. Its own lines are on the screen by then.
+        UserError: if verl ends with an error. Its own lines are in the file by then.
     """
     import ray
     from omegaconf import open_dict
@@ -217,8 +255,8 @@ def _run(config: Any, run: RunDirectory, ours: Mapping[str, Any]) -> None:
     except ray.exceptions.RayError as error:
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise UserError(
-            f"verl ended with an error ({last}), which its lines above describe; after mending it, continue with "
-            f"`{resume_words(run.path)} --trust`"
+            f"verl ended with an error ({last}), which {run.path / FOLDER / LOG} describes; after mending it, continue "
+            f"with `{resume_words(run.path)} --trust`"
         ) from None
     finally:
         ray.shutdown()

@@ -15,6 +15,7 @@ from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.padding import no_padding_2_padding
 
 from ctpo.adapters.shared import objective_for
+from ctpo.adapters.verl import STATS
 from ctpo.engines.verl.ratios import Ratios, Taken
 
 _COLUMNS: Final = ("prompts", "responses", "response_mask", "old_log_probs", "advantages")
@@ -77,7 +78,12 @@ def observed(loss: Callable[..., Any], ratios: Ratios) -> Callable[..., Any]:
         result = loss(model_output=model_output, data=data, dp_group=dp_group)
         with torch.no_grad():
             logps = no_padding_2_padding(model_output["log_probs"], data)
-            ratios.add(logps.detach(), _columns(data, logps.shape[1]))
+            stats = {
+                name.removeprefix(STATS): value.aggregate()
+                for name, value in result[1].items()
+                if name.startswith(STATS)
+            }
+            ratios.add(logps.detach(), _columns(data, logps.shape[1]), stats)
         return result
 
     return compute

@@ -149,7 +149,7 @@ class Runner:
             words = ["--resume", str(run)]
         count = _threads(cell)
         cores, self._free = self._free[:count], self._free[count:]
-        if split_engine(cell.keys)[0].name == LOCAL:
+        if _is_local(cell):
             words.append(f"shared={self.root / _SHARED}")
         process = start(
             ["train", *words, *(["--trust"] if self._trust else [])],
@@ -185,7 +185,7 @@ class Runner:
         score = read_score(run)
         if self._scores is not None and score is not None:
             cost = json.loads((run.parent / COST).read_text(encoding="utf-8"))
-            self._scores.add(cell, score, cost["cpu_s"])
+            self._scores.add(cell, score, cost["cpu_s"] if _is_local(cell) else None)
 
     def _reason(self, ended: _Running) -> str:
         path = self.directory(ended.cell).parent / _LOG
@@ -217,6 +217,11 @@ def _cores(count: int) -> list[int]:
     """Return the numbers of so many cores that this process may use; an empty list if there are fewer."""
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return allowed[:count] if len(allowed) >= count else []
+
+
+def _is_local(cell: Cell) -> bool:
+    """Return whether a run trains in its own process. Processes of Ray share no results and hide what they cost."""
+    return split_engine(cell.keys)[0].name == LOCAL
 
 
 def _threads(cell: Cell) -> int:

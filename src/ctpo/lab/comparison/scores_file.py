@@ -60,8 +60,8 @@ class ScoresFile:
             )
         return _score(row)
 
-    def add(self, cell: Cell, score: Score, cpu_s: float) -> None:
-        """Add the scores of a run and its processor seconds, or replace them."""
+    def add(self, cell: Cell, score: Score, cpu_s: float | None) -> None:
+        """Add the scores of a run and its processor seconds if they are known, or replace them."""
         row = {
             **_name(cell),
             **{name: _text(value) for name, value in vars(score).items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -20,11 +20,11 @@ _COUNTS: Final = (
 )
 _UNWEIGHTED: Final = ("minibatch_loss", "aux_loss", "scored_rows")
 """Figures of a micro-batch as a whole, so that all micro-batches count alike."""
-_WEIGHT: Final = "scored_tokens"
+WEIGHT: Final = "scored_tokens"
 """The number of tokens that a micro-batch's averages are of. It weights the averages and is no figure itself."""
 CORRECTION: Final = "correction_"
 """What the names of the rollout correction's statistics begin with. They are of whole rollout batches."""
-_WEIGHTS: Final = {False: _WEIGHT, True: f"{CORRECTION}tokens"}
+_WEIGHTS: Final = {False: WEIGHT, True: f"{CORRECTION}tokens"}
 """The name of the number of tokens that weights a figure, by whether it is one of the rollout correction."""
 _NEARLY_NOTHING: Final = 1e-6
 
@@ -71,7 +71,7 @@ def stats_of_parts(
     stats["tokens"] = batch.response_mask.sum().to(stats["tokens"])
     stats["sequences"] = batch.response_mask.any(dim=1).sum().to(stats["sequences"])
     stats["scored_rows"] = torch.full_like(stats["tokens"], scored / len(batch))
-    stats[_WEIGHT] = _weight(parts, some_left_out=scored < len(batch)).to(stats["tokens"])
+    stats[WEIGHT] = _weight(parts, some_left_out=scored < len(batch)).to(stats["tokens"])
     return stats
 
 
@@ -119,17 +119,24 @@ class StatsAccumulator:
     def flush(self, accelerator: Any) -> dict[str, float]:
         """Each statistic over the micro-batches since the last call and over all processes, which must all call it.
 
+        They are put together as `together` says.
+        """
+        shares = self.take()
+        if not shares:
+            return {}
+        everyone = accelerator.gather(torch.stack(list(shares.values()))[None])
+        return {name: _together(name, everyone[:, i]) for i, name in enumerate(shares)}
+
+    def take(self) -> dict[str, Tensor]:
+        """This process's share of each statistic since the last call, sorted by name: [figure, weight].
+
         Counts are added up. Of maxima and minima the maximum and minimum is taken. All others are averaged, weighted by
         the tokens they are of, so that several processes give what one would. An average leaves out values that are not
         finite, as a skipped update has.
         """
-        if not self._values:
-            return {}
-        names = sorted(set(self._values) - set(_WEIGHTS.values()))
-        own = torch.stack([self._share(name) for name in names])
-        everyone = accelerator.gather(own[None])
+        shares = {name: self._share(name) for name in sorted(set(self._values) - set(_WEIGHTS.values()))}
         self._values.clear()
-        return {name: _together(name, everyone[:, i]) for i, name in enumerate(names)}
+        return shares
 
     def _share(self, name: str) -> Tensor:
         """[figure, weight] of this process."""
@@ -143,6 +150,16 @@ class StatsAccumulator:
             return torch.stack([_combine(name, values), weights.sum()])
         weights = torch.where(values.isfinite(), weights, 0.0)
         return torch.stack([(torch.where(values.isfinite(), values, 0.0) * weights).sum(), weights.sum()])
+
+
+def together(shares: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Each statistic over all processes: counts added up, the extremes, and means over tokens.
+
+    Args:
+        shares: what `StatsAccumulator.take` returned in each process.
+    """
+    names = shares[0] if shares else ()
+    return {name: _together(name, torch.stack([each[name] for each in shares])) for name in names}
 
 
 def _together(name: str, shares: Tensor) -> float:
