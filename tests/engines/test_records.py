@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ctpo.engines.verl.console import followed, kept_aside
+from ctpo.engines.verl.dealing import dealt
 from ctpo.engines.verl.export import last_checkpoint
 from ctpo.engines.verl.files import rows
 from ctpo.engines.verl.ratios import Ratios
@@ -66,7 +67,7 @@ def columns(seed: int, responses: int = 4) -> tuple[Tensor, dict[str, Tensor]]:
         "responses": tokens,
         "completion_mask": torch.ones(shape, dtype=torch.bool),
         "response_mask": mask,
-        "old_log_probs": logps + 0.1 * torch.randn(shape, generator=g),
+        "old_log_probs": (logps + 0.1 * torch.randn(shape, generator=g)).clamp(max=0.0),
         "advantages": torch.randn((responses, 1), generator=g).expand(shape),
     }
 
@@ -181,6 +182,26 @@ def test_an_objective_that_looks_at_the_whole_batch_is_asked_once_per_forward_pa
     sums = ratios.take(0).sums
     assert sums is not None
     assert sorted(sums.updates) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_updates_hold_whole_groups_wherever_responses_were_finished(processes: int) -> None:
+    """16 groups of 4 in 4 updates, and their order says nothing about when a response was finished."""
+    random = torch.Generator().manual_seed(0)
+    names = [f"{int(each):05}" for each in torch.randperm(16, generator=random)]
+    finished = [(f"{name}_{session}_0", session) for session in range(4) for name in names]
+    tags: list[dict[str, Any]] = [{"seq_len": 10 * (session + 1)} for _, session in finished]
+    keys = [key for key, _ in finished]
+    order = dealt(keys, tags, 4, processes)
+    assert sorted(order) == list(range(64))
+    shares = torch.tensor(order).reshape(processes, 4, -1)  # process, update, its rows
+    for update in range(4):
+        rows = shares[:, update]
+        assert len({keys[int(row)].split("_")[0] for row in rows.flatten()}) == 4
+        tokens = [sum(tags[int(row)]["seq_len"] for row in part) for part in rows]
+        assert set(tokens) == {400 // processes}
+    tags[order[0]]["is_padding"] = True
+    assert order[0] in dealt(keys, tags, 4, 1)[-16:]
 
 
 def test_what_others_print_goes_to_a_file_and_ours_is_shown(tmp_path: Path, capfd: Any) -> None:

@@ -17,7 +17,7 @@ from ctpo.training.scoring.stats import together
 
 _NAMES: Final = {
     "critic/score/mean": "reward",
-    "actor/grad_norm": "grad_norm",
+    "actor/grad_norm": "gradient_norm_mean",
     "actor/lr": "learning_rate",
     "actor/kl_loss": "kl_reference",
     "actor/entropy": "entropy",

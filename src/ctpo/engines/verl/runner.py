@@ -14,6 +14,7 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1 import get_trainer_cls, trainer_base
 
 from ctpo.adapters.shared import objective_for
+from ctpo.engines.verl.dealing import dealt
 from ctpo.engines.verl.files import TRANSCRIPT
 from ctpo.engines.verl.records import VerlRecords
 from ctpo.engines.verl.worker import RecordingWorker, SteppingWorker
@@ -53,7 +54,7 @@ def _records(config: Any, ours: Mapping[str, Any]) -> VerlRecords:
 
 
 def recorded(base: Any, records: VerlRecords) -> Any:
-    """A trainer of verl's that writes records."""
+    """A trainer of verl's that writes records, and whose updates hold whole groups."""
 
     class Recorded(base):  # type: ignore[misc]
         def _init_resource_pool_mgr(self) -> None:
@@ -63,6 +64,15 @@ def recorded(base: Any, records: VerlRecords) -> Any:
                     self.role_worker_mapping[role] = ray.remote(RecordingWorker)
             if Role.Critic in self.role_worker_mapping:
                 self.role_worker_mapping[Role.Critic] = ray.remote(SteppingWorker)
+
+        def _balance_batch(self, batch: Any, *args: Any, **rest: Any) -> Any:
+            batch = super()._balance_batch(batch, *args, **rest)
+            ours = self.config.actor_rollout_ref
+            update = ours.actor.ppo_mini_batch_size * ours.rollout.n
+            processes = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
+            if len(batch) % update == 0:
+                batch.reorder(dealt(batch.keys, batch.tags, len(batch) // update, processes))
+            return batch
 
         def _val_metrics_update(
             self, data_sources: Any, sample_uids: Any, infos: Any, *args: Any, **rest: Any
