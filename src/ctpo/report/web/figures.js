@@ -62,7 +62,7 @@ function figureCard(data, figure) {
   };
   if (figure.oneGroup && data.groups.length > 1) controls.append(groupPicker);
   if (figure.frames) controls.append(frameSlider(figure, (frame) => { chosen.frame = frame; chart.draw(); }));
-  if (figure.otherX) controls.append(choice(["by rollout batch", "by time"], 0, (i) => { chosen.otherX = i === 1; chart.draw(); }, "horizontal axis"));
+  if (figure.otherX) controls.append(choice([figure.x.label === "optimizer steps" ? "by optimizer step" : "by rollout batch", "by time"], 0, (i) => { chosen.otherX = i === 1; chart.draw(); }, "horizontal axis"));
   if (figure.parts) controls.append(partsLegend(figure, chosen, () => chart.draw()));
   card.append(valuesTable(chart));
   redraws.push({ chart, update });
