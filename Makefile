@@ -15,14 +15,15 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTR
 # torch is installed first and alone, so that no other package's requirement chooses its build.
 TORCH := $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(or $(if $(CONSTRAINTS),$(shell sed -n '/^torch==/p' $(CONSTRAINTS))),torch)
 
-.PHONY: train test test-sandbox test-other-cpu test-comparison test-verl lint types docs dist clean help
+.PHONY: train test test-sandbox test-other-cpu test-comparison test-verl lint types docs dist try-dist clean help
 
 help:
 	@echo "make train   set up, then train the embedded model with CTPO (ARGS='seed=1 objective=grpo' to change it)"
 	@echo "make test    set up, then lint, check types and run the tests (ARGS='tests/objectives -k golden' for some)"
 	@echo "make test-verl   test with the real verl and Ray, on the CPU, in an environment of its own"
 	@echo "make docs    build the documentation into site/, which opens from disk; broken links and missing pages fail it"
-	@echo "make dist    build the source archive and a wheel without the C pass into dist/, and check what PyPI would show"
+	@echo "make dist    build the source archive and the wheels into dist/, with the C pass for two processors, and check them"
+	@echo "make try-dist  install what make dist built, with each extra, into fresh environments, try it and print the sizes"
 	@echo "make clean   remove the virtual environments and caches"
 
 train: $(VENV)/.installed
@@ -77,17 +78,17 @@ docs: .venv-docs/.installed
 	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-# A wheel with the C pass belongs to one system, and PyPI takes it only if it was built on an old one. So this one has no C pass;
-# it is then compiled where the package runs, if there is a compiler. The source archive builds it when it is installed.
+# The wheels with the C pass are made by a compiler that comes as a package, so every machine can make those of both processors. For
+# other systems there is a wheel without the C pass, which is then compiled on first use, where there is a compiler.
 dist: .venv-dist/.installed
-	@rm -rf dist build
-	@.venv-dist/bin/python -m build --sdist >/dev/null
-	@CTPO_PURE=1 .venv-dist/bin/python -m build --wheel >/dev/null
-	@.venv-dist/bin/python -m twine check --strict dist/*
+	@.venv-dist/bin/python scripts/release/distributions.py
 
-.venv-dist/.installed: $(VENV)/bin/python
+try-dist:
+	@$(PYTHON) scripts/release/installs.py $(ARGS)
+
+.venv-dist/.installed: scripts/release/requirements.txt | $(VENV)/bin/python
 	@$(BIN)/python -m venv .venv-dist
-	@.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check build==1.* twine==6.*
+	@.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
 lint: $(VENV)/.installed-dev

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ctpo.objectives import preset
-from ctpo.objectives.cpu import library
+from ctpo.objectives.cpu import compile_flags, library
 from ctpo.objectives.cpu.compile_flags import SOURCES, cpu_flags, fingerprint
 
 from .batches import make, run
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.skipif(not library.available(), reason="needs a C compi
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache, no library in the package, and a compiler that does not optimise, which is faster."""
     folder = tmp_path / "cache"
-    monkeypatch.setattr(library, "COMPILE", ("-O0", "-fPIC", "-pthread"))
+    monkeypatch.setattr(compile_flags, "COMPILE", ("-O0", "-fPIC", "-pthread"))
     monkeypatch.setenv("CTPO_CACHE_DIR", str(folder))
-    monkeypatch.setattr(library, "EXTENSION_SUFFIXES", [])
+    monkeypatch.setattr(library, "_from_package", lambda kind, wanted: None)
     library.library.cache_clear()
     library.available.cache_clear()
     yield folder

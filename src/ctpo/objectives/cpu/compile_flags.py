@@ -1,4 +1,4 @@
-"""How the C pass is compiled: its sources, and the flags for each kind of CPU.
+"""How the C pass is compiled: its sources, the flags for each kind of CPU, and the compiler's command.
 
 The package's build (setup.py) and the build on first use (library.py) both read this file, so it imports nothing
 but the standard library.
@@ -7,7 +7,10 @@ but the standard library.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
+import shlex
+import shutil
 from pathlib import Path
 from typing import Final
 
@@ -34,20 +37,35 @@ _X86_64: Final = {
 }
 
 
-def cpu_flags() -> dict[str, tuple[str, ...]]:
-    """The flags for each kind of CPU that this machine's family has, by torch's names of the kinds.
+def cpu_flags(machine: str = "") -> dict[str, tuple[str, ...]]:
+    """The flags for each kind of CPU that a family of machines has, by torch's names of the kinds.
+
+    `machine` is the family as `platform.machine()` names it. Without it, the family is this machine's.
 
     `torch.backends.cpu.get_cpu_capability()` returns these names; a name that is missing here takes "DEFAULT".
     """
-    return dict(_X86_64) if platform.machine().lower() in ("x86_64", "amd64") else {"DEFAULT": ()}
+    machine = machine or platform.machine()
+    return dict(_X86_64) if machine.lower() in ("x86_64", "amd64") else {"DEFAULT": ()}
 
 
-def fingerprint(folder: Path, kind: str) -> str:
+def fingerprint(folder: Path, kind: str, machine: str = "") -> str:
     """A digest of the sources in `folder` and of the flags for one kind of CPU.
 
     It is compiled into the library, which is only used while it fits the sources beside it.
     """
-    digest = hashlib.sha256(repr((COMPILE, LINK, cpu_flags()[kind])).encode())
+    digest = hashlib.sha256(repr((COMPILE, LINK, cpu_flags(machine)[kind])).encode())
     for name in SOURCES:
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:32]
+
+
+def compiler() -> list[str]:
+    """The command of this machine's C compiler: what CC names, else cc, gcc or clang; empty if there is none."""
+    return shlex.split(os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None) or "")
+
+
+def arguments(folder: Path, kind: str, target: Path, machine: str = "") -> list[str]:
+    """The compiler's arguments that make the library for one kind of CPU from the sources in `folder`."""
+    defined = f'-DCTPO_SOURCES="{fingerprint(folder, kind, machine)}"'
+    flags = [*COMPILE, *cpu_flags(machine)[kind], defined]
+    return [*flags, "-o", str(target), str(folder / SOURCES[0]), *LINK]

@@ -9,19 +9,17 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import shlex
 import shutil
 import stat
 import subprocess
 import sysconfig
 import tempfile
 from functools import lru_cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 
-from ctpo.objectives.cpu.compile_flags import COMPILE, LINK, SOURCES, cpu_flags, fingerprint
+from ctpo.objectives.cpu.compile_flags import arguments, compiler, cpu_flags, fingerprint
 
 _HERE = Path(__file__).parent
 _COMPILE_SECONDS = 300
@@ -37,11 +35,7 @@ def library() -> ctypes.CDLL:
     kind = torch.backends.cpu.get_cpu_capability()
     kind = kind if kind in cpu_flags() else "DEFAULT"
     wanted = fingerprint(_HERE, kind)
-    for suffix in EXTENSION_SUFFIXES:
-        packaged = _HERE / f"native_{kind.lower()}{suffix}"
-        if packaged.exists() and (loaded := _load(packaged, wanted)):
-            return loaded
-    return _from_cache(kind, wanted) or _from_temporary_folder(kind, wanted)
+    return _from_package(kind, wanted) or _from_cache(kind, wanted) or _from_temporary_folder(kind, wanted)
 
 
 @lru_cache(maxsize=1)
@@ -63,6 +57,12 @@ def cache_folder() -> Path | None:
     return Path(base) / "ctpo" / "native" if os.path.isabs(base) else None
 
 
+def _from_package(kind: str, wanted: str) -> ctypes.CDLL | None:
+    """The library that the wheel brought, or that was compiled when the package was installed; None without one."""
+    packaged = _HERE / f"native_{kind.lower()}.so"
+    return _load(packaged, wanted) if packaged.exists() else None
+
+
 def _load(path: Path, wanted: str) -> ctypes.CDLL | None:
     """The library at a path, or None if it cannot be loaded or was compiled from other sources."""
     try:
@@ -77,19 +77,19 @@ def _from_cache(kind: str, wanted: str) -> ctypes.CDLL | None:
     """The library in the user's cache, compiled if it is missing; None where the cache cannot be used."""
     folder = cache_folder()
     try:
-        compiler = _compiler()
+        command = _compiler()
         if folder is None:
             return None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _only_ours(folder):
             return None
-        file = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
+        file = Path(shutil.which(command[0]) or command[0]).resolve()
         seen = file.stat()
-        build = (wanted, kind, compiler, str(file), seen.st_size, seen.st_mtime_ns)
+        build = (wanted, kind, command, str(file), seen.st_size, seen.st_mtime_ns)
         key = hashlib.sha256(repr((build, sysconfig.get_config_var("SOABI"))).encode()).hexdigest()[:32]
         target = folder / f"{key}.so"
         if not target.exists():
-            _compile_to(target, kind, wanted)
+            _compile_to(target, kind)
         return _load(target, wanted) if _only_ours(target) else None
     except (OSError, ValueError):
         return None  # read-only, full or not allowed: the temporary folder is tried next
@@ -103,7 +103,7 @@ def _from_temporary_folder(kind: str, wanted: str) -> ctypes.CDLL:
     """
     with tempfile.TemporaryDirectory(prefix="ctpo-") as folder:
         target = Path(folder) / "native.so"
-        _compile_to(target, kind, wanted)
+        _compile_to(target, kind)
         loaded = _load(target, wanted)
     if loaded is None:
         raise ValueError(
@@ -118,15 +118,15 @@ def _compiler() -> list[str]:
     Raises:
         ValueError: there is none.
     """
-    named = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc", "clang")), None)
-    if not named or not named.strip():
+    command = compiler()
+    if not command:
         raise ValueError(
             'backend: "native" needs a C compiler; install gcc or clang, name one in CC, or use backend="auto".'
         )
-    return shlex.split(named)
+    return command
 
 
-def _compile_to(target: Path, kind: str, wanted: str) -> None:
+def _compile_to(target: Path, kind: str) -> None:
     """Compile the library to a path. The file appears there complete or not at all.
 
     Raises:
@@ -137,9 +137,8 @@ def _compile_to(target: Path, kind: str, wanted: str) -> None:
     handle, name = tempfile.mkstemp(dir=target.parent, suffix=".tmp")
     os.close(handle)
     try:
-        options = [*COMPILE, *cpu_flags()[kind], f'-DCTPO_SOURCES="{wanted}"', "-o", name]
         done = subprocess.run(
-            [*command, *options, str(_HERE / SOURCES[0]), *LINK],
+            [*command, *arguments(_HERE, kind, Path(name))],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -161,8 +161,9 @@ static double factor_of(const Call *call, int64_t start, int64_t length) {
   return factor;
 }
 
-/* One rounding where the machine has the instruction, else two; in the exponential only, whose last place is free. */
-#ifdef __FP_FAST_FMAF
+/* One rounding where the machine has the instruction, else two; in the exponential only, whose last place is free.
+   Compilers name the instruction differently: gcc by the first word, clang on x86-64 by the second alone. */
+#if defined(__FP_FAST_FMAF) || defined(__FMA__)
 #define FMA(a, b, c) fmaf(a, b, c)
 #else
 #define FMA(a, b, c) ((a) * (b) + (c))

@@ -1,0 +1,1 @@
+"""What makes and tries a release; CONTRIBUTING.md says when."""
