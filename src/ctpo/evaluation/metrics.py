@@ -21,6 +21,9 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
     Raises:
         ValueError: if there are no values.
+
+    Example:
+        mean_and_error([1.0, 0.0, 1.0, 1.0])  # (0.75, 0.25)
     """
     if not values:
         raise ValueError("no problems were evaluated; ask for at least one")

@@ -25,6 +25,10 @@ class ClippedMeanRatio:
 
     Attributes:
         region: the bounds on the ratio of one token.
+
+    Example:
+        region = LogBand(0.4, 0.4, statistic=TokenRatio())
+        Objective(ratio=ClippedMeanRatio(region), trust_region=region, surrogate=ClippedInside())
     """
 
     region: TrustRegion

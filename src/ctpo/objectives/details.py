@@ -24,6 +24,10 @@ class Details:
         position: t, the number of sampled tokens so far, from 1. It means nothing outside the mask.
         clip: int8: 0 inside the region, 1 above, −1 below, 2 dual-clipped.
         kept: tokens under the mask with usable log-probs.
+
+    Example:
+        details = objective(*batch, details=True).details
+        details.position[0, :3]  # [1, 2, 3]
     """
 
     log_ratio: Tensor

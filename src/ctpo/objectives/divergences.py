@@ -20,6 +20,9 @@ class ProbabilityShift:
 
     Its absolute value is the total variation distance between the two policies, if all other tokens are taken together
     as one. "Rethinking the Trust Region in LLM Reinforcement Learning" (DPPO), arXiv 2602.04879.
+
+    Example:
+        StatisticBand(0.15, 0.15, statistic=ProbabilityShift())  # no token moves by more than 0.15
     """
 
     def statistic(self, tokens: Tokens) -> Tensor:
@@ -33,6 +36,9 @@ class BinaryKL:
 
     D is KL(μ ‖ π), if all other tokens are taken together as one. A probability of 1 leaves 1 − π at the smallest
     normal number, so that D is large and finite. arXiv 2602.04879.
+
+    Example:
+        StatisticBand(0.05, 0.05, statistic=BinaryKL())  # nats
     """
 
     def statistic(self, tokens: Tokens) -> Tensor:

@@ -37,6 +37,9 @@ class PrefixBudget:
 
     Raises:
         ValueError: a number out of range.
+
+    Example:
+        OneSided(PrefixBudget(delta=0.2, w_min=0.5, budget=0.02))
     """
 
     delta: float

@@ -25,6 +25,9 @@ def upper_quantile(values: Tensor, included: Tensor, q: float) -> Tensor:
     """The smallest included value τ such that at least a share 1 − q of them is at or below it; +inf if there is none.
 
     It works for any number of values, interpolates nothing, and reads nothing from the device.
+
+    Example:
+        upper_quantile(torch.tensor([4.0, 1.0, 3.0, 2.0]), torch.ones(4, dtype=torch.bool), q=0.25)  # 3.0
     """
     inf = torch.full((1,), torch.inf, dtype=values.dtype, device=values.device)
     ranked = torch.cat([torch.where(included, values, inf).reshape(-1), inf]).sort().values
@@ -50,6 +53,11 @@ class Smoothing:
 
     Raises:
         ValueError: a decay outside of [0, 1).
+
+    Example:
+        smoothing = Smoothing(decay=0.9)
+        smoothing.update(torch.tensor(1.0))
+        smoothing.update(torch.tensor(2.0))  # 1.1
     """
 
     decay: float
@@ -78,6 +86,11 @@ class QuantileGate:
         across_ranks: pool the values over `group`, with one host read per call.
         group: the data-parallel process group of `across_ranks`; None is the default group.
         smoothing: an average of τ over calls, for minibatches that are too small or split too finely to estimate it.
+
+    Example:
+        Objective(
+            ratio=CumulativeRatio(), trust_region=QuantileGate(q=0.2), surrogate=Gated()
+        ).row_wise  # False
     """
 
     batch_wide: ClassVar[bool] = True

@@ -61,6 +61,10 @@ class TokenRatio:
     """log r_t = d_t: the ratio of the token alone.
 
     "Proximal Policy Optimization Algorithms", arXiv 1707.06347, section 3.
+
+    Example:
+        # The preset grpo, clipped higher above.
+        Objective(ratio=TokenRatio(), trust_region=RatioBand(0.2, 0.28), surrogate=MinClip())
     """
 
     gradient: GradientPath = "token"
@@ -79,6 +83,10 @@ class CumulativeRatio:
     """log ρ_t = Σ_{s≤t} d_s: the ratio of the prefix through token t.
 
     "Rethinking Importance Sampling in LLM Policy Optimization: A Cumulative Token Perspective", arXiv 2605.07331.
+
+    Example:
+        # A band that widens as √t.
+        Objective(ratio=CumulativeRatio(), trust_region=LogBand(0.2, 0.2, power=0.5), surrogate=MinClip())
     """
 
     gradient: GradientPath = "token"
@@ -105,6 +113,9 @@ class DecayedRatio:
 
     Raises:
         ValueError: a decay outside of [0, 1].
+
+    Example:
+        DecayedRatio(0.9).decay  # 0.9
     """
 
     gradient: ClassVar[GradientPath] = "token"
@@ -136,6 +147,9 @@ class PrefixMeanRatio:
     """(1/t) Σ_{s≤t} d_s: the geometric mean of the prefix instead of its product.
 
     An ablation of arXiv 2605.07331.
+
+    Example:
+        Objective(ratio=PrefixMeanRatio(), trust_region=LogBand(0.05, 0.05), surrogate=MinClip())
     """
 
     gradient: GradientPath = "token"
@@ -151,7 +165,12 @@ class PrefixMeanRatio:
 
 @dataclass(frozen=True)
 class SequenceRatio:
-    """log ρ_T = Σ_{s≤T} d_s: the exact ratio of the whole sequence."""
+    """log ρ_T = Σ_{s≤T} d_s: the exact ratio of the whole sequence.
+
+    Example:
+        # Importance sampling of whole sequences.
+        Objective(ratio=SequenceRatio(), trust_region=Unbounded(), surrogate=Linear())
+    """
 
     gradient: GradientPath = "token"
     log_cap: ClassVar[float] = LOG_WEIGHT_CAP
@@ -169,6 +188,10 @@ class SequenceMeanRatio:
     """(1/T) Σ_{s≤T} d_s: the ratio of the sequence, normalised by its length.
 
     "Group Sequence Policy Optimization", arXiv 2507.18071, equation 7.
+
+    Example:
+        # Bounds of the size that GSPO takes.
+        Objective(ratio=SequenceMeanRatio(), trust_region=RatioBand(0.0003, 0.0004), surrogate=MinClip())
     """
 
     gradient: GradientPath = "token"
@@ -190,6 +213,9 @@ class MinPrefixRatio:
 
     The smallest ratio of one token strictly before t stands in for the product of the prefix. "A Step Back: Prefix
     Importance Ratio Stabilizes Policy Optimization" (MinPRO), arXiv 2601.22718.
+
+    Example:
+        Objective(ratio=MinPrefixRatio(), trust_region=RatioBand(0.2, 0.28), surrogate=MinClip())
     """
 
     gradient: ClassVar[GradientPath] = "token"
@@ -207,7 +233,12 @@ class MinPrefixRatio:
 
 @dataclass(frozen=True)
 class UnitRatio:
-    """log 1 = 0: no correction, as in REINFORCE. The gradient of the current token's log-prob remains."""
+    """log 1 = 0: no correction, as in REINFORCE. The gradient of the current token's log-prob remains.
+
+    Example:
+        # REINFORCE.
+        Objective(ratio=UnitRatio(), trust_region=Unbounded(), surrogate=StopGradientWeight())
+    """
 
     gradient: ClassVar[GradientPath] = "token"
     log_cap: ClassVar[float] = LOG_WEIGHT_CAP
@@ -226,6 +257,11 @@ class FlippedRatio:
 
     The gradient is that of the current token in both cases. "ASPO: Asymmetric Importance Sampling Policy Optimization",
     arXiv 2510.06062.
+
+    Example:
+        Objective(
+            ratio=FlippedRatio(), trust_region=RatioBand(0.2, 0.2, ratio_dual=3.0), surrogate=SoftDualClip()
+        )
     """
 
     gradient: ClassVar[GradientPath] = "token"
@@ -248,6 +284,11 @@ class PerTurnRatio:
 
     Attributes:
         ratio: the ratio within a turn.
+
+    Example:
+        Objective(
+            ratio=PerTurnRatio(CumulativeRatio()), trust_region=LogBand(0.2, 0.2), surrogate=MinClip()
+        ).needs_turns  # True
     """
 
     by_turn: ClassVar[bool] = True

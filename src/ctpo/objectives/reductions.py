@@ -38,6 +38,9 @@ class Reduction:
 
     Raises:
         ValueError: unknown name, or norm_length not above 0.
+
+    Example:
+        Reduction("seq-mean-token-sum-norm", norm_length=1024)  # as Dr.GRPO, with a budget of 1,024 tokens
     """
 
     name: str = "token-mean"

@@ -29,6 +29,11 @@ class Output:
             sharded sequences whose gradient runs through the prefix.
         stats: detached 0-d tensors on the device of the inputs, see `ctpo.objectives.stats.finalise`.
         details: what happened to each token, if that was asked for.
+
+    Example:
+        out = objective(logps, old_logps, advantages, response_mask)
+        out.loss.backward()
+        out.token_loss.shape == logps.shape  # True
     """
 
     loss: Tensor

@@ -95,6 +95,9 @@ class Weight:
 
     Raises:
         ValueError: an unknown level, or a bound out of range.
+
+    Example:
+        Weight("token", cap=2.0)  # truncated importance sampling
     """
 
     level: str = "token"
@@ -136,6 +139,9 @@ class Gate:
     Sources: k1 to k3: J. Schulman, "Approximating KL Divergence" (2020). "ratio" at "mean": Y. Liu and others, "When
     Speed Kills Stability: Demystifying RL Collapse from the Training-Inference Mismatch" (2025). "k3" at "max" and
     "mean": "Trust Region Masking for Long-Horizon LLM Reinforcement Learning", arXiv 2512.23075.
+
+    Example:
+        Gate("k3", "mean", high=0.01).name  # "k3_mean"
     """
 
     statistic: str = "ratio"
@@ -185,6 +191,9 @@ class RolloutCorrection:
     Raises:
         ValueError: an unknown denominator, a veto out of range, two gates on the same statistic and level, or parts of
             another type.
+
+    Example:
+        RolloutCorrection(weight=Weight("token", cap=2.0), gates=(Gate(high=10.0),), veto=1e-4)
     """
 
     weight: Weight | None = None

@@ -25,6 +25,9 @@ def capped_at(values: Tensor, included: Tensor, mean: float) -> Tensor:
         values: at least 0, any shape.
         included: mask of the values that count.
         mean: the largest mean allowed.
+
+    Example:
+        capped_at(torch.tensor([1.0, 2.0, 9.0]), torch.ones(3, dtype=torch.bool), mean=2.0)  # 3.0
     """
     wide = prefix_dtype(values.device)
     inf = torch.full((1,), torch.inf, dtype=wide, device=values.device)
@@ -58,6 +61,9 @@ class SecondMomentBand:
 
     Raises:
         ValueError: a number out of range.
+
+    Example:
+        Objective(ratio=TokenRatio(), trust_region=SecondMomentBand(moment=0.04), surrogate=MinClip())
     """
 
     batch_wide: ClassVar[bool] = True

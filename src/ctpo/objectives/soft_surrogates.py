@@ -40,6 +40,11 @@ class SoftGate:
 
     Raises:
         ValueError: a number that is not above 0 and finite.
+
+    Example:
+        Objective(
+            ratio=TokenRatio(), trust_region=Unbounded(), surrogate=SoftGate(tau_pos=1.0, tau_neg=1.05)
+        )(*batch).loss
     """
 
     tau_pos: float
@@ -80,6 +85,11 @@ class GammaWeight:
 
     Raises:
         ValueError: a number that is below 0 or not finite.
+
+    Example:
+        Objective(
+            ratio=SequenceRatio(), trust_region=Unbounded(), surrogate=GammaWeight(2.0, 2.0, 3.0, 3.0)
+        )(*batch).loss
     """
 
     k_pos: float
@@ -121,6 +131,11 @@ class SoftClip:
 
     Raises:
         ValueError: a share that is below 0 or not finite.
+
+    Example:
+        Objective(
+            ratio=TokenRatio(), trust_region=RatioBand(0.2, 0.28), surrogate=SoftClip(beta_low=0.5, beta_high=1.0)
+        )(*batch).loss
     """
 
     beta_low: float
@@ -152,6 +167,11 @@ class SoftDualClip:
 
     A token beyond l or u loses its gradient; one beyond d keeps that of a weight of e^d. "ASPO: Asymmetric Importance
     Sampling Policy Optimization", arXiv 2510.06062.
+
+    Example:
+        Objective(
+            ratio=FlippedRatio(), trust_region=RatioBand(0.2, 0.2, ratio_dual=3.0), surrogate=SoftDualClip()
+        )(*batch).loss
     """
 
     def terms(
@@ -195,6 +215,11 @@ class Pulled:
 
     Raises:
         ValueError: tau is below 0 or not finite.
+
+    Example:
+        Objective(
+            ratio=UnitRatio(), trust_region=Unbounded(), surrogate=Pulled(StopGradientWeight(), tau=0.1)
+        )(*batch).loss
     """
 
     pulls: ClassVar[bool] = True

@@ -81,7 +81,11 @@ def ceiling_of(limits: Limits, log_cap: float) -> Bound:
 
 
 def truncate(log_weight: Tensor, ceiling: Bound) -> Tensor:
-    """The value min(log ρ, ceiling) with the gradient of log ρ."""
+    """The value min(log ρ, ceiling) with the gradient of log ρ.
+
+    Example:
+        truncate(torch.tensor([-1.0, 0.5, 3.0]), 2.0)  # [-1.0, 0.5, 2.0]
+    """
     value = log_weight.detach()
     return log_weight + (value.clamp(max=ceiling) - value)
 
@@ -131,6 +135,9 @@ class MinClip:
 
     "Proximal Policy Optimization Algorithms", arXiv 1707.06347, equation 7. Dual clip: "Mastering Complex Control in
     MOBA Games with Deep Reinforcement Learning", arXiv 1912.09729, equation 5.
+
+    Example:
+        Objective(ratio=TokenRatio(), trust_region=RatioBand(0.2, 0.2), surrogate=MinClip())(*batch).loss
     """
 
     def terms(
@@ -158,6 +165,12 @@ class StopGradientWeight:
     `high` and `low` mark truncated weights. A weight takes the value of its bound also if the bounds are on another
     log ratio, so do not use it with bounds in another unit. With a unit ratio this is REINFORCE. "MiniMax-M1: Scaling
     Test-Time Compute Efficiently with Lightning Attention" (CISPO), arXiv 2506.13585, equations 4 and 5.
+
+    Example:
+        # Weights up to 5.
+        Objective(
+            ratio=TokenRatio(), trust_region=RatioBand(1.0, 4.0), surrogate=StopGradientWeight()
+        )(*batch).loss
     """
 
     def terms(
@@ -176,7 +189,11 @@ class StopGradientWeight:
 
 @dataclass(frozen=True)
 class Gated:
-    """−1[l ≤ statistic ≤ u] ρA: tokens outside the region drop out, whatever the sign of A."""
+    """−1[l ≤ statistic ≤ u] ρA: tokens outside the region drop out, whatever the sign of A.
+
+    Example:
+        Objective(ratio=TokenRatio(), trust_region=RatioBand(0.5, 1.0), surrogate=Gated())(*batch).loss
+    """
 
     def terms(
         self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
@@ -193,7 +210,11 @@ class Gated:
 
 @dataclass(frozen=True)
 class Linear:
-    """−ρA: the bounds play no part."""
+    """−ρA: the bounds play no part.
+
+    Example:
+        Objective(ratio=SequenceRatio(), trust_region=Unbounded(), surrogate=Linear())(*batch).loss
+    """
 
     def terms(
         self, log_weight: Tensor, ceiling: Bound, advantages: Tensor, limits: Limits, tokens: Tokens
@@ -210,6 +231,10 @@ class ClippedInside:
     """−ρA, where ρ is a `ClippedMeanRatio`. The bounds are those inside of the mean, on the ratio of one token.
 
     `high` and `low` mark the tokens that were clipped there, and so do not move the mean.
+
+    Example:
+        region = LogBand(0.4, 0.4, statistic=TokenRatio())
+        Objective(ratio=ClippedMeanRatio(region), trust_region=region, surrogate=ClippedInside())(*batch).loss
     """
 
     def terms(

@@ -118,6 +118,9 @@ class LogBand:
 
     Raises:
         ValueError: a bound below 0, or a power or a drift that is not finite.
+
+    Example:
+        LogBand(log_low=0.2, log_high=0.3, power=0.5).bases.upper  # 0.3
     """
 
     log_low: float
@@ -159,6 +162,9 @@ class RatioBand:
 
     Raises:
         ValueError: a bound out of range.
+
+    Example:
+        RatioBand(ratio_low=0.2, ratio_high=0.28)  # 0.8 to 1.28
     """
 
     ratio_low: float
@@ -189,7 +195,11 @@ class RatioBand:
 
 @dataclass(frozen=True)
 class Unbounded:
-    """No trust region: every token keeps its gradient."""
+    """No trust region: every token keeps its gradient.
+
+    Example:
+        Objective(ratio=TokenRatio(), trust_region=Unbounded(), surrogate=StopGradientWeight())
+    """
 
     statistic: ClassVar[None] = None
     bases: ClassVar[Bases] = Bases(-math.inf, math.inf, None, 0.0)
@@ -212,6 +222,9 @@ class LengthBand:
 
     Raises:
         ValueError: a bound below 0, or a power that is not finite.
+
+    Example:
+        LengthBand(log_low=0.2, log_high=0.3, power=0.5)
     """
 
     log_low: float
@@ -238,6 +251,9 @@ class StatisticBand:
 
     Raises:
         ValueError: a bound below 0.
+
+    Example:
+        StatisticBand(delta_low=0.15, delta_high=0.15, statistic=ProbabilityShift())
     """
 
     delta_low: float
@@ -257,6 +273,9 @@ class OneSided:
     """A region that bounds only the way a token is pushed: above where A > 0, and below where A < 0.
 
     The way back stays open. `MinClip` decides so by itself; `Gated` and `StopGradientWeight` do not.
+
+    Example:
+        OneSided(LogBand(0.2, 0.3))
     """
 
     region: TrustRegion
@@ -277,6 +296,9 @@ class BySign:
     Attributes:
         gain: the region where A ≥ 0.
         harm: the region where A < 0.
+
+    Example:
+        BySign(gain=LogBand(0.2, 0.3), harm=LogBand(0.1, 0.2))
     """
 
     gain: TrustRegion
@@ -316,6 +338,9 @@ class Both:
     Attributes:
         region: its bounds go to the surrogate.
         gate: tokens outside of its bounds have neither loss nor gradient.
+
+    Example:
+        Both(region=LogBand(0.2, 0.3), gate=LogBand(0.5, 0.5, statistic=TokenRatio()))
     """
 
     region: TrustRegion
@@ -332,7 +357,11 @@ class Both:
 
 @dataclass(frozen=True)
 class PerTurnRegion:
-    """A region that treats every turn as a sequence: its positions and lengths begin anew at each turn."""
+    """A region that treats every turn as a sequence: its positions and lengths begin anew at each turn.
+
+    Example:
+        PerTurnRegion(LogBand(0.2, 0.3, power=0.5))  # t counts from the start of each turn
+    """
 
     by_turn: ClassVar[bool] = True
 

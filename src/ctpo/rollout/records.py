@@ -11,7 +11,11 @@ from ctpo.tasks.calls import FUNCTION
 
 @dataclass(frozen=True, kw_only=True)
 class ToolCall:
-    """One call of a tool that the model made, and what came back."""
+    """One call of a tool that the model made, and what came back.
+
+    Example:
+        ToolCall(program="print(6 * 7)", status="ok", output="42").name  # "python"
+    """
 
     name: str = FUNCTION
     """The tool that was called. A call that could not be used may name one that does not exist."""
@@ -30,6 +34,10 @@ class Rollout:
     """One response, token by token, exactly as the model saw it. Nothing is ever tokenised again.
 
     `completion_ids`, `response_mask` and `logps` have one entry per response token, in order.
+
+    Example:
+        rollout = Rollout(prompt_ids=[5], completion_ids=[7, 8], response_mask=[1, 0], logps=[-0.5, 0.0])
+        sum(rollout.response_mask)  # 1
     """
 
     prompt_ids: list[int]

@@ -20,7 +20,11 @@ softmax; a running sum over blocks, and then over one block, is cheap."""
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn."""
+    """How tokens are drawn.
+
+    Example:
+        Sampling(max_new_tokens=4, temperature=0.7).fits([1, 2, 3], context=8)  # True
+    """
 
     max_new_tokens: int
     """The longest response in tokens. The tool's tokens count too, as in TRL's completion length."""

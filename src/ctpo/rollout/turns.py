@@ -17,7 +17,11 @@ from ctpo.rollout.records import ToolCall
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What a model wrote since it was last answered."""
+    """What a model wrote since it was last answered.
+
+    Example:
+        Turn(response=0, ids=[7, 8], ended=True)
+    """
 
     response: int
     """The number of the response: its prompt's place among the prompts of this `generate`."""
@@ -29,7 +33,11 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a partner says to a turn, and what it thinks of it."""
+    """What a partner says to a turn, and what it thinks of it.
+
+    Example:
+        Answer(ids=[9], reward=0.5).done  # False
+    """
 
     ids: list[int]
     """The tokens that are appended to the response, as far as it has room. The model did not sample them, so their

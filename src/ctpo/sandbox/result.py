@@ -21,6 +21,9 @@ class SandboxResult:
         stderr: the same; a traceback shows the program's own frames only.
         wall_s: the seconds from sending the program to the end of its process.
         cpu_s: the CPU seconds of its process, including its set-up and the memory pages copied after the fork.
+
+    Example:
+        SandboxResult(status="ok", stdout="42", stderr="", wall_s=0.01).ok  # True
     """
 
     status: Status

@@ -59,7 +59,7 @@ class Sandbox:
     Example:
         with Sandbox(timeout_s=3, memory_mb=512) as sandbox:
             [result] = sandbox.run(["print(3 + 67)"])
-        result.status, result.stdout  # "ok", "70\n"
+        result.status, result.stdout.strip()  # ("ok", "70")
     """
 
     def __init__(

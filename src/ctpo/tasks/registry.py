@@ -43,7 +43,11 @@ _TOOLS: dict[str, Style | None] = {"none": None, "auto": "auto", "fenced": "fenc
 
 
 def task_names() -> tuple[str, ...]:
-    """The names of the shipped tasks."""
+    """The names of the shipped tasks.
+
+    Example:
+        "gsm8k" in task_names()  # True
+    """
     return tuple(_TASKS)
 
 

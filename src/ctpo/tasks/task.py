@@ -29,6 +29,9 @@ class Problem:
 
     Raises:
         ValueError: if the prompt is neither text nor a conversation that ends with the user's turn.
+
+    Example:
+        Problem(prompt="2 + 3 =", answer="5", id="sum-1").columns()["answer"]  # "5"
     """
 
     prompt: Prompt
@@ -99,6 +102,10 @@ class Task:
 
     Raises:
         ValueError: if the name or an example is malformed.
+
+    Example:
+        task = Task(name="sums", problems=problems, check=lambda completion, answer: completion.strip() == answer)
+        task.name  # "sums"
     """
 
     name: str
@@ -405,6 +412,10 @@ def reward_function(task: Task) -> Callable[..., list[float | None]]:
 
     Raises:
         UserError: if the task's `reward` returns what is not a number.
+
+    Example:
+        task = Task(name="sums", problems=problems, check=lambda completion, answer: completion.strip() == answer)
+        reward_function(task)(["2 + 3 =", "1 + 1 ="], [" 5", " 3"], answer=["5", "2"])  # [1.0, 0.0]
     """
     place = "" if task.reward is None else f" ({place_of_function(task.reward)})"
     reader = RewardReader(f"task {task.name!r}{place}")

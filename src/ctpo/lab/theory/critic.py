@@ -88,6 +88,9 @@ def critic_rows(
         errors: of the critic.
         traces: λ.
         seed: of the normal errors, one per prefix.
+
+    Example:
+        len(critic_rows(Setup(horizon=3).problem(), errors=[0.5], traces=[0.0]))  # 1
     """
     norm, true = unit_of(problem), problem.gradient
     draw = torch.Generator().manual_seed(seed)

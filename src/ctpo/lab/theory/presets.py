@@ -92,6 +92,9 @@ def objective_estimator(spec: str, problem: Problem) -> Estimator:
 
     Raises:
         UserError: if the preset or a knob is unknown, a value is out of range, or the preset needs turns.
+
+    Example:
+        objective_estimator("ctpo?log_high=0.1", Setup(horizon=3).problem()).name  # "ctpo?log_high=0.1"
     """
     objective = read_objective(spec)
     if objective.needs_turns:

@@ -47,6 +47,10 @@ def pulls(problem: Problem, estimators: list[Estimator]) -> list[Pull]:
     Args:
         problem: policies, reward and advantage. Reward and advantage only give a and the unit.
         estimators: families or objectives.
+
+    Example:
+        problem = Setup(horizon=3).problem()
+        len(pulls(problem, [objective_estimator("grpo", problem)]))  # 1
     """
     home = torch.zeros_like(problem.target.logits)
     means = [torch.zeros_like(home) for _ in estimators]

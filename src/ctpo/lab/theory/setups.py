@@ -41,6 +41,9 @@ class Setup:
 
     Raises:
         UserError: if the policy is unknown, or a number is out of range.
+
+    Example:
+        Setup(vocab=2, horizon=3, distance=0.5).problem().reward.shape  # (8,)
     """
 
     vocab: int = 2

@@ -29,6 +29,9 @@ class Tree:
 
     Raises:
         UserError: if the vocabulary is below 2, the horizon is below 1, or there are more than 2^20 trajectories.
+
+    Example:
+        Tree(vocab=2, horizon=4).horizon  # 4
     """
 
     vocab: int

@@ -82,7 +82,11 @@ def final_answer(text: str) -> str | None:
 
 
 def reference_answer(text: str) -> str:
-    """The answer in the text of a dataset's answer column: its boxed or `####` part if there is one, or all of it."""
+    """The answer in the text of a dataset's answer column: its boxed or `####` part if there is one, or all of it.
+
+    Example:
+        reference_answer("Two and three are five. #### 5")  # "5"
+    """
     boxed = _boxed(text, boxes(text))
     if boxed is not None:
         return boxed

@@ -53,6 +53,10 @@ class CTPOConfig(OlderKeys, GRPOConfig):  # type: ignore[misc]
     Raises:
         ValueError: if a preset or one of its knobs is unknown, if a value is out of range, if an objective and settings
             of TRL's loss are both given, or if no objective has the loss that those describe.
+
+    Example:
+        config = CTPOConfig("out", objective="ctpo", objective_kwargs={"log_high": 0.1}, use_cpu=True)
+        config.objective  # "ctpo"
     """
 
     objective: str | None = field(

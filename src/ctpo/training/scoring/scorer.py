@@ -18,7 +18,11 @@ from ctpo.training.scoring.tree import grow, tree_attention_in
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions:
-    """Which computations the forward pass leaves out. None of them changes anything but rounding."""
+    """Which computations the forward pass leaves out. None of them changes anything but rounding.
+
+    Example:
+        ScoringOptions(share_prompts=False).pack_rows  # True
+    """
 
     pack_rows: bool = True
     """Leave out padding."""
