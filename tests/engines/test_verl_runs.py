@@ -50,6 +50,7 @@ def environment() -> Iterator[dict[str, str]]:
             "PYTHONPATH": os.pathsep.join(sys.path),
             "RAY_TMPDIR": folder,
             "RAY_AUTH_MODE": "disabled",
+            "RAY_worker_niceness": "0",
             "RAY_raylet_start_wait_time_s": "300",
         }
 
