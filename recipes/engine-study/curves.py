@@ -5,6 +5,7 @@ Each figure is a mean over seeds ± its standard error. The difference is paired
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,9 +15,13 @@ from ctpo.runs.directory import RunDirectory
 from ctpo.runs.means import mean
 
 ARMS = ("ours", "verl")
+OF_UPDATES = {"clipped": "clip_fraction", "advantage": "gradient_signal"}
+"""Figures of the profiles' updates. They are of tokens with an advantage: our trainer leaves the others out of the
+forward pass and so out of its averages, and verl does not."""
 FIGURES = (
     "reward",
-    "clip_fraction",
+    "clipped",
+    "advantage",
     "log_ratio_std",
     "ess",
     "gradient_norm_mean",
@@ -29,12 +34,21 @@ def curves(study: Path, arm: str, name: str) -> dict[int, list[float]]:
     """A figure by seed, one value per rollout batch."""
     runs = sorted((study / "runs" / "all" / arm / "untuned").glob("seed-*/run"))
     return {
-        int(run.parent.name.removeprefix("seed-")): [
-            float(record[name]) for record in RunDirectory(run).records() if record["batch"] > 0
-        ]
+        int(run.parent.name.removeprefix("seed-")): _figures(RunDirectory(run), name)
         for run in runs
         if (run / "summary.json").is_file()
     }
+
+
+def _figures(run: RunDirectory, name: str) -> list[float]:
+    if name not in OF_UPDATES:
+        return [float(record[name]) for record in run.records() if record["batch"] > 0]
+    lines = [json.loads(line)["updates"] for line in run.profile.read_text(encoding="utf-8").splitlines()]
+    return [
+        sum(value * count for value, count in zip(line[OF_UPDATES[name]], line["count"], strict=True))
+        / sum(line["count"])
+        for line in lines
+    ]
 
 
 def main(study: Path) -> None:
