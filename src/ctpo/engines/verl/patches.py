@@ -56,7 +56,8 @@ def patch_for_cpu(adapter: str) -> None:
     """Patch what stands in the way on a machine without an accelerator.
 
     verl asks torch for the backend "cpu:gloo,cpu:gloo", which torch refuses. Its table of adapters in the workers has
-    no function that adds to it. It loads the model of a critic with FlashAttention only.
+    no function that adds to it. It loads the model of a critic with FlashAttention only. It moves a reference model to
+    pinned memory of the CPU, which only a machine with an accelerator has.
 
     Args:
         adapter: the full name of the class that hands weights from a training worker to our rollout server.
@@ -64,6 +65,7 @@ def patch_for_cpu(adapter: str) -> None:
     check_version()
     from verl.utils import model
     from verl.utils.distributed import initialize_global_process_group_ray as initialise
+    from verl.workers.engine.fsdp import transformer_impl
     from verl.workers.rollout import base
 
     if initialise.__defaults__ not in ((None, None), (None, "cpu:gloo")):
@@ -74,6 +76,11 @@ def patch_for_cpu(adapter: str) -> None:
     initialise.__defaults__ = (None, "cpu:gloo")
     base._ROLLOUT_REGISTRY[(CPU_ROLLOUT, "async")] = adapter
     model.load_valuehead_model = _load_value_model
+    transformer_impl.CPUOffloadPolicy = _stay
+
+
+def _stay(pin_memory: bool) -> None:
+    """No policy of moving weights, in place of that to memory which is pinned."""
 
 
 def _load_value_model(local_path: str, torch_dtype: Any, model_config: Any, trust_remote_code: bool) -> Any:

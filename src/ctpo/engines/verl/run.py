@@ -253,6 +253,7 @@ def _run(config: Any, run: RunDirectory, ours: Mapping[str, Any]) -> None:
     try:
         run_ppo(config, task_runner_class=ray.remote(num_cpus=0)(RecordingRunner))
     except ray.exceptions.RayError as error:
+        print(error, flush=True)  # to the file: the place in verl's code
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise UserError(
             f"verl ended with an error ({last}), which {run.path / FOLDER / LOG} describes; after mending it, continue "
