@@ -74,6 +74,8 @@ class Environment:
         self.folder = folder
         self.program = folder / "bin" / "python"
         (self.packages,) = folder.glob("lib/python*/site-packages")
+        if below:  # some versions of Python bring one, which would be renewed and counted
+            self.run(*PIP, "uninstall", "--yes", "setuptools")
         self._new = set(self.packages.iterdir())
         lines = "".join(f"import site; site.addsitedir({str(each.packages)!r})\n" for each in below)
         (self.packages / "below.pth").write_text(lines)
