@@ -1,14 +1,18 @@
 """GSM8K for a model of 135 million parameters, which is to compute in Python.
 
 `task` has worked examples that show a model how. `bare` has none, for a model that was warmed up: its prompts are a
-quarter as long.
+quarter as long. `rated` is the same with a difficulty for each problem, which a curriculum begins with. Its problems come
+from the hub, or from the folder that the environment variable GSM8K names (train.jsonl and test.jsonl).
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from typing import Final
 
-from ctpo.tasks import chain_sums, get_task
+from ctpo.tasks import Problem, chain_sums, get_task
+from ctpo.tasks.sources import DatasetSource
 
 TOOL = replace(chain_sums.TOOL, max_result_chars=32)  # its form, whose output comes back inside the turn
 EXAMPLES = (
@@ -36,3 +40,26 @@ task = replace(
     tool=TOOL,
 )
 bare = replace(task, examples=())
+
+EASY_CALCULATIONS: Final = 2
+"""A problem whose worked solution has no more calculations than that is a good one to begin with."""
+
+
+def rated_problems(split: str, count: int, seed: int) -> list[Problem]:
+    """GSM8K's problems, rated by the calculations `<<...>>` in their worked solutions."""
+    folder = os.environ.get("GSM8K")
+    source = get_task(f"gsm8k@{folder}" if folder else "gsm8k").problems
+    assert isinstance(source, DatasetSource)
+    calculations = {
+        str(row.columns["question"]).strip(): str(row.columns["answer"]).count("<<") for row in source.rows(split)
+    }
+    return [
+        replace(
+            each,
+            difficulty="normal" if calculations[str(each.prompt).strip()] <= EASY_CALCULATIONS else "hard",
+        )
+        for each in source(split, count, seed)
+    ]
+
+
+rated = replace(bare, problems=rated_problems)
