@@ -1,8 +1,8 @@
 """GSM8K for a model of 135 million parameters, which is to compute in Python.
 
 `task` has worked examples that show a model how. `bare` has none, for a model that was warmed up: its prompts are a
-quarter as long. `rated` is the same with a difficulty for each problem, which a curriculum begins with. Its problems come
-from the hub, or from the folder that the environment variable GSM8K names (train.jsonl and test.jsonl).
+quarter as long. `rated` is the same with a difficulty for each problem, which a curriculum begins with. Its problems
+come from the hub, or from the folder that the environment variable GSM8K names (train.jsonl and test.jsonl).
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def rated_problems(split: str, count: int, seed: int) -> list[Problem]:
     source = get_task(f"gsm8k@{folder}" if folder else "gsm8k").problems
     assert isinstance(source, DatasetSource)
     calculations = {
-        str(row.columns["question"]).strip(): str(row.columns["answer"]).count("<<") for row in source.rows(split)
+        str(row.columns["question"]).strip(): str(row.columns["answer"]).count("<<")
+        for row in source.rows(split)
     }
     return [
         replace(

@@ -1,6 +1,6 @@
 """Sums of three two-digit numbers, ten in one conversation, for the arms of the study on SmolLM2.
 
-The first sum is the prompt. The model answers it and ends its turn, and is asked the next one. A right answer earns 1/10.
+The first sum is the prompt. The model answers it, ends its turn, and is asked the next one. A right answer earns 1/10.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ def problems(split: str, count: int, seed: int) -> list[Problem]:
     """Sheets of sums. The answer of one is the list of its questions and answers."""
     dealt = SUM.problems(split, count * SIZE, seed)
     sheets = [dealt[start : start + SIZE] for start in range(0, len(dealt) - SIZE + 1, SIZE)]
-    return [replace(each[0], answer=json.dumps([[one.prompt, one.answer] for one in each])) for each in sheets]
+    return [
+        replace(each[0], answer=json.dumps([[one.prompt, one.answer] for one in each])) for each in sheets
+    ]
 
 
 class Sheet:
