@@ -1,7 +1,8 @@
 """`make try-dist`: installs what `make dist` built into fresh environments, tries it, and prints what each extra takes.
 
 All environments see the packages of a first one, which holds torch and numpy. So a figure is what comes on top of these
-two. Extras that bring `train` are installed on top of an environment with `train`, and their figures hold both.
+two, without the package itself. Extras that bring `train` are installed on top of an environment with `train`, and
+their figures hold both.
 Words on the command line choose extras; without any, all are tried.
 """
 
@@ -104,9 +105,17 @@ class Environment:
         """Install packages as constraints.txt pins them, without bytecode."""
         self.run(*PIP, "install", "--no-compile", "--constraint", str(CONSTRAINTS), *what)
 
-    def size(self) -> tuple[int, float]:
-        """The packages installed here and not below, and the megabytes of their files."""
-        added = [path for path in self.packages.iterdir() if path not in self._new]
+    def size(self, *, own: bool = False) -> tuple[int, float]:
+        """The packages installed here and not below, and the megabytes of their files.
+
+        Args:
+            own: whether this package is counted too.
+        """
+        added = [
+            path
+            for path in self.packages.iterdir()
+            if path not in self._new and (own or path.name.split("-")[0] != "ctpo")
+        ]
         files = [
             file for top in added for file in ([top] if top.is_file() else top.rglob("*")) if file.is_file()
         ]
@@ -130,7 +139,7 @@ def main(chosen: list[str]) -> int:
             for place, what in {"pure": [pure], "archive": [archive], "wheel": [fast]}.items():
                 plain = Environment(Path(folder) / place, base)
                 plain.install("--no-build-isolation", *map(str, what))
-                print(f"{what[0].name}: {plain.size()[1]:.1f} MB; {plain.run(C_PASS)}", flush=True)
+                print(f"{what[0].name}: {plain.size(own=True)[1]:.1f} MB; {plain.run(C_PASS)}", flush=True)
         print("\n| extra | packages | MB |\n|---|---|---|")
         layers: dict[str, Environment] = {}
         for name in chosen or EXTRAS:
@@ -142,7 +151,7 @@ def main(chosen: list[str]) -> int:
                 sum, zip(*(each.size() for each in (layers[name], *below)), strict=True)
             )
             layers[name].run(*extra.words)
-            print(f"| `{name}` | {packages - 1 - bool(below)} | {megabytes:.0f} |", flush=True)
+            print(f"| `{name}` | {packages} | {megabytes:.0f} |", flush=True)
     return 0
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from ctpo.cli import recipes
 from ctpo.cli.main import main
+from ctpo.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,8 +39,17 @@ def test_an_unknown_name_is_refused(capsys: Any) -> None:
 
 
 def test_an_installed_package_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("recipes", "examples"):
-        (tmp_path / "share" / "ctpo" / name).mkdir(parents=True)
-    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "lib" / "x" / "ctpo" / "cli" / "recipes.py"))
-    monkeypatch.setattr(recipes.sysconfig, "get_path", lambda _: str(tmp_path))
-    assert recipes.shipped() == tmp_path / "share" / "ctpo"
+    """By pip's record, so that another environment may see the package too, or a folder of the user's may hold it."""
+    packages, share = tmp_path / "lib" / "python3" / "site-packages", tmp_path / "share" / "ctpo"
+    for folder in (packages / "ctpo-0.1.dist-info", share / "recipes", share / "examples"):
+        folder.mkdir(parents=True)
+    (packages / "ctpo-0.1.dist-info" / "METADATA").write_text("Name: ctpo\nVersion: 0.1\n")
+    (packages / "ctpo-0.1.dist-info" / "RECORD").write_text(
+        "ctpo/__init__.py,,\n../../../share/ctpo/recipes/cost.py,,\n../../../share/ctpo/examples/loop.py,,\n"
+    )
+    monkeypatch.setattr(recipes, "__file__", str(packages / "ctpo" / "cli" / "recipes.py"))
+    monkeypatch.syspath_prepend(packages)
+    assert recipes.shipped() == share.resolve()
+    (share / "recipes").rmdir()
+    with pytest.raises(UserError, match="holds no recipes"):
+        recipes.shipped()

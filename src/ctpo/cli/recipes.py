@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sysconfig
 import textwrap
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,7 @@ examples:
   ctpo recipes --copy DIR                   everything into DIR/recipes and DIR/examples
   ctpo recipes smollm2-tool --copy DIR      one folder of recipes, or one example
 """
+_FOLDER: Final = "share/ctpo"
 _WIDTH: Final = 90
 """Characters of a description in the list."""
 
@@ -74,13 +75,23 @@ def shipped() -> Path:
     Raises:
         UserError: if there is none.
     """
-    places = (Path(__file__).parents[3], Path(sysconfig.get_path("data"), "share", "ctpo"))
+    places = [Path(__file__).parents[3], *_installed()]
     for place in places:
         if (place / "recipes").is_dir() and (place / "examples").is_dir():
             return place
     raise UserError(
-        f"{places[-1]} does not exist, where the recipes are installed; reinstall the package with pip"
+        f"{places[-1]} holds no recipes, which are installed with the package; reinstall it with pip"
     )
+
+
+def _installed() -> list[Path]:
+    """The folder to which pip wrote the recipes, by its own record, wherever the package is."""
+    try:
+        ours = distribution("ctpo")
+    except PackageNotFoundError:
+        return []
+    files = [file.as_posix().partition(_FOLDER) for file in ours.files or ()]
+    return [Path(str(ours.locate_file(head + _FOLDER))).resolve() for head, found, _ in files if found][:1]
 
 
 def _each(home: Path) -> Iterator[Path]:
