@@ -220,7 +220,7 @@ def _cores(count: int) -> list[int]:
 
 
 def _is_local(cell: Cell) -> bool:
-    """Return whether a run trains in its own process. Processes of Ray share no results and hide what they cost."""
+    """Whether a run trains in its own process. Processes of Ray share no results and hide what they cost."""
     return split_engine(cell.keys)[0].name == LOCAL
 
 
