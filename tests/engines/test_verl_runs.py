@@ -170,8 +170,11 @@ def test_an_anchor_that_follows_the_weights_is_noticed(environment: dict[str, st
 
 
 def test_a_critic(environment: dict[str, str], tmp_path: Path) -> None:
-    words = ("rollout_batches=1", "objective=ppo", "advantages=gae", "critic.trunk=copy")
-    ran = run(environment, tmp_path, *words)
+    """verl's critic, sharded by FSDP2 over two processes as the policy is."""
+    ran = run(
+        environment, tmp_path, "rollout_batches=1", "objective=ppo", "advantages=gae", "critic.trunk=copy",
+        "per_device_train_batch_size=16", "engine.trainer.n_gpus_per_node=2",
+    )  # fmt: skip
     (record,) = ran.records[1:]
     assert record["log_ratio_std"] > 0.01
     assert 0 <= record["clip_fraction"] < 1

@@ -112,7 +112,7 @@ class Critic:
         if self._trunk != "none" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
             raise UserError(
                 f"critic.trunk={self._trunk} needs whole weights in every process, which FSDP and DeepSpeed do not "
-                "keep; use trunk: none, or plain data parallelism"
+                "keep; use trunk: none, plain data parallelism, or engine=verl, which shards its critic"
             )
         self._trainer, self._scorer = trainer, scorer
         self.model: ValueModel | None = None
