@@ -220,6 +220,11 @@ def test_runs_in_the_file_of_scores_are_not_run_again(
     assert run is not None
     assert (float(row["final"]), float(row["auc"])) == pytest.approx((run.final, run.auc), abs=1e-6)
     assert float(row["cpu_s"]) > 0
+    written = scores.read_text()
+    scores.unlink()  # as if it had been stopped before it wrote them
+    assert main([*command, str(tmp_path / "here")]) == 0
+    assert scores.read_text() == written
+    assert json.loads(capsys.readouterr().out) == here
     lines = scores.read_text().splitlines()
     assert (lines[0].rpartition(",")[2], row["graded"]) == ("graded", "False")
     scores.write_text(

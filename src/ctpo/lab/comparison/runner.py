@@ -118,7 +118,12 @@ class Runner:
 
         An interrupt stops every run at a checkpoint, and is then raised again.
         """
-        waiting = [cell for cell in cells if not self.done(cell)]
+        waiting = []
+        for cell in cells:
+            if not self.done(cell):
+                waiting.append(cell)
+            elif self._scores is not None and self._scores.score(cell) is None:
+                self._add_score(cell)  # it was stopped after the run, and before its scores were written
         failures: list[Failure] = []
         try:
             while waiting or self._running:
@@ -184,8 +189,9 @@ class Runner:
         run = self.directory(cell)
         score = read_score(run)
         if self._scores is not None and score is not None:
-            cost = json.loads((run.parent / COST).read_text(encoding="utf-8"))
-            self._scores.add(cell, score, cost["cpu_s"] if _is_local(cell) else None)
+            path = run.parent / COST
+            cost = json.loads(path.read_text(encoding="utf-8"))["cpu_s"] if path.is_file() else None
+            self._scores.add(cell, score, cost if _is_local(cell) else None)
 
     def _reason(self, ended: _Running) -> str:
         path = self.directory(ended.cell).parent / _LOG
