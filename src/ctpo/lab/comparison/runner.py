@@ -123,7 +123,7 @@ class Runner:
             if not self.done(cell):
                 waiting.append(cell)
             elif self._scores is not None and self._scores.score(cell) is None:
-                self._add_score(cell)  # it was stopped after the run, and before its scores were written
+                self._add_score(cell)  # the comparison was stopped before it wrote them
         failures: list[Failure] = []
         try:
             while waiting or self._running:
