@@ -9,9 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,20 +37,6 @@ class Ran(NamedTuple):
     run: RunDirectory
     records: list[dict[str, Any]]
     printed: str
-
-
-@pytest.fixture(scope="module")
-def environment() -> Iterator[dict[str, str]]:
-    """What a run finds in its environment. Ray's sockets need a short path, and Ray must not write into a home."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
-        yield {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "RAY_TMPDIR": folder,
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_worker_niceness": "0",
-            "RAY_raylet_start_wait_time_s": "300",
-        }
 
 
 def start(environment: dict[str, str], log: Path, *words: str) -> subprocess.Popen[str]:

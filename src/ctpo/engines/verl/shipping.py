@@ -46,13 +46,16 @@ class RayCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
 
     def __init__(self, bucket_size: int, is_master: bool = False, **_: Any) -> None:
         self._is_master = is_master
+        self._mailbox: Any = None
 
-    @staticmethod
-    def _mailbox() -> Any:
-        actor = ray.remote(num_cpus=0)(Mailbox)
-        return actor.options(name=_MAILBOX, get_if_exists=True).remote()
+    def prepare(self) -> None:
+        """Make the mailbox, once.
 
-    def prepare(self) -> None: ...
+        Ray ends a named actor when the handle that made it is gone, whoever else uses it. So the first training process
+        makes it before anyone asks, and keeps that handle as long as it lives.
+        """
+        if self._is_master and self._mailbox is None:
+            self._mailbox = ray.remote(num_cpus=0)(Mailbox).options(name=_MAILBOX).remote()
 
     @classmethod
     def build_topology(
@@ -63,7 +66,10 @@ class RayCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
 
     def init_process_group(self, rank: int) -> None: ...
 
-    def finalize(self) -> None: ...
+    def finalize(self) -> None:
+        """Empty the mailbox: every receiver has the weights."""
+        if self._is_master:
+            self._mailbox.put.remote(None, {})
 
     @torch.no_grad()
     async def send_weights(
@@ -72,9 +78,9 @@ class RayCheckpointEngine(CheckpointEngine):  # type: ignore[misc]
         """Send the weights of this version. Every training process gathers."""
         whole = {name: tensor.detach().cpu().clone() for name, tensor in weights}
         if self._is_master:
-            await self._mailbox().put.remote(global_steps, whole)
+            await self._mailbox.put.remote(global_steps, whole)
 
     async def receive_weights(self, global_steps: int | None = None) -> AsyncIterator[tuple[str, Tensor]]:
         """The weights of this version, once they have come."""
-        for name, tensor in (await self._mailbox().get.remote(global_steps)).items():
+        for name, tensor in (await ray.get_actor(_MAILBOX).get.remote(global_steps)).items():
             yield name, tensor
