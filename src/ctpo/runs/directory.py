@@ -23,6 +23,8 @@ _SHOWN: Final = (
     "skipped_updates",
 )
 """Figures of a record that `ctpo train` prints, beside those of the held-out evaluation and the times."""
+_FLAGS: Final = frozenset({"heldout_graded"})
+"""Entries of a record that are true or false."""
 
 
 @dataclass(frozen=True)
@@ -316,6 +318,10 @@ def _odd_entry(record: Mapping[str, Any]) -> str | None:
     }
     for name in sorted(figures & record.keys()):
         value = record[name]
+        if name in _FLAGS:
+            if not isinstance(value, bool):
+                return name
+            continue
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             return name
         if value is not None and not abs(value) < _LARGEST:
