@@ -103,8 +103,9 @@ def test_a_run_with_partly_right_answers_goes_on(tmp_path: Path) -> None:
     """Its record of the evaluation holds a flag among the figures."""
     path = tmp_path / "run"
     words = (
-        "task=worksheet?problems=3 model=embedded-worksheet rollout_batches=1 generation_batch_size=8 num_generations=4 "
-        "per_device_train_batch_size=8 train_problems=8 eval_problems=8 max_completion_length=192 save_steps=1"
+        "task=worksheet?problems=3 model=embedded-worksheet rollout_batches=1 generation_batch_size=8 "
+        "num_generations=4 per_device_train_batch_size=8 train_problems=8 eval_problems=8 "
+        "max_completion_length=192 save_steps=1"
     ).split()
     assert finish(launch(["train", *words, f"output_dir={path}"], path.with_suffix(".log"))) == 0
     assert json.loads((path / "metrics.jsonl").read_text().splitlines()[0])["heldout_graded"] is True
