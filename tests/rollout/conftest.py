@@ -121,12 +121,14 @@ def chat_model(chat_task: Task, sandbox: Any) -> Any:
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     weight = torch.tensor([row + [0.0] * (width - len(row)) for row in weights])
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(120):
+    for _ in range(400):  # how many it takes depends on the processor
         logits = model(ids[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         loss = (loss * weight[:, 1:].flatten()).sum() / weight.sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if loss.item() < 0.01:
+            break
     assert loss.item() < 0.05
     return model.eval(), tokenizer

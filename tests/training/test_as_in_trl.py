@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from trl import GRPOConfig, GRPOTrainer
+from beside_trl import GRPO_AS_IN_TRL, ONE_BATCH, PLAIN, assert_trained_alike, parameters, stock_trainer
+from trl import GRPOTrainer
 
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.objectives import Gate, RolloutCorrection, Weight, correct_rollout, named_correction
@@ -21,12 +22,7 @@ from ctpo.objectives.named_corrections import as_in_trl
 from ctpo.training.sampling.correction import correction_for
 from ctpo.training.sampling.rollout_func import make_rollout_func
 from ctpo.training.scoring.microbatch import MicroBatch
-from ctpo.training.step.minibatches import dealt_order
 
-PLAIN = {"completion_head": False, "skip_zero_advantage": False, "max_tokens_per_micro_batch": 0}
-"""TRL's own forward pass over whole micro-batches. Another pass rounds differently, and Adam enlarges that."""
-SHORT = {"max_steps": 4, "logging_steps": 2}
-GRPO_AS_IN_TRL = {"ratio_low": 0.2, "ratio_high": 0.2, "ratio_dual": None, "reduction": "seq-mean-token-mean"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "entropy bonus": {"entropy_coef": 0.05},
     "adaptive entropy of top-entropy tokens": {
@@ -42,39 +38,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def parameters(trainer: Any) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
-
-
-def stock(fit: Callable[..., Any], trainer_class: type = GRPOTrainer, **settings: Any) -> Any:
-    def dealt(batch: dict[str, Any]) -> dict[str, Any]:
-        order = dealt_order(len(batch["prompt_ids"]), minibatches=4, group=4)
-        return {name: value[order] if value.ndim else value for name, value in batch.items()}
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trl.trainer.grpo_trainer.shuffle_sequence_dict", dealt)
-        plain = {"loss_type": "grpo", "epsilon": 0.2, "bf16": False, "gradient_checkpointing": False}
-        return fit(trainer_class, GRPOConfig, **plain, **SHORT, **settings)
-
-
 def grpo(fit: Callable[..., Any], trainer_class: type = CTPOTrainer, **settings: Any) -> Any:
     """Our trainer with TRL's loss."""
     loss = {"objective": "grpo", "objective_kwargs": GRPO_AS_IN_TRL}
-    return fit(trainer_class, CTPOConfig, **loss, **PLAIN, **SHORT, **settings)
+    return fit(trainer_class, CTPOConfig, **loss, **PLAIN, **ONE_BATCH, **settings)
 
 
 @pytest.fixture(scope="module")
-def unchanged(fit: Callable[..., Any]) -> torch.Tensor:
-    return parameters(stock(fit))
+def unchanged(fit: Callable[..., Any]) -> Any:
+    return stock_trainer(fit, **ONE_BATCH)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_it_trains_as_trl_does(fit: Callable[..., Any], unchanged: torch.Tensor, name: str) -> None:
+def test_it_trains_as_trl_does(fit: Callable[..., Any], unchanged: Any, name: str) -> None:
     settings = SETTINGS[name]
     ours = grpo(fit, **settings)
-    theirs = stock(fit, **settings)
-    torch.testing.assert_close(parameters(ours), parameters(theirs), atol=2e-6, rtol=0)
-    assert (parameters(theirs) - unchanged).abs().max() > 1e-5  # the setting changes something
+    theirs = stock_trainer(fit, **ONE_BATCH, **settings)
+    assert_trained_alike(ours, theirs, unchanged)
     if "entropy_coef" in settings:
         assert ours.entropy_coef == pytest.approx(theirs.entropy_coef, abs=1e-12)
         logged, trls = (
@@ -115,8 +95,8 @@ class OursOnEngine(Noisy, CTPOTrainer):
 
 
 @pytest.fixture(scope="module")
-def uncorrected(fit: Callable[..., Any]) -> torch.Tensor:
-    return parameters(grpo(fit, OursOnEngine, rollout_correction="none"))
+def uncorrected(fit: Callable[..., Any]) -> Any:
+    return grpo(fit, OursOnEngine, rollout_correction="none")
 
 
 @pytest.mark.parametrize(
@@ -142,17 +122,17 @@ def uncorrected(fit: Callable[..., Any]) -> torch.Tensor:
 )
 def test_an_engine_is_corrected_as_trl_corrects_vllm(
     fit: Callable[..., Any],
-    uncorrected: torch.Tensor,
+    uncorrected: Any,
     mode: str,
     low: float | None,
     high: float,
     ours: dict[str, Any],
 ) -> None:
     settings = {"mode": mode, "clip_min": low, "clip_max": high}
-    theirs = stock(fit, StockVLLM, **{f"vllm_importance_sampling_{name}": v for name, v in settings.items()})
+    corrected = {f"vllm_importance_sampling_{name}": v for name, v in settings.items()}
+    theirs = stock_trainer(fit, StockVLLM, **ONE_BATCH, **corrected)
     mine = grpo(fit, OursOnEngine, **ours)
-    torch.testing.assert_close(parameters(mine), parameters(theirs), atol=5e-6, rtol=0)
-    assert (uncorrected - parameters(theirs)).abs().max() > 1e-4
+    assert_trained_alike(mine, theirs, uncorrected)
     # TRL's own settings say the same.
     named = named_correction(ours["rollout_correction"], **ours["rollout_correction_kwargs"])
     assert as_in_trl(mode, low, high) == named
@@ -168,7 +148,7 @@ def test_an_engine_is_corrected_as_trl_corrects_vllm(
 
 def test_the_recipe_is_on_where_another_engine_samples(fit: Callable[..., Any]) -> None:
     """And off where the model in training samples itself, or where the ratio is taken against the engine."""
-    foreign = fit(OursOnEngine, CTPOConfig, **SHORT)
+    foreign = fit(OursOnEngine, CTPOConfig, **ONE_BATCH)
     assert foreign.rollout_correction == named_correction("recipe")
     inputs = MicroBatch.of(foreign._buffered_inputs[1])
     assert inputs.old_logps is not None
@@ -177,7 +157,7 @@ def test_the_recipe_is_on_where_another_engine_samples(fit: Callable[..., Any]) 
     assert inputs.rollout_weights is not None
     torch.testing.assert_close(inputs.rollout_weights, expected.weights)
     assert (expected.weights != 1).any()
-    own = fit(CTPOTrainer, CTPOConfig, **SHORT)
+    own = fit(CTPOTrainer, CTPOConfig, **ONE_BATCH)
     assert own.rollout_correction is None
     assert "objective/correction_ess" not in own.state.log_history[0]
 
@@ -242,7 +222,7 @@ def test_a_resumed_run_has_the_same_weights_and_coefficient(fit: Callable[..., A
         **SETTINGS["adaptive entropy of top-entropy tokens"],
         "rollout_correction": "icepop",
         "rollout_correction_kwargs": {"low": 0.9, "high": 1.1, "denominator": "kept"},
-        **SHORT,
+        **ONE_BATCH,
     }
     whole = fit(OursOnEngine, CTPOConfig, save_strategy="steps", save_steps=2, **settings)
     checkpoint = Path(whole.args.output_dir) / "checkpoint-2"

@@ -9,17 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from beside_trl import GRPO_AS_IN_TRL, ONE_BATCH, PLAIN, assert_trained_alike, parameters, stock_trainer
 from trl import GRPOConfig, GRPOTrainer
 
 from ctpo import CTPOConfig, CTPOTrainer
 from ctpo.objectives import preset
-from ctpo.training.step.minibatches import dealt_order
 from ctpo.training.step.trainer import SEAMS
 from ctpo.training.step.warnings import AnchorMismatchWarning, InertObjectiveWarning, warn_if_inert
-
-
-def parameters(trainer: Any) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
 @pytest.mark.parametrize("name", SEAMS)
@@ -40,27 +36,6 @@ def stock(fit: Callable[..., Any]) -> Any:
     return stock_trainer(fit)
 
 
-def stock_trainer(fit: Callable[..., Any], **settings: Any) -> Any:
-    """TRL's own trainer, with our dealing instead of its shuffle, so that both take the same minibatches."""
-
-    def dealt(batch: dict[str, Any]) -> dict[str, Any]:
-        order = dealt_order(len(batch["prompt_ids"]), minibatches=4, group=4)
-        return {name: value[order] if value.ndim else value for name, value in batch.items()}
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trl.trainer.grpo_trainer.shuffle_sequence_dict", dealt)
-        plain = {"loss_type": "grpo", "epsilon": 0.2, "bf16": False, "gradient_checkpointing": False}
-        return fit(GRPOTrainer, GRPOConfig, **{**plain, **settings})
-
-
-PLAIN = {"completion_head": False, "skip_zero_advantage": False, "max_tokens_per_micro_batch": 0}
-"""TRL's own forward pass over whole micro-batches. Another pass rounds differently, and Adam enlarges that where
-gradients are nearly 0."""
-ONE_BATCH = {"max_steps": 4, "logging_steps": 2}
-"""One rollout batch, of which three updates are off-policy."""
-GRPO_AS_IN_TRL = {"ratio_low": 0.2, "ratio_high": 0.2, "ratio_dual": None, "reduction": "seq-mean-token-mean"}
-
-
 @pytest.fixture(scope="module")
 def ctpo(fit: Callable[..., Any]) -> Any:
     """Our trainer with its defaults, after one rollout batch."""
@@ -76,9 +51,7 @@ def reported(fit: Callable[..., Any]) -> Any:
 def test_with_grpo_it_trains_as_trl_does(fit: Callable[..., Any], stock: Any, ctpo: Any) -> None:
     """With the same clipping and reduction, parameters are the same after eight updates, four of them off-policy."""
     ours = fit(CTPOTrainer, CTPOConfig, objective="grpo", objective_kwargs=GRPO_AS_IN_TRL, **PLAIN)
-    moved = (parameters(stock) - parameters(ctpo)).abs().max()
-    assert moved > 1e-4
-    torch.testing.assert_close(parameters(ours), parameters(stock), atol=2e-6, rtol=0)
+    assert_trained_alike(ours, stock, ctpo)
 
 
 def test_the_kl_penalty_trains_as_trls_does(fit: Callable[..., Any]) -> None:
@@ -86,9 +59,9 @@ def test_the_kl_penalty_trains_as_trls_does(fit: Callable[..., Any]) -> None:
     loss = {"objective": "grpo", "objective_kwargs": GRPO_AS_IN_TRL, "beta": 0.5}
     ours = fit(CTPOTrainer, CTPOConfig, **loss, **PLAIN, **ONE_BATCH)
     theirs = stock_trainer(fit, beta=0.5, **ONE_BATCH)
-    torch.testing.assert_close(parameters(ours), parameters(theirs), atol=2e-6, rtol=0)
-    without = stock_trainer(fit, beta=0.5, use_bias_correction_kl=False, **ONE_BATCH)
-    assert (parameters(without) - parameters(theirs)).abs().max() > 1e-5
+    assert_trained_alike(
+        ours, theirs, stock_trainer(fit, beta=0.5, use_bias_correction_kl=False, **ONE_BATCH)
+    )
 
 
 def test_ctpo_trains_otherwise(fit: Callable[..., Any], stock: Any) -> None:
