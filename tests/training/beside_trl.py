@@ -38,7 +38,7 @@ def stock_trainer(fit: Callable[..., Any], trainer_class: type = GRPOTrainer, **
 
 
 def assert_trained_alike(ours: Any, theirs: Any, otherwise: Any) -> None:
-    """The distance of two trainers is below a thousandth of what the setting under test moves.
+    """The distance of two trainers is below 3e-4 of what the setting under test moves.
 
     Processors add in other orders, and Adam enlarges that at single parameters. So the whole distance counts.
 
@@ -49,4 +49,4 @@ def assert_trained_alike(ours: Any, theirs: Any, otherwise: Any) -> None:
     """
     moved = (parameters(theirs) - parameters(otherwise)).norm()
     assert moved > 1e-3
-    assert (parameters(ours) - parameters(theirs)).norm() < 1e-3 * moved
+    assert (parameters(ours) - parameters(theirs)).norm() < 3e-4 * moved
