@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -220,6 +221,20 @@ def test_what_others_print_goes_to_a_file_and_ours_is_shown(tmp_path: Path, capf
     assert "registered with verl" in log.read_text()
     assert seen.notices == ["every ratio was 1"]
     assert [record["batch"] for record in seen.records] == [1]
+
+
+def test_a_record_is_shown_once_when_its_line_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctpo.engines.verl.console._POLL_S", 0.01)
+    run, log, seen = RunDirectory(tmp_path / "run"), tmp_path / "log", Shown()
+    run.open({"task": "arithmetic"}, {})
+    with followed(run, log, seen), run.metrics.open("a") as file:
+        for part in ('{"batch": 1, ', '"step": 4}\n{"batch"', ": 2}\n"):
+            file.write(part)
+            file.flush()
+            time.sleep(0.1)
+    assert seen.records == [{"batch": 1, "step": 4}, {"batch": 2}]
 
 
 class Shown(Silent):

@@ -31,13 +31,14 @@ def read_json_lines(path: Path, most: int = MOST_BYTES) -> list[Line]:
     # Not splitlines(): the text of a response may hold U+2028 and other characters that it takes for line ends.
     texts = read_bytes(path, most).split(b"\n")
     return [
-        Line(number=number, record=_record(text), complete=number < len(texts))
+        Line(number=number, record=parse_record(text), complete=number < len(texts))
         for number, text in enumerate(texts, start=1)
         if text.strip()
     ]
 
 
-def _record(text: bytes) -> dict[str, Any] | None:
+def parse_record(text: bytes) -> dict[str, Any] | None:
+    """Return the JSON object of one line; None if it holds none."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ctpo.runs.directory import RunDirectory
-from ctpo.runs.json_lines import read_json_lines
+from ctpo.runs.json_lines import parse_record
 from ctpo.training.records.events import Listener
 
 _POLL_S: Final = 1.0
@@ -77,35 +77,34 @@ class _Follower:
     """Shows what was added since it last looked."""
 
     def __init__(self, run: RunDirectory, log: Path, listener: Listener) -> None:
-        self._run, self._log, self._listener = run, log, listener
-        self._records = len(self._written())
-        self._position = log.stat().st_size if log.is_file() else 0
+        self._printed, self._records, self._listener = _Tail(log), _Tail(run.metrics), listener
         self._shown: set[str] = set()
 
     def look(self) -> None:
-        for line in self._lines():
-            found = _OURS.search(line)
+        for line in self._printed.lines():
+            found = _OURS.search(line.decode("utf-8", errors="replace"))
             if found is not None and found[0] not in self._shown:  # several processes may say the same
                 self._shown.add(found[0])
                 self._listener.notice(found[0].removeprefix("ctpo: ").strip())
-        records = self._written()
-        for record in records[self._records :]:
-            self._listener.recorded(record)
-        self._records = len(records)
+        for line in self._records.lines():
+            record = parse_record(line)
+            if record is not None:
+                self._listener.recorded(record)
 
-    def _written(self) -> list[dict[str, object]]:
-        """The records that are whole."""
-        if not self._run.metrics.is_file():
-            return []
-        lines = read_json_lines(self._run.metrics)
-        return [line.record for line in lines if line.complete and line.record is not None]
 
-    def _lines(self) -> list[str]:
-        """The whole lines that were added to the file."""
-        if not self._log.is_file():
+class _Tail:
+    """The whole lines that are added to a file, which need not exist yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._position = path, 0
+        self.lines()
+
+    def lines(self) -> list[bytes]:
+        """Return the lines that were finished since the last call."""
+        if not self._path.is_file():
             return []
-        with self._log.open("rb") as file:
+        with self._path.open("rb") as file:
             file.seek(self._position)
-            text, _, _ = file.read().rpartition(b"\n")
-        self._position += len(text) + 1 if text else 0
-        return text.decode("utf-8", errors="replace").splitlines()
+            text, end, _ = file.read().rpartition(b"\n")
+        self._position += len(text) + len(end)
+        return text.split(b"\n") if end else []
