@@ -72,7 +72,7 @@ def collect(study: Path, pairs: Path) -> dict[str, Any]:
                 "arms": {
                     name: {
                         **{kind: rows["batch_cosine"] for kind, rows in row["advantages"].items()},
-                        "pull": row["pull"],
+                        "pull": row["advantages"]["response"]["pull"],
                     }
                     for name, row in zip(arms(), pair["objectives"], strict=True)
                 },

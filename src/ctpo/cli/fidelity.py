@@ -96,7 +96,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=64, metavar="B", help="responses of one batch (default 64)")
     add("--blocks", type=int, default=8, metavar="K", help="blocks of problems, for the errors (default 8)")
     add(
-        "--directions", type=int, default=16, metavar="P", help="random directions of the sketch (default 16)"
+        "--directions",
+        type=int,
+        metavar="P",
+        help="random directions of the sketch; 0 for exact gradients (default: 0 up to a million parameters, else 16)",
     )
     add(
         "--lengths",
@@ -167,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
     for pair in result["pairs"] if args.recommend else ():
         _print_recommendation(pair)
     if args.recommend:
-        print(result["pairs"][0]["recommended"]["rule"])
+        print(result["rule"])
     print(f"everything: {output / 'fidelity.json'}" + (f"; figure: {args.figure}" if args.figure else ""))
     return 0
 
@@ -318,9 +321,14 @@ def _print(result: Mapping[str, Any]) -> None:
         f"reference: cosine {_pm(reference['cosine'])} with the true gradient, from its {reference['parts']} parts; "
         "cosines are divided by it"
     )
+    norms = (
+        "exact gradients"
+        if sketch["norm"] is None
+        else f"norms × {sketch['norm']:.2f} at {sizes['directions']} directions"
+    )
     print(
-        f"sketch: {100 * sketch['error']:.2g} % from autograd; norms × {sketch['norm']:.2f} at {sizes['directions']} "
-        f"directions; engine and forward pass differ by at most {sketch['engine_gap']:.1g} nats"
+        f"derivatives: {100 * sketch['error']:.2g} % from autograd; {norms}; engine and forward pass differ by at most "
+        f"{sketch['engine_gap']:.1g} nats"
     )
     for kind in result["on_policy"]:
         print(f"\n{_figures(result, kind) if len(pairs) == 1 else _by_drift(result, kind)}")
@@ -329,12 +337,13 @@ def _print(result: Mapping[str, Any]) -> None:
         positions = result["positions"][-6:]
         head = [f"effective share of the weights at t{of}", *map(str, positions)]
         rows = [
-            [row["objective"], *(_short(value) for value in row["ess"][-len(positions) :])]
+            [row["objective"], *(_pm(each) for each in row["ess"][-len(positions) :])]
             for row in pair["objectives"]
         ]
         print(f"\n{table(head, rows)}")
         if len(pair["lengths"]) > 1:
-            print(f"\n{_lengths_table(pair, of)}")
+            for kind in result["on_policy"]:
+                print(f"\n{_lengths_table(result, pair, kind, of)}")
     print(
         f"\n± standard error, over problems and over the reference's parts\ncos of {sizes['batch']}: of one batch's "
         "gradient with the on-policy gradient; cos of E, component of E: of the expectation, the component relative "
@@ -346,69 +355,70 @@ def _print(result: Mapping[str, Any]) -> None:
 def _figures(result: Mapping[str, Any], kind: str) -> str:
     """The table of one pair."""
     own = result["on_policy"][kind]
-    head = ["objective", f"cos of {result['sizes']['batch']}", "cos of E", "component of E", "S/N", "pull"]
+    head = ["objective", *_titles(result).values()]
     rows = [["on-policy", _pm(own["batch_cosine"]), "1", "1", "1", "0"], []]
     for row in result["pairs"][0]["objectives"]:
-        figures = row["advantages"][kind]
-        cells = [figures[key] for key in ("batch_cosine", "cosine", "component", "signal_to_noise")]
-        rows.append([row["objective"], *map(_pm, cells), _pm(row["pull"])])
+        rows.append([row["objective"], *(_pm(row["advantages"][kind][key]) for key in _titles(result))])
     return table(head, rows, title=f"advantages per {kind}")
+
+
+def _titles(result: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of an objective, and what heads them."""
+    return {
+        "batch_cosine": f"cos of {result['sizes']['batch']}",
+        "cosine": "cos of E",
+        "component": "component of E",
+        "signal_to_noise": "S/N",
+        "pull": "pull",
+    }
 
 
 def _by_drift(result: Mapping[str, Any], kind: str) -> str:
     """One table for each figure of several pairs, a column for each."""
     pairs = result["pairs"]
     drifts = [f"{pair['drift']['log_ratio_std']:.3g} nats" for pair in pairs]
-    titles = {
-        "batch_cosine": f"cos of {result['sizes']['batch']}; on-policy "
-        f"{_pm(result['on_policy'][kind]['batch_cosine'])}",
-        "component": "component of E",
-        "signal_to_noise": "S/N",
-        "pull": "pull",
-    }
+    titles = _titles(result)
+    titles["batch_cosine"] += f"; on-policy {_pm(result['on_policy'][kind]['batch_cosine'])}"
     tables = []
     for key, title in titles.items():
         rows = [
-            [first["objective"], *(_pm(_figure(pair["objectives"][place], kind, key)) for pair in pairs)]
+            [
+                first["objective"],
+                *(_pm(pair["objectives"][place]["advantages"][kind][key]) for pair in pairs),
+            ]
             for place, first in enumerate(pairs[0]["objectives"])
         ]
         tables.append(table([f"{title}, by drift", *drifts], rows, title=f"advantages per {kind}"))
     return "\n\n".join(tables)
 
 
-def _figure(row: Mapping[str, Any], kind: str, key: str) -> Mapping[str, float | None]:
-    figure: Mapping[str, float | None] = row["pull"] if key == "pull" else row["advantages"][kind][key]
-    return figure
-
-
-def _lengths_table(pair: Mapping[str, Any], of: str) -> str:
+def _lengths_table(result: Mapping[str, Any], pair: Mapping[str, Any], kind: str, of: str) -> str:
+    """The cosine of a batch and the component, by response length. fidelity.json holds the other figures too."""
     names = [
         f"{each['from']}–{'' if each['below'] is None else each['below'] - 1}" for each in pair["lengths"]
     ]
     rows = [
         ["responses", *(str(each["responses"]) for each in pair["lengths"])],
         ["log ratio, std", *(_short(each["log_ratio_std"]) for each in pair["lengths"])],
-        [],
-        *(
-            [row["objective"], *(_pm(each["component"]) for each in row["lengths"])]
-            for row in pair["objectives"]
-        ),
     ]
-    return table([f"component by length{of}", *names], rows)
+    for key in ("batch_cosine", "component"):
+        rows += [[], [_titles(result)[key]]]
+        for row in pair["objectives"]:
+            rows.append([row["objective"], *(_pm(each[key]) for each in row["advantages"][kind]["lengths"])])
+    return table([f"by length{of}", *names], rows, title=f"advantages per {kind}")
 
 
 def _print_recommendation(pair: Mapping[str, Any]) -> None:
-    recommended = pair["recommended"]
-    if recommended["best"] is None:
+    for kind, recommended in pair["recommended"].items():
+        if recommended["best"] is None:
+            print(
+                "\nNo objective can be recommended: the samples do not determine the cosines; take more problems."
+            )
+            continue
         print(
-            "\nNo objective can be recommended: the samples do not determine the cosines; take more problems."
+            f"\nAfter {pair['behaviour']}, with advantages per {kind}, these objectives are within noise of the best, "
+            f"{recommended['best']}: {', '.join(recommended['within_noise'])}."
         )
-        return
-    names = ", ".join(recommended["within_noise"])
-    print(
-        f"\nAfter {pair['behaviour']}, these objectives are within noise of the best, {recommended['best']}: "
-        f"{names}."
-    )
 
 
 def _pm(estimate: Mapping[str, float | None]) -> str:

@@ -13,7 +13,7 @@ from ctpo.runs.reader import Run, number, numbers
 
 FOLDER: Final = "fidelity"
 """The folder of a run in which measurements are kept, one folder for each target."""
-FIGURES: Final = ("batch_cosine", "component", "signal_to_noise", "pull")
+FIGURES: Final = ("batch_cosine", "cosine", "component", "signal_to_noise", "pull")
 _MOST_MEASUREMENTS: Final = 8
 _MOST_PAIRS: Final = 12
 _MOST_OBJECTIVES: Final = 40
@@ -38,27 +38,35 @@ class PairFidelity:
         behaviour: its name.
         drift: the standard deviation of a response's log ratio, nats.
         figures: of each objective in order, by the names of `FIGURES`.
-        lengths: of each objective, the component in each bin of response length.
+        lengths: of each objective, the same figures in each bin of response length.
         length_edges: the lower end of each of these bins, in tokens.
         octaves: of each objective, what each octave of positions adds to the component.
         shares: of each objective, the effective share of the weights by position.
+        best: the objective with the largest cosine of a batch; None where the samples do not determine it.
+        within_noise: the objectives whose cosine is not significantly below that.
     """
 
     behaviour: str
     drift: float | None
     figures: list[dict[str, Interval]]
-    lengths: list[list[Interval]]
+    lengths: list[list[dict[str, Interval]]]
     length_edges: list[float | None]
     octaves: list[list[Interval]]
-    shares: list[list[float | None]]
+    shares: list[list[Interval]]
+    best: str | None
+    within_noise: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fidelity:
-    """One measurement: a target, the behaviour policies beside it, and the objectives.
+    """One measurement: a target, the behaviour policies beside it, and the objectives, with one kind of advantages.
 
     Attributes:
         target: its name.
+        kind: the advantages are those of a whole "response", or of each "turn".
+        reference: the cosine of the reference gradient with the true one.
+        sketch_error: the relative difference of derivatives from autograd.
+        directions: random directions of the sketch; 0 if gradients are exact.
         objectives: their names.
         batch: responses of a batch.
         on_policy: the cosine of a batch of the target's own responses.
@@ -68,6 +76,10 @@ class Fidelity:
     """
 
     target: str
+    kind: str
+    reference: Interval
+    sketch_error: float | None
+    directions: float | None
     objectives: list[str]
     batch: float | None
     on_policy: Interval
@@ -88,7 +100,8 @@ def read_fidelity(run: Run) -> list[Fidelity]:
         try:
             if leads_out(path, run.path):
                 raise ValueError("a link that leads out of the run's directory")
-            found.append(_measurement(json.loads(read_text(path))))
+            content = json.loads(read_text(path))
+            found += [_measurement(content, kind) for kind in content["on_policy"]]
         except (
             OSError,
             ValueError,
@@ -103,18 +116,22 @@ def read_fidelity(run: Run) -> list[Fidelity]:
     return found
 
 
-def _measurement(content: Mapping[str, Any]) -> Fidelity:
+def _measurement(content: Mapping[str, Any], kind: str) -> Fidelity:
     pairs = content["pairs"][:_MOST_PAIRS]
     objectives = [_name(row["objective"]) for row in pairs[0]["objectives"]][:_MOST_OBJECTIVES]
-    kind = next(iter(content["on_policy"]))
+    own = content["on_policy"][kind]
     return Fidelity(
         target=_name(content["target"]),
+        kind=_name(kind),
+        reference=_interval(content["reference"]["cosine"]),
+        sketch_error=number(content["sketch"]["error"]),
+        directions=number(content["sizes"]["directions"]),
         objectives=objectives,
         batch=number(content["sizes"]["batch"]),
-        on_policy=_interval(content["on_policy"][kind]["batch_cosine"]),
+        on_policy=_interval(own["batch_cosine"]),
         positions=numbers(content["positions"]),
-        octaves=[number(each["from"]) for each in content["octaves"]],
-        octave_parts=[_interval(each) for each in content["octaves"]],
+        octaves=numbers(content["octaves"]),
+        octave_parts=[_interval(each) for each in own["octaves"]],
         pairs=sorted((_pair(each, kind, objectives) for each in pairs), key=lambda pair: pair.drift or 0.0),
     )
 
@@ -123,21 +140,23 @@ def _pair(content: Mapping[str, Any], kind: str, objectives: list[str]) -> PairF
     rows = content["objectives"][: len(objectives)]
     if [_name(row["objective"]) for row in rows] != objectives:
         raise ValueError("its pairs have different objectives")
+    of_kind = [row["advantages"][kind] for row in rows]
+    recommended = content["recommended"][kind]
     return PairFidelity(
         behaviour=_name(content["behaviour"]),
         drift=number(content["drift"]["log_ratio_std"]),
-        figures=[
-            {
-                name: _interval(row["pull"] if name == "pull" else row["advantages"][kind][name])
-                for name in FIGURES
-            }
-            for row in rows
-        ],
-        lengths=[[_interval(each["component"]) for each in row["lengths"]] for row in rows],
+        figures=[_intervals(each) for each in of_kind],
+        lengths=[[_intervals(part) for part in each["lengths"]] for each in of_kind],
         length_edges=[number(each["from"]) for each in content["lengths"]],
-        octaves=[[_interval(each) for each in row["octaves"]] for row in rows],
-        shares=[numbers(row["ess"]) for row in rows],
+        octaves=[[_interval(part) for part in each["octaves"]] for each in of_kind],
+        shares=[[_interval(each) for each in row["ess"]] for row in rows],
+        best=None if recommended["best"] is None else _name(recommended["best"]),
+        within_noise=[_name(each) for each in recommended["within_noise"][:_MOST_OBJECTIVES]],
     )
+
+
+def _intervals(content: Mapping[str, Any]) -> dict[str, Interval]:
+    return {name: _interval(content[name]) for name in FIGURES}
 
 
 def _interval(content: Mapping[str, Any]) -> Interval:

@@ -14,11 +14,14 @@ from ctpo.errors import UserError
 from ctpo.evaluation.model import load_model
 from ctpo.lab.fidelity import Sizes
 from ctpo.lab.fidelity.kept import Kept
-from ctpo.lab.fidelity.samples import fitting
+from ctpo.lab.fidelity.samples import fitting, sample
 from ctpo.report.collection import collect
 from ctpo.report.page import figures, page
+from ctpo.rollout import TransformersEngine
+from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, get_task
-from ctpo.tasks.arithmetic import model_path
+from ctpo.tasks.arithmetic import model_location, model_path
+from ctpo.training.sampling.masking import is_truncated
 
 SMALL = [
     "threads=1",
@@ -29,7 +32,7 @@ SMALL = [
     "--objective",
     "grpo",
 ]
-SMALL += ["--problems", "6", "--batch-size", "8", "--blocks", "3", "--directions", "1"]
+SMALL += ["--problems", "6", "--batch-size", "8", "--blocks", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,10 @@ def test_by_drift_kept_and_reported(run: Path, capsys: pytest.CaptureFixture[str
     assert main(["fidelity", str(run), *SMALL, "--lags", "1,2", "--figure", figure, "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
     assert first["sketch"]["error"] < 1e-4
+    assert (first["sketch"]["norm"], first["sizes"]["directions"]) == (
+        None,
+        0,
+    )  # exact, since the model is small
     assert first["sketch"]["engine_gap"] < 1e-3
     assert first["left_out"] == 0
     near, far = first["pairs"]
@@ -73,7 +80,7 @@ def test_by_drift_kept_and_reported(run: Path, capsys: pytest.CaptureFixture[str
 
     # What was lost is made again, and nothing else; a pair alone has the same figures.
     before = {path: path.stat().st_mtime_ns for path in kept.rglob("*.npz")}
-    lost = kept / "target" / "random-001.npz"
+    lost = kept / "target" / "part-1.npz"
     lost.unlink()
     assert main(["fidelity", str(run), *SMALL, "--lag", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pairs"] == [far]
@@ -91,6 +98,69 @@ def test_by_drift_kept_and_reported(run: Path, capsys: pytest.CaptureFixture[str
     damaged = collect([run])
     assert not [each for each in figures(damaged) if each.section == "fidelity"]
     assert any("fidelity.json is damaged" in note for note in damaged.runs[0].notes)
+
+
+def test_credit_of_turns_has_figures_and_a_recommendation_of_its_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("task: worksheet\nmodel: embedded-worksheet\n")
+    model, tokenizer = load_model(str(model_location("embedded-worksheet")))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.02)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "older")
+    sizes = [each for each in SMALL if not each.startswith("max_completion")]
+    task = [
+        "task=worksheet?problems=2",
+        "max_completion_length=160",
+        "--output",
+        str(run / "fidelity" / "of turns"),
+    ]
+    words = ["fidelity", str(tmp_path / "older"), "embedded-worksheet", *sizes, *task]
+    assert main([*words, "--recommend", "--directions", "2"]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((run / "fidelity" / "of turns" / "fidelity.json").read_text())
+    (pair,) = result["pairs"]
+    assert list(pair["recommended"]) == ["response", "turn"]
+    for kind in pair["recommended"]:
+        best = pair["recommended"][kind]["best"]
+        assert f"advantages per {kind}, these objectives are within noise of the best, {best}" in printed
+    of_response, of_turn = pair["objectives"][1]["advantages"].values()  # of grpo
+    assert of_response["pull"] != of_turn["pull"]
+    assert of_response["component"] != of_turn["component"]
+    collection = collect([run])
+    html = page(collection, figures(collection), "a run")
+    for part in ("advantages per turn", "within its noise: ", "norms are sketched along 2 directions"):
+        assert part in html
+    assert not [note for note in collection.runs[0].notes if "fidelity" in note]
+
+
+def test_responses_that_training_masks_have_no_tokens_but_a_reward() -> None:
+    model, tokenizer = load_model(str(model_path()))
+    task = get_task("arithmetic")
+    found = [
+        sample(
+            TransformersEngine(model, tokenizer),
+            task,
+            task.problems("train", 6, 0),
+            Sampling(max_new_tokens=72, temperature=1.0),
+            [lambda completions, **_: [1.0] * len(completions)],
+            group=2,
+            seed=0,
+            stream=0,
+            first=0,
+            masked=masked,
+        )
+        for masked in (lambda rollout: False, is_truncated)
+    ]
+    cut = found[1].sampled == 0
+    assert 0 < int(cut.sum()) < len(cut)
+    assert int(found[0].length[cut].min()) > int(found[0].length[~cut].max()) - 4
+    assert found[1].sampled.tolist() == torch.where(cut, 0, found[0].sampled).tolist()
+    assert found[1].rewards.tolist() == found[0].rewards.tolist()
 
 
 def test_wrong_calls_leave_nothing_behind(

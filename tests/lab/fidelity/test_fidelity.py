@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +15,16 @@ import torch
 from rollout.conftest import make_model, make_tokenizer
 from torch import nn
 
-from ctpo.lab.fidelity.coefficients import coefficients, null_advantages, objective_of, on_policy
-from ctpo.lab.fidelity.measure import Moments, estimates, figures, reference_cosine
+from ctpo.lab.fidelity.coefficients import (
+    coefficients,
+    null_advantages,
+    objective_of,
+    on_policy,
+    recipe_advantages,
+)
+from ctpo.lab.fidelity.exact import exact_norms
+from ctpo.lab.fidelity.kept import Kept
+from ctpo.lab.fidelity.measure import FIGURES, Moments, effective_share, estimates, figures, reference_cosine
 from ctpo.lab.fidelity.reference import Reference
 from ctpo.lab.fidelity.report import Design, Gradients, Measured, Measurement
 from ctpo.lab.fidelity.samples import Samples
@@ -110,6 +120,12 @@ def expectation(weight: Any) -> np.ndarray[Any, Any]:
     return total
 
 
+def whole(gradients: Gradients, objective: Any, advantages: torch.Tensor) -> Moments:
+    """The moments of all responses."""
+    k = gradients.coefficients(objective, advantages)
+    return gradients.moments(k, gradients.responses(k), [np.ones(len(k), bool)])[0]
+
+
 def test_bias_and_pull_are_those_of_enumeration() -> None:
     low, high = 0.2, 0.28
     clipped = objective_of(preset("grpo", ratio_low=low, ratio_high=high), SUM)
@@ -118,8 +134,10 @@ def test_bias_and_pull_are_those_of_enumeration() -> None:
     shape = design(along, 8, 3)
     one = Gradients(off, shape)
     two = Gradients(on, design(along, 64, 3))
-    moments = one.moments(one.responses(one.coefficients(clipped, advantages(off.samples))))
-    own = two.moments(two.responses(two.coefficients(on_policy(SUM), advantages(on.samples))))
+    moments, own = (
+        whole(one, clipped, advantages(off.samples)),
+        whole(two, on_policy(SUM), advantages(on.samples)),
+    )
 
     def kept(ratio: float, sign: float) -> float:
         return ratio * (ratio <= 1 + high if sign > 0 else ratio >= 1 - low)
@@ -138,13 +156,13 @@ def test_bias_and_pull_are_those_of_enumeration() -> None:
 
     many, along, _ = measured(responses(UNIFORM, lambda a: math.log(0.5), copies=300))
     null = Gradients(many, design(along, 8, 8))
-    draw = null_advantages(many.samples, 0)
+    draw = null_advantages(many.samples, 1.0, 0, by_turn=False)
     gradients = [null.responses(null.coefficients(clipped, sign * draw)) for sign in (1.0, -1.0)]
-    pull = null.moments((gradients[0] + gradients[1]) / 2)
+    pull = null.signals((gradients[0] + gradients[1]) / 2)
     # E A over A > 0 is 1/√(2π), and what is clipped depends on the sign of A alone.
     half = 1 / math.sqrt(2 * math.pi)
     expected = expectation(lambda r, a: half * (kept(r, 1) - kept(r, -1))) @ direction
-    error = pull.means[:, 0].std(ddof=1) / math.sqrt(8)
+    error = pull.signals[:, 0].std(ddof=1) / math.sqrt(8)
     assert expected < -10 * error  # clipping pulls back to the behaviour policy
     assert abs(pull.signal() - expected) < 4 * error
 
@@ -169,17 +187,112 @@ def test_identical_policies_agree_with_on_policy_sampling() -> None:
     own = target["on_policy"]["response"]
     for row in result["objectives"]:
         found = row["advantages"]["response"]
-        for key, value in own.items():
+        for key in FIGURES:
+            value = own[key]
             assert found[key]["value"] == pytest.approx(value["value"], rel=1e-4), (row["objective"], key)
         assert found["component"]["value"] == pytest.approx(1, rel=1e-4)
         assert found["component"]["stderr"] < 1e-4
-        assert abs(row["pull"]["value"]) < 1e-4
-        parts = [each["value"] for each in row["octaves"]]
-        assert parts == pytest.approx([each["value"] for each in target["octaves"]], rel=1e-4, abs=1e-6)
+        assert abs(found["pull"]["value"]) < 1e-4
+        parts = [each["value"] for each in found["octaves"]]
+        assert parts == pytest.approx([each["value"] for each in own["octaves"]], rel=1e-4, abs=1e-6)
         assert math.fsum(parts) == pytest.approx(1, rel=1e-4)
-        assert row["ess"] == pytest.approx([1.0] * len(row["ess"]), rel=1e-4)
-    assert set(result["recommended"]["within_noise"]) == set(names)
+        assert [each["value"] for each in row["ess"]] == pytest.approx([1.0] * len(row["ess"]), rel=1e-4)
+    assert set(result["recommended"]["response"]["within_noise"]) == set(names)
     assert result["drift"]["log_ratio_std"] == pytest.approx(0, abs=1e-5)
+
+
+def test_exact_norms_are_those_of_a_sketch_along_a_whole_basis(tmp_path: Path) -> None:
+    samples = responses(UNIFORM, lambda a: math.log(0.5), copies=6)
+    samples.mask[::3, 2] = False  # two lengths
+    by_sketch, along, _ = measured(samples)
+    shape = Design(group=4, batch=16, blocks=3, reduction=SUM, reference=known(along), lengths=(3,), seed=0)
+    scorer, kept = Scorer(Bigram(), temperature=1.0, vocabulary=2), Kept(tmp_path / "kept", {})
+    parts = len(shape.reference)
+    exact = dataclasses.replace(
+        by_sketch,
+        sketch=by_sketch.sketch[:, :parts],
+        norms=exact_norms(kept, scorer, samples, ["samples"], "target", 4, 3),
+    )
+    config: Any = SimpleNamespace(
+        num_generations=4,
+        reward_weights=None,
+        advantages="trl",
+        multi_objective_aggregation="sum_then_normalize",
+        scale_rewards="group",
+    )
+    chosen = {name: objective_of(preset(name), SUM) for name in ("ctpo", "grpo", "cispo")}
+    measurement = [Measurement(each, chosen, config, shape).pair(each) for each in (by_sketch, exact)]
+    assert same(*measurement)
+    assert len(list((tmp_path / "kept" / "target").glob("norms-*.npz"))) == 4  # on-policy, and each objective
+    assert same(Measurement(exact, chosen, config, shape).pair(exact), measurement[1])  # from what was kept
+    assert len(measurement[0]["lengths"]) == 2
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two results have the same structure and figures."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == (pytest.approx(other, rel=1e-4, abs=1e-6) if isinstance(other, float) else other)
+
+
+def test_credit_of_turns_is_that_of_the_trainer() -> None:
+    """Two turns, with the weights of the rewards, and one response that only one reward function has judged."""
+    nan = math.nan
+    samples = Samples(
+        ids=torch.zeros(2, 5, dtype=torch.long), prompt=torch.ones(2, dtype=torch.long),
+        length=torch.tensor([4, 4]), mask=torch.ones(2, 4, dtype=torch.bool), logps=torch.zeros(2, 4),
+        rewards=torch.tensor([[1.0, 8.0], [0.0, nan]], dtype=torch.float64),
+        turns=torch.tensor([[0, 0, 1, 1]] * 2), turn_rewards=torch.tensor([[1.0, 0.0], [0.0, 0.0]]).double(),
+    )  # fmt: skip
+    config: Any = SimpleNamespace(
+        num_generations=2, reward_weights=[1.0, 0.5], advantages="each-turn", scale_rewards="none"
+    )
+    # The first response earns 1 in its first turn; its other reward of .5 · 8 counts in the last one.
+    assert recipe_advantages(samples, config).tolist() == [[0.5, 0.5, 2.0, 2.0], [-0.5, -0.5, -2.0, -2.0]]
+    draw = null_advantages(samples, 3.0, 0, by_turn=True)
+    assert torch.equal(draw[:, 0], draw[:, 1])
+    assert not torch.equal(draw[:, 1], draw[:, 2])
+    assert torch.allclose(draw, 3 * null_advantages(samples, 1.0, 0, by_turn=True))
+
+
+def test_the_pull_has_the_scale_of_the_advantages() -> None:
+    """A reward ten times as large leaves every figure as it is, though advantages are not divided by its spread."""
+    samples = responses(UNIFORM, lambda a: math.log(0.5), copies=6)
+    found = []
+    for scale in (1.0, 10.0):
+        scaled = dataclasses.replace(samples, rewards=scale * samples.rewards)
+        each, along, _ = measured(scaled)
+        shape = Design(group=4, batch=16, blocks=3, reduction=SUM, reference=known(along), lengths=(), seed=0)
+        config: Any = SimpleNamespace(
+            num_generations=4,
+            reward_weights=None,
+            advantages="trl",
+            multi_objective_aggregation="sum_then_normalize",
+            scale_rewards="none",
+        )
+        chosen = {"grpo": objective_of(preset("grpo"), SUM)}
+        found.append(Measurement(each, chosen, config, shape).pair(each)["objectives"])
+    assert abs(found[0][0]["advantages"]["response"]["pull"]["value"]) > 0.01
+    assert same(*found)
+
+
+def test_the_effective_share_and_its_error_are_those_of_single_blocks() -> None:
+    generator = np.random.default_rng(0)
+    weights, mask = generator.exponential(size=(12, 2)), np.ones((12, 2), bool)
+    mask[0, 1] = False
+    blocks = np.repeat(np.arange(4), 3)
+    first, second, third = effective_share(weights, mask, [1, 2, 3], blocks)
+
+    def share(w: Any) -> float:
+        return float(w.sum() ** 2 / (len(w) * (w**2).sum()))
+
+    assert first.value == pytest.approx(share(weights[:, 0]))
+    assert second.value == pytest.approx(share(weights[1:, 1]))
+    assert math.isnan(third.value)
+    without = [share(weights[blocks != block, 0]) for block in range(4)]
+    assert first.error == pytest.approx(math.sqrt(3 / 4 * np.square(without - np.mean(without)).sum()))
 
 
 def test_check_compares_with_autograd() -> None:

@@ -16,7 +16,7 @@ from ctpo.objectives.reductions import Reduction
 from ctpo.objectives.tokens import turns_of
 from ctpo.training.config.checks import TURN_ADVANTAGES
 from ctpo.training.config.config import CTPOConfig
-from ctpo.training.credit.estimators import estimated
+from ctpo.training.credit.estimators import estimated, total_rewards
 from ctpo.training.credit.turns import spread, turn_advantages
 
 ON_POLICY = "reinforce"
@@ -72,8 +72,7 @@ def recipe_advantages(samples: Samples, config: CTPOConfig) -> Tensor:
     Raises:
         UserError: if it needs rewards per turn, and there are none.
     """
-    group = config.num_generations
-    weights = torch.tensor(config.reward_weights or [1.0] * samples.rewards.shape[1], dtype=torch.float64)
+    group, weights = config.num_generations, reward_weights(samples, config)
     if config.advantages == "gae":
         raise UserError(
             "advantages=gae: a pair of policies has no critic; set advantages=trl, or another one without a critic"
@@ -105,7 +104,7 @@ def turn_by_turn(samples: Samples, config: CTPOConfig) -> Tensor:
     values = turn_advantages(
         samples.turn_rewards,
         turns.clamp(max=samples.turn_rewards.shape[1]),
-        samples.rewards.sum(dim=1),
+        total_rewards(samples.rewards, reward_weights(samples, config)),
         config.num_generations,
         name=name,
         scale=config.scale_rewards,
@@ -113,7 +112,15 @@ def turn_by_turn(samples: Samples, config: CTPOConfig) -> Tensor:
     return spread(values, samples.turns, samples.mask).float()
 
 
-def null_advantages(samples: Samples, seed: int) -> Tensor:
-    """[N, T] one normal number per response, independent of everything."""
+def reward_weights(samples: Samples, config: CTPOConfig) -> Tensor:
+    """[R] the weights of the reward functions."""
+    return torch.tensor(config.reward_weights or [1.0] * samples.rewards.shape[1], dtype=torch.float64)
+
+
+def null_advantages(samples: Samples, size: float, seed: int, *, by_turn: bool) -> Tensor:
+    """[N, T] advantages that know nothing: `size` times a normal number for each response, or for each turn."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(len(samples), 1, generator=generator).expand(samples.mask.shape)
+    if not by_turn:
+        return size * torch.randn(len(samples), 1, generator=generator).expand(samples.mask.shape)
+    numbers = torch.randn(len(samples), int(samples.turns.max()) + 1, generator=generator)
+    return size * numbers.gather(1, samples.turns)

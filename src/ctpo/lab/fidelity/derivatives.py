@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ctpo.errors import UserError
 from ctpo.lab.fidelity.coefficients import coefficients, on_policy, recipe_advantages
+from ctpo.lab.fidelity.exact import Norms, exact_norms
 from ctpo.lab.fidelity.kept import Arrays, Kept
 from ctpo.lab.fidelity.reference import Reference
 from ctpo.lab.fidelity.report import Measured
@@ -42,13 +43,15 @@ class Derivatives:
         progress: Progress,
     ) -> None:
         self._kept, self._scorer, self._sizes, self._progress = kept, scorer, sizes, progress
+        self.directions = sizes.directions_for(scorer.size)
+        """Random directions of the sketch; 0 if gradients are exact."""
         samples, digests = reference
         advantages = recipe_advantages(samples, config)
         k = coefficients(on_policy(reduction), samples.logps, samples, advantages, sizes.batch)
         group, problems = config.num_generations, len(samples) // config.num_generations
         count = min(_PARTS, problems)
         edges = [group * (problems * part // count) for part in range(count + 1)]
-        self._rows = [slice(*pair) for pair in pairwise(edges)]
+        self._group, self._rows = group, [slice(*pair) for pair in pairwise(edges)]
         self._compute = [
             partial(self._gradient, samples.rows(rows), k[rows, : int(samples.length[rows].max())])
             for rows in self._rows
@@ -65,7 +68,7 @@ class Derivatives:
                 "responses"
             )
         self._scale = math.sqrt(gram.sum())
-        along = kept.arrays(f"along-{sizes.directions:03d}", self._digests, self._along)[0]["along"]
+        along = kept.arrays(f"along-{self.directions:03d}", self._digests, self._along)[0]["along"]
         self.reference = Reference(gram / gram.sum(), along, np.diff(edges).astype(float))
 
     def direction(self, place: int) -> Parameters:
@@ -84,7 +87,7 @@ class Derivatives:
             arrays, _ = self._kept.arrays(f"{name}/logps", digests, partial(self._log_probs, samples))
             logps[name] = torch.from_numpy(arrays["logps"])
         columns: dict[str, list[Tensor]] = {name: [] for name in names}
-        total = len(self._rows) + self._sizes.directions
+        total = len(self._rows) + self.directions
         for place in range(total):
             self._progress("directions", place, total)
             of = self._digests[place : place + 1] or [f"random {place - len(self._rows) + 1}"]
@@ -95,9 +98,17 @@ class Derivatives:
                 arrays, _ = self._kept.arrays(f"{name}/{file}", [*of, *digests], compute)
                 columns[name].append(torch.from_numpy(arrays["derivatives"]))
         return {
-            name: Measured(samples=samples, logps=logps[name], sketch=torch.stack(columns[name], 1))
-            for name, (samples, _) in names.items()
+            name: Measured(
+                samples=samples,
+                logps=logps[name],
+                sketch=torch.stack(columns[name], 1),
+                norms=None if self.directions else self._exact(samples, digests, name),
+            )
+            for name, (samples, digests) in names.items()
         }
+
+    def _exact(self, samples: Samples, digests: list[str], name: str) -> Norms:
+        return exact_norms(self._kept, self._scorer, samples, digests, name, self._group, self._sizes.blocks)
 
     def check(self, measured: Measured) -> Check:
         """The comparison of the sketch with autograd.
@@ -132,11 +143,11 @@ class Derivatives:
         return {"gram": gram}
 
     def _along(self) -> Arrays:
-        count, sizes = len(self._rows), self._sizes
-        along = np.zeros((sizes.directions, count))
+        count = len(self._rows)
+        along = np.zeros((self.directions, count))
         for part in range(count):
             own = self.direction(part)
-            for j in range(sizes.directions):
+            for j in range(self.directions):
                 along[j, part] = dot(self.direction(count + j), own)
         return {"along": along}
 

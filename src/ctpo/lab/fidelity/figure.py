@@ -46,16 +46,17 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     upper, lower = figure.subplots(2, 4, height_ratios=(1.1, 1))
     for place, (axes, (key, title)) in enumerate(zip(upper, _FIGURES, strict=True)):
         own = result["on_policy"][kind][key] if key != "pull" else None
-        values = [[_figure(row, kind, key) for row in pair["objectives"]] for pair in pairs]
+        values = [[row["advantages"][kind][key] for row in pair["objectives"]] for pair in pairs]
         if len(pairs) == 1:
             _dots(axes, names if place == 0 else [""] * len(names), values[0], own, looks)
         else:
             _over_drift(axes, [pair["drift"]["log_ratio_std"] for pair in pairs], values, own, looks)
         axes.set_title(title.format(batch=result["sizes"]["batch"]), loc="left", fontsize=9)
     where = "" if len(pairs) == 1 else f", at {farthest['drift']['log_ratio_std']:.2g} nats"
-    _by_octave(lower[0], result["octaves"], farthest, looks)
+    rows = [row["advantages"][kind] for row in farthest["objectives"]]
+    _by_octave(lower[0], result["octaves"], result["on_policy"][kind]["octaves"], rows, looks)
     lower[0].set_title(f"parts of the component by position{where}", loc="left", fontsize=9)
-    _by_length(lower[1], farthest, looks)
+    _by_length(lower[1], farthest["lengths"], rows, looks)
     lower[1].set_title(f"component by response length{where}", loc="left", fontsize=9)
     _shares(lower[2], result["positions"], farthest, looks)
     lower[2].set_title(f"effective share of the weights after clipping{where}", loc="left", fontsize=9)
@@ -84,11 +85,6 @@ def _look(place: int) -> dict[str, Any]:
         "markersize": 4,
         "linewidth": 1.2,
     }
-
-
-def _figure(row: Mapping[str, Any], kind: str, key: str) -> Mapping[str, Any]:
-    figure: Mapping[str, Any] = row["pull"] if key == "pull" else row["advantages"][kind][key]
-    return figure
 
 
 def _dots(
@@ -162,43 +158,48 @@ def _without_outliers(axes: Any, which: str, estimates: Sequence[Mapping[str, An
 
 def _by_octave(
     axes: Any,
-    octaves: Sequence[Mapping[str, Any]],
-    pair: Mapping[str, Any],
+    octaves: Sequence[int],
+    own: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     looks: Sequence[Mapping[str, Any]],
 ) -> None:
     """What each octave of positions adds to the component, and what it adds on-policy, in grey."""
-    places = [each["from"] for each in octaves]
-    axes.plot(places, [_value(each["value"]) for each in octaves], color=_GREY, linestyle="--", linewidth=3)
+    axes.plot(octaves, [_value(each["value"]) for each in own], color=_GREY, linestyle="--", linewidth=3)
     axes.axhline(0, color=_GREY, linewidth=0.7)
-    for row, look in zip(pair["objectives"], looks, strict=True):
-        axes.plot(places, [_value(each["value"]) for each in row["octaves"]], **look)
+    for row, look in zip(rows, looks, strict=True):
+        axes.plot(octaves, [_value(each["value"]) for each in row["octaves"]], **look)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("position t, by octaves; dashed: on-policy", fontsize=8)
     axes.grid(alpha=0.25)
 
 
-def _by_length(axes: Any, pair: Mapping[str, Any], looks: Sequence[Mapping[str, Any]]) -> None:
+def _by_length(
+    axes: Any,
+    bins: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    looks: Sequence[Mapping[str, Any]],
+) -> None:
     axes.axhline(1, color=_GREY, linestyle="--", linewidth=0.9)
     axes.axhline(0, color=_GREY, linewidth=0.7)
-    for row, look in zip(pair["objectives"], looks, strict=True):
+    for row, look in zip(rows, looks, strict=True):
         shown = [_value(each["component"]["value"]) for each in row["lengths"]]
         axes.plot(range(len(shown)), shown, **look)
     labels = [
         f"{each['from']}–{'' if each['below'] is None else each['below'] - 1}\n"
         f"({'–' if each['log_ratio_std'] is None else format(each['log_ratio_std'], '.2g')} nats)"
-        for each in pair["lengths"]
+        for each in bins
     ]
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
     axes.set_xlabel("sampled tokens (drift)", fontsize=8)
     axes.grid(alpha=0.25)
-    _without_outliers(axes, "y", [each["component"] for row in pair["objectives"] for each in row["lengths"]])
+    _without_outliers(axes, "y", [each["component"] for row in rows for each in row["lengths"]])
 
 
 def _shares(
     axes: Any, positions: Sequence[int], pair: Mapping[str, Any], looks: Sequence[Mapping[str, Any]]
 ) -> None:
     for row, look in zip(pair["objectives"], looks, strict=True):
-        axes.plot(positions, [_value(share) for share in row["ess"]], **look)
+        axes.plot(positions, [_value(share["value"]) for share in row["ess"]], **look)
     axes.set_xscale("log", base=2)
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("position t", fontsize=8)

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,47 +62,69 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Moments:
-    """What the figures need of each block of problems.
+class Signals:
+    """How much of the gradient of each block of problems lies along the reference.
 
     Attributes:
-        means: [blocks, 1 + P] mean gradient coordinates.
-        squares: [blocks] mean squared norm of a group's gradient.
         signals: [blocks, 1 + R] mean product with u, and with u made without each part of the reference.
     """
 
-    means: Array
-    squares: Array
     signals: Array
 
-    @classmethod
-    def of(cls, groups: Array, blocks: int, reference: Reference) -> Moments:
-        """The moments of groups [n, R + P], where equal numbers of groups in order make a block."""
-        split = groups.reshape(blocks, -1, groups.shape[-1])
-        coordinates = reference.coordinates(split)
-        signals = np.concatenate([coordinates[..., :1], reference.signals(split)], -1)
-        return cls(coordinates.mean(1), inner(coordinates, coordinates).mean(1), signals.mean(1))
-
-    def without(self, block: int) -> Moments:
-        """The moments without one block."""
-        return Moments(*(np.delete(each, block, 0) for each in (self.means, self.squares, self.signals)))
+    def without(self, block: int) -> Self:
+        """The same without one block."""
+        return replace(self, signals=np.delete(self.signals, block, 0))
 
     def signal(self, part: int = 0) -> float:
         """u·μ, with the u of all parts of the reference (0), or without part 1, 2, …"""
         return float(self.signals[:, part].mean())
 
+
+@dataclass(frozen=True)
+class Moments(Signals):
+    """What the figures need of each block of problems.
+
+    Attributes:
+        products: [blocks, blocks] products of the blocks' mean gradients with each other.
+        squares: [blocks] mean squared norm of a group's gradient.
+    """
+
+    products: Array
+    squares: Array
+
+    @classmethod
+    def of(cls, groups: Array, blocks: int, reference: Reference) -> Moments:
+        """The moments of groups [n, R + P], where equal numbers of groups in order make a block."""
+        coordinates = reference.coordinates(groups.reshape(blocks, -1, groups.shape[-1]))
+        means = coordinates.mean(1)
+        return cls(
+            signals_of(groups, blocks, reference),
+            inner(means[:, None], means[None]),
+            inner(coordinates, coordinates).mean(1),
+        )
+
+    def without(self, block: int) -> Self:
+        """The moments without one block."""
+        products = np.delete(np.delete(self.products, block, 0), block, 1)
+        return replace(super().without(block), products=products, squares=np.delete(self.squares, block))
+
     @property
     def norm_square(self) -> float:
         """|μ|², without bias; it can be below 0 where noise hides it."""
-        count = len(self.means)
-        total = self.means.sum(0)
-        each = inner(self.means, self.means).sum()
-        return float((inner(total, total) - each) / (count * (count - 1)))
+        count = len(self.products)
+        return float((self.products.sum() - np.trace(self.products)) / (count * (count - 1)))
 
     @property
     def variance(self) -> float:
         """v."""
         return max(float(self.squares.mean()) - self.norm_square, _SMALLEST)
+
+
+def signals_of(groups: Array, blocks: int, reference: Reference) -> Array:
+    """[blocks, 1 + R] the signals of groups [n, R + P], where equal numbers of groups in order make a block."""
+    split = groups.reshape(blocks, -1, groups.shape[-1])
+    signals: Array = np.concatenate([reference.along_unit(split), reference.signals(split)], -1).mean(1)
+    return signals
 
 
 def figures(off: Moments, on: Moments, rho: float, groups: float, part: int = 0) -> dict[str, float]:
@@ -127,7 +149,7 @@ def figures(off: Moments, on: Moments, rho: float, groups: float, part: int = 0)
 
 
 def jackknifed(
-    statistic: Callable[[Sequence[Moments], int], Array], moments: Sequence[Moments]
+    statistic: Callable[[Sequence[Any], int], Array], moments: Sequence[Signals]
 ) -> list[Estimate]:
     """A statistic's values and standard errors, without each block and without each part of the reference in turn.
 
@@ -138,7 +160,7 @@ def jackknifed(
         statistic: of the moments and of the number of the part that is left out (0 for none).
         moments: of samples on the same problems.
     """
-    blocks, parts = len(moments[0].means), moments[0].signals.shape[1] - 1
+    blocks, parts = len(moments[0].signals), moments[0].signals.shape[1] - 1
     left_out = [
         np.array([statistic([each.without(k) for each in moments], 0) for k in range(blocks)]),
         np.array([statistic(moments, part) for part in range(1, parts + 1)]),
@@ -164,10 +186,10 @@ def estimates(off: Moments, on: Moments, reference: Reference, groups: float) ->
     return dict(zip(FIGURES, jackknifed(statistic, [off, on]), strict=True))
 
 
-def component(off: Moments, on: Moments) -> Estimate:
+def component(off: Signals, on: Signals) -> Estimate:
     """u·μ / u·μ_on: the pull, for gradients under null advantages."""
 
-    def statistic(both: Sequence[Moments], part: int) -> Array:
+    def statistic(both: Sequence[Signals], part: int) -> Array:
         own = both[1].signal(part)
         return np.array([both[0].signal(part) / own if own else math.nan])
 
@@ -193,21 +215,42 @@ def reference_cosine(reference: Reference) -> Estimate:
     return Estimate(reference.cosine, error, count - 1 if count > 1 else math.inf)
 
 
-def effective_share(weights: Array, mask: NDArray[np.bool_], positions: Sequence[int]) -> list[float | None]:
+def effective_share(
+    weights: Array, mask: NDArray[np.bool_], positions: Sequence[int], blocks: NDArray[np.int_]
+) -> list[Estimate]:
     """(Σ w)² / (n Σ w²) at each position, over the responses that reach it: 1 if all weigh the same.
+
+    The error is the jackknife's over the blocks of problems.
 
     Args:
         weights: [N, T] of sampled tokens, position by position.
         mask: [N, T] where there is a token.
         positions: from 1.
+        blocks: [N] the block of each response, from 0.
     """
-    shares: list[float | None] = []
+    shares: list[Estimate] = []
     for position in positions:
-        reached = position <= weights.shape[1]
-        w = weights[:, position - 1][mask[:, position - 1]] if reached else weights[:0, 0]
-        square = np.square(w).sum()
-        shares.append(float(w.sum() ** 2 / (len(w) * square)) if len(w) and square > 0 else None)
+        reached = mask[:, position - 1] if position <= mask.shape[1] else np.zeros(len(mask), bool)
+        w = weights[reached, position - 1] if reached.any() else np.zeros(0)
+        largest = w.max(initial=0.0) or 1.0  # squares of large weights must not overflow
+        of = blocks[reached]
+        count = int(blocks.max()) + 1
+        sums, squares, numbers = (
+            np.bincount(of, each, count) for each in (w / largest, np.square(w / largest), np.ones(len(w)))
+        )
+        whole = _share(sums.sum(), squares.sum(), numbers.sum())
+        without = np.array(
+            [
+                _share(sums.sum() - a, squares.sum() - b, numbers.sum() - n)
+                for a, b, n in zip(sums, squares, numbers, strict=True)
+            ]
+        )
+        shares.append(Estimate(whole, math.sqrt((count - 1) * float(without.var())), count - 1))
     return shares
+
+
+def _share(total: float, square: float, number: float) -> float:
+    return float(total**2 / (number * square)) if number > 0 and square > 0 else math.nan
 
 
 def _finite(value: float) -> float | None:

@@ -65,9 +65,14 @@ class Reference:
         Args:
             projections: [..., R + P] the products of x with each g_r and each v_j.
         """
-        parts = projections[..., : len(self)].sum(-1, keepdims=True)
+        parts = self.along_unit(projections)
         others = projections[..., len(self) :] - parts * self.along.sum(1)
         return np.concatenate([parts, others], -1)
+
+    def along_unit(self, projections: Array) -> Array:
+        """[..., 1] u·x."""
+        unit: Array = projections[..., : len(self)].sum(-1, keepdims=True)
+        return unit
 
     def signals(self, projections: Array) -> Array:
         """[..., R] the product of x with the unit vector of all parts but one, for each in turn."""

@@ -20,13 +20,17 @@ from ctpo.lab.fidelity.coefficients import (
     recipe_advantages,
     turn_by_turn,
 )
+from ctpo.lab.fidelity.exact import Norms
 from ctpo.lab.fidelity.measure import (
+    Estimate,
     Moments,
+    Signals,
     component,
     effective_share,
     estimates,
     figures,
     paired_difference,
+    signals_of,
 )
 from ctpo.lab.fidelity.reference import Reference
 from ctpo.lab.fidelity.samples import Samples
@@ -51,11 +55,13 @@ class Measured:
         samples: the responses.
         logps: [N, T] of the target.
         sketch: [M, R + P] derivatives of the target's log-probs, token by token.
+        norms: of gradients by autograd; None to take them from the sketch.
     """
 
     samples: Samples
     logps: Tensor
     sketch: Tensor
+    norms: Norms | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +114,40 @@ class Gradients:
         sums.index_add_(0, self._cell, weighted)
         return sums.reshape(len(self.samples), self._octaves, -1).numpy()
 
-    def moments(
+    def signals(
         self, responses: Array, chosen: NDArray[np.bool_] | None = None, octave: int | None = None
-    ) -> Moments:
-        """The moments of the groups' gradients: of chosen responses alone, or of one octave of positions."""
-        kept = responses.sum(1) if octave is None else responses[:, octave]
+    ) -> Signals:
+        """The signals of the groups' gradients: of chosen responses alone, or of one octave of positions."""
+        groups = self._groups(responses if octave is None else responses[:, octave : octave + 1], chosen)
+        return Signals(signals_of(groups, self._design.blocks, self._design.reference))
+
+    def moments(
+        self, coefficient: Tensor, responses: Array, bins: Sequence[NDArray[np.bool_]]
+    ) -> list[Moments]:
+        """The moments of the groups' gradients: of all responses, and of those of each bin alone.
+
+        Args:
+            coefficient, responses: what `coefficients` and then `responses` returned.
+            bins: [N] each; every response is in one of them.
+        """
+        chosen, norms, design = [None, *bins], self._of.norms, self._design
+        if norms is None:
+            return [
+                Moments.of(self._groups(responses, each), design.blocks, design.reference) for each in chosen
+            ]
+        found = norms(coefficient, bins)
+        return [
+            Moments(self.signals(responses, each).signals, products, squares)
+            for each, (products, squares) in zip(chosen, found, strict=True)
+        ]
+
+    def _groups(self, responses: Array, chosen: NDArray[np.bool_] | None) -> Array:
+        """[n, R + P] the products of the groups' gradients with the directions."""
+        kept = responses.sum(1)
         if chosen is not None:
             kept = kept * chosen[:, None]
-        groups = kept.reshape(-1, self._design.group, kept.shape[1]).mean(1)
-        return Moments.of(groups, self._design.blocks, self._design.reference)
+        groups: Array = kept.reshape(-1, self._design.group, kept.shape[1]).mean(1)
+        return groups
 
 
 class Measurement:
@@ -139,34 +170,26 @@ class Measurement:
         self._kinds = {"turn" if config.advantages in TURN_ADVANTAGES else "response": recipe_advantages}
         if target.samples.turn_rewards.shape[1] > 1 and config.advantages == "trl":
             self._kinds["turn"] = turn_by_turn
-        self._first = next(iter(self._kinds))
+        self._edges = _edges(target.samples, design.lengths)
         self._on = Gradients(target, design, self._octaves)
         self._own = {
-            name: self._on.responses(self._on.coefficients(self._unit, kind(target.samples, config)))
-            for name, kind in self._kinds.items()
+            name: self._of_kind(name, self._on, self._unit, self._inside(target)) for name in self._kinds
         }
-        self._moments = {name: self._on.moments(each) for name, each in self._own.items()}
-        self._edges = _edges(target.samples, design.lengths)
 
     @property
     def as_json(self) -> dict[str, Any]:
         """The figures of the target: on-policy sampling, and the bins of the other figures."""
-        reference, groups = self._design.reference, self._design.batch / self._design.group
         return {
             "on_policy": {
-                kind: {key: each.as_json for key, each in estimates(own, own, reference, groups).items()}
-                for kind, own in self._moments.items()
+                kind: {
+                    **self._figures(own.whole, own.whole),
+                    "octaves": [component(each, own.whole).as_json for each in own.octaves],
+                }
+                for kind, own in self._own.items()
             },
             "positions": self.positions,
-            "octaves": [
-                {
-                    "from": 2**k,
-                    **component(
-                        self._on.moments(self._own[self._first], octave=k), self._moments[self._first]
-                    ).as_json,
-                }
-                for k in range(self._octaves)
-            ],
+            "octaves": [2**k for k in range(self._octaves)],
+            "rule": RULE,
         }
 
     def pair(
@@ -178,50 +201,92 @@ class Measurement:
             behaviour: its responses to the same problems.
             progress: called with the number of objectives that are done, and of all.
         """
-        off, design, samples = (
-            Gradients(behaviour, self._design, self._octaves),
-            self._design,
-            behaviour.samples,
-        )
-        reference, groups = design.reference, design.batch / design.group
-        inside = [[_within(each.samples, *pair) for each in (behaviour, self._target)] for pair in self._bins]
-        rows, kept = [], {}
+        off, inside = Gradients(behaviour, self._design, self._octaves), self._inside(behaviour)
+        rows = []
+        kept: dict[str, dict[str, Moments]] = {kind: {} for kind in self._own}
         for place, (name, objective) in enumerate(self._objectives.items()):
             progress(place, len(self._objectives))
             row: dict[str, Any] = {"objective": name, "advantages": {}}
-            for kind, advantages in self._kinds.items():
-                gradients = off.responses(off.coefficients(objective, advantages(samples, self._config)))
-                moments, own = off.moments(gradients), self._own[kind]
-                figures = estimates(moments, self._moments[kind], reference, groups)
-                row["advantages"][kind] = {key: each.as_json for key, each in figures.items()}
-                if kind == self._first:
-                    kept[name] = moments
-                    row["lengths"] = [
-                        _part(off.moments(gradients, one), self._on.moments(own, two), reference, groups)
-                        for one, two in inside
-                    ]
-                    row["octaves"] = [
-                        component(off.moments(gradients, octave=k), self._moments[kind]).as_json
-                        for k in range(self._octaves)
-                    ]
-            null = _null(off, objective, design)
-            row["pull"] = component(null, self._moments[self._first]).as_json
-            row["ess"] = _ess(off, objective, self._unit, self.positions)
+            for kind, own in self._own.items():
+                found = self._of_kind(kind, off, objective, inside)
+                null = self._null(kind, off, objective)
+                row["advantages"][kind] = {
+                    **self._figures(found.whole, own.whole),
+                    "pull": component(off.signals(null), own.whole).as_json,
+                    "lengths": [
+                        {
+                            **self._figures(part, whole),
+                            "pull": component(off.signals(null, chosen), whole).as_json,
+                        }
+                        for part, whole, chosen in zip(found.bins, own.bins, inside, strict=True)
+                    ],
+                    "octaves": [component(each, own.whole).as_json for each in found.octaves],
+                }
+                kept[kind][name] = found.whole
+            row["ess"] = [
+                each.as_json for each in _ess(off, objective, self._unit, self.positions, self._design)
+            ]
             rows.append(row)
         progress(len(self._objectives), len(self._objectives))
+        bins = zip(pairwise(self._edges), inside, strict=True)
         return {
-            "drift": _drift(behaviour, self.positions),
+            "drift": _drift(behaviour, self.positions, self._design),
             "lengths": [
-                {"from": low, "below": high, **_drift_within(behaviour, one)}
-                for (low, high), (one, _) in zip(self._bins, inside, strict=True)
+                {"from": low, "below": high, **_drift_within(behaviour, one)} for (low, high), one in bins
             ],
             "objectives": rows,
-            "recommended": recommend(kept, reference, groups),
+            "recommended": {
+                kind: recommend(each, self._design.reference, self._batch) for kind, each in kept.items()
+            },
         }
 
     @property
-    def _bins(self) -> list[tuple[int | None, int | None]]:
-        return list(pairwise(self._edges))
+    def _batch(self) -> float:
+        """Groups of a batch."""
+        return self._design.batch / self._design.group
+
+    def _inside(self, measured: Measured) -> list[NDArray[np.bool_]]:
+        """[N] the responses within each bin of length."""
+        return [_within(measured.samples, *pair) for pair in pairwise(self._edges)]
+
+    def _figures(self, off: Moments, on: Moments) -> dict[str, Any]:
+        found = estimates(off, on, self._design.reference, self._batch)
+        return {key: each.as_json for key, each in found.items()}
+
+    def _of_kind(
+        self, kind: str, gradients: Gradients, objective: Objective, bins: Sequence[NDArray[np.bool_]]
+    ) -> _Moments:
+        """The moments of an objective with one kind of advantages."""
+        coefficient = gradients.coefficients(objective, self._kinds[kind](gradients.samples, self._config))
+        responses = gradients.responses(coefficient)
+        whole, *parts = gradients.moments(coefficient, responses, bins)
+        return _Moments(whole, parts, [gradients.signals(responses, octave=k) for k in range(self._octaves)])
+
+    def _null(self, kind: str, off: Gradients, objective: Objective) -> Array:
+        """The gradients under advantages that know nothing, as large as those of the recipe.
+
+        Each draw comes with its negative, so that what is odd in A cancels.
+        """
+        samples = off.samples
+        size = float(self._kinds[kind](samples, self._config)[samples.mask].double().square().mean().sqrt())
+        drawn = [
+            sign * null_advantages(samples, size, self._design.seed + draw, by_turn=kind == "turn")
+            for draw in range(_NULL_DRAWS)
+            for sign in (1.0, -1.0)
+        ]
+        total = np.zeros(1)
+        for advantages in drawn:
+            total = total + off.responses(off.coefficients(objective, advantages)) / len(drawn)
+        return total
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of all responses, of each bin of length, and the signals of each octave of positions."""
+
+    whole: Moments
+    bins: list[Moments]
+    octaves: list[Signals]
 
 
 def recommend(kept: Mapping[str, Moments], reference: Reference, groups: float) -> dict[str, Any]:
@@ -231,14 +296,14 @@ def recommend(kept: Mapping[str, Moments], reference: Reference, groups: float) 
     }
     known = {name: value for name, value in cosines.items() if math.isfinite(value)}
     if not known:
-        return {"best": None, "within_noise": [], "rule": RULE}
+        return {"best": None, "within_noise": []}
     best = max(known, key=lambda name: known[name])
     within = []
     for name in sorted(known, key=lambda name: -known[name]):
         gap = paired_difference(kept[best], kept[name], reference, groups)
         if name == best or not gap.value > gap.reach or gap.value < 1e-6:
             within.append(name)
-    return {"best": best, "within_noise": within, "rule": RULE}
+    return {"best": best, "within_noise": within}
 
 
 def _edges(samples: Samples, edges: Sequence[int]) -> list[int | None]:
@@ -255,26 +320,9 @@ def _within(samples: Samples, low: int | None, high: int | None) -> NDArray[np.b
     return inside
 
 
-def _part(off: Moments, on: Moments, reference: Reference, groups: float) -> dict[str, Any]:
-    found = estimates(off, on, reference, groups)
-    return {key: found[key].as_json for key in ("component", "signal_to_noise")}
-
-
-def _null(off: Gradients, objective: Objective, design: Design) -> Moments:
-    """The moments under null advantages. Each draw comes with its negative, so that what is odd in A cancels."""
-    total: Array | None = None
-    for draw in range(_NULL_DRAWS):
-        advantages = null_advantages(off.samples, design.seed + draw)
-        for sign in (1.0, -1.0):
-            gradients = off.responses(off.coefficients(objective, sign * advantages))
-            total = gradients if total is None else total + gradients
-    assert total is not None
-    return off.moments(total / (2 * _NULL_DRAWS))
-
-
 def _ess(
-    off: Gradients, objective: Objective, unit: Objective, positions: Sequence[int]
-) -> list[float | None]:
+    off: Gradients, objective: Objective, unit: Objective, positions: Sequence[int], design: Design
+) -> list[Estimate]:
     """The effective share of the weights after clipping, over both signs of the advantage, by position."""
     mask = off.samples.mask
     ones = torch.ones(mask.shape)
@@ -286,7 +334,13 @@ def _ess(
         for sign in (1.0, -1.0)
     ]
     compact, reached = _compact(torch.cat(weights), torch.cat([mask, mask]))
-    return effective_share(compact, reached, positions)
+    return effective_share(compact, reached, positions, np.tile(_blocks(off.samples, design), 2))
+
+
+def _blocks(samples: Samples, design: Design) -> NDArray[np.int_]:
+    """[N] the block of problems of each response, from 0."""
+    blocks: NDArray[np.int_] = np.arange(len(samples)) * design.blocks // len(samples)
+    return blocks
 
 
 def _drift_within(behaviour: Measured, chosen: NDArray[np.bool_]) -> dict[str, Any]:
@@ -305,23 +359,22 @@ def _log_ratios(behaviour: Measured) -> Tensor:
     return steps * behaviour.samples.mask
 
 
-def _drift(behaviour: Measured, positions: Sequence[int]) -> dict[str, Any]:
+def _drift(behaviour: Measured, positions: Sequence[int], design: Design) -> dict[str, Any]:
     mask, steps = behaviour.samples.mask, _log_ratios(behaviour)
     prefix, reached = _compact(steps.cumsum(1), mask)
+    weights = np.exp(prefix - prefix.max(initial=0.0, where=reached, axis=0))
+    shares = effective_share(weights, reached, positions, _blocks(behaviour.samples, design))
     by_position = []
-    for position in positions:
+    for position, share in zip(positions, shares, strict=True):
         values = (
-            prefix[:, position - 1][reached[:, position - 1]]
-            if position <= prefix.shape[1]
-            else prefix[:0, 0]
+            prefix[reached[:, position - 1], position - 1] if position <= prefix.shape[1] else np.zeros(0)
         )
-        w = np.exp(values - values.max(initial=-math.inf))
         by_position.append(
             {
                 "position": position,
                 "mean": float(values.mean()) if len(values) else None,
                 "std": float(values.std()) if len(values) else None,
-                "ess": float(w.sum() ** 2 / (len(w) * np.square(w).sum())) if len(values) else None,
+                "ess": share.as_json,
             }
         )
     whole = steps.sum(1)

@@ -29,6 +29,7 @@ from ctpo.tasks import get_task
 from ctpo.tasks.task import as_conversation, check_ready, with_template_kwargs
 from ctpo.training.config.settings import build
 from ctpo.training.run.start import all_train_problems
+from ctpo.training.sampling.masking import check_void_turns
 from ctpo.version import __version__
 
 RESULT: Final = "fidelity.json"
@@ -78,6 +79,7 @@ def fidelity(
     task = as_conversation(task, problems)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
+    check_void_turns(task, recipe.mask_void_turns)
     policies = Policies(behaviours, target, config)
     with open_tools(
         task,
@@ -130,7 +132,12 @@ def fidelity(
     result = {
         "target": target,
         "task": recipe.task,
-        "sizes": {**asdict(sizes), "lengths": list(sizes.lengths), "responses": len(samples)},
+        "sizes": {
+            **asdict(sizes),
+            "directions": differentiated.directions,
+            "lengths": list(sizes.lengths),
+            "responses": len(samples),
+        },
         "left_out": sampler.left_out,
         "group": config.num_generations,
         "reduction": reduction.name,

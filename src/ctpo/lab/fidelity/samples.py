@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 import torch
@@ -175,7 +174,8 @@ def sample(
     stream: int,
     first: int,
     tools: ToolRunner | None = None,
-    products: AbstractContextManager[Any] | None = None,
+    weights: Sequence[float] | None = None,
+    masked: Callable[[Rollout], bool] = lambda rollout: False,
 ) -> Samples:
     """`group` responses to each problem, with their rewards.
 
@@ -183,13 +183,15 @@ def sample(
         rewards: the reward functions, in TRL's calling convention.
         seed, stream, first: of the random numbers: the seed, which policy, and the place of the first problem. So a
             response does not depend on which other ones are sampled with it.
+        weights: of the reward functions; None if all count alike.
+        masked: which responses are left out of the loss. Their rewards count.
 
     Raises:
         UserError: if an environment begins with more than there is room for in the model's context (see `fitting`).
     """
     repeated = [problem for problem in problems for _ in range(group)]
     room = engine.room(sampling)
-    with open_environments(task, tools) as environments, products or nullcontext():
+    with open_environments(task, tools) as environments:
         if environments is not None:
             prompts = environments.open(engine.tokenizer, repeated, room)
         else:
@@ -225,6 +227,16 @@ def sample(
     }
     given = [function(**columns) for function in rewards]
     if has_segments(given):
-        turns = segment_rewards(given, [1.0] * len(given), columns["completion_ids"], engine.tokenizer)
+        turns = segment_rewards(
+            given, weights or [1.0] * len(given), columns["completion_ids"], engine.tokenizer
+        )
     values = [[float("nan") if value is None else float(value) for value in each] for each in given]
-    return Samples.of(rollouts, torch.tensor(values, dtype=torch.float64).T.contiguous(), turns)
+    return Samples.of(
+        [_in_loss(each, masked) for each in rollouts],
+        torch.tensor(values, dtype=torch.float64).T.contiguous(),
+        turns,
+    )
+
+
+def _in_loss(rollout: Rollout, masked: Callable[[Rollout], bool]) -> Rollout:
+    return replace(rollout, response_mask=[0] * len(rollout.response_mask)) if masked(rollout) else rollout

@@ -43,11 +43,11 @@ class Check:
     Attributes:
         error: the root mean square difference along the directions, relative to that of the values.
         norm: the norm of the gradient as the sketch estimates it, over the exact one. It differs from 1 by chance,
-            about 1/√(2P) for P directions.
+            about 1/√(2P) for P directions. None without random directions.
     """
 
     error: float
-    norm: float
+    norm: float | None
 
 
 class Scorer:
@@ -70,6 +70,11 @@ class Scorer:
                 module.padding_idx = None
         self.model, self.temperature, self.vocabulary = model, temperature, vocabulary
         self.parameters: Parameters = {name: each.detach() for name, each in model.named_parameters()}
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(each.numel() for each in self.parameters.values())
 
     def log_probs(self, samples: Samples) -> Tensor:
         """[N, T] log-probs of all responses, 0 where the policy sampled nothing."""
@@ -178,6 +183,8 @@ def check(
     wanted = np.array([dot(directions(j), exact) for j in range(sketch.shape[1])])
     got = (coefficients[samples.mask].double() @ sketch.double()).numpy()
     error = float(np.sqrt(np.square(got - wanted).mean() / np.square(wanted).mean()))
+    if sketch.shape[1] == len(reference):
+        return Check(error, None)
     coordinates = reference.coordinates(got)
     square = coordinates[0] ** 2 + np.square(coordinates[1:]).mean()
     return Check(error, math.sqrt(square / dot(exact, exact)))

@@ -16,6 +16,16 @@ _OVER_DRIFT = (
         "target sampled itself. The further the policies drift, the lower it gets.",
     ),
     (
+        "cosine",
+        "cosine of the expectation",
+        "Cosine of the expected gradient with the on-policy gradient: its bias in direction. 1 is none.",
+    ),
+    (
+        "component",
+        "component, on-policy = 1",
+        "Component of the expected gradient along the on-policy one: its bias in length. 1 keeps the whole signal.",
+    ),
+    (
         "signal_to_noise",
         "on-policy responses per response",
         "How many on-policy responses one response is worth: the squared signal over the variance, relative to "
@@ -28,15 +38,27 @@ _OVER_DRIFT = (
         "that sampled, whatever the reward says.",
     ),
 )
-_TITLES = {"batch_cosine": "Gradient cosine", "signal_to_noise": "Signal to noise", "pull": "Pull"}
+_TITLES = {
+    "batch_cosine": "Gradient cosine",
+    "cosine": "Gradient cosine of the expectation",
+    "component": "Signal kept",
+    "signal_to_noise": "Signal to noise",
+    "pull": "Pull",
+}
+_ON_POLICY = {"cosine": 1.0, "component": 1.0, "signal_to_noise": 1.0}
+"""What on-policy sampling has by definition."""
 
 
 def measurements(collection: Collection) -> list[tuple[str, Fidelity]]:
     """The measurements of all runs, each with a word for which one it is (empty if there is only one)."""
     found = [(run, each) for run in collection.runs for each in read_fidelity(run)]
-    if len(found) == 1:
-        return [("", found[0][1])]
-    return [(f"{run.path.name}, {each.target.split('/')[-1]}", each) for run, each in found]
+    kinds = {each.kind for _, each in found}
+    several = len({(run.path, each.target) for run, each in found}) > 1
+    names = []
+    for run, each in found:
+        name = [f"{run.path.name}, {each.target.split('/')[-1]}"] if several else []
+        names.append(", ".join([*name, *([f"advantages per {each.kind}"] if len(kinds) > 1 else [])]))
+    return [(name, each) for name, (_, each) in zip(names, found, strict=True)]
 
 
 def figures(collection: Collection) -> list[Figure]:
@@ -60,13 +82,7 @@ def _figures(measured: Fidelity, name: str, suffix: str) -> list[Figure]:
                 _curve(part, drifts, [pair.figures[part][key] for pair in measured.pairs])
                 for part in range(len(measured.objectives))
             ]
-            own = (
-                measured.on_policy.value
-                if key == "batch_cosine"
-                else 1.0
-                if key == "signal_to_noise"
-                else None
-            )
+            own = measured.on_policy.value if key == "batch_cosine" else _ON_POLICY.get(key)
             if own is not None:
                 line = [own] * len(drifts)
                 series.append(_reference(parts, drifts, line))
@@ -80,14 +96,14 @@ def _figures(measured: Fidelity, name: str, suffix: str) -> list[Figure]:
     edges = measured.pairs[0].length_edges
     places = [float(place) for place in range(1, len(edges) + 1)]
     from_to = ", ".join(f"from {edge or 0:.0f}" for edge in edges)
-    lengths, octaves, shares = [], [], []
+    lengths: dict[str, list[Series]] = {"batch_cosine": [], "component": []}
+    octaves, shares = [], []
     for frame, pair in enumerate(measured.pairs):
         for part in range(len(measured.objectives)):
-            lengths.append(_curve(part, places, pair.lengths[part], frame))
+            for key, curves in lengths.items():
+                curves.append(_curve(part, places, [each[key] for each in pair.lengths[part]], frame))
             octaves.append(_curve(part, measured.octaves, pair.octaves[part], frame))
-            shares.append(
-                Series(group=None, part=part, frame=frame, x=measured.positions, y=pair.shares[part])
-            )
+            shares.append(_curve(part, measured.positions, pair.shares[part], frame))
         octaves.append(
             _reference(parts, measured.octaves, [each.value for each in measured.octave_parts], frame)
         )
@@ -95,11 +111,19 @@ def _figures(measured: Fidelity, name: str, suffix: str) -> list[Figure]:
     return [
         *candidates,
         Figure(
+            id=f"fidelity-lengths-cosine{suffix}", section="fidelity",
+            title=f"Gradient cosine, by response length{name}",
+            text="Cosine of one batch's gradient with the on-policy gradient, where only the responses of one bin of "
+            f"length count ({from_to} sampled tokens on).",
+            x=Axis(label="bin of response length", whole=True), y=Axis(label="cosine with the on-policy gradient"),
+            series=lengths["batch_cosine"], parts=parts, frames=frames,
+        ),
+        Figure(
             id=f"fidelity-lengths{suffix}", section="fidelity", title=f"Signal kept, by response length{name}",
             text="Component of the expected gradient along the on-policy one, among the responses of each bin of "
             f"length ({from_to} sampled tokens on), relative to on-policy. 1 keeps the whole signal.",
             x=Axis(label="bin of response length", whole=True), y=Axis(label="component, on-policy = 1"),
-            series=lengths, parts=parts, frames=frames,
+            series=lengths["component"], parts=parts, frames=frames,
         ),
         Figure(
             id=f"fidelity-positions{suffix}", section="fidelity", title=f"Signal kept, by position{name}",
