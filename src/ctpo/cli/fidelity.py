@@ -56,7 +56,7 @@ DEFAULT_OBJECTIVES: Final = (
     "ctpo",
     "ctpo?log_low=0.25&log_high=0.5&log_dual=0.5",
     "ctpo-fixed",
-    "ctpo-decay?surrogate=stop-gradient",
+    "ctpo-decay?surrogate=stop-gradient&power=0&log_low=20&log_high=1.6",
     "sequence",
     "minpro",
     "sapo",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ctpo.objectives import checks
+from ctpo.objectives.layouts.recurrence import linear_recurrence
 from ctpo.objectives.numerics import compute_dtype, reads_are_free
 from ctpo.old_names import old_keywords
 
@@ -570,10 +571,6 @@ def v_trace(
 
 
 def _scan_back(add: Tensor, carry: Tensor, *, strict: bool = False) -> Tensor:
-    """y_t = add_t + carry_t · y_{t+1}, in log2 T doublings; y_{t+1} instead if `strict`."""
-    total, factor, step = add, carry, 1
-    while step < add.shape[-1]:
-        later = torch.nn.functional.pad(total[..., step:], (0, step))
-        decay = torch.nn.functional.pad(factor[..., step:], (0, step))
-        total, factor, step = total + factor * later, factor * decay, step * 2
+    """y_t = add_t + carry_t · y_{t+1}; y_{t+1} instead if `strict`."""
+    total = linear_recurrence(add.flip(-1), carry.flip(-1)).flip(-1)
     return torch.nn.functional.pad(total[..., 1:], (0, 1)) if strict and add.shape[-1] else total

@@ -51,7 +51,7 @@ def linear_recurrence(values: Tensor, factors: Tensor) -> Tensor:
     """x_k = factors_k · x_{k−1} + values_k along the last dimension, from x_0 = 0, by log2 K doublings.
 
     Args:
-        values, factors: the same shape; factors in [0, 1].
+        values, factors: the same shape. Products of the factors must not overflow.
     """
     step = 1
     while step < values.shape[-1]:
