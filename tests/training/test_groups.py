@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from ctpo.tasks import Problem, Task
 from ctpo.training.config.recipe import Recipe
 from ctpo.training.run.start import train_problems
 from ctpo.training.sampling.data import check_difficulties, dataset_rows
-from ctpo.training.sampling.groups import choose
+from ctpo.training.sampling.groups import Group, _by_turn, choose
 from ctpo.training.sampling.stream import Curriculum, ProblemStream, solve_rates
 
 BATCH = {
@@ -145,6 +146,19 @@ def test_a_resumed_run_draws_the_same_problems(fit: Callable[..., Any], tmp_path
     assert same(weights(resumed), weights(whole))
     states = resumed.groups.state_dict(), whole.groups.state_dict()
     torch.testing.assert_close(*states, rtol=0, atol=0, equal_nan=True)
+
+
+def test_equal_sums_of_different_turns_have_a_spread_where_turns_have_advantages() -> None:
+    def group(turns: list[list[tuple[int, float]]] | None, values: list[float]) -> Group:
+        parts = None if turns is None else _by_turn(turns)
+        return Group(row=0, responses=[], rewards=torch.zeros(2, 1), values=torch.tensor(values), turns=parts)
+
+    swapped = [[(3, 1.0), (9, 0.0)], [(2, 0.0), (5, 1.0)]]
+    assert group(None, [1.0, 1.0]).spread == 0
+    assert group(swapped, [1.0, 1.0]).spread == 0.5
+    assert group([[(3, 1.0)], [(2, 1.0), (5, 0.0)]], [1.0, 1.0]).spread == 0
+    assert group(swapped, [1.0, math.nan]).spread == 0  # one response alone
+    assert group(swapped, [3.0, 1.0]).spread == 1.0
 
 
 @pytest.mark.parametrize(

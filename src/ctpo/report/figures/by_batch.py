@@ -138,7 +138,8 @@ _METRICS = (
     ),
     _Metric(
         key="zero_variance_groups", title="Groups without a signal",
-        text="Share of prompts whose samples all got the same reward. They have no advantage to learn from.",
+        text="Share of prompts whose samples all got the same reward. With one advantage per response there is nothing "
+        "to learn from them.",
         y=_share("share of prompts", 1.0),
     ),
     _Metric(

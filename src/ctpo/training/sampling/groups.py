@@ -1,7 +1,8 @@
 """Which groups of responses a rollout batch trains on: dynamic sampling, oversampling and a curriculum.
 
 A group is all responses to one prompt. If their rewards are all equal, it has no spread, and advantages within the
-group are 0. Dynamic sampling replaces such groups by groups of further prompts (DAPO, arXiv 2503.14476, section 3.2).
+group are 0. Where turns have advantages of their own, the rewards of every turn must be equal for that. Dynamic
+sampling replaces such groups by groups of further prompts (DAPO, arXiv 2503.14476, section 3.2).
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from accelerate.utils import gather_object
 from datasets import IterableDataset
 from torch import Tensor
 
+from ctpo.tasks.task import TURN_REWARDS
+from ctpo.training.config.checks import TURN_ADVANTAGES
 from ctpo.training.config.groups import BUCKETS, chooses_groups
+from ctpo.training.credit.turns import TurnRewards
 from ctpo.training.sampling.account import RolloutAccount, added
 from ctpo.training.sampling.stream import Curriculum, ProblemStream, solve_rates
 from ctpo.training.view import GroupView
@@ -44,6 +48,8 @@ class Group:
     """[G, K] of the reward functions; NaN where one gave no reward."""
     values: Tensor
     """[G] the rewards that decide about the group; NaN for a response without."""
+    turns: Tensor | None = None
+    """[G, K] the rewards of turns, where each has an advantage of its own; 0 beyond a response's last turn."""
 
     @property
     def mean(self) -> float:
@@ -52,10 +58,17 @@ class Group:
 
     @property
     def spread(self) -> float:
-        """The standard deviation over the responses that have a reward; 0 if that is none."""
-        values = self.values[~self.values.isnan()]
-        deviation = float(values.std(correction=0)) if len(values) > 1 else 0.0
-        return deviation if deviation > _NO_SPREAD else 0.0
+        """The standard deviation over the responses that have a reward; 0 if that is none.
+
+        Where equal rewards are sums of different turns, it is that of the turn that differs most.
+        """
+        known = ~self.values.isnan()
+        columns = [self.values[:, None]] if self.turns is None else [self.values[:, None], self.turns]
+        for values in columns:
+            deviation = float(values[known].std(0, correction=0).max()) if known.any() else 0.0
+            if deviation > _NO_SPREAD:
+                return deviation
+        return 0.0
 
 
 class GroupSampler:
@@ -235,12 +248,16 @@ class GroupSampler:
             values = values.masked_fill(rewards.isnan().all(dim=1), math.nan)
         else:
             values = rewards[:, trainer.reward_func_names.index(metric)]
+        turns = None
+        if trainer.args.advantages in TURN_ADVANTAGES and metric is None:
+            turns = _by_turn([response["input"][TURN_REWARDS] for response in responses])
         return [
             Group(
                 row=row,
                 responses=responses[i * size : (i + 1) * size],
                 rewards=rewards[i * size : (i + 1) * size],
                 values=values[i * size : (i + 1) * size].double(),
+                turns=None if turns is None else turns[i * size : (i + 1) * size],
             )
             for i, row in enumerate(self._rows)
         ]
@@ -301,6 +318,12 @@ def choose(spreads: Sequence[float], needed: int) -> list[int]:
     """
     order = sorted(range(len(spreads)), key=lambda i: (-spreads[i], i))
     return sorted(order[:needed])
+
+
+def _by_turn(pairs: Sequence[TurnRewards]) -> Tensor:
+    """[B, K] the rewards of the turns of each response, 0 beyond its last."""
+    rows = [torch.tensor([reward for _, reward in each], dtype=torch.float64) for each in pairs]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def _join(metrics: dict[str, list[float]], before: dict[str, int], sizes: Sequence[int]) -> None:
