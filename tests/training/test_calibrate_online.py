@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_instruments import Processes, profile_of, walk
 from test_run import InterruptAt
 
 from ctpo import CTPOConfig
@@ -15,7 +16,9 @@ from ctpo.objectives import calibrate, preset
 from ctpo.objectives.calibration import Tails
 from ctpo.runs.directory import read_records
 from ctpo.runs.profiles import read_checked_profiles
+from ctpo.training.diagnostics.online import OnlineBand
 from ctpo.training.diagnostics.proposal import calibration_columns
+from ctpo.training.diagnostics.record import as_profile
 from ctpo.training.run.train import Outcome, train
 
 Recipe = Callable[..., dict[str, Any]]
@@ -122,3 +125,28 @@ def test_switched_off_it_leaves_no_trace_and_trains_the_same(
     assert (quiet.model / weights).read_bytes() == (watched.model / weights).read_bytes()
     added = watched.records()[1].keys() - quiet.records()[1].keys()
     assert {name.split("_")[0] for name in added} == {"engine", "gradient", "spread"}
+
+
+def test_where_the_knob_is_not_0_the_centre_follows_the_mean() -> None:
+    """Walks of 0.1 nats a token have the mean −0.005 a token."""
+    sums = profile_of([(1, walk(1, 0.1, 256))], Processes())
+    settings = {"share": SHARE, "scale": 0.5, "power": 0.5, "centre": 0.0}
+    made: list[dict[str, float]] = []
+
+    def build(**knobs: float) -> Any:
+        made.append(knobs)
+        return preset("ctpo-calibrated", share=SHARE, **knobs)
+
+    still, moving = (
+        OnlineBand({**settings, "log_drift": 0.0}, build),
+        OnlineBand({**settings, "log_drift": 1e-4}, build),
+    )
+    for band in (still, moving):
+        band.update(sums)
+    assert "log_drift" not in made[0]
+    fitted = calibrate(as_profile(sums), SHARE, drift=True).knobs
+    assert {**made[1], "share": SHARE} == pytest.approx({"centre": 0.0, **fitted, "share": SHARE}, rel=1e-9)
+    assert moving.figures()["band_log_drift"] == pytest.approx(0.005, rel=0.2)
+    restored = OnlineBand({**settings, "log_drift": 1e-4}, build)
+    restored.load_state_dict(moving.state_dict())
+    assert restored.figures() == moving.figures()

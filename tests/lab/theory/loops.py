@@ -82,6 +82,9 @@ class World:
             return r[t] * min(r[:t]) if t else r[0]
         if family == "unit":
             return 1.0
+        if family.startswith("decay="):
+            decay = float(family.removeprefix("decay="))
+            return math.exp(sum(decay ** (t - s) * math.log(r[s]) for s in range(t + 1)))
         raise AssertionError(family)
 
     def coefficient(self, family: str, o: Prefix, t: int) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ctpo.lab.theory import FAMILIES, Policy, Problem, Setup, Sharing, Tree, analyse
+from ctpo.lab.theory import FAMILIES, Policy, Problem, Setup, Sharing, Tree, analyse, objective_estimator
 from ctpo.lab.theory.moments import expectation, moments
 
 from .loops import World, world_of
@@ -297,3 +297,32 @@ def test_log_ratio_spread_grows_as_the_root_of_t_under_independent_increments_on
     split = Problem(Policy(chances.log(), sharing), Policy(moved.log(), sharing), reward)
     late = analyse(split, [FAMILIES["unit"]]).spread.std
     assert math.log(late[7] / late[3]) / math.log(7 / 3) > 0.85  # increments begin at t = 2
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 1.0])
+def test_10_a_product_that_forgets_lies_between_token_and_prefix(decay: float) -> None:
+    """Bias and variance are those of loops; its mean weight is below 1; only λ = 1 meets the prefix's target."""
+    problem = Setup(horizon=5, distance=0.5).problem()
+    world = world_of(problem)
+    spec = f"ctpo-decay?decay={decay}&surrogate=stop-gradient&log_low=inf&log_high=inf"
+    estimator = objective_estimator(spec, problem)
+    analysis = analyse(problem, [estimator, FAMILIES["token"], FAMILIES["cumulative"]])
+    row, token, cumulative = analysis.rows
+    mean, variance, terms = world.moments(f"decay={decay}")
+    unit = analysis.unit
+    bias = (as_table(mean, problem.target.logits) - problem.gradient).norm().item() / unit
+    assert row.bias == pytest.approx(bias, rel=1e-6)
+    assert row.variance == pytest.approx(variance / unit**2, rel=1e-6)
+    assert row.term_variance == pytest.approx([each / unit**2 for each in terms], rel=1e-6)
+    weights = [
+        sum(world.chance(world.old, o) * world.weight(f"decay={decay}", o, t) for o in world.trajectories())
+        for t in range(5)
+    ]
+    if decay == 0.0:
+        assert (row.bias, row.variance) == pytest.approx((token.bias, token.variance), rel=1e-6)
+    elif decay == 1.0:
+        assert (row.bias, row.variance) == pytest.approx((cumulative.bias, cumulative.variance), rel=1e-6)
+        assert weights == pytest.approx([1.0] * 5)
+    else:
+        assert all(each < 1 for each in weights[1:])
+        assert row.own_bias > 1e-3  # exact for neither

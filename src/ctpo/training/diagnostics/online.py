@@ -16,10 +16,9 @@ class OnlineBand:
     """Fits the trust region for the next rollout batch to the rollout batch that was just trained on.
 
     Only the last rollout batch counts. Averages over earlier ones were tried on the embedded task, where drift falls
-    tenfold within a few rollout batches; they followed it more slowly (docs/reference/diagnostics.md). The sums cover
-    all processes, so each process fits the same band. If a rollout batch cannot be fitted, because nothing has moved,
-    the band stays as it is. If the settings give a `log_drift` other than 0, the centre of the band follows the mean,
-    too.
+    tenfold within a few rollout batches; they followed it more slowly. The sums cover all processes, so each process
+    fits the same band. If a rollout batch cannot be fitted, because nothing has moved, the band stays as it is. If the
+    settings give a `log_drift` other than 0, the centre of the band follows the mean, too.
 
     Args:
         settings: all knobs of the objective. The band in use first is the one they describe.

@@ -36,7 +36,7 @@ _OUR_GROUPS: Final = ("groups/", "curriculum/")
 """Groups of figures of ours that are gathered among TRL's."""
 _CONSOLES: Final = ("PrinterCallback", "ProgressCallback", "RichProgressCallback")
 """Callbacks of transformers and TRL that print whatever is logged."""
-CURVES: Final = ("clip_ratio", "log_ratio_std", "spread", "ess", "gradient_removed")
+CURVES: Final = ("clip_ratio", "log_ratio_std", "spread", "ess", "gradient_ess", "gradient_removed")
 
 
 def logged_name(name: str) -> str:
@@ -99,7 +99,7 @@ def send_curves(
 
 
 def curves_of(line: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Five curves of a profile line by position: the upper end of each bin in tokens, and a value or None."""
+    """The curves of a profile line by position: the upper end of each bin in tokens, and a value or None."""
     bins = zip(line["count"], line["high"], line["low"], strict=True)
     clipped = [(high + low) / count if count else None for count, high, low in bins]
     others = {name: line[name] for name in CURVES[1:]}
