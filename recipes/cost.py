@@ -48,6 +48,8 @@ class Recipe:
     """Assumed: share of the FLOPs that the trainer reaches."""
     vllm_memory: float
     """Share of the memory that the rollout engine may take."""
+    recomputed: bool = True
+    """Whether activations are computed again in the backward pass."""
     decode_step_s: float = 0.0
     """Assumed: seconds that a decoding step of a small model takes at least, whatever it reads."""
 
@@ -68,7 +70,8 @@ RECIPES = {
             Model("Qwen3-1.7B", 1.72e9, 28, 16 * 128, 8 * 128),
         ),
         gpus=1, steps=100, responses=128 * 8, evaluations=100 // 20 + 1, evaluated=1319,
-        prompt=200, response=250.0, rest_s=15, mfu=0.15, vllm_memory=0.35, decode_step_s=0.008,
+        prompt=200, response=250.0, rest_s=15, mfu=0.15, vllm_memory=0.35, recomputed=False,
+        decode_step_s=0.008,
     ),
 }  # fmt: skip
 
@@ -86,11 +89,17 @@ def rollout_s(recipe: Recipe, model: Model, responses: int) -> float:
 
 
 def training_s(recipe: Recipe, model: Model) -> float:
-    """Seconds of an anchor pass (2 FLOPs per parameter and token) and of training with recomputation (8)."""
+    """Seconds of an anchor pass (2 FLOPs per parameter and token) and of training (6, or 8 with recomputation)."""
     length = recipe.prompt + recipe.response
     attention = 4 * model.layers * model.query_width * length / 2  # FLOPs of a forward pass, a token
     forward = 2 * model.parameters + attention
-    return recipe.responses * length * forward * (1 + 4) / (recipe.gpus * FLOPS * recipe.mfu)
+    passes = 1 + (4 if recipe.recomputed else 3)
+    return recipe.responses * length * forward * passes / (recipe.gpus * FLOPS * recipe.mfu)
+
+
+def held_gb(recipe: Recipe, model: Model) -> float:
+    """Gigabytes per GPU of float32 weights, gradients and AdamW's two moments, sharded over all GPUs."""
+    return 16 * model.parameters / recipe.gpus / 1e9
 
 
 def main(recipe: Recipe) -> None:
@@ -99,14 +108,15 @@ def main(recipe: Recipe) -> None:
         f"mean response of {recipe.response:.0f} tokens; {recipe.steps} steps, {recipe.evaluations} evaluations, "
         f"{recipe.gpus} GPUs"
     )
-    print("model                  rollout s  training s  step s  evaluation s  hours  GPU-hours")
+    head = "model                  rollout s  training s  step s  evaluation s  hours  GPU-hours"
+    print(f"{head}  weights and optimizer, GB per GPU")
     for model in recipe.models:
         rollout, training = rollout_s(recipe, model, recipe.responses), training_s(recipe, model)
         step = rollout + training + recipe.rest_s
         evaluation = rollout_s(recipe, model, recipe.evaluated)
         hours = (recipe.steps * step + recipe.evaluations * evaluation) / 3600
         row = f"{model.name:22} {rollout:9.0f} {training:11.0f} {step:7.0f} {evaluation:13.0f}"
-        print(f"{row} {hours:6.1f} {hours * recipe.gpus:10.0f}")
+        print(f"{row} {hours:6.1f} {hours * recipe.gpus:10.0f} {held_gb(recipe, model):35.0f}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +72,40 @@ def test_our_trainers_recipe(folder: Path) -> None:
     assert launch["num_processes"] == 8
 
 
-@pytest.mark.parametrize("model", ["Qwen/Qwen3-0.6B", "Qwen/Qwen2.5-0.5B-Instruct"])
-def test_the_recipe_of_one_gpu_is_read_here_and_by_verl(model: str) -> None:
+def test_the_papers_table_is_measured_without_thinking(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The one command gives `ctpo eval` words that it takes, and the arguments of the chat template among them."""
+    from ctpo.cli import eval as command
+
+    said = tmp_path / "ctpo"
+    said.write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
+    said.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for folder in PAPER:
+        script = [str(folder / "evaluate.sh"), "MODEL", "out", "--endpoint", "http://localhost:8000/v1"]
+        words = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        args = parser.parse_args(words[1:])
+        assert words[0] == "eval"
+        assert (args.samples, args.temperature, args.task) == (
+            32,
+            0.7,
+            ["aime25", "aime26", "brumo25", "hmmt25"],
+        )
+        assert json.loads(args.chat_template_kwargs) == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize("micro", [64, 16])
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B", "Qwen/Qwen2.5-0.5B-Instruct"])
+def test_the_recipe_of_one_gpu_is_read_here_and_by_verl(model: str, micro: int) -> None:
     from ctpo.engines.verl.translation import Site, translate
     from ctpo.training.config import settings as reader
 
     keys = yaml.safe_load((RECIPES / "gsm8k-qwen" / "train.yaml").read_text())
     keys |= {"model": model, "bf16": False, "output_dir": "run"}
+    keys |= {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 64 // micro}
     assert keys.pop("use_vllm") is True
     _, config = reader.build(keys)
     assert config.updates_per_rollout_batch == 16
@@ -87,6 +117,7 @@ def test_the_recipe_of_one_gpu_is_read_here_and_by_verl(model: str) -> None:
     translated = translate(*reader.check(keys), site, None)
     assert translated["data.train_batch_size"] * translated["actor_rollout_ref.rollout.n"] == 1024
     assert translated["actor_rollout_ref.rollout.name"] == "vllm"
+    assert translated["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"] == micro
 
 
 @needs_verl

@@ -6,6 +6,7 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from ctpo.rollout.tools import ToolRunner
 from ctpo.rollout.turns import Turn
 from ctpo.tasks import CHAT_TOOL, PythonTool, get_task
 from ctpo.tasks.chain_sums import TOOL
+from ctpo.tasks.task import with_template_kwargs
 from ctpo.training.config.warm_up import WarmUpRecipe, build
 from ctpo.training.warm_up.demonstrations import Demonstrator
-from ctpo.training.warm_up.rows import DISAGREES, NO_PROGRAM, REPEATED, UNUSABLE, make_rows
+from ctpo.training.warm_up.rows import DISAGREES, NO_ANSWER, NO_PROGRAM, REPEATED, UNUSABLE, make_rows
+from ctpo.training.warm_up.run import preview
 from ctpo.training.warm_up.solutions import steps_of
 from ctpo.training.warm_up.trainer import WarmUpTrainer, collate
 
@@ -38,6 +41,7 @@ GOOD = [
 ]
 BAD = {
     UNUSABLE: {"question": "What is missing?", "answer": ""},
+    NO_ANSWER: {"question": "What is 3+4?", "solution": "That makes <<3+4=7>>7 of them."},
     REPEATED: GOOD[0],
     DISAGREES: {"question": "2+2?", "solution": "It is <<2+2=4>>4.\n#### 4", "answer": "5"},
     NO_PROGRAM: {"question": "Who knows?", "answer": "One knows that it is 4.\n#### 4"},
@@ -223,7 +227,7 @@ def test_a_run_learns_and_resumes_to_the_same_bits(
     assert main(words(keys)) == 0
     printed = capsys.readouterr().out
     assert "12 rows" in printed
-    assert "1 left out: its program fails (first: 18)" in printed
+    assert "1 left out: its program fails (first: 19)" in printed
     records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [0, 1, 2, 3, 4, 5, 6]
     assert [record["step"] for record in records if "heldout_loss" in record] == [0, 3, 6]
@@ -233,6 +237,10 @@ def test_a_run_learns_and_resumes_to_the_same_bits(
     part = whole.with_name("part")
     shutil.copytree(whole, part)
     (part / "summary.json").unlink()
+    for option in ("--show", "--check"):  # what the run's own directory says
+        assert main(["warm-up", "--resume", str(part), option]) == 0
+    assert f"task: {keys['task']}" in (printed := capsys.readouterr().out)
+    assert "12 rows" in printed
     for name in ("checkpoint-4", "checkpoint-6", "model"):
         shutil.rmtree(part / name)
     with ThreadPoolExecutor() as threads:  # outside of the main thread, as a notebook does
@@ -291,9 +299,14 @@ def test_an_adapter_is_trained_and_merged(keys: dict[str, Any]) -> None:
     ("rows", "changes", "error"),
     [
         ([], {}, "is left to train on (it has no rows)"),
-        (list(BAD.values())[3:4], {}, f"(1 {NO_PROGRAM}, first 1)"),
+        ([BAD[NO_PROGRAM]], {}, f"(1 {NO_PROGRAM}, first 1)"),
         (GOOD[:1], {"max_length": 20}, "(1 it is too long, first 1)"),
+        ([BAD[NO_ANSWER]], {}, f"(1 {NO_ANSWER}, first 1)"),
+        ([{"question": "2+2?", "solution": None, "answer": "4"}], {}, f"(1 {UNUSABLE}, first "),
         (GOOD[:1], {"columns": "{solution: worked}"}, "has no column 'worked'"),
+        (GOOD[:1], {"adam_beta1": 2}, "adam_beta1=2 is out of range; use 0 or more and less than 1"),
+        (GOOD[:1], {"max_grad_norm": -1}, "max_grad_norm=-1 is out of range; use 0 or more"),
+        (GOOD[:1], {"save_steps": -1}, "save_steps=-1 is out of range; use more than 0"),
         (GOOD[:1], {"answer_line": "none"}, "answer_line='none' must hold {answer} once"),
         (GOOD[:1], {"packing": "true"}, "unknown key 'packing'"),
         (GOOD[:1], {"task": "gsm8k?tool=none"}, "has no Python tool"),
@@ -314,6 +327,37 @@ def test_bad_input_is_named_in_one_line(
     assert error in printed
     assert printed.count("\n") == 1
     assert not Path(keys["output_dir"]).exists()
+
+
+def test_rows_stop_at_the_number_that_is_wanted(folder: Path, sandbox: Any) -> None:
+    """What comes after them is not counted, whatever its reason."""
+    task, tokenizer, _ = rows_of(folder, sandbox)
+    demonstrator = Demonstrator(
+        tokenizer, task, task.tool, ToolRunner(task.all_tools, sandbox), "#### {answer}", 1024
+    )
+    rows, _ = make_rows(WarmUpRecipe(task=f"gsm8k@{folder}", train_rows=5), task, demonstrator)
+    assert (len(rows.kept), rows.dropped) == (5, {})
+
+
+@pytest.mark.parametrize("options", [{}, {"enable_thinking": False}])
+def test_prompts_and_last_lines_are_those_of_training(
+    keys: dict[str, Any], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """The chat template gets the same arguments, and the answer stands where the task's prompt asks for it."""
+    model = shutil.copytree(keys["model"], tmp_path / "model")
+    qwen3 = files("trl").joinpath("chat_templates", "qwen3.jinja").read_text()
+    tokenizer = make_tokenizer(qwen3)
+    tokenizer.save_pretrained(model)
+    config = model / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 8192}))
+    shown = preview({**keys, "model": str(model), "max_length": 8192, "chat_template_kwargs": options})
+    task = with_template_kwargs(get_task(keys["task"]), options)
+    assert shown.prompt == tokenizer.decode(encode_prompt(tokenizer, task, GOOD[0]["question"]))
+    assert ("</think>" in shown.prompt) == bool(options)
+    made = shown.first.rollout
+    written = [i for i, own in zip(made.completion_ids, made.response_mask, strict=True) if own]
+    assert ("</think>" in tokenizer.decode(written)) != bool(options)
+    assert shown.first.text.rstrip().endswith("\\boxed{9}")
 
 
 def test_a_task_that_makes_its_problems_has_no_solutions(keys: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ class Display:
         if outcome.summary is None:
             self._console.print(
                 "\nInterrupted; a checkpoint is saved. Continue with:\n"
-                f"  ctpo train --resume {_quoted(outcome.run.path)}",
+                f"  ctpo train --resume {_quoted(outcome.run.path)}{trust(outcome.run)}",
                 markup=False,
                 highlight=False,
             )
@@ -209,20 +209,24 @@ def _example(run: RunDirectory, last: int) -> list[str]:
 
 def _what_next(outcome: Outcome | Finished) -> str:
     assert outcome.summary is not None
-    from ctpo.training.config.trust import names_code
-
     run, seconds = outcome.run, outcome.summary["wall_clock_s"]
-    trust = " --trust" if names_code(run.read_recipe()) else ""  # whoever trained with this code trusts it
     return (
         f"{clock(seconds)} in all, from the first import on. Saved in {run.path}:\n"
         f"  {run.model.name}/ (load it with transformers)  {run.curve.name}  {run.metrics.name}  "
         f"{run.summary.name}  transcripts/  {run.config.name}\n"
         "Next:\n"
-        f"  ctpo eval {_quoted(run.path)}{trust}\n"
+        f"  ctpo eval {_quoted(run.path)}{trust(run)}\n"
         f"  ctpo report {_quoted(run.path)}\n"
         "  ctpo train objective=grpo            the same with the token ratio\n"
         "  ctpo train --help                    your own model, data and settings"
     )
+
+
+def trust(run: RunDirectory) -> str:
+    """The option without which a command refuses a run that names code; whoever trained with the code trusts it."""
+    from ctpo.training.config.trust import names_code
+
+    return " --trust" if names_code(run.read_recipe()) else ""
 
 
 def _quoted(path: Path) -> str:

@@ -14,7 +14,9 @@ from typing import Any, Final
 from ctpo.cli.quiet import is_main_process, quieten
 from ctpo.errors import UserError
 from ctpo.extras import require
+from ctpo.runs.checkpoints import is_checkpoint
 from ctpo.runs.command import KEY, WARM_UP, check_command
+from ctpo.runs.directory import RunDirectory
 from ctpo.training.config.launch import check_launch
 from ctpo.training.config.recipe import merge, parse_overrides, read_recipe
 from ctpo.training.config.trust import check_recipe
@@ -31,10 +33,11 @@ A recipe is a YAML file of `key: value`. Words `key=value` on the command line o
 """
 _EPILOG: Final = """\
 examples:
-  ctpo warm-up recipes/smollm2-gsm8k/warm_up.yaml --check      make the rows, count them, show one
-  ctpo warm-up recipes/smollm2-gsm8k/warm_up.yaml output_dir=runs/warm
-  ctpo warm-up --resume runs/warm                              go on after an interrupt
-  ctpo train my.yaml model=runs/warm/model                     train the result further
+  ctpo warm-up my.yaml --check                      make the rows, count them, show one
+  ctpo warm-up my.yaml output_dir=runs/warm
+  ctpo warm-up --resume runs/warm                   go on after an interrupt
+  ctpo train mine.yaml model=runs/warm/model        train the result further
+A recipe whose task is a Python file needs --trust, as recipes/smollm2-gsm8k/warm_up.yaml does.
 
 Ctrl-C finishes the current step, saves a checkpoint and prints how to resume. A second Ctrl-C stops at once.
 """
@@ -67,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
     )
     check_launch()
     keys = _collect(args.words, args.resume, trust=args.trust)
-    if args.resume is None:
-        check(keys)
+    whole = keys if args.resume is None else _resumed(args.resume, keys, trust=args.trust)
+    check(whole)
     if args.show:
         import yaml
 
-        print(yaml.safe_dump(resolved(keys), sort_keys=False, allow_unicode=True), end="")
+        print(yaml.safe_dump(resolved(whole), sort_keys=False, allow_unicode=True), end="")
         return 0
     from ctpo.cli.display import open_console
 
@@ -83,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from ctpo.training.warm_up.run import preview, warm_up
 
     if args.check:
-        shown = preview(keys)
+        shown = preview(whole)
         display.prepared(len(shown.rows.kept), shown.rows.dropped, shown.rows.first_dropped)
         console.print(f"{shown.prompt}{shown.first.text}", markup=False, highlight=False)
         return 0
@@ -114,6 +117,17 @@ def _collect(words: list[str], resume: Path | None, *, trust: bool) -> dict[str,
     keys = merge(recipe, overrides)
     if not trust:
         check_recipe(keys, overrides, Path(recipes[0]))
+    return keys
+
+
+def _resumed(resume: Path, overrides: dict[str, Any], *, trust: bool) -> dict[str, Any]:
+    """The keys of a run with overrides."""
+    run = RunDirectory(resume.parent if is_checkpoint(resume) else resume)
+    recipe = run.read_recipe()
+    check_command(recipe, run.path, WARM_UP)
+    keys = merge(recipe, overrides)
+    if not trust:
+        check_recipe(keys, overrides, run.config)
     return keys
 
 
@@ -164,16 +178,19 @@ class _Display:
     def finished(self, outcome: Any) -> None:
         """Print the result, or how to go on."""
         path = shlex.quote(str(outcome.run.path))
+        from ctpo.cli.display import trust
+
+        run = f"{path}{trust(outcome.run)}"
         if not outcome.finished:
             self._console.print(
-                f"\nInterrupted; a checkpoint is saved. Continue with:\n  ctpo warm-up --resume {path}",
+                f"\nInterrupted; a checkpoint is saved. Continue with:\n  ctpo warm-up --resume {run}",
                 markup=False,
                 highlight=False,
             )
         elif outcome.summary is not None:
             self._console.print(
                 f"Saved in {path}: model/ metrics.jsonl summary.json samples.jsonl config.yaml\nNext:\n"
-                f"  ctpo eval {path}\n  ctpo train RECIPE.yaml model={path}/model",
+                f"  ctpo eval {run}\n  ctpo train RECIPE.yaml model={path}/model",
                 markup=False,
                 highlight=False,
             )

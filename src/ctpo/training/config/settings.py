@@ -52,8 +52,17 @@ _DECIDED = {
 }
 """Settings of TRL that a recipe cannot change, each with the reason."""
 _AT_LEAST_ONE = (lambda value: value >= 1, "at least 1")
+_BELOW_ONE = (lambda value: 0 <= value < 1, "0 or more and less than 1")
+_NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "0 or more")
+OPTIMIZER_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), _BELOW_ONE),
+    **dict.fromkeys(("adam_epsilon", "weight_decay", "max_grad_norm"), _NOT_NEGATIVE),
+    "save_steps": (lambda value: 0 < value < math.inf, "more than 0"),
+}
+"""What every kind of training asks of the optimizer and of saving."""
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "learning_rate": (lambda value: 0 <= value < 1, "0 or more and less than 1"),  # also refuses nan
+    **OPTIMIZER_RANGES,
+    "learning_rate": _BELOW_ONE,  # also refuses nan
     "temperature": (lambda value: 0 < value < math.inf, "more than 0"),
     "top_p": (lambda value: 0 < value <= 1, "more than 0 and at most 1"),
     "top_k": (lambda value: value >= 0, "0 (all tokens) or more"),

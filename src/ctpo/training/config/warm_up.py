@@ -16,7 +16,7 @@ from ctpo.runs.command import KEY, WARM_UP
 from ctpo.tasks import get_task
 from ctpo.training.config.launch import DDP_TIMEOUT
 from ctpo.training.config.recipe import ModelKeys, at_least, setting
-from ctpo.training.config.settings import checked_value, one_line_errors
+from ctpo.training.config.settings import OPTIMIZER_RANGES, checked_value, one_line_errors
 from ctpo.training.config.sources import sft_fields
 
 if TYPE_CHECKING:
@@ -50,12 +50,13 @@ _OWN_DEFAULTS: Final[Mapping[str, Any]] = {
     "ddp_timeout": DDP_TIMEOUT,
 }
 _RANGES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    **OPTIMIZER_RANGES,
     "learning_rate": (lambda value: 0 <= value < 1, "0 or more and less than 1"),
     "num_train_epochs": (lambda value: 0 < value < math.inf, "more than 0"),
     "seed": (lambda value: 0 <= value < 2**32, "0 to 4294967295"),
     **dict.fromkeys(
         ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps"),
-        (lambda value: value is not None and value >= 1, "at least 1"),
+        (lambda value: value >= 1, "at least 1"),
     ),
     "ddp_timeout": (lambda value: value >= 1, "at least 1 second"),
 }
@@ -78,8 +79,13 @@ class WarmUpRecipe(ModelKeys):
         None,
         "columns that hold prompt, solution, answer and id, e.g. {solution: rationale}; unset for the usual names",
     )
-    answer_line: str = setting(
-        "#### {answer}", "the last line of a response; {answer} is what the last program printed"
+    chat_template_kwargs: dict[str, Any] | None = setting(
+        None, "arguments of the model's chat template, as in `ctpo train`, e.g. {enable_thinking: false}"
+    )
+    answer_line: str | None = setting(
+        None,
+        "the last line of a response; {answer} is what the last program printed; unset for \\boxed{{answer}} where the "
+        "task's prompt asks for a box, and #### {answer} elsewhere",
     )
     train_rows: int | None = setting(None, "number of solutions that are used at most; unset for all")
     heldout_rows: int = setting(
@@ -110,7 +116,7 @@ class WarmUpRecipe(ModelKeys):
         for name, column in (self.columns or {}).items():
             if name not in COLUMNS:
                 raise UserError(f"columns.{name}={column} is unknown; use names of {', '.join(COLUMNS)}")
-        if self.answer_line.count("{answer}") != 1:
+        if self.answer_line is not None and self.answer_line.count("{answer}") != 1:
             raise UserError(
                 f"answer_line={self.answer_line!r} must hold {{answer}} once, where the printed value stands"
             )
@@ -141,7 +147,7 @@ def check(keys: Mapping[str, Any]) -> tuple[WarmUpRecipe, dict[str, Any]]:
             raise UserError(f"unknown key {name!r}; {hint}")
     given = {**_OWN_DEFAULTS, **given}
     for name, (holds, wanted) in _RANGES.items():
-        if name in given and not holds(given[name]):
+        if name in given and not (given[name] is not None and holds(given[name])):
             raise UserError(f"{name}={given[name]} is out of range; use {wanted}")
     recipe = WarmUpRecipe(**ours)
     if recipe.use_peft:
@@ -172,6 +178,7 @@ def build(keys: Mapping[str, Any]) -> tuple[WarmUpRecipe, SFTConfig]:
             save_strategy="steps",
             eval_strategy="no",
             log_level_replica="error",
+            ddp_find_unused_parameters=False,  # every weight takes part in every loss
         )
     return recipe, config
 

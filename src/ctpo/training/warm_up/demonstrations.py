@@ -33,6 +33,11 @@ _AT_ONCE: Final = 512
 """Solutions whose programs run together."""
 
 
+def answer_line_of(task: Task) -> str:
+    """How a task's responses are to name their answer: in a box if the prompt asks for one, else after ####."""
+    return f"\\boxed{{{ANSWER}}}" if "\\boxed" in (task.system or "") else f"#### {ANSWER}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Worked:
     """A problem with the steps of its solution."""

@@ -14,6 +14,7 @@ from ctpo.errors import UserError
 from ctpo.runs.json_lines import read_json_lines
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.columns import Columns
+from ctpo.tasks.math import reference_answer
 from ctpo.tasks.prompts import asked, prompt_key
 from ctpo.tasks.rows import Row, read_rows
 from ctpo.tasks.sources import DatasetSource
@@ -27,6 +28,7 @@ SOLUTIONS: Final = ("solution", "worked_solution", "rationale", "answer")
 UNUSABLE: Final = "it lacks a problem, a solution or an answer"
 REPEATED: Final = "it is there twice"
 NO_PROGRAM: Final = "it has no calculation that a program can do"
+NO_ANSWER: Final = "it states no answer, and there is no answer column"
 DISAGREES: Final = "it states another answer than its answer column"
 _MOST_BYTES: Final = 2**32
 
@@ -95,10 +97,14 @@ def make_rows(
         except UserError as error:
             drop(UNUSABLE, str(error))
             continue
+        if len(worked) == recipe.train_rows:
+            break
         key = (prompt_key(problem.prompt), solution)
         steps = steps_of(solution, asked(problem.prompt))
         if key in seen:
             drop(REPEATED, problem.id)
+        elif problem.answer.strip() == solution.strip() and _states_nothing(task, solution):
+            drop(NO_ANSWER, problem.id)
         elif _disagrees(task, solution, problem):
             drop(DISAGREES, problem.id)
         elif not steps:
@@ -106,8 +112,6 @@ def make_rows(
         else:
             seen.add(key)
             worked.append(Worked(problem=problem, steps=steps))
-    if recipe.train_rows is not None:
-        worked = worked[: recipe.train_rows]
     made = demonstrator.demonstrate(worked)
     for each in made:
         if each.refused is not None:
@@ -126,6 +130,13 @@ def make_rows(
         for each in good
     ]
     return Rows(kept=kept, dropped=dict(dropped.most_common()), first_dropped=first), good
+
+
+def _states_nothing(task: Task, solution: str) -> bool:
+    """Whether a solution that is its own answer column says nowhere what the answer is."""
+    if reference_answer(solution) != solution.strip():
+        return False
+    return task.extract is None or task.extract(solution) is None
 
 
 def _disagrees(task: Task, solution: str, problem: Problem) -> bool:
@@ -151,12 +162,17 @@ def _problem(row: Row, recipe: WarmUpRecipe, task: Task) -> tuple[Problem, str]:
     own = task.problems if isinstance(task.problems, DatasetSource) else None
     columns = own.columns if own is not None and recipe.dataset is None else Columns()
     given = dict(recipe.columns or {})
-    solutions = replace(
-        columns, answer=given.pop("solution", SOLUTIONS), **{k: v for k, v in given.items() if k != "answer"}
-    )
+    names = given.pop("solution", None) or _solution_columns(row)
+    solutions = replace(columns, answer=names, **{k: v for k, v in given.items() if k != "answer"})
     name = str(row.number)
     solution = solutions.problem(row.columns, row.place, name).answer
     problem = replace(columns, **given).problem(
         row.columns, row.place, name, str if own is None else own.answer
     )
     return problem, solution
+
+
+def _solution_columns(row: Row) -> str | Sequence[str]:
+    """The name of the row's column of solutions, though it may be empty; else the usual names."""
+    there = {str(name).strip().lower(): str(name) for name in row.columns}
+    return next((there[name] for name in SOLUTIONS if name in there), SOLUTIONS)

@@ -33,7 +33,7 @@ from ctpo.runs.files import read_text
 from ctpo.runs.identity import deciding_settings
 from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_location
-from ctpo.tasks.task import check_ready
+from ctpo.tasks.task import check_ready, with_template_kwargs
 from ctpo.training.config.recipe import merge
 from ctpo.training.config.trust import check_run
 from ctpo.training.config.warm_up import WarmUpRecipe, build, resolved
@@ -43,7 +43,7 @@ from ctpo.training.run.lora import adapter_facts, lora_config, save
 from ctpo.training.run.stop import StopCleanly
 from ctpo.training.step.saving import full_disk_in_one_line
 from ctpo.training.step.state import UnusableFile
-from ctpo.training.warm_up.demonstrations import Demonstration, Demonstrator
+from ctpo.training.warm_up.demonstrations import Demonstration, Demonstrator, answer_line_of
 from ctpo.training.warm_up.rows import Rows, make_rows, read_kept
 from ctpo.training.warm_up.trainer import WarmUpTrainer
 
@@ -140,7 +140,7 @@ def _warm_up(
     """Make the rows, load the model, train, and save. Every process must call it."""
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    task = get_task(recipe.task)
+    task = _task(recipe)
     identity = {"recipe": deciding_settings(resolved(keys), MAY_CHANGE)}
     if resume is None:
         on_main(run.check_free, config.world_size, config.process_index)
@@ -186,7 +186,7 @@ def preview(keys: Mapping[str, Any]) -> Preview:
     """
     recipe, config = build({**keys, "output_dir": "unused"})
     tokenizer, _ = load_tokenizer(model_location(recipe.model))
-    rows, made = _demonstrations(recipe, get_task(recipe.task), config)
+    rows, made = _demonstrations(recipe, _task(recipe), config)
     return Preview(rows=rows, first=made[0], prompt=tokenizer.decode(made[0].rollout.prompt_ids))
 
 
@@ -213,6 +213,10 @@ def _run_of(
     return run, merged
 
 
+def _task(recipe: WarmUpRecipe) -> Task:
+    return with_template_kwargs(get_task(recipe.task), recipe.chat_template_kwargs)
+
+
 def _demonstrations(recipe: WarmUpRecipe, task: Task, config: Any) -> tuple[Rows, list[Demonstration]]:
     check_ready(task)
     assert task.tool is not None  # the recipe refuses a task without one
@@ -224,7 +228,7 @@ def _demonstrations(recipe: WarmUpRecipe, task: Task, config: Any) -> tuple[Rows
             task,
             task.tool,
             tools,
-            recipe.answer_line,
+            recipe.answer_line or answer_line_of(task),
             min(config.max_length, context or config.max_length),
         )
         return make_rows(recipe, task, demonstrator)
@@ -402,6 +406,7 @@ def _train(
             "rows": len(rows.kept),
             "rows_heldout": len(heldout),
             "dropped": rows.dropped,
+            "first_dropped": rows.first_dropped,
             "tokens": sum(each.get("tokens", 0) for each in run.records()),
             "before": {"loss": measured[0]} if measured else {},
             "after": {"loss": measured[-1]} if measured else {},
