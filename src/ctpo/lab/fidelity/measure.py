@@ -171,7 +171,11 @@ def jackknifed(
     with np.errstate(divide="ignore", invalid="ignore"):
         freedom = total**2 / np.sum([v**2 / f for v, f in zip(variances, freedoms, strict=True)], 0)
     return [
-        Estimate(float(value), math.sqrt(variance), float(free) if math.isfinite(free) else math.inf)
+        Estimate(
+            float(value) if math.isfinite(variance) else math.nan,  # noise hides what only some samples determine
+            math.sqrt(variance),
+            float(free) if math.isfinite(free) else math.inf,
+        )
         for value, variance, free in zip(statistic(moments, 0), total, freedom, strict=True)
     ]
 
