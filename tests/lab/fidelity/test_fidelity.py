@@ -188,8 +188,7 @@ def test_identical_policies_agree_with_on_policy_sampling() -> None:
     for row in result["objectives"]:
         found = row["advantages"]["response"]
         for key in FIGURES:
-            value = own[key]
-            assert found[key]["value"] == pytest.approx(value["value"], rel=1e-4), (row["objective"], key)
+            assert alike(found[key]["value"], own[key]["value"]), (row["objective"], key)
         assert found["component"]["value"] == pytest.approx(1, rel=1e-4)
         assert found["component"]["stderr"] < 1e-4
         assert abs(found["pull"]["value"]) < 1e-4
@@ -222,18 +221,18 @@ def test_exact_norms_are_those_of_a_sketch_along_a_whole_basis(tmp_path: Path) -
     )
     chosen = {name: objective_of(preset(name), SUM) for name in ("ctpo", "grpo", "cispo")}
     measurement = [Measurement(each, chosen, config, shape).pair(each) for each in (by_sketch, exact)]
-    assert same(*measurement)
+    assert alike(*measurement)
     assert len(list((tmp_path / "kept" / "target").glob("norms-*.npz"))) == 4  # on-policy, and each objective
-    assert same(Measurement(exact, chosen, config, shape).pair(exact), measurement[1])  # from what was kept
+    assert alike(Measurement(exact, chosen, config, shape).pair(exact), measurement[1])  # from what was kept
     assert len(measurement[0]["lengths"]) == 2
 
 
-def same(one: Any, other: Any) -> bool:
+def alike(one: Any, other: Any) -> bool:
     """Whether two results have the same structure and figures."""
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
     if isinstance(one, list):
-        return len(one) == len(other) and all(map(same, one, other))
+        return len(one) == len(other) and all(map(alike, one, other))
     return one == (pytest.approx(other, rel=1e-4, abs=1e-6) if isinstance(other, float) else other)
 
 
@@ -275,7 +274,7 @@ def test_the_pull_has_the_scale_of_the_advantages() -> None:
         chosen = {"grpo": objective_of(preset("grpo"), SUM)}
         found.append(Measurement(each, chosen, config, shape).pair(each)["objectives"])
     assert abs(found[0][0]["advantages"]["response"]["pull"]["value"]) > 0.01
-    assert same(*found)
+    assert alike(*found)
 
 
 def test_the_effective_share_and_its_error_are_those_of_single_blocks() -> None:

@@ -172,7 +172,9 @@ def jackknifed(
         freedom = total**2 / np.sum([v**2 / f for v, f in zip(variances, freedoms, strict=True)], 0)
     return [
         Estimate(
-            float(value) if math.isfinite(variance) else math.nan,  # noise hides what only some samples determine
+            float(value)
+            if math.isfinite(variance)
+            else math.nan,  # noise hides what only some samples determine
             math.sqrt(variance),
             float(free) if math.isfinite(free) else math.inf,
         )
