@@ -2,6 +2,7 @@
 
     python recipes/study-length/figure.py collect STUDY FIDELITY    # write figure.json from the runs and the pairs
     python recipes/study-length/figure.py draw PICTURE              # draw figure.json and scores.csv
+    python recipes/study-length/figure.py predict FIDELITY          # each pair's cosines against AUC: Spearman's ρ
 
 STUDY is the directory of `ctpo compare … study.yaml`, FIDELITY that of fidelity.py.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fidelity import PLANS, arms, name_of  # the script beside this one
+from scipy.stats import spearmanr
 
 from ctpo.lab.comparison.compare import choose
 from ctpo.lab.comparison.plan import read_plan
@@ -57,12 +59,17 @@ def collect(study: Path, pairs: Path) -> dict[str, Any]:
             "clipped, A > 0": _ratio(columns["gain_clipped"], columns["gain_count"]),
             "clipped, A ≤ 0": _ratio(columns["harm_clipped"], others),
         }
-    measured = []
+    return {"by position": by_position, "pairs": measured(pairs)}
+
+
+def measured(pairs: Path) -> list[dict[str, Any]]:
+    """Cosine of a batch and pull of every arm and width, for every pair that fidelity.py has measured."""
+    found = []
     for path in sorted(pairs.glob("pair-*/fidelity.json")):
         problems, updates = map(int, path.parent.name.split("-")[1:])
         result = json.loads(path.read_text())
         (pair,) = result["pairs"]
-        measured.append(
+        found.append(
             {
                 "problems": problems,
                 "target": updates,
@@ -71,14 +78,33 @@ def collect(study: Path, pairs: Path) -> dict[str, Any]:
                 "on-policy": {kind: rows["batch_cosine"] for kind, rows in result["on_policy"].items()},
                 "arms": {
                     name: {
-                        **{kind: rows["batch_cosine"] for kind, rows in row["advantages"].items()},
-                        "pull": row["advantages"]["response"]["pull"],
+                        kind: {"cosine": rows["batch_cosine"], "pull": rows["pull"]}
+                        for kind, rows in row["advantages"].items()
                     }
                     for name, row in zip(arms(), pair["objectives"], strict=True)
                 },
             }
         )
-    return {"by position": by_position, "pairs": measured}
+    return found
+
+
+def predict(pairs: Path) -> None:
+    """Print, for each pair, every arm's cosine in its tuned width beside its mean AUC, and their rank correlation."""
+    chosen, known = tuned(), scores()
+    for pair in measured(pairs):
+        regime = f"{pair['problems']} problem{'s' if pair['problems'] > 1 else ''}"
+        rows = []
+        for arm, name in chosen.items():
+            cosine = pair["arms"][name]["response"]["cosine"]["value"]
+            if (regime, arm) in known and cosine is not None:
+                rows.append((cosine, known[regime, arm]["auc"].value, arm))
+        if len(rows) > 2:
+            cosines, aucs, _ = zip(*sorted(rows, reverse=True), strict=True)
+            found = spearmanr(cosines, aucs)
+            head = f"{regime}, 8 against {pair['target']} updates, {pair['drift']:.2f} nats"
+            print(f"{head}: ρ {found.statistic:.2f}, p {found.pvalue:.2g}")
+            for cosine, auc, arm in sorted(rows, reverse=True):
+                print(f"  {arm:18} cosine {cosine:.3f}  AUC {auc:.3f}")
 
 
 def _ratio(parts: list[float | None], wholes: list[float | None]) -> list[float | None]:
@@ -180,7 +206,7 @@ def _cosines(axis: Any, pairs: list[Mapping[str, Any]], colours: Mapping[str, st
     chosen = tuned()
     for arm, colour in colours.items():
         points = [
-            (pair["tokens"], pair["arms"][chosen[arm]]["response"])
+            (pair["tokens"], pair["arms"][chosen[arm]]["response"]["cosine"])
             for pair in pairs
             if pair["target"] == 24 and arm in chosen
         ]
@@ -214,5 +240,7 @@ if __name__ == "__main__":
             (HERE / "figure.json").write_text(json.dumps(collect(Path(study), Path(pairs)), indent=1) + "\n")
         case ["draw", picture]:
             draw(json.loads((HERE / "figure.json").read_text()), Path(picture))
+        case ["predict", pairs]:
+            predict(Path(pairs))
         case _:
             raise SystemExit(__doc__)
