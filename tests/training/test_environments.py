@@ -157,6 +157,22 @@ def test_each_turn_is_compared_with_the_same_turn_of_the_others(tmp_path: Path) 
                 expected[places] = (own[k] - statistics.mean(at_k)) / (statistics.stdev(at_k) + 1e-4)
         torch.testing.assert_close(advantages[row], expected, atol=1e-4, rtol=1e-4)
     assert (advantages != 0).any()
+    # Diagnostics deal out the rewards of each turn among the responses that have it.
+    sizes = whole(trainer, "null_sizes")
+    for row, prompt in enumerate(prompts):
+        group = [other for other, theirs in enumerate(prompts) if theirs == prompt]
+        for k, places in enumerate(turns_in(mask[row])):
+            turns = [turns_in(mask[other]) for other in group]
+            values = [
+                float(advantages[other][each[k][0]])
+                for other, each in zip(group, turns, strict=True)
+                if len(each) > k
+            ]
+            known = [abs(value) for value in values if value]
+            mean = statistics.mean(known) if known else 0.0
+            torch.testing.assert_close(
+                sizes[row][places], torch.full((len(places),), mean), atol=1e-5, rtol=1e-4
+            )
 
 
 def test_a_resumed_run_and_another_layout_end_alike(trained: Any, tmp_path: Path) -> None:

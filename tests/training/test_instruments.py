@@ -162,7 +162,7 @@ def test_the_pull_is_the_mean_over_all_ways_to_deal_out_the_rewards(name: str) -
 
     dealt = [advantages[list(order)] for order in itertools.permutations(range(group))]
     mean = torch.stack([each[:, None] * weights(each) for each in dealt]).mean(dim=0)
-    sizes = null_sizes(advantages, group, Processes())
+    sizes = null_sizes(advantages, group)
     assert sizes is not None
     left, other = weights(advantages), weights(-advantages)
     signal, pull = signal_and_pull(advantages[:, None], left, other, sizes[:, None])
@@ -182,11 +182,19 @@ def test_the_pull_is_the_mean_over_all_ways_to_deal_out_the_rewards(name: str) -
 
 
 def test_groups_without_a_null() -> None:
-    assert null_sizes(torch.ones(4, 3), 4, Processes()) is None
-    assert null_sizes(torch.ones(6), 4, Processes()) is None
-    sizes = null_sizes(torch.tensor([0.0, 2.0, -1.0, 0.0, 0.0, 0.0]), 3, Processes())
+    assert null_sizes(torch.ones(6), 4) is None
+    sizes = null_sizes(torch.tensor([0.0, 2.0, -1.0, 0.0, 0.0, 0.0]), 3)
     assert sizes is not None
     assert sizes.tolist() == [1.5, 1.5, 1.5, 0.0, 0.0, 0.0]
+
+
+def test_each_turn_has_a_size_of_its_own() -> None:
+    """Rewards of one turn are dealt out among the responses that have it."""
+    sizes = null_sizes(
+        torch.tensor([[1.0, 3.0], [-1.0, 0.0], [0.0, -3.0], [0.5, 0.0], [0.0, 0.0], [-0.5, 0.0]]), 3
+    )
+    assert sizes is not None
+    assert sizes.tolist() == [[1.0, 3.0]] * 3 + [[0.5, 0.0]] * 3
 
 
 def test_objectives_that_look_at_the_whole_batch_have_no_split() -> None:

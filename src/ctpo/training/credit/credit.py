@@ -23,6 +23,7 @@ from ctpo.training.credit.turns import (
     turn_rewards_of,
 )
 from ctpo.training.critic.learner import Critic, Responses
+from ctpo.training.diagnostics.pull import null_sizes
 from ctpo.training.sampling.checked import CheckedRewards
 from ctpo.training.scoring.microbatch import MicroBatch
 from ctpo.training.scoring.parts import PartScorer
@@ -157,8 +158,12 @@ class Credit:
             name=args.advantages,
             scale=args.scale_rewards,
         )
-        numbers = turn_numbers(pairs, mask.shape[1])
-        return spread(self._own(everyone, len(mask)), numbers, mask).to(rollouts["advantages"])
+        numbers, like = turn_numbers(pairs, mask.shape[1]), rollouts["advantages"]
+        # A group can exchange the rewards of a turn, so each turn has a size of its own.
+        sizes = null_sizes(everyone, self._group()) if args.diagnostics else None
+        if sizes is not None:
+            rollouts["null_sizes"] = spread(self._own(sizes, len(mask)), numbers, mask).to(like)
+        return spread(self._own(everyone, len(mask)), numbers, mask).to(like)
 
     def _token_rewards(self, inputs: Any, rollouts: dict[str, Any]) -> Tensor:
         """[B, T] of this process's tokens; NaN throughout a response that no reward function has judged."""

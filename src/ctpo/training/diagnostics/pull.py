@@ -14,31 +14,23 @@ to deal out the rewards is 0.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 
-def null_sizes(advantages: Tensor, group: int, accelerator: Any) -> Tensor | None:
-    """[B] the mean |A| over those responses of a response's group whose advantage is not 0; None if not to be had.
+def null_sizes(advantages: Tensor, group: int) -> Tensor | None:
+    """[N] or [N, K] the mean |A| over those responses of a response's group whose advantage is not 0.
 
-    There is none for advantages per token, which a group cannot exchange, and for a rollout batch without whole groups.
-    Every process must call.
+    None if the rollout batch does not hold whole groups.
 
     Args:
-        advantages: [B] or [B, T] of this process. The responses to one prompt are contiguous over all processes.
+        advantages: [N] of all processes, or [N, K] of their turns. The responses to one prompt are contiguous.
         group: the number of responses per prompt.
-        accelerator: gathers over processes.
     """
-    if advantages.ndim != 1:
+    if len(advantages) % group:
         return None
-    everyone: Tensor = accelerator.gather(advantages)
-    if len(everyone) % group:
-        return None
-    sizes = everyone.abs().reshape(-1, group)
-    mean = sizes.sum(dim=1) / (sizes > 0).sum(dim=1).clamp(min=1)
-    first = accelerator.process_index * len(advantages)
-    return mean.repeat_interleave(group)[first : first + len(advantages)]
+    sizes = advantages.abs().reshape(-1, group, *advantages.shape[1:])
+    mean: Tensor = sizes.sum(dim=1) / (sizes > 0).sum(dim=1).clamp(min=1)
+    return mean.repeat_interleave(group, dim=0)
 
 
 def signal_and_pull(

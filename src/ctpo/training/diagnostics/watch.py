@@ -74,9 +74,16 @@ class Diagnostics:
         return self._on and not self._trainer.objective.row_wise
 
     def null_sizes(self, advantages: Tensor) -> Tensor | None:
-        """[B] the mean |A| of each response's group, for the micro-batches (`MicroBatch.null_sizes`)."""
-        args = self._trainer.args
-        return null_sizes(advantages, args.num_generations, self._trainer.accelerator) if self._on else None
+        """[B] the mean |A| of each response's group, for the micro-batches (`MicroBatch.null_sizes`).
+
+        None for advantages per token, which a group cannot exchange. Every process must call.
+        """
+        if not self._on or advantages.ndim != 1:
+            return None
+        accelerator = self._trainer.accelerator
+        sizes = null_sizes(accelerator.gather(advantages), self._trainer.args.num_generations)
+        first = accelerator.process_index * len(advantages)
+        return None if sizes is None else sizes[first : first + len(advantages)]
 
     def generated(self, rollouts: MicroBatch) -> None:
         """Add the drift of a rollout batch that was just generated, if the trainer has scored it too."""

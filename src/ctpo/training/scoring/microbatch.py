@@ -58,7 +58,7 @@ class MicroBatch:
     rewards: Tensor | None = None
     """[B] the weighted sum over the reward functions, if diagnostics asked for it."""
     null_sizes: Tensor | None = None
-    """[B] the mean |A| of the response's group, if diagnostics asked for it and groups have one."""
+    """[B] the mean |A| of the response's group, or [B, T] that of the token's turn, if diagnostics asked for it."""
     multimodal: Mapping[str, Any] = field(default_factory=dict)
     """TRL's inputs named in `MULTIMODAL`, as they came."""
 
