@@ -97,9 +97,11 @@ def test_the_papers_table_is_measured_without_thinking(
         assert json.loads(args.chat_template_kwargs) == {"enable_thinking": False}
 
 
-@pytest.mark.parametrize("micro", [64, 16])
-@pytest.mark.parametrize("model", ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B", "Qwen/Qwen2.5-0.5B-Instruct"])
-def test_the_recipe_of_one_gpu_is_read_here_and_by_verl(model: str, micro: int) -> None:
+ONE_GPU = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B", "Qwen/Qwen2.5-0.5B-Instruct")
+
+
+def of_one_gpu(model: str, micro: int) -> dict[str, Any]:
+    """The recipe of one GPU as verl's keys, with this many responses in a forward pass."""
     from ctpo.engines.verl.translation import Site, translate
     from ctpo.training.config import settings as reader
 
@@ -114,10 +116,29 @@ def test_the_recipe_of_one_gpu_is_read_here_and_by_verl(model: str, micro: int) 
         model=model, train_file=place, test_file=place, agent_file=place, checkpoints=place, train_problems=7473,
         test_problems=1319, prompt_tokens=400, accelerator=True,
     )  # fmt: skip
-    translated = translate(*reader.check(keys), site, None)
+    return translate(*reader.check(keys), site, None)
+
+
+@pytest.mark.parametrize("micro", [64, 16])
+@pytest.mark.parametrize("model", ONE_GPU)
+def test_the_recipe_of_one_gpu_is_read_here_and_by_verl(model: str, micro: int) -> None:
+    translated = of_one_gpu(model, micro)
     assert translated["data.train_batch_size"] * translated["actor_rollout_ref.rollout.n"] == 1024
     assert translated["actor_rollout_ref.rollout.name"] == "vllm"
     assert translated["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"] == micro
+
+
+@needs_verl
+@pytest.mark.parametrize("model", ONE_GPU)
+def test_verl_takes_the_recipe_of_one_gpu(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ctpo.engines.verl.configuration import configuration
+    from ctpo.engines.verl.site import environment
+
+    for name, value in environment(accelerator=True).items():
+        monkeypatch.setenv(name, value)
+    config = configuration(of_one_gpu(model, 16))
+    assert config.actor_rollout_ref.actor.policy_loss.preset == "ctpo"
+    assert config.actor_rollout_ref.rollout.name == "vllm"
 
 
 @needs_verl
