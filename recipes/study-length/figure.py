@@ -14,15 +14,15 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fidelity import PLANS, arms, name_of  # the script beside this one
 from scipy.stats import spearmanr
 
-from ctpo.lab.comparison.compare import choose
-from ctpo.lab.comparison.plan import read_plan
+from ctpo.lab.comparison.compare import Choice, choose
+from ctpo.lab.comparison.plan import Arm, read_plan
 from ctpo.lab.comparison.runner import Budget, Runner
 from ctpo.lab.comparison.scores_file import ScoresFile
 from ctpo.runs.means import Mean, mean
@@ -33,6 +33,7 @@ HERE = Path(__file__).parent
 POSITIONS = ("ctpo", "grpo", "cispo", "prefix weight", "decay weight")  # arms drawn by position
 OTHERS = ("fixed band", "ctpo by problem", "cispo by problem")
 TEST_SEEDS = range(8)
+TUNED = "14 problems"
 LENGTHS = {"1 problem": 34, "7 problems": 230, "14 problems": 460, "28 problems": 900}  # tokens
 LAGS = {"no lag": 0, "14 problems": 2, "lag 8": 8}
 
@@ -89,22 +90,33 @@ def measured(pairs: Path) -> list[dict[str, Any]]:
 
 
 def predict(pairs: Path) -> None:
-    """Print, for each pair, every arm's cosine in its tuned width beside its mean AUC, and their rank correlation."""
-    chosen, known = tuned(), scores()
+    """Print how cosines rank with the AUC of training, for each pair: of the arms as tuned, and of all widths.
+
+    The first has every arm in its tuned width, with the mean AUC of the test seeds. The second, which was not planned,
+    has every width at its better learning rate, with the AUC of the tuning seed at 14 problems.
+    """
+    chosen, known, tuning = tuned(), scores(), tuning_aucs()
     for pair in measured(pairs):
         regime = f"{pair['problems']} problem{'s' if pair['problems'] > 1 else ''}"
-        rows = []
-        for arm, name in chosen.items():
-            cosine = pair["arms"][name]["response"]["cosine"]["value"]
-            if (regime, arm) in known and cosine is not None:
-                rows.append((cosine, known[regime, arm]["auc"].value, arm))
-        if len(rows) > 2:
-            cosines, aucs, _ = zip(*sorted(rows, reverse=True), strict=True)
-            found = spearmanr(cosines, aucs)
-            head = f"{regime}, 8 against {pair['target']} updates, {pair['drift']:.2f} nats"
-            print(f"{head}: ρ {found.statistic:.2f}, p {found.pvalue:.2g}")
-            for cosine, auc, arm in sorted(rows, reverse=True):
-                print(f"  {arm:18} cosine {cosine:.3f}  AUC {auc:.3f}")
+        cosines = {name: each["response"]["cosine"]["value"] for name, each in pair["arms"].items()}
+        print(f"\n{regime}, 8 against {pair['target']} updates, {pair['drift']:.2f} nats")
+        planned = [
+            (cosines[name], known[regime, arm]["auc"].value, name)
+            for arm, name in chosen.items()
+            if (regime, arm) in known
+        ]
+        _print_ranks("arms as tuned", planned)
+        if regime == TUNED:
+            _print_ranks("all widths", [(cosines[name], auc, name) for name, auc in tuning.items()])
+
+
+def _print_ranks(what: str, rows: list[tuple[float | None, float, str]]) -> None:
+    points = sorted([(cosine, auc, name) for cosine, auc, name in rows if cosine is not None], reverse=True)
+    if len(points) > 2:
+        found = spearmanr([cosine for cosine, _, _ in points], [auc for _, auc, _ in points])
+        print(f"{what}: {len(points)}, Spearman's ρ {found.statistic:.2f}, p {found.pvalue:.2g}")
+        for cosine, auc, name in points:
+            print(f"  cosine {cosine:6.3f}  AUC {auc:.3f}  {name}")
 
 
 def _ratio(parts: list[float | None], wholes: list[float | None]) -> list[float | None]:
@@ -223,15 +235,29 @@ def _cosines(axis: Any, pairs: list[Mapping[str, Any]], colours: Mapping[str, st
 
 def tuned() -> dict[str, str]:
     """The name of every arm in the width tuned at 14 problems, as `arms` gives it. Arms that are not tuned yet lack."""
-    names = {}
+    return {arm.name: name_of(arm, choice.setting) for arm, choice in _choices() if None not in choice.scores}
+
+
+def tuning_aucs() -> dict[str, float]:
+    """The AUC of every arm and width in the tuning seed at 14 problems, with the better of its learning rates."""
+    best: dict[str, float] = {}
+    for arm, choice in _choices():
+        for setting, auc in zip(arm.grid, choice.scores, strict=True):
+            if auc is not None:
+                name = name_of(arm, setting)
+                best[name] = max(auc, best.get(name, 0.0))
+    return best
+
+
+def _choices() -> Iterator[tuple[Arm, Choice]]:
+    """What was tuned at 14 problems, of the arms with one advantage for the whole response."""
     for file in PLANS:
         plan = read_plan(HERE / file)
         runner = Runner(HERE / "unused", Budget(cores=1, memory_mb=1), ScoresFile(HERE / "scores.csv"))
         for choice in choose(plan, runner):
-            of_responses = plan.arm(choice.arm).keys.get("advantages") != "each-turn"
-            if choice.regime == "14 problems" and of_responses and None not in choice.scores:
-                names[choice.arm] = name_of(plan.arm(choice.arm), choice.setting)
-    return names
+            arm = plan.arm(choice.arm)
+            if choice.regime == TUNED and arm.keys.get("advantages") != "each-turn":
+                yield arm, choice
 
 
 if __name__ == "__main__":
