@@ -76,10 +76,12 @@ def measured(pairs: Path) -> list[dict[str, Any]]:
                 "target": updates,
                 "drift": pair["drift"]["log_ratio_std"],
                 "tokens": pair["tokens"],
-                "on-policy": {kind: rows["batch_cosine"] for kind, rows in result["on_policy"].items()},
+                "on-policy": {
+                    kind: _short(rows["batch_cosine"]) for kind, rows in result["on_policy"].items()
+                },
                 "arms": {
                     name: {
-                        kind: {"cosine": rows["batch_cosine"], "pull": rows["pull"]}
+                        kind: {"cosine": _short(rows["batch_cosine"]), "pull": _short(rows["pull"])}
                         for kind, rows in row["advantages"].items()
                     }
                     for name, row in zip(arms(), pair["objectives"], strict=True)
@@ -87,6 +89,14 @@ def measured(pairs: Path) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _short(estimate: Mapping[str, float | None]) -> dict[str, float | None]:
+    """An estimate without its interval, to four digits."""
+    return {
+        name: None if (value := estimate[name]) is None else float(f"{value:.4g}")
+        for name in ("value", "stderr")
+    }
 
 
 def predict(pairs: Path) -> None:
@@ -263,7 +273,7 @@ def _choices() -> Iterator[tuple[Arm, Choice]]:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["collect", study, pairs]:
-            (HERE / "figure.json").write_text(json.dumps(collect(Path(study), Path(pairs)), indent=1) + "\n")
+            (HERE / "figure.json").write_text(json.dumps(collect(Path(study), Path(pairs))) + "\n")
         case ["draw", picture]:
             draw(json.loads((HERE / "figure.json").read_text()), Path(picture))
         case ["predict", pairs]:
