@@ -14,7 +14,7 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def collect(study: Path, pairs: Path) -> dict[str, Any]:
             "clipped, A > 0": _ratio(columns["gain_clipped"], columns["gain_count"]),
             "clipped, A ≤ 0": _ratio(columns["harm_clipped"], others),
         }
-    return {"by position": by_position, "pairs": measured(pairs)}
+    return {"by position": by_position, "pairs": _shortened(measured(pairs))}
 
 
 def measured(pairs: Path) -> list[dict[str, Any]]:
@@ -76,12 +76,10 @@ def measured(pairs: Path) -> list[dict[str, Any]]:
                 "target": updates,
                 "drift": pair["drift"]["log_ratio_std"],
                 "tokens": pair["tokens"],
-                "on-policy": {
-                    kind: _short(rows["batch_cosine"]) for kind, rows in result["on_policy"].items()
-                },
+                "on-policy": {kind: rows["batch_cosine"] for kind, rows in result["on_policy"].items()},
                 "arms": {
                     name: {
-                        kind: {"cosine": _short(rows["batch_cosine"]), "pull": _short(rows["pull"])}
+                        kind: {"cosine": rows["batch_cosine"], "pull": rows["pull"]}
                         for kind, rows in row["advantages"].items()
                     }
                     for name, row in zip(arms(), pair["objectives"], strict=True)
@@ -91,33 +89,36 @@ def measured(pairs: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _short(estimate: Mapping[str, float | None]) -> dict[str, float | None]:
-    """An estimate without its interval, to four digits."""
-    return {
-        name: None if (value := estimate[name]) is None else float(f"{value:.4g}")
-        for name in ("value", "stderr")
-    }
+def _shortened(value: Any) -> Any:
+    """The same with estimates without their intervals, to four digits."""
+    if isinstance(value, list):
+        return [_shortened(each) for each in value]
+    if isinstance(value, Mapping):
+        return {name: _shortened(each) for name, each in value.items() if name not in ("low", "high")}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def predict(pairs: Path) -> None:
     """Print how cosines rank with the AUC of training, for each pair: of the arms as tuned, and of all widths.
 
-    The first has every arm in its tuned width, with the mean AUC of the test seeds. The second, which was not planned,
-    has every width at its better learning rate, with the AUC of the tuning seed at 14 problems.
+    The first has every arm in the width of its runs, with the mean AUC over its test seeds, and over those seeds that
+    all arms have. The last, which was not planned, has every width at its better learning rate, with the AUC of the
+    tuning seed at 14 problems.
     """
-    chosen, known, tuning = tuned(), scores(), tuning_aucs()
+    known, common = scores(), scores(range(4))
     for pair in measured(pairs):
         regime = f"{pair['problems']} problem{'s' if pair['problems'] > 1 else ''}"
         cosines = {name: each["response"]["cosine"]["value"] for name, each in pair["arms"].items()}
         print(f"\n{regime}, 8 against {pair['target']} updates, {pair['drift']:.2f} nats")
-        planned = [
-            (cosines[name], known[regime, arm]["auc"].value, name)
-            for arm, name in chosen.items()
-            if (regime, arm) in known
-        ]
-        _print_ranks("arms as tuned", planned)
+        for what, aucs in (("arms as tuned", known), ("arms as tuned, common seeds", common)):
+            found = [
+                (cosines[name], aucs[regime, arm]["auc"].value, name)
+                for arm, name in tuned(regime).items()
+                if (regime, arm) in aucs
+            ]
+            _print_ranks(what, found)
         if regime == TUNED:
-            _print_ranks("all widths", [(cosines[name], auc, name) for name, auc in tuning.items()])
+            _print_ranks("all widths", [(cosines[name], auc, name) for name, auc in tuning_aucs().items()])
 
 
 def _print_ranks(what: str, rows: list[tuple[float | None, float, str]]) -> None:
@@ -134,12 +135,12 @@ def _ratio(parts: list[float | None], wholes: list[float | None]) -> list[float 
     return [part / whole if part is not None and whole else None for part, whole in pairs]
 
 
-def scores() -> dict[tuple[str, str], dict[str, Mean]]:
+def scores(seeds: Iterable[int] = TEST_SEEDS) -> dict[tuple[str, str], dict[str, Mean]]:
     """AUC and final score over the test seeds, by regime and arm. Runs of the tuning seed are left out."""
     values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with (HERE / "scores.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            if int(row["seed"]) in TEST_SEEDS:
+            if int(row["seed"]) in seeds:
                 for name in ("auc", "final"):
                     values[row["regime"], row["objective"]][name].append(float(row[name]))
     return {key: {name: mean(each) for name, each in kinds.items()} for key, kinds in values.items()}
@@ -243,15 +244,19 @@ def _cosines(axis: Any, pairs: list[Mapping[str, Any]], colours: Mapping[str, st
     )
 
 
-def tuned() -> dict[str, str]:
-    """The name of every arm in the width tuned at 14 problems, as `arms` gives it. Arms that are not tuned yet lack."""
-    return {arm.name: name_of(arm, choice.setting) for arm, choice in _choices() if None not in choice.scores}
+def tuned(regime: str = TUNED) -> dict[str, str]:
+    """The name of every arm in the width of its runs, as `arms` gives it. Arms that are not tuned yet lack."""
+    return {
+        arm.name: name_of(arm, choice.setting)
+        for arm, choice in _choices(regime)
+        if None not in choice.scores
+    }
 
 
 def tuning_aucs() -> dict[str, float]:
     """The AUC of every arm and width in the tuning seed at 14 problems, with the better of its learning rates."""
     best: dict[str, float] = {}
-    for arm, choice in _choices():
+    for arm, choice in _choices(TUNED):
         for setting, auc in zip(arm.grid, choice.scores, strict=True):
             if auc is not None:
                 name = name_of(arm, setting)
@@ -259,14 +264,14 @@ def tuning_aucs() -> dict[str, float]:
     return best
 
 
-def _choices() -> Iterator[tuple[Arm, Choice]]:
-    """What was tuned at 14 problems, of the arms with one advantage for the whole response."""
+def _choices(regime: str) -> Iterator[tuple[Arm, Choice]]:
+    """What the runs of a regime were set to, of the arms with one advantage for the whole response."""
     for file in PLANS:
         plan = read_plan(HERE / file)
         runner = Runner(HERE / "unused", Budget(cores=1, memory_mb=1), ScoresFile(HERE / "scores.csv"))
         for choice in choose(plan, runner):
             arm = plan.arm(choice.arm)
-            if choice.regime == TUNED and arm.keys.get("advantages") != "each-turn":
+            if choice.regime == regime and arm.keys.get("advantages") != "each-turn":
                 yield arm, choice
 
 

@@ -150,13 +150,15 @@ def test_a_resumed_run_draws_the_same_problems(fit: Callable[..., Any], tmp_path
 
 def test_equal_sums_of_different_turns_have_a_spread_where_turns_have_advantages() -> None:
     def group(turns: list[list[tuple[int, float]]] | None, values: list[float]) -> Group:
-        parts = None if turns is None else _by_turn(turns)
+        parts = None if turns is None else _by_turn(turns, torch.tensor(values))
         return Group(row=0, responses=[], rewards=torch.zeros(2, 1), values=torch.tensor(values), turns=parts)
 
     swapped = [[(3, 1.0), (9, 0.0)], [(2, 0.0), (5, 1.0)]]
     assert group(None, [1.0, 1.0]).spread == 0
     assert group(swapped, [1.0, 1.0]).spread == 0.5
     assert group([[(3, 1.0)], [(2, 1.0), (5, 0.0)]], [1.0, 1.0]).spread == 0
+    assert group([[(3, 0.0)], [(2, 0.0), (5, 0.0)]], [1.0, 1.0]).spread == 0.5  # the rest is the last turn's
+    assert group([[], []], [1.0, 1.0]).spread == 0
     assert group(swapped, [1.0, math.nan]).spread == 0  # one response alone
     assert group(swapped, [3.0, 1.0]).spread == 1.0
 

@@ -239,6 +239,7 @@ def test_a_run_learns_and_resumes_to_the_same_bits(
     (part / "summary.json").unlink()
     for option in ("--show", "--check"):  # what the run's own directory says
         assert main(["warm-up", "--resume", str(part), option]) == 0
+    assert main(["warm-up", "--resume", str(part), "--show", "max_length=100"]) == 2
     assert f"task: {keys['task']}" in (printed := capsys.readouterr().out)
     assert "12 rows" in printed
     for name in ("checkpoint-4", "checkpoint-6", "model"):
@@ -303,6 +304,11 @@ def test_an_adapter_is_trained_and_merged(keys: dict[str, Any]) -> None:
         (GOOD[:1], {"max_length": 20}, "(1 it is too long, first 1)"),
         ([BAD[NO_ANSWER]], {}, f"(1 {NO_ANSWER}, first 1)"),
         ([{"question": "2+2?", "solution": None, "answer": "4"}], {}, f"(1 {UNUSABLE}, first "),
+        (
+            [{"question": "2+2?", "Worked Solution": "It is 4.", "Answer": "4"}],
+            {},
+            f"(1 {NO_PROGRAM}, first 1)",
+        ),
         (GOOD[:1], {"columns": "{solution: worked}"}, "has no column 'worked'"),
         (GOOD[:1], {"adam_beta1": 2}, "adam_beta1=2 is out of range; use 0 or more and less than 1"),
         (GOOD[:1], {"max_grad_norm": -1}, "max_grad_norm=-1 is out of range; use 0 or more"),

@@ -20,7 +20,7 @@ from ctpo.runs.directory import RunDirectory
 from ctpo.training.config.launch import check_launch
 from ctpo.training.config.recipe import merge, parse_overrides, read_recipe
 from ctpo.training.config.trust import check_recipe
-from ctpo.training.config.warm_up import SETTINGS, WarmUpRecipe, check, resolved
+from ctpo.training.config.warm_up import SETTINGS, WarmUpRecipe, check, resolved, resumed_keys
 
 _DESCRIPTION: Final = """\
 Teach a model the form of a task from worked solutions, before `ctpo train`.
@@ -123,9 +123,7 @@ def _collect(words: list[str], resume: Path | None, *, trust: bool) -> dict[str,
 def _resumed(resume: Path, overrides: dict[str, Any], *, trust: bool) -> dict[str, Any]:
     """The keys of a run with overrides."""
     run = RunDirectory(resume.parent if is_checkpoint(resume) else resume)
-    recipe = run.read_recipe()
-    check_command(recipe, run.path, WARM_UP)
-    keys = merge(recipe, overrides)
+    keys = resumed_keys(run, overrides)
     if not trust:
         check_recipe(keys, overrides, run.config)
     return keys

@@ -108,7 +108,7 @@ def read_fidelity(run: Run) -> list[Fidelity]:
             TypeError,
             KeyError,
             AttributeError,
-            StopIteration,
+            IndexError,
             RecursionError,
         ) as error:
             reason = one_line(str(getattr(error, "strerror", None) or error))

@@ -89,6 +89,12 @@ def read_problems(
     return problems
 
 
+def column_of(row: Mapping[str, Any], names: str | Sequence[str]) -> str | None:
+    """The first of the columns that a row has, whether or not it holds a value; None if it has none of them."""
+    places = _places(tuple(row), (names,) if isinstance(names, str) else tuple(names))
+    return str(places[0][1]) if places else None
+
+
 def _prompt(row: Mapping[str, Any], names: str | Sequence[str], place: str) -> Prompt:
     column, value = _column(row, names, place, "prompt")
     if isinstance(value, int | float | Decimal):

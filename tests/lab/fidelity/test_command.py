@@ -73,8 +73,8 @@ def test_by_drift_kept_and_reported(run: Path, capsys: pytest.CaptureFixture[str
     collection = collect([run])
     shown = figures(collection)
     html = page(collection, shown, "a run")
-    by_drift = next(each for each in shown if each.id == "fidelity-batch_cosine")
-    value = far["objectives"][1]["advantages"]["response"]["batch_cosine"]["value"]
+    by_drift = next(each for each in shown if each.id == "fidelity-component")
+    value = far["objectives"][1]["advantages"]["response"]["component"]["value"]
     assert by_drift.series[1].y[1] == value
     assert "Gradient fidelity for" in html
 

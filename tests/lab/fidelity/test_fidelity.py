@@ -73,7 +73,7 @@ TARGET = {row: round(64 * math.prod(PI[a] for a in row)) for row in ALL}
 
 def known(along: np.ndarray[Any, Any]) -> Reference:
     """A reference without noise: its parts are equal."""
-    return Reference(np.full((2, 2), 0.25), np.repeat(along[:, None] / 2, 2, 1), np.ones(2))
+    return Reference(np.full((4, 4), 1 / 16), np.repeat(along[:, None] / 4, 4, 1), np.ones(4))
 
 
 def measured(samples: Samples) -> tuple[Measured, np.ndarray[Any, Any], dict[str, torch.Tensor]]:
@@ -83,11 +83,11 @@ def measured(samples: Samples) -> tuple[Measured, np.ndarray[Any, Any], dict[str
     k = coefficients(on_policy(SUM), target.logps, target, advantages(target), len(target))
     gradient = scorer.gradient(target, k)
     u = {"table": gradient["table"] / math.sqrt(dot(gradient, gradient))}
-    half = {"table": u["table"] / 2}
+    quarter = {"table": u["table"] / 4}
     basis = math.sqrt(PARAMETERS) * torch.eye(PARAMETERS)
-    directions = [half, half, *({"table": row.reshape(3, 2)} for row in basis)]
+    directions = [*[quarter] * 4, *({"table": row.reshape(3, 2)} for row in basis)]
     sketch = torch.stack([scorer.derivative(samples, each) for each in directions], 1)
-    along = np.array([dot(each, u) for each in directions[2:]])
+    along = np.array([dot(each, u) for each in directions[4:]])
     return Measured(samples=samples, logps=scorer.log_probs(samples), sketch=sketch), along, u
 
 
@@ -188,6 +188,7 @@ def test_identical_policies_agree_with_on_policy_sampling() -> None:
     for row in result["objectives"]:
         found = row["advantages"]["response"]
         for key in FIGURES:
+            assert own[key]["value"] is not None
             assert alike(found[key]["value"], own[key]["value"]), (row["objective"], key)
         assert found["component"]["value"] == pytest.approx(1, rel=1e-4)
         assert found["component"]["stderr"] < 1e-4
@@ -222,6 +223,8 @@ def test_exact_norms_are_those_of_a_sketch_along_a_whole_basis(tmp_path: Path) -
     chosen = {name: objective_of(preset(name), SUM) for name in ("ctpo", "grpo", "cispo")}
     measurement = [Measurement(each, chosen, config, shape).pair(each) for each in (by_sketch, exact)]
     assert alike(*measurement)
+    shown = measurement[1]["objectives"][0]["advantages"]["response"]
+    assert all(shown[key]["stderr"] is not None for key in FIGURES)
     assert len(list((tmp_path / "kept" / "target").glob("norms-*.npz"))) == 4  # on-policy, and each objective
     assert alike(Measurement(exact, chosen, config, shape).pair(exact), measurement[1])  # from what was kept
     assert len(measurement[0]["lengths"]) == 2

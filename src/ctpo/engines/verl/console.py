@@ -81,13 +81,14 @@ class _Follower:
         self._shown: set[str] = set()
 
     def look(self) -> None:
-        for line in self._printed.lines():
-            found = _OURS.search(line.decode("utf-8", errors="replace"))
+        printed = b"\n".join(self._printed.lines()).decode("utf-8", errors="replace")
+        for line in printed.splitlines():  # progress bars end theirs with a carriage return
+            found = _OURS.search(line)
             if found is not None and found[0] not in self._shown:  # several processes may say the same
                 self._shown.add(found[0])
                 self._listener.notice(found[0].removeprefix("ctpo: ").strip())
-        for line in self._records.lines():
-            record = parse_record(line)
+        for written in self._records.lines():
+            record = parse_record(written)
             if record is not None:
                 self._listener.recorded(record)
 

@@ -1,7 +1,7 @@
 """The norms that the figures need, from exact gradients: for small models, where each costs little.
 
 A sketch knows |μ|² and the variance only to about √(2/P) for P directions. Here the gradient of every group of
-responses comes from autograd, once for every objective. Only sums are kept, so the memory is that of a few gradients.
+responses comes from autograd, once for every objective. Only the means of blocks and bins are held.
 """
 
 from __future__ import annotations

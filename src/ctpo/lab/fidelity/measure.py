@@ -143,7 +143,7 @@ def figures(off: Moments, on: Moments, rho: float, groups: float, part: int = 0)
     return {
         "cosine": signal / (rho * math.sqrt(square)) if square > _SMALLEST and rho > 0 else math.nan,
         "component": signal / own if own else math.nan,
-        "batch_cosine": signal / (rho * norm) if rho > 0 else math.nan,
+        "batch_cosine": signal / (rho * norm) if rho > 0 and off.squares.any() else math.nan,
         "signal_to_noise": strength / yardstick if yardstick else math.nan,
     }
 

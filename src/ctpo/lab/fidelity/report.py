@@ -28,7 +28,6 @@ from ctpo.lab.fidelity.measure import (
     component,
     effective_share,
     estimates,
-    figures,
     paired_difference,
     signals_of,
 )
@@ -292,7 +291,7 @@ class _Moments:
 def recommend(kept: Mapping[str, Moments], reference: Reference, groups: float) -> dict[str, Any]:
     """The objective with the largest batch cosine, and those that are within noise of it (`RULE`)."""
     cosines = {
-        name: figures(each, each, reference.cosine, groups)["batch_cosine"] for name, each in kept.items()
+        name: estimates(each, each, reference, groups)["batch_cosine"].value for name, each in kept.items()
     }
     known = {name: value for name, value in cosines.items() if math.isfinite(value)}
     if not known:
@@ -309,14 +308,15 @@ def recommend(kept: Mapping[str, Moments], reference: Reference, groups: float) 
 def _edges(samples: Samples, edges: Sequence[int]) -> list[int | None]:
     """The edges of the bins of response length, from 0 to no end."""
     if not edges:
-        thirds = samples.sampled.double().quantile(torch.tensor([1 / 3, 2 / 3], dtype=torch.float64))
-        edges = sorted({round(each) for each in thirds.tolist()} - {int(samples.sampled.min())})
+        lengths = samples.sampled[samples.in_loss]
+        thirds = lengths.double().quantile(torch.tensor([1 / 3, 2 / 3], dtype=torch.float64))
+        edges = sorted({round(each) for each in thirds.tolist()} - {int(lengths.min())})
     return [0, *edges, None]
 
 
 def _within(samples: Samples, low: int | None, high: int | None) -> NDArray[np.bool_]:
     lengths = samples.sampled.numpy()
-    inside: NDArray[np.bool_] = (lengths >= (low or 0)) & (lengths < (math.inf if high is None else high))
+    inside: NDArray[np.bool_] = (lengths >= (low or 1)) & (lengths < (math.inf if high is None else high))
     return inside
 
 
@@ -362,7 +362,8 @@ def _log_ratios(behaviour: Measured) -> Tensor:
 def _drift(behaviour: Measured, positions: Sequence[int], design: Design) -> dict[str, Any]:
     mask, steps = behaviour.samples.mask, _log_ratios(behaviour)
     prefix, reached = _compact(steps.cumsum(1), mask)
-    weights = np.exp(prefix - prefix.max(initial=0.0, where=reached, axis=0))
+    highest = np.where(reached, prefix, -math.inf).max(0)
+    weights = np.exp(np.where(reached, prefix - np.where(reached.any(0), highest, 0.0), -math.inf))
     shares = effective_share(weights, reached, positions, _blocks(behaviour.samples, design))
     by_position = []
     for position, share in zip(positions, shares, strict=True):
@@ -377,7 +378,7 @@ def _drift(behaviour: Measured, positions: Sequence[int], design: Design) -> dic
                 "ess": share.as_json,
             }
         )
-    whole = steps.sum(1)
+    whole = steps.sum(1)[behaviour.samples.in_loss]
     return {
         "token_std": float(steps[mask].std()),
         "log_ratio_mean": float(whole.mean()),
@@ -398,6 +399,6 @@ def _compact(values: Tensor, mask: Tensor) -> tuple[Array, NDArray[np.bool_]]:
 
 def _positions(samples: Samples) -> list[int]:
     """Positions 1, 2, 4, … up to one that a tenth of the responses reach."""
-    last = int(samples.sampled.double().quantile(0.9))
+    last = int(samples.sampled[samples.in_loss].double().quantile(0.9))
     powers = [2**k for k in range(last.bit_length())]
     return sorted({*(each for each in powers if each <= last), max(last, 1)})

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import torch
 
+from ctpo.errors import UserError
 from ctpo.evaluation.identity import judged_with, sampled_with
 from ctpo.lab.fidelity.coefficients import objective_of
 from ctpo.lab.fidelity.derivatives import Derivatives
@@ -103,6 +104,12 @@ def fidelity(
             each: sampler.responses(kept, _folder(policies, each), each, 0, 0, progress)
             for each in behaviours
         }
+    for name, (samples, _) in {"target": on, **offs}.items():
+        if not samples.mask.any():
+            raise UserError(
+                f"every response of {name} is left out of the loss; drop mask_truncated_completions and "
+                "mask_void_turns, or raise max_completion_length"
+            )
     scorer = Scorer(policies.target, temperature=sampler.sampling.temperature, vocabulary=policies.vocabulary)
     differentiated = Derivatives(kept, scorer, reference, config, reduction, sizes, progress)
     names = {"target": on, **{_folder(policies, each): off for each, off in offs.items()}}
@@ -154,7 +161,7 @@ def fidelity(
 
 def _sample_figures(samples: Samples) -> dict[str, float]:
     return {
-        "tokens": float(samples.sampled.double().mean()),
+        "tokens": float(samples.sampled[samples.in_loss].double().mean()),
         "reward": float(samples.rewards.nansum(1).mean()),
     }
 

@@ -59,6 +59,11 @@ class Samples:
         """[N] how many tokens the policy sampled in each response."""
         return self.mask.sum(1)
 
+    @property
+    def in_loss(self) -> Tensor:
+        """[N] whether training would leave the response in the loss."""
+        return self.mask.any(1)
+
     def rows(self, chosen: Any) -> Samples:
         """The chosen responses, not padded more than they need."""
         part = {each.name: getattr(self, each.name)[chosen] for each in fields(self)}

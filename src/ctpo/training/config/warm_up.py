@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from ctpo.errors import UserError
 from ctpo.extras import require
-from ctpo.runs.command import KEY, WARM_UP
+from ctpo.runs.command import KEY, WARM_UP, check_command
+from ctpo.runs.directory import RunDirectory
 from ctpo.tasks import get_task
 from ctpo.training.config.launch import DDP_TIMEOUT
-from ctpo.training.config.recipe import ModelKeys, at_least, setting
+from ctpo.training.config.recipe import ModelKeys, at_least, merge, setting
 from ctpo.training.config.settings import OPTIMIZER_RANGES, checked_value, one_line_errors
 from ctpo.training.config.sources import sft_fields
 
@@ -38,6 +39,17 @@ SETTINGS: Final = (
     "ddp_timeout",
 )
 """The settings of TRL's SFTConfig that a recipe may have. The others prepare data or are decided by the run."""
+MAY_CHANGE: Final = {
+    "output_dir",
+    "eval_every",
+    "save_steps",
+    "save_total_limit",
+    "threads",
+    "report_to",
+    "run_name",
+    "ddp_timeout",
+}
+"""Keys that may change when a warm-up is resumed."""
 _OWN_DEFAULTS: Final[Mapping[str, Any]] = {
     "report_to": "none",
     "gradient_checkpointing": False,
@@ -153,6 +165,22 @@ def check(keys: Mapping[str, Any]) -> tuple[WarmUpRecipe, dict[str, Any]]:
     if recipe.use_peft:
         require("use_peft=true", "peft", "peft")
     return recipe, given
+
+
+def resumed_keys(run: RunDirectory, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a run that is resumed, with those that may change.
+
+    Raises:
+        UserError: if the run is no warm-up, or a key cannot change.
+    """
+    recipe = run.read_recipe()
+    check_command(recipe, run.path, WARM_UP)
+    for name, value in keys.items():
+        if name not in MAY_CHANGE and recipe.get(name) != value:
+            raise UserError(
+                f"{name}={value} cannot change when {run.path} is resumed (it is {recipe.get(name)}); start a new run"
+            )
+    return merge(recipe, keys)
 
 
 def build(keys: Mapping[str, Any]) -> tuple[WarmUpRecipe, SFTConfig]:

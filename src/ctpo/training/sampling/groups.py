@@ -17,10 +17,9 @@ from accelerate.utils import gather_object
 from datasets import IterableDataset
 from torch import Tensor
 
-from ctpo.tasks.task import TURN_REWARDS
 from ctpo.training.config.checks import TURN_ADVANTAGES
 from ctpo.training.config.groups import BUCKETS, chooses_groups
-from ctpo.training.credit.turns import TurnRewards
+from ctpo.training.credit.turns import TurnRewards, turn_rewards_of
 from ctpo.training.sampling.account import RolloutAccount, added
 from ctpo.training.sampling.stream import Curriculum, ProblemStream, solve_rates
 from ctpo.training.view import GroupView
@@ -49,7 +48,7 @@ class Group:
     values: Tensor
     """[G] the rewards that decide about the group; NaN for a response without."""
     turns: Tensor | None = None
-    """[G, K] the rewards of turns, where each has an advantage of its own; 0 beyond a response's last turn."""
+    """[G, K] the rewards of turns, where each has an advantage of its own; NaN beyond a response's last turn."""
 
     @property
     def mean(self) -> float:
@@ -62,13 +61,12 @@ class Group:
 
         Where equal rewards are sums of different turns, it is that of the turn that differs most.
         """
-        known = ~self.values.isnan()
-        columns = [self.values[:, None]] if self.turns is None else [self.values[:, None], self.turns]
-        for values in columns:
-            deviation = float(values[known].std(0, correction=0).max()) if known.any() else 0.0
-            if deviation > _NO_SPREAD:
-                return deviation
-        return 0.0
+        whole = _deviation(self.values)
+        if whole > _NO_SPREAD or self.turns is None:
+            return whole if whole > _NO_SPREAD else 0.0
+        known = self.turns[~self.values.isnan()]
+        most = max((_deviation(turn) for turn in known.unbind(1)), default=0.0)
+        return most if most > _NO_SPREAD else 0.0
 
 
 class GroupSampler:
@@ -250,7 +248,9 @@ class GroupSampler:
             values = rewards[:, trainer.reward_func_names.index(metric)]
         turns = None
         if trainer.args.advantages in TURN_ADVANTAGES and metric is None:
-            turns = _by_turn([response["input"][TURN_REWARDS] for response in responses])
+            turns = _by_turn(
+                turn_rewards_of([each["input"] for each in responses], trainer.args.advantages), values
+            )
         return [
             Group(
                 row=row,
@@ -320,10 +320,23 @@ def choose(spreads: Sequence[float], needed: int) -> list[int]:
     return sorted(order[:needed])
 
 
-def _by_turn(pairs: Sequence[TurnRewards]) -> Tensor:
-    """[B, K] the rewards of the turns of each response, 0 beyond its last."""
-    rows = [torch.tensor([reward for _, reward in each], dtype=torch.float64) for each in pairs]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+def _deviation(values: Tensor) -> float:
+    """The standard deviation of the values that are known; 0 of fewer than two."""
+    known = values[~values.isnan()]
+    return float(known.std(correction=0)) if len(known) > 1 else 0.0
+
+
+def _by_turn(pairs: Sequence[TurnRewards], totals: Tensor) -> Tensor:
+    """[B, K] the rewards of the turns of each response, NaN beyond its last.
+
+    Whatever else a response earned counts in its last turn, as in `turn_advantages`.
+    """
+    rows = []
+    for each, total in zip(pairs, totals.tolist(), strict=True):
+        rewards = [reward for _, reward in each] or [0.0]
+        rewards[-1] += total - sum(rewards)
+        rows.append(torch.tensor(rewards, dtype=torch.float64))
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.nan)
 
 
 def _join(metrics: dict[str, list[float]], before: dict[str, int], sizes: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from ctpo.errors import UserError
 from ctpo.runs.json_lines import read_json_lines
 from ctpo.tasks import Problem, Task
-from ctpo.tasks.columns import Columns
+from ctpo.tasks.columns import Columns, column_of
 from ctpo.tasks.math import reference_answer
 from ctpo.tasks.prompts import asked, prompt_key
 from ctpo.tasks.rows import Row, read_rows
@@ -93,7 +93,7 @@ def make_rows(
     source, read = _solutions(recipe, task)
     for row in read:
         try:
-            problem, solution = _problem(row, recipe, task)
+            problem, solution, own = _problem(row, recipe, task)
         except UserError as error:
             drop(UNUSABLE, str(error))
             continue
@@ -103,7 +103,7 @@ def make_rows(
         steps = steps_of(solution, asked(problem.prompt))
         if key in seen:
             drop(REPEATED, problem.id)
-        elif problem.answer.strip() == solution.strip() and _states_nothing(task, solution):
+        elif own and _states_nothing(task, solution):
             drop(NO_ANSWER, problem.id)
         elif _disagrees(task, solution, problem):
             drop(DISAGREES, problem.id)
@@ -157,22 +157,15 @@ def _solutions(recipe: WarmUpRecipe, task: Task) -> tuple[str, list[Row]]:
     return f"task {task.name!r}", task.problems.rows("train")
 
 
-def _problem(row: Row, recipe: WarmUpRecipe, task: Task) -> tuple[Problem, str]:
-    """The problem of a row, and its worked solution."""
+def _problem(row: Row, recipe: WarmUpRecipe, task: Task) -> tuple[Problem, str, bool]:
+    """The problem of a row, its worked solution, and whether one column holds solution and answer."""
     own = task.problems if isinstance(task.problems, DatasetSource) else None
     columns = own.columns if own is not None and recipe.dataset is None else Columns()
     given = dict(recipe.columns or {})
-    names = given.pop("solution", None) or _solution_columns(row)
-    solutions = replace(columns, answer=names, **{k: v for k, v in given.items() if k != "answer"})
+    worked = given.pop("solution", None) or column_of(row.columns, SOLUTIONS) or SOLUTIONS
+    solutions = replace(columns, answer=worked, **{k: v for k, v in given.items() if k != "answer"})
+    answers = replace(columns, **given)
     name = str(row.number)
     solution = solutions.problem(row.columns, row.place, name).answer
-    problem = replace(columns, **given).problem(
-        row.columns, row.place, name, str if own is None else own.answer
-    )
-    return problem, solution
-
-
-def _solution_columns(row: Row) -> str | Sequence[str]:
-    """The name of the row's column of solutions, though it may be empty; else the usual names."""
-    there = {str(name).strip().lower(): str(name) for name in row.columns}
-    return next((there[name] for name in SOLUTIONS if name in there), SOLUTIONS)
+    problem = answers.problem(row.columns, row.place, name, str if own is None else own.answer)
+    return problem, solution, column_of(row.columns, answers.answer) == column_of(row.columns, worked)

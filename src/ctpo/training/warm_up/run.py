@@ -27,16 +27,15 @@ from ctpo.runs.checkpoints import (
     set_aside_newer,
     step_of,
 )
-from ctpo.runs.command import WARM_UP, check_command
+from ctpo.runs.command import WARM_UP
 from ctpo.runs.directory import RunDirectory
 from ctpo.runs.files import read_text
 from ctpo.runs.identity import deciding_settings
 from ctpo.tasks import Task, get_task
 from ctpo.tasks.arithmetic import model_location
 from ctpo.tasks.task import check_ready, with_template_kwargs
-from ctpo.training.config.recipe import merge
 from ctpo.training.config.trust import check_run
-from ctpo.training.config.warm_up import WarmUpRecipe, build, resolved
+from ctpo.training.config.warm_up import MAY_CHANGE, WarmUpRecipe, build, resolved, resumed_keys
 from ctpo.training.processes import any_of, on_main, peers_in_one_line, unused_sharding
 from ctpo.training.records.environment import describe_environment
 from ctpo.training.run.lora import adapter_facts, lora_config, save
@@ -47,17 +46,6 @@ from ctpo.training.warm_up.demonstrations import Demonstration, Demonstrator, an
 from ctpo.training.warm_up.rows import Rows, make_rows, read_kept
 from ctpo.training.warm_up.trainer import WarmUpTrainer
 
-MAY_CHANGE: Final = {
-    "output_dir",
-    "eval_every",
-    "save_steps",
-    "save_total_limit",
-    "threads",
-    "report_to",
-    "run_name",
-    "ddp_timeout",
-}
-"""Keys that may change when a warm-up is resumed."""
 _ROWS, _COUNTS, _SAMPLES = "rows.jsonl", "rows.json", "samples.jsonl"
 _SHOWN: Final = 16
 """Demonstrations that are stored as text."""
@@ -198,14 +186,7 @@ def _run_of(
         named = keys.get("output_dir") or Path("runs") / f"{WARM_UP}-{time.strftime('%Y%m%d-%H%M%S')}"
         return RunDirectory(Path(str(named))), dict(keys)
     run = RunDirectory(resume.parent if is_checkpoint(resume) else resume)
-    recipe = run.read_recipe()
-    check_command(recipe, run.path, WARM_UP)
-    for name, value in keys.items():
-        if name not in MAY_CHANGE and recipe.get(name) != value:
-            raise UserError(
-                f"{name}={value} cannot change when {run.path} is resumed (it is {recipe.get(name)}); start a new run"
-            )
-    merged = merge(recipe, keys)
+    merged = resumed_keys(run, keys)
     if not trust:
         check_run(run, merged, keys)
     if run.summary.is_file():
