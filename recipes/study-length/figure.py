@@ -172,7 +172,7 @@ def draw(kept: Mapping[str, Any], path: Path) -> None:
                 )
         axis.set(xlabel=label, xticks=list(regimes.values()))
         axis.set_title(
-            f"{name} over the test seeds ± standard error; not from 0",
+            f"{'AUC' if name == 'auc' else 'final score'} over the test seeds ± standard error; not from 0",
             loc="left",
             fontsize=9,
         )
@@ -182,8 +182,10 @@ def draw(kept: Mapping[str, Any], path: Path) -> None:
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=7)
+    for axis in axes[0][:2]:
+        axis.legend(frameon=False, fontsize=7)
+    handles = axes[1][1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]), frameon=False, fontsize=8)
     figure.savefig(path)
 
 
@@ -227,6 +229,7 @@ def _known(xs: list[float | None], ys: list[float | None]) -> tuple[list[float],
 def _cosines(axis: Any, pairs: list[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
     """The cosine of one batch with the on-policy gradient, over the length, 16 updates apart, in the tuned width."""
     chosen = tuned()
+    lengths = sorted({pair["tokens"] for pair in pairs if pair["target"] == 24})
     for arm, colour in colours.items():
         points = [
             (pair["tokens"], pair["arms"][chosen[arm]]["response"]["cosine"])
@@ -239,6 +242,8 @@ def _cosines(axis: Any, pairs: list[Mapping[str, Any]], colours: Mapping[str, st
             axis.errorbar(xs, ys, errors, color=colour, marker="o", ms=4, label=arm)
     axis.axhline(0, color="0.6", lw=0.7)
     axis.set(xscale="log", xlabel="response, tokens")
+    axis.set_xticks(lengths, [f"{length:.0f}" for length in lengths])
+    axis.minorticks_off()
     axis.set_title(
         "cosine of 64 responses with the on-policy gradient ± standard error", loc="left", fontsize=9
     )

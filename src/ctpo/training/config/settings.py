@@ -57,7 +57,7 @@ _NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, "0 or more")
 OPTIMIZER_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("adam_beta1", "adam_beta2"), _BELOW_ONE),
     **dict.fromkeys(("adam_epsilon", "weight_decay", "max_grad_norm"), _NOT_NEGATIVE),
-    "save_steps": (lambda value: 0 < value < math.inf, "more than 0"),
+    "save_steps": (lambda value: 0 < value < math.inf, "more than 0 and less than infinity"),
 }
 """What every kind of training asks of the optimizer and of saving."""
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
