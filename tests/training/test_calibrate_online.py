@@ -128,7 +128,7 @@ def test_switched_off_it_leaves_no_trace_and_trains_the_same(
 
 
 def test_where_the_knob_is_not_0_the_centre_follows_the_mean() -> None:
-    """Walks of 0.1 nats a token have the mean −0.005 a token."""
+    """Walks of 0.1 nats per token have the mean −0.005 per token."""
     sums = profile_of([(1, walk(1, 0.1, 256))], Processes())
     settings = {"share": SHARE, "scale": 0.5, "power": 0.5, "centre": 0.0}
     made: list[dict[str, float]] = []

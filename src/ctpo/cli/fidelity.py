@@ -412,7 +412,8 @@ def _print_recommendation(pair: Mapping[str, Any]) -> None:
     for kind, recommended in pair["recommended"].items():
         if recommended["best"] is None:
             print(
-                "\nNo objective can be recommended: the samples do not determine the cosines; take more problems."
+                f"\nAfter {pair['behaviour']}, with advantages per {kind}, no objective can be recommended: "
+                "the samples do not determine the cosines; take more problems."
             )
             continue
         print(

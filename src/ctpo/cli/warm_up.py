@@ -175,9 +175,9 @@ class _Display:
 
     def finished(self, outcome: Any) -> None:
         """Print the result, or how to go on."""
-        path = shlex.quote(str(outcome.run.path))
         from ctpo.cli.display import trust
 
+        path = shlex.quote(str(outcome.run.path))
         run = f"{path}{trust(outcome.run)}"
         if not outcome.finished:
             self._console.print(

@@ -120,6 +120,17 @@ def expectation(weight: Any) -> np.ndarray[Any, Any]:
     return total
 
 
+def in_groups_of_4(*, scale_rewards: str) -> Any:
+    """The settings that a measurement reads, with TRL's advantages of whole responses."""
+    return SimpleNamespace(
+        num_generations=4,
+        reward_weights=None,
+        advantages="trl",
+        multi_objective_aggregation="sum_then_normalize",
+        scale_rewards=scale_rewards,
+    )
+
+
 def whole(gradients: Gradients, objective: Any, advantages: torch.Tensor) -> Moments:
     """The moments of all responses."""
     k = gradients.coefficients(objective, advantages)
@@ -172,13 +183,7 @@ def test_identical_policies_agree_with_on_policy_sampling() -> None:
     same, along, _ = measured(samples)
     shape = Design(group=4, batch=16, blocks=4, reduction=SUM, reference=known(along), lengths=(2,), seed=0)
     names = ("reinforce", "grpo", "cispo", "gspo", "ctpo", "ctpo-fixed", "sequence", "minpro", "sapo")
-    config: Any = SimpleNamespace(
-        num_generations=4,
-        reward_weights=None,
-        advantages="trl",
-        multi_objective_aggregation="sum_then_normalize",
-        scale_rewards="none",
-    )
+    config = in_groups_of_4(scale_rewards="none")
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))
     place = (order[:, None] * T + torch.arange(T)).flatten()
     same = Measured(samples=samples.rows(order), logps=same.logps[order], sketch=same.sketch[place])
@@ -213,13 +218,7 @@ def test_exact_norms_are_those_of_a_sketch_along_a_whole_basis(tmp_path: Path) -
         sketch=by_sketch.sketch[:, :parts],
         norms=exact_norms(kept, scorer, samples, ["samples"], "target", 4, 3),
     )
-    config: Any = SimpleNamespace(
-        num_generations=4,
-        reward_weights=None,
-        advantages="trl",
-        multi_objective_aggregation="sum_then_normalize",
-        scale_rewards="group",
-    )
+    config = in_groups_of_4(scale_rewards="group")
     chosen = {name: objective_of(preset(name), SUM) for name in ("ctpo", "grpo", "cispo")}
     measurement = [Measurement(each, chosen, config, shape).pair(each) for each in (by_sketch, exact)]
     assert alike(*measurement)
@@ -267,13 +266,7 @@ def test_the_pull_has_the_scale_of_the_advantages() -> None:
         scaled = dataclasses.replace(samples, rewards=scale * samples.rewards)
         each, along, _ = measured(scaled)
         shape = Design(group=4, batch=16, blocks=3, reduction=SUM, reference=known(along), lengths=(), seed=0)
-        config: Any = SimpleNamespace(
-            num_generations=4,
-            reward_weights=None,
-            advantages="trl",
-            multi_objective_aggregation="sum_then_normalize",
-            scale_rewards="none",
-        )
+        config = in_groups_of_4(scale_rewards="none")
         chosen = {"grpo": objective_of(preset("grpo"), SUM)}
         found.append(Measurement(each, chosen, config, shape).pair(each)["objectives"])
     assert abs(found[0][0]["advantages"]["response"]["pull"]["value"]) > 0.01

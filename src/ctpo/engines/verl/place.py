@@ -141,11 +141,16 @@ class Place:
 
     def is_masked(self, tokenizer: PreTrainedTokenizerBase, rollout: Rollout, judged: Judged) -> bool:
         """Whether a response is left out of the loss."""
-        from ctpo.training.sampling.masking import is_truncated, is_void
+        from ctpo.training.sampling.masking import is_masked
 
-        if not judged.scored or (self.orders.mask_truncated and is_truncated(rollout)):
-            return True
-        return is_void(rollout, tokenizer, self.task, self.orders.void_turns)  # type: ignore[arg-type]
+        truncated, void_turns = self.orders.mask_truncated, self.orders.void_turns
+        return not judged.scored or is_masked(
+            rollout,
+            tokenizer,
+            self.task,
+            truncated=truncated,
+            void_turns=void_turns,  # type: ignore[arg-type]
+        )
 
     def _overlong(self, rollout: Rollout) -> float:
         """0 up to max_tokens − overlong_buffer tokens, then falling linearly to −1 (DAPO, equation 13)."""

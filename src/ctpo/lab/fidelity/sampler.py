@@ -11,12 +11,12 @@ from ctpo.lab.fidelity.kept import Arrays, Kept
 from ctpo.lab.fidelity.policies import Policies
 from ctpo.lab.fidelity.samples import Samples, fitting, sample
 from ctpo.lab.fidelity.sizes import Progress, Sizes
-from ctpo.rollout import Rollout, ToolRunner, TransformersEngine
+from ctpo.rollout import ToolRunner, TransformersEngine
 from ctpo.rollout.sampling import Sampling
 from ctpo.tasks import Problem, Task
 from ctpo.training.config.config import CTPOConfig
 from ctpo.training.config.recipe import Recipe
-from ctpo.training.sampling.masking import is_truncated, is_void
+from ctpo.training.sampling.masking import is_masked
 from ctpo.training.sampling.reward import reward_functions
 
 _ROWS_AT_ONCE: Final = 256
@@ -40,7 +40,13 @@ class Sampler:
         self._size = max(1, (recipe.rollout_batch_size or _ROWS_AT_ONCE) // self._group)
         self._rewards = reward_functions(task, recipe, config, lambda verdicts: None)
         self._weights = config.reward_weights
-        self._truncated, self._void = config.mask_truncated_completions, recipe.mask_void_turns
+        self._masked = partial(
+            is_masked,
+            tokenizer=policies.tokenizer,
+            task=task,
+            truncated=config.mask_truncated_completions,
+            void_turns=recipe.mask_void_turns,
+        )
         self.sampling = Sampling(
             max_new_tokens=int(config.max_completion_length or 0),
             temperature=_temperature(config),
@@ -93,12 +99,6 @@ class Sampler:
             parts.append(Samples.of_arrays(arrays))
             digests.append(held)
         return Samples.joined(parts), digests
-
-    def _masked(self, rollout: Rollout) -> bool:
-        """Whether training leaves a response out of the loss."""
-        if self._truncated and is_truncated(rollout):
-            return True
-        return is_void(rollout, self._policies.tokenizer, self._task, self._void)
 
 
 def _too_few(recipe: Recipe, sizes: Sizes, usable: int, left_out: int, sampling: Sampling) -> str:

@@ -237,11 +237,10 @@ def sample(
         )
     values = [[float("nan") if value is None else float(value) for value in each] for each in given]
     return Samples.of(
-        [_in_loss(each, masked) for each in rollouts],
+        [
+            replace(each, response_mask=[0] * len(each.response_mask)) if masked(each) else each
+            for each in rollouts
+        ],
         torch.tensor(values, dtype=torch.float64).T.contiguous(),
         turns,
     )
-
-
-def _in_loss(rollout: Rollout, masked: Callable[[Rollout], bool]) -> Rollout:
-    return replace(rollout, response_mask=[0] * len(rollout.response_mask)) if masked(rollout) else rollout

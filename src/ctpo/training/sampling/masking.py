@@ -51,6 +51,26 @@ def is_void(
     return task.extract(last_turn) is None
 
 
+def is_masked(
+    rollout: Rollout,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task | None,
+    *,
+    truncated: bool,
+    void_turns: VoidTurns,
+) -> bool:
+    """Whether a response is left out of the loss.
+
+    Args:
+        rollout: the response.
+        tokenizer: decodes it.
+        task: finds the answer in it.
+        truncated: TRL's `mask_truncated_completions`.
+        void_turns: `mask_void_turns`.
+    """
+    return (truncated and is_truncated(rollout)) or is_void(rollout, tokenizer, task, void_turns)
+
+
 def is_truncated(rollout: Rollout) -> bool:
     """Whether a response reached the length limit. Exact; TRL guesses from whether the last token ends a response."""
     return not rollout.finished
