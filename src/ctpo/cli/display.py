@@ -64,6 +64,7 @@ class Display:
         self._task: TaskID | None = None
         self._plan: RunPlan | None = None
         self._started = time.perf_counter()
+        self._earlier = 0.0
 
     def stage(self, what: str) -> None:
         if self._progress is None:
@@ -100,7 +101,7 @@ class Display:
     def recorded(self, record: dict[str, Any]) -> None:
         if record.get("skipped_updates"):
             self.notice(f"batch {record['batch']}: {record['skipped_updates']} updates skipped as not finite")
-        left = self._left(record["batch"])
+        left = self._left(record)
         row = {**record, **({} if left is None else {"left": left})}
         cells = "  ".join(f"{cell(row):>{width}}" for _, width, cell in _COLUMNS)
         style = "cyan" if "heldout_pass@1" in record else ""
@@ -135,11 +136,16 @@ class Display:
             self._task = self._progress.add_task(text, total=total)
         self._progress.update(self._task, description=text, total=total, completed=completed)
 
-    def _left(self, batch: int) -> float | None:
-        if self._plan is None or batch <= self._plan.start_batch:
+    def _left(self, record: Mapping[str, Any]) -> float | None:
+        """Seconds until the last batch, if the others take as long as those of this process did."""
+        if self._plan is None or record["batch"] <= self._plan.start_batch:
             return None
-        per_batch = (time.perf_counter() - self._started) / (batch - self._plan.start_batch)
-        return per_batch * (self._plan.rollout_batches - batch)
+        elapsed, batches = time.perf_counter() - self._started, record["batch"] - self._plan.start_batch
+        if batches == 1:
+            # A resumed run may begin within a batch, of which an earlier process did a part.
+            self._earlier = max(0.0, record.get("batch_s", 0.0) - elapsed)
+        per_batch: float = (elapsed + self._earlier) / batches
+        return per_batch * (self._plan.rollout_batches - record["batch"])
 
 
 def open_console(*, shown: bool = True, file: IO[str] | None = None) -> Console:

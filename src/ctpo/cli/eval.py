@@ -58,6 +58,8 @@ example:
   ctpo eval Qwen/Qwen3-1.7B --task aime24 --task aime25 --task brumo25 --samples 32 --output results
   (the same command again continues an evaluation that was interrupted)
   vllm serve Qwen/Qwen3-4B --enable-auto-tool-choice --tool-call-parser hermes &
+  ctpo eval runs/gsm8k --temperature 0 --output after --against before
+  (and the difference of the two, paired over problems)
   ctpo eval --rejudge results
   (judges the responses in that directory again, with the present check and answers)
   ctpo eval Qwen/Qwen3-4B --endpoint http://localhost:8000/v1 --task aime25 --samples 32 --output results
@@ -140,6 +142,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="judge the responses in an --output directory again; takes no MODEL",
     )
     add(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="the --output directory of another evaluation: by how much this one is better on the same problems",
+    )
+    add(
         "--unsafe-no-isolation",
         action="store_true",
         help="run model-written programs without a sandbox: they can do whatever you can",
@@ -159,15 +167,18 @@ def run(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
     quieten()
+    from ctpo.evaluation.against import read_against
     from ctpo.evaluation.suite import Suite, run_suite
 
     console = Console(soft_wrap=True)
     waiting = "loading the model …" if args.endpoint is None else "asking the endpoint …"
     suite = Suite(**suite_arguments)
+    against = None if args.against is None else read_against(args.against, list(suite.tasks))
     with sole_use(args.output), _written_to(args.output), console.status(waiting) as status:
         figures, responses = run_suite(
             suite,
             output=args.output,
+            against=against,
             progress=lambda task, done, of: status.update(f"{escape(task)}: {done} of {of} problems"),
             notice=lambda sentence: console.print(one_line(sentence), markup=False, highlight=False),
         )
@@ -184,6 +195,7 @@ def _rejudge(args: argparse.Namespace) -> int:
         if value is not None:
             raise UserError(f"--rejudge samples nothing, so it takes no {option}; drop {value}")
     quieten()
+    from ctpo.evaluation.against import read_against
     from ctpo.evaluation.rejudge import rejudge, stored_tasks
 
     if not args.rejudge.is_dir():
@@ -201,8 +213,11 @@ def _rejudge(args: argparse.Namespace) -> int:
             f"--rejudge {args.rejudge} would run the code of the task file {foreign[0]}; if you trust it, add "
             f"--trust or --task {foreign[0]}"
         )
+    against = None if args.against is None else read_against(args.against, names)
     with sole_use(args.rejudge), _written_to(args.rejudge):
-        rejudged = rejudge(args.rejudge, _tasks(names), notice=lambda sentence: print(one_line(sentence)))
+        rejudged = rejudge(
+            args.rejudge, _tasks(names), against=against, notice=lambda sentence: print(one_line(sentence))
+        )
     for name, changed in rejudged.changed.items():
         for old, new in changed[: max(args.show, 0)]:
             print(one_line(f"{name}: {new.problem.id}, sample {new.sample}: {old.verdict} -> {new.verdict}"))
@@ -408,6 +423,8 @@ def _print_figures(model: str, figures: dict[str, Any]) -> None:
     title = f"{model}: {k} sample{'s' if k > 1 else ''} per problem, per cent ± standard error"
     print(table(["task", "n", *accuracies, "tokens", *shares], rows, title=title))
     for name, result in figures["results"].items():
+        if "against" in result:
+            print(one_line(f"{name}: {_against(result['against'])}"))
         for note in _notes(result, figures):
             print(one_line(f"{name}: {note}"))
 
@@ -430,6 +447,15 @@ def _notes(result: dict[str, Any], figures: dict[str, Any]) -> Iterator[str]:
     judged = {word: count for word, count in result["verdicts"].items() if word not in ("right", "wrong")}
     if judged:
         yield ", ".join(f"{count} {word}" for word, count in judged.items())
+
+
+def _against(figures: dict[str, Any]) -> str:
+    if not figures["problems"]:
+        return f"no problem in common with {figures['directory']}; evaluate both on the same ones"
+    return (
+        f"{100 * figures['mean']:+.1f} ± {100 * figures['stderr']:.1f} points against {figures['directory']}, "
+        f"paired over {figures['problems']} problems: {figures['better']} better, {figures['worse']} worse"
+    )
 
 
 def _percent(mean: float, error: float) -> str:

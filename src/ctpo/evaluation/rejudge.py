@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctpo.errors import UserError
+from ctpo.evaluation.against import Against
 from ctpo.evaluation.identity import judged_with
 from ctpo.evaluation.judged import JudgedResponse, judge
 from ctpo.evaluation.metrics import average
@@ -47,13 +48,18 @@ def stored_tasks(path: Path) -> list[str]:
 
 
 def rejudge(
-    path: Path, tasks: Mapping[str, Task], *, notice: Callable[[str], None] = lambda _: None
+    path: Path,
+    tasks: Mapping[str, Task],
+    *,
+    against: Against | None = None,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> Rejudged:
     """Judge the responses in a directory with the present check and reference answers, and write what comes of it.
 
     Args:
         path: the `--output` directory of an evaluation.
         tasks: its tasks, by the names that it was made with.
+        against: another evaluation, as in `run_suite`.
         notice: called with sentences about what could not be judged as usual.
 
     Raises:
@@ -82,6 +88,9 @@ def rejudge(
         }
         for name, groups in after.items()
     }
+    if against is not None:
+        for name, groups in after.items():
+            results[name]["against"] = against.difference(name, flat(groups), identities[name].samples)
     samples = max(identity.samples for identity in identities.values())
     figures = {**old, "samples": samples, "results": results, **average(results, samples)}
     folder.write({**identities, **{name: replace(identities[name], judged="") for name in tasks}})

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ctpo.evaluation.against import Against
 from ctpo.evaluation.identity import judged_with, model_identity, sampled_with
 from ctpo.evaluation.judged import JudgedResponse
 from ctpo.evaluation.metrics import average
@@ -92,6 +93,7 @@ def run_suite(
     suite: Suite,
     *,
     output: Path | None = None,
+    against: Against | None = None,
     progress: Callable[[str, int, int], None] = lambda *_: None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Any], dict[str, list[JudgedResponse]]]:
@@ -100,6 +102,7 @@ def run_suite(
     Args:
         output: a folder to which the responses are saved as they come, and the figures as `eval.json`. Responses that
             an earlier evaluation saved there are kept as far as they still hold (`ctpo.evaluation.stored`).
+        against: another evaluation. The figures of each task then say under `against` how much better this one is.
         progress: called with a task's name, how many of its problems are done, and how many it has.
         notice: called with a sentence about stored responses that are dropped or judged anew.
 
@@ -139,6 +142,8 @@ def run_suite(
             )
         seconds = round(time.perf_counter() - started, 1)
         results[name] = {**summarise(task, responses[name], suite.samples), "seconds": seconds}
+        if against is not None:
+            results[name]["against"] = against.difference(name, responses[name], suite.samples)
     if isinstance(engine, EndpointEngine):
         engine.endpoint.close()
     figures = {

@@ -1,0 +1,97 @@
+"""One evaluation against another: differences are paired by problem."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctpo.cli.main import main
+
+WORDS = ["eval", "embedded", "--task", "arithmetic", "--show", "0"]
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluations") / "before"
+    assert main([*WORDS, "--limit", "40", "--samples", "2", "--output", str(out)]) == 0
+    return out
+
+
+def scores(folder: Path) -> dict[str, float]:
+    """The share of right samples of each problem, by its prompt."""
+    rows = [json.loads(line) for line in (folder / "transcripts.jsonl").read_text().splitlines()]
+    return {
+        prompt: statistics.mean(row["correct"] for row in rows if row["prompt"] == prompt)
+        for prompt in {row["prompt"] for row in rows}
+    }
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "eval.json").read_text())["results"]["arithmetic"]["against"]
+    return found
+
+
+def test_the_difference_is_paired_by_problem(
+    before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    after = tmp_path / "after"
+    words = [*WORDS, "--limit", "30", "--temperature", "0", "--output", str(after), "--against", str(before)]
+    assert main(words) == 0
+    mine, other = scores(after), scores(before)
+    gains = [mine[prompt] - other[prompt] for prompt in mine]
+    better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    assert len(gains) == 30
+    assert min(better, worse) > 0
+    mean, error = statistics.mean(gains), statistics.stdev(gains) / 30**0.5
+    assert figures(after) == {
+        "directory": str(before),
+        "problems": 30,
+        "mean": pytest.approx(mean),
+        "stderr": pytest.approx(error),
+        "better": better,
+        "worse": worse,
+    }
+    line = (
+        f"arithmetic: {100 * mean:+.1f} ± {100 * error:.1f} points against {before}, paired over 30 problems: "
+        f"{better} better, {worse} worse"
+    )
+    assert line in capsys.readouterr().out
+    assert main(["eval", "--rejudge", str(after), "--against", str(before)]) == 0
+    assert line in capsys.readouterr().out
+
+
+def test_an_evaluation_against_itself_differs_nowhere(before: Path) -> None:
+    assert main(["eval", "--rejudge", str(before), "--against", str(before)]) == 0
+    expected = {"directory": str(before), "problems": 40, "mean": 0, "stderr": 0, "better": 0, "worse": 0}
+    assert figures(before) == expected
+
+
+def test_other_problems_are_said_to_be_other_ones(
+    before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*WORDS, "--limit", "2", "--seed", "1"]
+    assert main([*words, "--output", str(tmp_path / "after"), "--against", str(before)]) == 0
+    assert f"no problem in common with {before}; evaluate both on the same ones" in capsys.readouterr().out
+
+
+def test_mistakes_take_one_line(before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for against, more, message in (
+        ("nowhere", [], "--against nowhere is not a directory; give the --output directory of an evaluation"),
+        (str(tmp_path), [], f"--against {tmp_path} holds no evaluation; give the --output directory of one"),
+        (
+            str(before),
+            ["--task", "chain-sums"],
+            f"--against {before} holds arithmetic, not chain-sums; give an evaluation of the same tasks",
+        ),
+    ):
+        assert main([*WORDS, *more, "--against", against]) == 2
+        assert capsys.readouterr().err.strip().endswith(message)
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    (cut / "identity.json").write_bytes((before / "identity.json").read_bytes())
+    assert main([*WORDS, "--against", str(cut)]) == 2
+    assert "holds no complete responses to arithmetic; continue it with --output" in capsys.readouterr().err
