@@ -64,7 +64,7 @@ class Display:
         self._task: TaskID | None = None
         self._plan: RunPlan | None = None
         self._started = time.perf_counter()
-        self._earlier = 0.0
+        self._earlier: float = 0.0
 
     def stage(self, what: str) -> None:
         if self._progress is None:
@@ -138,14 +138,14 @@ class Display:
 
     def _left(self, record: Mapping[str, Any]) -> float | None:
         """Seconds until the last batch, if the others take as long as those of this process did."""
-        if self._plan is None or record["batch"] <= self._plan.start_batch:
+        batch: int = record["batch"]
+        if self._plan is None or batch <= self._plan.start_batch:
             return None
-        elapsed, batches = time.perf_counter() - self._started, record["batch"] - self._plan.start_batch
+        elapsed, batches = time.perf_counter() - self._started, batch - self._plan.start_batch
         if batches == 1:
             # A resumed run may begin within a batch, of which an earlier process did a part.
             self._earlier = max(0.0, record.get("batch_s", 0.0) - elapsed)
-        per_batch: float = (elapsed + self._earlier) / batches
-        return per_batch * (self._plan.rollout_batches - record["batch"])
+        return (elapsed + self._earlier) / batches * (self._plan.rollout_batches - batch)
 
 
 def open_console(*, shown: bool = True, file: IO[str] | None = None) -> Console:
