@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.resources import files
@@ -27,7 +30,7 @@ from ctpo.tasks.task import with_template_kwargs
 from ctpo.training.config.warm_up import WarmUpRecipe, build
 from ctpo.training.warm_up.demonstrations import Demonstrator
 from ctpo.training.warm_up.rows import DISAGREES, NO_ANSWER, NO_PROGRAM, REPEATED, UNUSABLE, make_rows
-from ctpo.training.warm_up.run import preview
+from ctpo.training.warm_up.run import preview, warm_up
 from ctpo.training.warm_up.solutions import steps_of
 from ctpo.training.warm_up.trainer import WarmUpTrainer, collate
 
@@ -220,6 +223,34 @@ def test_loss_and_gradient_are_those_of_the_model_itself(
     assert trainer.tokens == sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in some)
 
 
+def test_products_in_bfloat16_round_the_loss_and_keep_float32_gradients(
+    folder: Path, sandbox: Any, keys: dict[str, Any]
+) -> None:
+    import torch
+
+    from ctpo.evaluation.model import load_model
+
+    _, _, rows = rows_of(folder, sandbox)
+    losses, gradients = [], []
+    for dtype in ("float32", "bfloat16"):
+        recipe, config = build({**keys, "compute_dtype": dtype})
+        model, tokenizer = load_model(str(folder / "model"))
+        trainer = WarmUpTrainer(model, config, rows.kept, recipe, processing_class=tokenizer)
+        inputs = collate(rows.kept[:5], tokenizer.pad_token_id)
+        loss = trainer.compute_loss(
+            model.train(), inputs, num_items_in_batch=(inputs["labels"] != -100).sum()
+        )
+        loss.backward()
+        assert loss.item() == pytest.approx(trainer.mean_loss(rows.kept[:5]), rel=1e-4)
+        losses.append(loss.item())
+        weights = [weight.grad for weight in model.parameters()]
+        assert all(gradient.dtype == torch.float32 for gradient in weights)
+        gradients.append(torch.cat([gradient.flatten() for gradient in weights]))
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)  # bfloat16 has 8 bits: a rounding is up to 4e-3
+    assert 0.99 < torch.cosine_similarity(*gradients, dim=0) < 0.999999
+
+
 def test_a_run_learns_and_resumes_to_the_same_bits(
     keys: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,6 +325,38 @@ def test_an_adapter_is_trained_and_merged(keys: dict[str, Any]) -> None:
     after = merged.state_dict()
     assert any(not before[name].equal(after[name]) for name in before)
     assert all(after[name].allclose(weight, atol=1e-6) for name, weight in adapted.state_dict().items())
+
+
+class Interrupts:
+    """A listener that presses Ctrl-C once a number of steps is done: the next step is the last."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stage(self, what: str) -> None: ...
+
+    def notice(self, what: str) -> None: ...
+
+    def prepared(self, kept: int, dropped: Any, first: Any) -> None: ...
+
+    def started(self, output: Path, steps: int, done: int, parameters: int) -> None: ...
+
+    def recorded(self, record: Mapping[str, Any]) -> None:
+        if record["step"] == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupted_adapter_goes_on_to_the_same_bits(keys: dict[str, Any]) -> None:
+    pytest.importorskip("peft")
+    adapted = {**keys, "use_peft": True, "lora_r": 2, "lora_dropout": 0.1}
+    whole, part = Path(keys["output_dir"]), Path(keys["output_dir"]).with_name("part")
+    assert warm_up(adapted, listener=Interrupts(step=-1)).finished
+    assert not warm_up({**adapted, "output_dir": str(part)}, listener=Interrupts(step=2)).finished
+    assert {path.name for path in part.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+    assert not (part / "model").exists()
+    assert warm_up({}, listener=Interrupts(step=-1), resume=part).finished
+    for name in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (whole / name).read_bytes() == (part / name).read_bytes()
 
 
 @pytest.mark.parametrize(
