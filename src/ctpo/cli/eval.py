@@ -57,11 +57,11 @@ _EPILOG: Final = """\
 example:
   ctpo eval Qwen/Qwen3-1.7B --task aime24 --task aime25 --task brumo25 --samples 32 --output results
   (the same command again continues an evaluation that was interrupted)
-  vllm serve Qwen/Qwen3-4B --enable-auto-tool-choice --tool-call-parser hermes &
   ctpo eval runs/gsm8k --temperature 0 --output after --against before
   (and the difference of the two, paired over problems)
   ctpo eval --rejudge results
   (judges the responses in that directory again, with the present check and answers)
+  vllm serve Qwen/Qwen3-4B --enable-auto-tool-choice --tool-call-parser hermes &
   ctpo eval Qwen/Qwen3-4B --endpoint http://localhost:8000/v1 --task aime25 --samples 32 --output results
 """
 _FROM_A_RUN: Final = {

@@ -56,7 +56,7 @@ def read_against(path: Path, tasks: Sequence[str]) -> Against:
 
     Args:
         path: the `--output` directory of the other evaluation.
-        tasks: the names of the present tasks. If either evaluation has one task, the two names may differ.
+        tasks: the names of the present tasks. If both evaluations have one task, its names may differ.
 
     Raises:
         UserError: if the directory holds no evaluation, lacks one of the tasks, or has no responses to it.
