@@ -50,6 +50,13 @@ def children_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return []
 
 
+def words_of(process: psutil.Process) -> str:
+    """How a process was started; nothing for one that has ended since it was listed, as Ray's idle workers do."""
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
+
+
 def ended(process: subprocess.Popen[bytes], log: Path) -> str:
     """What the program has printed, which must end well."""
     assert process.wait(LIMIT_S) == 0, log.read_text()
@@ -85,7 +92,7 @@ def test_a_killed_worker_changes_nothing(torchrun: dict[str, torch.Tensor], tmp_
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < until, log.read_text()
             time.sleep(0.05)
-        workers = [each for each in children_of(process) if "TrainWorker" in " ".join(each.cmdline())]
+        workers = [each for each in children_of(process) if "TrainWorker" in words_of(each)]
         assert len(workers) == 2
         workers[-1].kill()
         printed = ended(process, log)

@@ -193,13 +193,13 @@ def test_a_terminated_comparison_leaves_no_run_behind_and_continues_later(tmp_pa
     while not (records.is_file() and records.read_text().count("\n") > 1):  # training is under way
         assert process.poll() is None
         time.sleep(0.05)
-    started = [each.pid for each in psutil.Process(process.pid).children(recursive=True)]
+    started = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     assert process.wait(60) == 130
     assert process.stderr is not None
     assert process.stderr.read().endswith("ctpo: interrupted\n")
     (checkpoint,) = run.glob("checkpoint-*")
-    assert not psutil.wait_procs([psutil.Process(pid) for pid in started if psutil.pid_exists(pid)], 5)[1]
+    assert not psutil.wait_procs(started, 5)[1]
     assert "ctpo train --resume" in (run.parent / "log.txt").read_text()
     assert int(checkpoint.name.split("-")[1]) < 80  # of 80 updates, two per rollout batch
 
