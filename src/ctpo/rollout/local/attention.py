@@ -2,6 +2,9 @@
 
 With a mask, transformers copies every key and value once per query head before it attends. In a decoding step that is
 as much work as the attention itself. PyTorch's CPU kernel reads the shared heads in place.
+
+Where each row has one query, as in a decoding step, the heads that share a key head are its queries instead. Attention
+is the same, and its products are of matrices. PyTorch multiplies a matrix and a vector in bfloat16 by a plain loop.
 """
 
 from __future__ import annotations
@@ -27,11 +30,14 @@ def _attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """The result [b, tokens, heads, width] of queries [b, heads, tokens, width], and no attention weights."""
-    grouped = query.shape[1] != key.shape[1]
+    batch, heads, tokens, width = query.shape
+    key_heads = key.shape[1]
+    if tokens == 1:  # the key heads' queries: [b, key heads, heads per key head, width]
+        query = query.reshape(batch, key_heads, heads // key_heads, width)
     out = scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=grouped
+        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=query.shape[1] != key_heads
     )
-    return out.transpose(1, 2).contiguous(), None
+    return out.reshape(batch, heads, tokens, -1).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(_NAME, _attention)
