@@ -8,9 +8,9 @@ The sides are those of `step.py`. TRL's side samples as one does with `generate`
 conversation so far, and all rows wait for the last. Both sides have the same prompts, tool, judge and settings of
 sampling. Their draws differ, so rates compare and totals nearly do. Each step runs in a process of its own.
 
-Figures: `decode_s` and `step_s` (scoring, forward, backward, optimizer) are CPU-seconds of the process, `tool_s` seconds
-of wall-clock time. `decoded`, `calls` and `trained` count sampled tokens, tool calls, and completion tokens of the
-batch, those without an advantage included: they cost stock a forward and backward pass, and us nothing.
+Figures: `decode_s` and `step_s` (scoring, forward, backward, optimizer) are CPU-seconds of the process. `tool_s` is
+seconds of wall-clock time. `decoded`, `calls` and `trained` count sampled tokens, tool calls, and completion tokens of
+the batch. Responses without an advantage are among the latter: they cost stock two passes, and us nothing.
 """
 
 from __future__ import annotations
