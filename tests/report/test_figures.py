@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Picture
 
 from ctpo.report.collection import collect
-from ctpo.report.drawing import draw
-from ctpo.report.figures.figure import Figure, over_seeds, thinned
+from ctpo.report.drawing import _set_axis, draw
+from ctpo.report.figures.figure import Axis, Figure, over_seeds, thinned
 from ctpo.report.page import figures
 from ctpo.runs.means import mean
 from tests.report.made import BATCHES, EDGES, tokens, write_run
@@ -110,6 +111,15 @@ def test_the_pairs_behind_the_tests_are_shown(tmp_path: Path) -> None:
     figure = next(figure for figure in figures(collect(paths)) if figure.id == "seeds-final")
     assert figure.x.names == ["0", "2"]
     assert [(s.role, s.x, s.y) for s in figure.series] == [("dots", [0, 1], [0.8, 0.9]), ("dots", [0], [0.7])]
+
+
+def test_a_tick_of_a_logarithmic_axis_reads_as_its_value() -> None:
+    axes = Picture().add_subplot()
+    axes.set_ylim(2e-5, 2.0)
+    _set_axis(axes, "y", Axis(label="nats", scale="log"))
+    ticks = {text.get_position()[1]: text.get_text() for text in axes.get_yticklabels()}
+    assert ticks[1e-4] == "0.0001"
+    assert all(float(text) == pytest.approx(value) for value, text in ticks.items())
 
 
 def test_pictures_show_zero_or_say_that_they_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

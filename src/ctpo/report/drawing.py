@@ -157,12 +157,12 @@ def _with_gaps(values: Values) -> list[float]:
 
 
 def _set_axis(axes: Any, which: str, axis: Axis) -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
     getattr(axes, f"set_{which}label")(axis.label)
     if axis.scale == "log":
         getattr(axes, f"set_{which}scale")("log")
-        getattr(axes, f"{which}axis").set_major_formatter(ScalarFormatter())
+        getattr(axes, f"{which}axis").set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     elif axis.scale == "symlog":
         getattr(axes, f"set_{which}scale")("asinh", linear_width=NEAR_ZERO)
     getattr(axes, f"set_{which}lim")(*_limits(axes, which, axis))
