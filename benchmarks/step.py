@@ -28,15 +28,13 @@ import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import warnings
 from typing import Any
 
 import torch
 from step_check import check
-from step_cost import clock, peak_flops, product_flops
+from step_cost import clock, figures_of, peak_flops, product_flops
 from step_sides import STOCK, make_trainer
 
 
@@ -91,18 +89,7 @@ def _compare(args: argparse.Namespace) -> None:
 def _in_a_process(args: argparse.Namespace, side: str, lengths: str) -> dict[str, float]:
     own = {"model": args.model, "rows": args.rows, "zero-groups": args.zero_groups, "threads": args.threads}
     options = [f"--{name}={value}" for name, value in own.items()]
-    command = [sys.executable, __file__, "--child", "--sides", side, "--lengths", lengths, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not results:
-        killed = (
-            f" (killed by signal {-done.returncode}; 9 mostly means out of memory)"
-            if done.returncode < 0
-            else ""
-        )
-        sys.exit(f"{side} failed{killed}:\n{done.stderr[-3000:]}")
-    figures: dict[str, float] = json.loads(results[-1].removeprefix("RESULT "))
-    return figures
+    return figures_of([__file__, "--child", "--sides", side, "--lengths", lengths, *options], side)
 
 
 def _summary(sides: dict[str, list[dict[str, float]]]) -> dict[str, Any]:

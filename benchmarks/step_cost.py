@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+
+def figures_of(words: Sequence[str], side: str) -> dict[str, float]:
+    """The figures that a Python program prints behind RESULT, in a process of its own; exits with its error if none."""
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not results:
+        killed = (
+            f" (killed by signal {-done.returncode}; 9 mostly means out of memory)"
+            if done.returncode < 0
+            else ""
+        )
+        sys.exit(f"{side} failed{killed}:\n{done.stderr[-3000:]}")
+    figures: dict[str, float] = json.loads(results[-1].removeprefix("RESULT "))
+    return figures
 
 
 def clock(trainer: Any) -> dict[str, float]:

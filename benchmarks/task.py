@@ -18,14 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from step_cost import clock
+from step_cost import clock, figures_of
 from step_sides import SAMPLES, STOCK
 
 from ctpo.rollout.chat import encode_prompt
@@ -48,7 +47,9 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=192, help="of a response at most, tool outputs included"
     )
-    parser.add_argument("--sides", nargs="+", default=["stock", "stock-bf16", "ctpo"])
+    parser.add_argument(
+        "--sides", nargs="+", default=["stock", "stock-bf16", "ctpo"], choices=[*STOCK, "ctpo"]
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
@@ -70,15 +71,8 @@ def main() -> None:
 
 def _in_a_process(args: argparse.Namespace, side: str) -> dict[str, float]:
     given = {"model": args.model, "prompts": args.prompts, "tokens": args.tokens, "threads": args.threads}
-    command = [sys.executable, __file__, args.task, "--child", "--sides", side]
-    done = subprocess.run(
-        command + [f"--{name}={value}" for name, value in given.items()], capture_output=True, text=True
-    )
-    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not results:
-        sys.exit(f"{side} failed (exit status {done.returncode}):\n{done.stderr[-3000:]}")
-    figures: dict[str, float] = json.loads(results[-1].removeprefix("RESULT "))
-    return figures
+    options = [f"--{name}={value}" for name, value in given.items()]
+    return figures_of([__file__, args.task, "--child", "--sides", side, *options], side)
 
 
 def _rates(runs: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -231,9 +225,8 @@ def _generate(
     trainer.model.train()
     results = []
     for row in out[:, width:].tolist():
-        length = (
-            row.index(end) if end in row else len(row)
-        )  # a row that a stop text ended is padded with `end` too
+        # A row that a stop text ended is padded with `end` too.
+        length = row.index(end) if end in row else len(row)
         called = tokenizer.decode(row[:length]).rstrip().endswith(tools.stops)
         ended = length < len(row) and not called
         results.append((row[: length + ended], ended))
