@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from ctpo import CTPOConfig, CTPOTrainer
-from ctpo.objectives import preset
+from ctpo.objectives import preset, preset_names
 from ctpo.runs.directory import RunDirectory
 from ctpo.training.diagnostics.gradients import UpdateGradients
 from ctpo.training.diagnostics.profile import PositionProfile, ProfileSums, measured_positions
@@ -316,3 +316,22 @@ def test_the_recorded_band_falls_with_its_centre() -> None:
     for name in ("low", "high"):
         assert falling[name][:2] == pytest.approx([still[name][0] - 0.01, still[name][1] - 0.16])
         assert falling[name][2] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [*((name, {}) for name in preset_names()), ("ctpo-decay", {"surrogate": "stop-gradient"})],
+)
+def test_every_limit_that_is_recorded_clips_tokens(name: str, knobs: dict[str, Any]) -> None:
+    """A bound that plays no part in the loss is not drawn: here each one that is meets ratios beyond it."""
+    from ctpo.training.diagnostics.record import _band
+
+    g = torch.Generator().manual_seed(0)
+    logps, old = -6 * torch.rand(2, 64, 4, generator=g, dtype=torch.float64)
+    advantages = torch.randn(64, generator=g, dtype=torch.float64)
+    mask = torch.ones(64, 4, dtype=torch.bool)
+    objective = preset(name, **knobs)
+    turns = {"turn_ids": torch.zeros_like(mask, dtype=torch.int64)} if objective.needs_turns else {}
+    stats = objective(logps, old, advantages, mask, **turns).stats
+    for side, limits in (_band(objective, [1.0, 4.0]) or {}).items():
+        assert limits is None or stats[f"clip_fraction_{side}"] > 0, side

@@ -186,7 +186,10 @@ def ctpo_decay(
     """
     kinds: dict[str, Surrogate] = {"min-clip": MinClip(), "stop-gradient": StopGradientWeight()}
     chosen = kinds[checks.choice("surrogate", surrogate, kinds)]
-    return compose_parts(DecayedRatio(decay), LogBand(log_low, log_high, log_dual, power), chosen, reduction)
+    band = LogBand(log_low, log_high, log_dual, power)
+    if surrogate == "stop-gradient":
+        band = dataclasses.replace(band, log_dual=None)
+    return compose_parts(DecayedRatio(decay), band, chosen, reduction)
 
 
 def sequence_quantile(
