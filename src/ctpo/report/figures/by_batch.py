@@ -64,8 +64,15 @@ _METRICS = (
     ),
     _Metric(
         key="reward", section="learning", large=True, title="Training reward",
-        text="Mean reward of the responses of each rollout batch, which are sampled before the policy trains on them. "
-        "The mean height of this curve is the AUC in the tables.",
+        text="Mean reward of the responses that each rollout batch trains on. They are sampled before the policy trains "
+        "on them. The mean height of this curve is the AUC in the tables.",
+        y=Axis(label="mean reward"),
+    ),
+    _Metric(
+        key="reward_sampled", section="learning", large=True, title="Reward of all samples",
+        text="Mean reward of all responses that each rollout batch sampled, where only some groups are trained on. "
+        "Groups whose rewards differ are preferred, so the training reward is nearer to one half than what the policy "
+        "earns. This curve is not.",
         y=Axis(label="mean reward"),
     ),
     _Metric(
