@@ -229,7 +229,12 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str], parts: list[st
 
 @pytest.mark.parametrize(
     ("setting", "part"),
-    [("optim_args=a", "optim_args='a'"), ("optim=adamw_bnb_8bit", "bitsandbytes")],
+    [
+        ("optim_args=a", "optim_args='a'"),
+        ("optim=adamw_bnb_8bit", "bitsandbytes"),
+        ("lr_scheduler_type=cosine_with_min_lr", "lr_scheduler_type=cosine_with_min_lr with"),
+        ("report_to=clearml", "report_to=clearml needs the package clearml"),
+    ],
 )
 def test_an_optimizer_that_cannot_be_made_leaves_no_run(
     folder: Path, capsys: pytest.CaptureFixture[str], setting: str, part: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -64,18 +65,39 @@ def test_the_difference_is_paired_by_problem(
     assert line in capsys.readouterr().out
 
 
-def test_an_evaluation_against_itself_differs_nowhere(before: Path) -> None:
-    assert main(["eval", "--rejudge", str(before), "--against", str(before)]) == 0
+def test_an_evaluation_against_itself_differs_nowhere(before: Path, tmp_path: Path) -> None:
+    same = shutil.copytree(before, tmp_path / "same")
+    assert main(["eval", "--rejudge", str(same), "--against", str(before)]) == 0
     expected = {"directory": str(before), "problems": 40, "mean": 0, "stderr": 0, "better": 0, "worse": 0}
-    assert figures(before) == expected
+    assert figures(same) == expected
 
 
-def test_other_problems_are_said_to_be_other_ones(
+def test_another_check_and_other_answers_are_told(
     before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*WORDS, "--limit", "2", "--seed", "1"]
-    assert main([*words, "--output", str(tmp_path / "after"), "--against", str(before)]) == 0
-    assert f"no problem in common with {before}; evaluate both on the same ones" in capsys.readouterr().out
+    """The stored verdicts count as they are, so the user must know what they stand for."""
+    other, same = shutil.copytree(before, tmp_path / "other"), shutil.copytree(before, tmp_path / "same")
+    rows = [json.loads(line) for line in (other / "transcripts.jsonl").read_text().splitlines()]
+    rows[3]["answer"] = "another"
+    (other / "transcripts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    again = f"judge both again: ctpo eval --rejudge {other}"
+    assert main(["eval", "--rejudge", str(same), "--against", str(other)]) == 0
+    assert f"arithmetic: 1 reference answers in {other} are other ones; {again}" in capsys.readouterr().out
+    identity = json.loads((other / "identity.json").read_text())
+    identity["tasks"]["arithmetic"]["judged"] = "another check"
+    (other / "identity.json").write_text(json.dumps(identity))
+    assert main(["eval", "--rejudge", str(same), "--against", str(other)]) == 0
+    assert f"arithmetic: another check has judged {other}; {again}" in capsys.readouterr().out
+
+
+def test_fewer_problems_in_common_are_told(
+    before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A last line that is cut short is what a kill leaves, and the others still pair."""
+    cut, same = shutil.copytree(before, tmp_path / "cut"), shutil.copytree(before, tmp_path / "same")
+    (cut / "transcripts.jsonl").write_bytes((before / "transcripts.jsonl").read_bytes()[:-10])
+    assert main(["eval", "--rejudge", str(same), "--against", str(cut)]) == 0
+    assert "paired over 39 of 40 problems: 0 better, 0 worse" in capsys.readouterr().out
 
 
 def test_mistakes_take_one_line(before: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,6 +112,18 @@ def test_mistakes_take_one_line(before: Path, tmp_path: Path, capsys: pytest.Cap
     ):
         assert main([*WORDS, *more, "--against", against]) == 2
         assert capsys.readouterr().err.strip().endswith(message)
+    other_problems = ["--limit", "2", "--seed", "1", "--against", str(before)]
+    assert main([*WORDS, *other_problems]) == 2
+    message = f"--against {before} has no problem in common with arithmetic; evaluate both on the same ones"
+    assert capsys.readouterr().err.strip().endswith(message)
+    assert main(["eval", "--rejudge", str(before), "--against", str(before)]) == 2
+    assert "is the evaluation itself; give the directory of another" in capsys.readouterr().err
+    damaged = shutil.copytree(before, tmp_path / "damaged")
+    lines = (before / "transcripts.jsonl").read_bytes().splitlines(keepends=True)
+    (damaged / "transcripts.jsonl").write_bytes(b"".join([*lines[:6], lines[6][:9] + b"\n", *lines[7:]]))
+    for words in ([*WORDS, "--against"], ["eval", "--rejudge"]):
+        assert main([*words, str(damaged)]) == 2
+        assert "transcripts.jsonl line 7 is damaged; restore the file" in capsys.readouterr().err
     cut = tmp_path / "cut"
     cut.mkdir()
     (cut / "identity.json").write_bytes((before / "identity.json").read_bytes())

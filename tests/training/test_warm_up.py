@@ -138,6 +138,11 @@ def test_what_is_no_arithmetic_gives_no_program(solution: str) -> None:
     assert steps_of(solution) == []
 
 
+def test_a_value_that_no_decimal_number_holds_is_none() -> None:
+    (step,) = steps_of("He has <<2*3=1e9999999>>6 clips.")
+    assert step.program == "# He has clips.\nhas_clips = 2 * 3\nprint(round(has_clips, 2))"
+
+
 def test_a_hostile_solution_is_read_in_linear_time() -> None:
     for text in (
         "<<1+" * 50_000,
@@ -258,7 +263,7 @@ def test_a_run_learns_and_resumes_to_the_same_bits(
     assert main(words(keys)) == 0
     printed = capsys.readouterr().out
     assert "12 rows" in printed
-    assert "1 left out: its program fails (first: 19)" in printed
+    assert "1 left out: its program fails (first: row 19)" in printed
     records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [0, 1, 2, 3, 4, 5, 6]
     assert [record["step"] for record in records if "heldout_loss" in record] == [0, 3, 6]
@@ -284,6 +289,17 @@ def test_a_run_learns_and_resumes_to_the_same_bits(
     assert [{k: v for k, v in row.items() if k not in timed} for row in again] == [
         {k: v for k, v in row.items() if k not in timed} for row in records
     ]
+    for name in ("summary.json", "metrics.jsonl"):  # killed before the first checkpoint
+        (part / name).unlink()
+    for checkpoint in part.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (part / "metrics.jsonl").write_text(json.dumps({**records[0], "seconds": "y"}) + "\n")
+    assert main(["warm-up", "--resume", str(part)]) == 2
+    assert "is damaged (seconds of step 0 is 'y')" in capsys.readouterr().err
+    (part / "metrics.jsonl").write_text(json.dumps(records[0]) + "\n")
+    assert main(["warm-up", "--resume", str(part)]) == 0
+    assert "has no checkpoint yet; starting again from the beginning" in capsys.readouterr().out
+    assert weights[0].read_bytes() == weights[1].read_bytes()
     for words_, error in (
         (["warm-up", "--resume", str(whole)], "is complete; start a new warm-up with model="),
         (
@@ -362,17 +378,22 @@ def test_an_interrupted_adapter_goes_on_to_the_same_bits(keys: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("rows", "changes", "error"),
     [
-        ([], {}, "is left to train on (it has no rows)"),
-        ([BAD[NO_PROGRAM]], {}, f"(1 {NO_PROGRAM}, first 1)"),
-        (GOOD[:1], {"max_length": 20}, "(1 it is too long, first 1)"),
-        ([BAD[NO_ANSWER]], {}, f"(1 {NO_ANSWER}, first 1)"),
+        ([], {}, "is left to train on (it has no rows); give others"),
+        ([BAD[NO_PROGRAM]], {}, f"(1 {NO_PROGRAM}, first row 1)"),
+        (GOOD[:1], {"max_length": 20}, "(1 it is too long, first row 1)"),
+        ([BAD[NO_ANSWER]], {}, f"(1 {NO_ANSWER}, first row 1)"),
         ([{"question": "2+2?", "solution": None, "answer": "4"}], {}, f"(1 {UNUSABLE}, first "),
         (
             [{"question": "2+2?", "Worked Solution": "It is 4.", "Answer": "4"}],
             {},
-            f"(1 {NO_PROGRAM}, first 1)",
+            f"(1 {NO_PROGRAM}, first row 1)",
         ),
         (GOOD[:1], {"columns": "{solution: worked}"}, "has no column 'worked'"),
+        (GOOD[:1], {"columns": '{solution: ""}'}, "columns.solution is empty; give the name of a column"),
+        (GOOD[:1], {"threads": 10**13}, "threads=10000000000000 is too large; use at most 4096"),
+        (GOOD[:1], {"max_steps": 0}, "max_steps=0 is out of range; use 1 or more"),
+        (GOOD[:1], {"num_train_epochs": 1e300}, "num_train_epochs=1e+300 is out of range"),
+        (GOOD[:1], {"output_dir": "/proc/run"}, "output_dir=/proc/run cannot be used ("),
         (GOOD[:1], {"adam_beta1": 2}, "adam_beta1=2 is out of range; use 0 or more and less than 1"),
         (GOOD[:1], {"max_grad_norm": -1}, "max_grad_norm=-1 is out of range; use 0 or more"),
         (GOOD[:1], {"save_steps": -1}, "save_steps=-1 is out of range; use more than 0"),
@@ -406,6 +427,40 @@ def test_rows_stop_at_the_number_that_is_wanted(folder: Path, sandbox: Any) -> N
     )
     rows, _ = make_rows(WarmUpRecipe(task=f"gsm8k@{folder}", train_rows=5), task, demonstrator)
     assert (len(rows.kept), rows.dropped) == (5, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"optim_args": "foo"}, "with optim_args='foo' is refused"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type=cosine_with_min_lr"),
+        ({"lr_scheduler_kwargs": "{a: 1}"}, "with lr_scheduler_kwargs={'a': 1} is refused"),
+        ({"report_to": "clearml"}, "report_to=clearml needs the package clearml"),
+    ],
+)
+def test_what_transformers_would_refuse_later_leaves_no_run(
+    keys: dict[str, Any], capsys: pytest.CaptureFixture[str], changes: dict[str, Any], error: str
+) -> None:
+    assert main(words({**keys, **changes})) == 2
+    assert error in capsys.readouterr().err.splitlines()[-1]
+    assert not Path(keys["output_dir"]).exists()
+
+
+def test_a_run_that_appears_meanwhile_is_left_alone(
+    keys: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever starts a command twice has two that found the directory free."""
+    run = Path(keys["output_dir"])
+
+    def meanwhile(*args: Any) -> Any:
+        run.mkdir()
+        (run / "config.yaml").write_text("of the other")
+        return make_rows(*args)
+
+    monkeypatch.setattr("ctpo.training.warm_up.run.make_rows", meanwhile)
+    assert main(words(keys)) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert [(each.name, each.read_text()) for each in run.iterdir()] == [("config.yaml", "of the other")]
 
 
 @pytest.mark.parametrize("options", [{}, {"enable_thinking": False}])

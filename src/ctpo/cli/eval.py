@@ -173,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(soft_wrap=True)
     waiting = "loading the model …" if args.endpoint is None else "asking the endpoint …"
     suite = Suite(**suite_arguments)
-    against = None if args.against is None else read_against(args.against, list(suite.tasks))
+    against = None if args.against is None else read_against(args.against, list(suite.tasks), args.output)
     with sole_use(args.output), _written_to(args.output), console.status(waiting) as status:
         figures, responses = run_suite(
             suite,
@@ -213,7 +213,7 @@ def _rejudge(args: argparse.Namespace) -> int:
             f"--rejudge {args.rejudge} would run the code of the task file {foreign[0]}; if you trust it, add "
             f"--trust or --task {foreign[0]}"
         )
-    against = None if args.against is None else read_against(args.against, names)
+    against = None if args.against is None else read_against(args.against, names, args.rejudge)
     with sole_use(args.rejudge), _written_to(args.rejudge):
         rejudged = rejudge(
             args.rejudge, _tasks(names), against=against, notice=lambda sentence: print(one_line(sentence))
@@ -420,11 +420,11 @@ def _print_figures(model: str, figures: dict[str, Any]) -> None:
         rows.append([name, str(result["problems"]), *cells, f"{result['tokens']:.0f}", *rates])
     if len(rows) > 1:
         rows += [[], ["average", "", _percent(figures["average"], figures["average_stderr"])]]
-    title = f"{model}: {k} sample{'s' if k > 1 else ''} per problem, per cent ± standard error"
+    title = f"{model}: {_counted(k, 'sample')} per problem, per cent ± standard error"
     print(table(["task", "n", *accuracies, "tokens", *shares], rows, title=title))
     for name, result in figures["results"].items():
         if "against" in result:
-            print(one_line(f"{name}: {_against(result['against'])}"))
+            print(one_line(f"{name}: {_against(result['against'], result['problems'])}"))
         for note in _notes(result, figures):
             print(one_line(f"{name}: {note}"))
 
@@ -449,13 +449,17 @@ def _notes(result: dict[str, Any], figures: dict[str, Any]) -> Iterator[str]:
         yield ", ".join(f"{count} {word}" for word, count in judged.items())
 
 
-def _against(figures: dict[str, Any]) -> str:
-    if not figures["problems"]:
-        return f"no problem in common with {figures['directory']}; evaluate both on the same ones"
+def _against(figures: dict[str, Any], problems: int) -> str:
+    common = figures["problems"]
+    over = f"{common} of {problems} problems" if common < problems else _counted(common, "problem")
     return (
         f"{100 * figures['mean']:+.1f} ± {100 * figures['stderr']:.1f} points against {figures['directory']}, "
-        f"paired over {figures['problems']} problems: {figures['better']} better, {figures['worse']} worse"
+        f"paired over {over}: {figures['better']} better, {figures['worse']} worse"
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _percent(mean: float, error: float) -> str:

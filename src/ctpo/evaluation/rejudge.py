@@ -14,7 +14,16 @@ from ctpo.evaluation.identity import judged_with
 from ctpo.evaluation.judged import JudgedResponse, judge
 from ctpo.evaluation.metrics import average
 from ctpo.evaluation.sampled import summarise
-from ctpo.evaluation.stored import Folder, Group, complete_groups, flat, key, moved, write_responses
+from ctpo.evaluation.stored import (
+    Folder,
+    Group,
+    check_lines,
+    complete_groups,
+    flat,
+    key,
+    moved,
+    write_responses,
+)
 from ctpo.runs.atomic import write_json
 from ctpo.runs.files import read_bytes
 from ctpo.tasks import Task
@@ -41,7 +50,7 @@ def stored_tasks(path: Path) -> list[str]:
     Raises:
         UserError: if it holds none, or is damaged.
     """
-    names = list(Folder(path).read(earlier=True))
+    names = list(Folder(path, "--rejudge").read(earlier=True))
     if not names:
         raise UserError(f"--rejudge {path} holds no evaluation; give the --output directory of one")
     return names
@@ -63,20 +72,27 @@ def rejudge(
         notice: called with sentences about what could not be judged as usual.
 
     Raises:
-        UserError: if the directory holds no evaluation, or has no responses to a task.
+        UserError: if the directory holds no evaluation, has no responses to a task, or is damaged.
     """
-    folder = Folder(path)
+    folder = Folder(path, "--rejudge")
     identities = folder.read(earlier=True)
     before: dict[str, list[Group]] = {}
     after: dict[str, list[Group]] = {}
-    for name, task in tasks.items():
-        check_ready(task)
-        groups = complete_groups(folder.transcripts(name, len(tasks)), identities[name].samples)
-        if not groups:
+    for name in tasks:
+        file = folder.transcripts(name, len(tasks))
+        check_lines(file)
+        before[name] = complete_groups(file, identities[name].samples)
+        if not before[name]:
             raise UserError(
                 f"--rejudge {path} holds no complete responses to {name}; sample some with --output"
             )
-        before[name] = groups
+    if against is not None:
+        problems = {name: [group[0].problem for group in groups] for name, groups in before.items()}
+        for sentence in against.check(tasks, problems):
+            notice(sentence)
+    for name, task in tasks.items():
+        check_ready(task)
+        groups = before[name]
         seed = identities[name].sampled.get("seed")
         rows = iter(judge(task, flat(_with_present_answers(name, task, groups, seed, notice))))
         after[name] = [[next(rows) for _ in group] for group in groups]

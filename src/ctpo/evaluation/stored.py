@@ -21,7 +21,7 @@ from ctpo.errors import UserError
 from ctpo.evaluation.judged import JudgedResponse, judge
 from ctpo.runs.atomic import write_json, write_json_lines
 from ctpo.runs.files import read_bytes
-from ctpo.runs.json_lines import read_json_lines
+from ctpo.runs.json_lines import Line, read_json_lines
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.prompts import prompt_key
 
@@ -55,10 +55,16 @@ class Identity:
 
 
 class Folder:
-    """The directory of one evaluation."""
+    """The directory of one evaluation.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the directory.
+        option: the option that names it, for messages.
+    """
+
+    def __init__(self, path: Path, option: str = "--output") -> None:
         self.path = path
+        self.option = option
 
     @property
     def figures(self) -> Path:
@@ -101,9 +107,12 @@ class Folder:
         path = settings if earlier and not self.identity.exists() and settings.exists() else self.identity
         if not path.exists():
             if settings.exists() or any(self.path.glob("transcripts*.jsonl")):
+                hint = (
+                    f", or only judge it again: ctpo eval --rejudge {self.path}" if settings.exists() else ""
+                )
                 raise UserError(
-                    f"--output {self.path} holds an evaluation without {self.identity.name}, so its model is unknown; "
-                    f"choose another, or only judge it again: ctpo eval --rejudge {self.path}"
+                    f"{self.option} {self.path} holds an evaluation without {self.identity.name}, so its model is "
+                    f"unknown; choose another{hint}"
                 )
             return {}
         try:
@@ -306,13 +315,28 @@ def _judged_anew(task: Task, fit: Fit, new_check: bool) -> tuple[list[Group | No
     return groups, f"{_listed(why)} changed, so {sentence}"
 
 
+def check_lines(path: Path) -> None:
+    """Check that all lines of a file hold responses, but for a last one that a kill may have cut short.
+
+    Raises:
+        UserError: naming the first that does not. What is lost may be just the wrong answers.
+    """
+    for line, response in _lines(path):
+        if line.complete and response is None:
+            raise UserError(f"{path} line {line.number} is damaged; restore the file, or sample it again")
+
+
 def _responses(path: Path) -> Iterator[JudgedResponse]:
     """The readable responses in a file: a kill may have cut the last one short."""
+    return (response for _, response in _lines(path) if response is not None)
+
+
+def _lines(path: Path) -> Iterator[tuple[Line, JudgedResponse | None]]:
     for line in read_json_lines(path, most=sys.maxsize) if path.is_file() else []:
         try:
-            yield JudgedResponse.from_record(line.record or {})
+            yield line, JudgedResponse.from_record(line.record or {})
         except (ValueError, KeyError, TypeError):
-            continue
+            yield line, None
 
 
 def key(problem: Problem) -> tuple[str, str]:

@@ -119,6 +119,9 @@ def run_suite(
     )
     for task in suite.tasks.values():
         check_ready(task)
+    if against is not None:
+        for sentence in against.check(suite.tasks, problems):
+            notice(sentence)
     engine, at_once = _engine(suite)
     if folder is not None:
         for sentence in update(folder, suite.tasks, problems, _identities(suite, engine)):

@@ -55,6 +55,15 @@ class Choice:
     refused: tuple[tuple[str, str], ...] = ()
     """Newer checkpoints that cannot be used, each with the reason."""
 
+    def notices(self, run: Path) -> Iterator[str]:
+        """What the user should know when the run in this directory is resumed, one line each."""
+        for name, reason in self.refused:
+            yield f"{name} is refused: {reason}"
+        if self.checkpoint is None:
+            yield f"{run} has no checkpoint yet; starting again from the beginning"
+        else:
+            yield f"continuing from {self.checkpoint.name}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clocks:

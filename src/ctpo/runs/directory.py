@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,9 +20,11 @@ from ctpo.runs.json_lines import read_json_lines
 _LARGEST: Final = 1e15
 _SHOWN: Final = (
     *("reward", "clip_fraction", "log_ratio_mean", "log_ratio_std", "tool_calls", "tokens_per_s"),
-    "skipped_updates",
+    *("skipped_updates", "loss", "learning_rate", "tokens"),
 )
-"""Figures of a record that `ctpo train` prints, beside those of the held-out evaluation and the times."""
+"""Figures of a record that a command prints, beside those of the held-out evaluation and the times."""
+EVALUATED: Final = ("heldout_pass@1", "heldout_problems")
+"""Figures that the first record of `ctpo train` holds."""
 _FLAGS: Final = frozenset({"heldout_graded"})
 """Entries of a record that are true or false."""
 
@@ -95,14 +97,20 @@ class RunDirectory:
         """Whether a run was started in this directory."""
         return self.config.exists() or self.metrics.exists()
 
-    def open(self, recipe: dict[str, Any], environment: dict[str, Any]) -> None:
+    def open(self, recipe: dict[str, Any], environment: dict[str, Any], *, new: bool = False) -> None:
         """Make the directory if there is none, and write the recipe and the environment of the run.
 
+        Args:
+            recipe, environment: what to write.
+            new: whether a run that is there by now is left alone. It may have come while this one was prepared.
+
         Raises:
-            UserError: if they cannot be written.
+            UserError: if they cannot be written, or if `new` and there is a run.
         """
         import yaml
 
+        if new:
+            self._check_no_run()
         try:
             write_text(self.config, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
             write_json(self.environment, environment)
@@ -118,20 +126,27 @@ class RunDirectory:
             UserError: if it holds a run or other files, or cannot be used.
         """
         try:
-            if self.holds_a_run:
-                raise UserError(
-                    f"output_dir={self.path} already holds a run; choose another, or continue it with "
-                    f"`{resume_words(self.path)}`"
-                )
+            self._check_no_run()
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"output_dir={self.path} is a file; choose a directory")
             # Old checkpoints are removed during a run, and those of somebody else would be among them.
             if self.path.is_dir() and any(each.suffix != PARTIAL for each in self.path.iterdir()):
                 raise UserError(f"output_dir={self.path} is not empty; choose a directory of the run's own")
+            missing = [each for each in (self.path, *self.path.parents) if not each.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)  # can it be made?
+            for each in missing:
+                each.rmdir()
         except OSError as error:
             raise UserError(
                 f"output_dir={self.path} cannot be used ({error.strerror}); choose another"
             ) from None
+
+    def _check_no_run(self) -> None:
+        if self.holds_a_run:
+            raise UserError(
+                f"output_dir={self.path} already holds a run; choose another, or continue it with "
+                f"`{resume_words(self.path)}`"
+            )
 
     def set_aside(self) -> Path:
         """Move the records and checkpoints of the run into a folder of their own below, and return the folder.
@@ -236,14 +251,18 @@ class RunDirectory:
         for path, text in texts.items():
             write_text(path, text)
 
-    def check_figures(self, step: int) -> None:
+    def check_figures(self, step: int, first: Sequence[str] = EVALUATED) -> None:
         """Check that the records up to an optimizer step hold numbers where the rest of a run computes with them.
+
+        Args:
+            step: the optimizer step.
+            first: figures that the first record has beside those of all records.
 
         Raises:
             UserError: if one does not.
         """
         for record in self.records():
-            if record["step"] <= step and (odd := _odd_entry(record)):
+            if record["step"] <= step and (odd := _odd_entry(record, first)):
                 raise UserError(
                     f"{self.metrics} is damaged ({odd} of step {record['step']} is {record.get(odd)!r}); restore the "
                     "file, or start a new run"
@@ -302,14 +321,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _odd_entry(record: Mapping[str, Any]) -> str | None:
+def _odd_entry(record: Mapping[str, Any], first: Sequence[str]) -> str | None:
     """Return the name of an entry of a record that is no figure and should be one; None if there is none."""
-    needed = (
-        "batch",
-        "step",
-        "seconds",
-        *(["heldout_pass@1", "heldout_problems"] if record.get("batch") == 0 else []),
-    )
+    needed = ("batch", "step", "seconds", *(first if record.get("batch") == 0 else ()))
     for name in needed:
         if name not in record or record[name] is None:
             return name

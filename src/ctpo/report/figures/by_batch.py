@@ -64,8 +64,8 @@ _METRICS = (
     ),
     _Metric(
         key="reward", section="learning", large=True, title="Training reward",
-        text="Mean reward of the responses that each rollout batch trains on. They are sampled before the policy trains "
-        "on them. The mean height of this curve is the AUC in the tables.",
+        text="Mean reward of the responses that each rollout batch trains on, sampled before the policy does so. "
+        "The mean height of this curve is the AUC in the tables.",
         y=Axis(label="mean reward"),
     ),
     _Metric(

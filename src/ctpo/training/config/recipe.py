@@ -8,7 +8,7 @@ neither torch nor TRL, so that help and error messages come at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
@@ -40,6 +40,7 @@ ENGINE: Final = "engine"
 DEFAULT_TRAIN_PROBLEMS: Final = 16_384
 COLUMNS: Final = ("prompt", "answer", "id", "difficulty")
 _LARGEST: Final = 1e6
+_MOST_THREADS: Final = 4096
 """The largest number of seconds or megabytes that a program may be given."""
 _COUNTS: Final = (
     *("train_problems", "eval_problems", "rollout_batches", "rollout_batch_size"),
@@ -100,6 +101,8 @@ class ModelKeys:
     def __post_init__(self) -> None:
         _check_model(self.model)
         at_least("threads", self.threads, 1)
+        if (self.threads or 1) > _MOST_THREADS:
+            raise UserError(f"threads={self.threads} is too large; use at most {_MOST_THREADS}")
         self._check_lora()
         for name in ("tool_timeout_s", "tool_memory_mb"):
             if not 0 < getattr(self, name) < _LARGEST:
@@ -188,7 +191,7 @@ class Recipe(ModelKeys):
         super().__post_init__()
         for name in _COUNTS:
             at_least(name, getattr(self, name), 1)
-        _check_columns(self.columns)
+        check_columns(self.columns, COLUMNS)
         for name in ("eval_every", "transcripts"):
             at_least(name, getattr(self, name), 0)
         if not 0 <= self.eval_stderr < 1:
@@ -306,10 +309,17 @@ def _check_model(model: str) -> None:
         )
 
 
-def _check_columns(columns: Mapping[str, str] | None) -> None:
+def check_columns(columns: Mapping[str, str] | None, names: Sequence[str]) -> None:
+    """Check that `columns` gives a column to some of these names.
+
+    Raises:
+        UserError: naming the first entry that does not.
+    """
     for name, column in (columns or {}).items():
-        if name not in COLUMNS:
-            raise UserError(f"columns.{name}={column} is unknown; use names of {', '.join(COLUMNS)}")
+        if name not in names:
+            raise UserError(f"columns.{name}={column} is unknown; use names of {', '.join(names)}")
+        if not column:
+            raise UserError(f"columns.{name} is empty; give the name of a column, or leave it out")
 
 
 def at_least(name: str, value: int | None, least: int) -> None:

@@ -58,8 +58,10 @@ OPTIMIZER_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("adam_beta1", "adam_beta2"), _BELOW_ONE),
     **dict.fromkeys(("adam_epsilon", "weight_decay", "max_grad_norm"), _NOT_NEGATIVE),
     "save_steps": (lambda value: 0 < value < math.inf, "more than 0 and less than infinity"),
+    "max_steps": (lambda value: value == -1 or value >= 1, "1 or more; leave it out for num_train_epochs"),
+    "num_train_epochs": (lambda value: 0 < value <= 1e6, "more than 0 and at most a million"),
 }
-"""What every kind of training asks of the optimizer and of saving."""
+"""What every kind of training asks of the optimizer, of saving, and of its length."""
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **OPTIMIZER_RANGES,
     "learning_rate": _BELOW_ONE,  # also refuses nan

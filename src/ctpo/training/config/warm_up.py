@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,7 +15,7 @@ from ctpo.runs.command import KEY, WARM_UP, check_command
 from ctpo.runs.directory import RunDirectory
 from ctpo.tasks import get_task
 from ctpo.training.config.launch import DDP_TIMEOUT
-from ctpo.training.config.recipe import ModelKeys, at_least, merge, setting
+from ctpo.training.config.recipe import ModelKeys, at_least, check_columns, merge, setting
 from ctpo.training.config.settings import OPTIMIZER_RANGES, checked_value, one_line_errors
 from ctpo.training.config.sources import sft_fields
 
@@ -64,7 +63,6 @@ _OWN_DEFAULTS: Final[Mapping[str, Any]] = {
 _RANGES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     **OPTIMIZER_RANGES,
     "learning_rate": (lambda value: 0 <= value < 1, "0 or more and less than 1"),
-    "num_train_epochs": (lambda value: 0 < value < math.inf, "more than 0"),
     "seed": (lambda value: 0 <= value < 2**32, "0 to 4294967295"),
     **dict.fromkeys(
         ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps"),
@@ -125,9 +123,7 @@ class WarmUpRecipe(ModelKeys):
             at_least(name, getattr(self, name), int(name == "train_rows"))
         for name in ("heldout_rows", "eval_every"):
             at_least(name, getattr(self, name), 0)
-        for name, column in (self.columns or {}).items():
-            if name not in COLUMNS:
-                raise UserError(f"columns.{name}={column} is unknown; use names of {', '.join(COLUMNS)}")
+        check_columns(self.columns, COLUMNS)
         if self.answer_line is not None and self.answer_line.count("{answer}") != 1:
             raise UserError(
                 f"answer_line={self.answer_line!r} must hold {{answer}} once, where the printed value stands"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from ctpo.errors import UserError
 from ctpo.evaluation.model import HELDOUT_SEED
-from ctpo.runs.checkpoints import Choice, choose, is_checkpoint, step_of
+from ctpo.runs.checkpoints import choose, is_checkpoint, step_of
 from ctpo.runs.directory import RunDirectory, default_run_path
 from ctpo.tasks import Problem, Task
 from ctpo.tasks.columns import Columns, read_problems
@@ -90,16 +90,7 @@ def settle(start: Start, identity: Mapping[str, Any]) -> Start:
         start.run.check_free()
         return start
     choice = choose(start.run.path, identity, start.named)
-    return replace(start, checkpoint=choice.checkpoint, notices=tuple(_notices(start, choice)))
-
-
-def _notices(start: Start, choice: Choice) -> Iterator[str]:
-    for name, reason in choice.refused:
-        yield f"{name} is refused: {reason}"
-    if choice.checkpoint is None:
-        yield f"{start.run.path} has no checkpoint yet; starting again from the beginning"
-    else:
-        yield f"continuing from {choice.checkpoint.name}"
+    return replace(start, checkpoint=choice.checkpoint, notices=tuple(choice.notices(start.run.path)))
 
 
 def check_unfinished(start: Start, config: CTPOConfig) -> None:

@@ -34,6 +34,7 @@ from ctpo.training.records.environment import describe_environment
 from ctpo.training.records.events import Listener, RunPlan, Silent
 from ctpo.training.records.recorder import RunClock, RunRecorder, time_before
 from ctpo.training.records.summary import summarise
+from ctpo.training.run.early import check_loggers, check_optimizer
 from ctpo.training.run.heldout import HeldOut
 from ctpo.training.run.lora import adapter_facts, lora_config, save
 from ctpo.training.run.shared import share_answers
@@ -140,7 +141,7 @@ def _train(
             listener.notice(unused)
         _check_checkpoint(trainer, start)
         if index == 0:  # not earlier, so that a run that cannot start leaves no directory behind
-            start.run.open(written, describe_environment(processes))
+            start.run.open(written, describe_environment(processes), new=not start.resumes)
             if start.resumes:
                 set_aside_newer(start.run.path, start.checkpoint)
         held_out = HeldOut(trainer, task, heldout, tools, start.run, recipe, trained_on=len(trained_on))
@@ -262,6 +263,7 @@ def _trainer(
     def account_for(verdicts: Verdicts) -> None:
         trainer.rollout_account.verdicts = dict(verdicts)
 
+    check_loggers(config)
     try:
         if config.use_liger_kernel and not is_liger_kernel_available():
             raise ImportError(
@@ -281,7 +283,7 @@ def _trainer(
                 void_turns=recipe.mask_void_turns,
             ),
         )
-        _check_optimizer(trainer)
+        check_optimizer(trainer)
     except (ValueError, ImportError, OSError) as error:  # settings that TRL or transformers refuse
         with suppress(OSError):  # TRL makes the directory; a run that cannot start leaves no empty one behind
             Path(config.output_dir).rmdir()
@@ -289,24 +291,6 @@ def _trainer(
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return trainer
-
-
-def _check_optimizer(trainer: CTPOTrainer) -> None:
-    """Let transformers refuse the optimizer now; it would otherwise do so after the first evaluation.
-
-    Raises:
-        ImportError: if the optimizer needs a package that is missing.
-        ValueError: if `optim_args` cannot be read.
-    """
-    config: CTPOConfig = trainer.args
-    if "layerwise" not in config.optim:  # those register hooks on the parameters, once is enough
-        try:
-            trainer.get_optimizer_cls_and_kwargs(config, trainer.model)
-        except ValueError as error:
-            raise ValueError(
-                f"optim={config.optim.value} with optim_args={config.optim_args!r} is refused ({error}); "
-                "write optim_args as key=value,key=value"
-            ) from None
 
 
 def _check_checkpoint(trainer: CTPOTrainer, start: Start) -> None:

@@ -119,7 +119,9 @@ def make_rows(
     good = [each for each in made if each.refused is None]
     if not good:
         reasons = "; ".join(f"{count} {why}, first {first[why]}" for why, count in dropped.most_common())
-        raise UserError(f"no solution of {source} is left to train on ({reasons or 'it has no rows'})")
+        raise UserError(
+            f"no solution of {source} is left to train on ({reasons or 'it has no rows'}); give others"
+        )
     kept = [
         {
             "id": each.problem.id,
@@ -165,7 +167,7 @@ def _problem(row: Row, recipe: WarmUpRecipe, task: Task) -> tuple[Problem, str, 
     worked = given.pop("solution", None) or column_of(row.columns, SOLUTIONS) or SOLUTIONS
     solutions = replace(columns, answer=worked, **{k: v for k, v in given.items() if k != "answer"})
     answers = replace(columns, **given)
-    name = str(row.number)
+    name = f"row {row.number}"
     solution = solutions.problem(row.columns, row.place, name).answer
     problem = answers.problem(row.columns, row.place, name, str if own is None else own.answer)
     return problem, solution, column_of(row.columns, answers.answer) == column_of(row.columns, worked)

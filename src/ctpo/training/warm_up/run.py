@@ -38,6 +38,7 @@ from ctpo.training.config.trust import check_run
 from ctpo.training.config.warm_up import MAY_CHANGE, WarmUpRecipe, build, resolved, resumed_keys
 from ctpo.training.processes import any_of, on_main, peers_in_one_line, unused_sharding
 from ctpo.training.records.environment import describe_environment
+from ctpo.training.run.early import check_loggers, check_optimizer
 from ctpo.training.run.lora import adapter_facts, lora_config, save
 from ctpo.training.run.stop import StopCleanly
 from ctpo.training.step.saving import full_disk_in_one_line
@@ -145,8 +146,8 @@ def _warm_up(
     if resume is not None:
         named = resume if is_checkpoint(resume) else None
         choice = choose(run.path, {"world_size": config.world_size, **identity}, named)
-        for name, reason in choice.refused:
-            listener.notice(f"{name} is refused: {reason}")
+        for notice in choice.notices(run.path):
+            listener.notice(notice)
     train, heldout = _split(rows, recipe.heldout_rows, config.seed)
     listener.stage("loading the model")
     with full_disk_in_one_line(run.path):
@@ -158,7 +159,7 @@ def _warm_up(
         if choice.checkpoint is not None:
             _check_checkpoint(trainer, choice.checkpoint)
         if config.process_index == 0:
-            run.open(resolved(keys), describe_environment(config.world_size))
+            run.open(resolved(keys), describe_environment(config.world_size), new=resume is None)
             if made:
                 _store_rows(run, rows, made)
             if resume is not None:
@@ -254,11 +255,13 @@ def _stored_rows(run: RunDirectory) -> Rows | None:
 
 
 def _trainer(recipe: WarmUpRecipe, config: Any, rows: list[dict[str, Any]]) -> WarmUpTrainer:
+    check_loggers(config)
     model, tokenizer = load_model(model_location(recipe.model))
     try:
         trainer = WarmUpTrainer(
             model, config, rows, recipe, processing_class=tokenizer, peft_config=lora_config(recipe)
         )
+        check_optimizer(trainer)
     except (ValueError, ImportError, OSError) as error:  # settings that TRL or transformers refuse
         with suppress(OSError):
             Path(config.output_dir).rmdir()
@@ -346,7 +349,12 @@ def _train(
     step = step_of(checkpoint) if checkpoint else 0
     logs = run.read_logs()
     processes, index = trainer.args.world_size, trainer.args.process_index
-    records = on_main(lambda: run.rewind(step, 1) if step else [], processes, index)
+
+    def records_so_far() -> list[dict[str, Any]]:
+        run.check_figures(step, first=())
+        return run.rewind(step, 1)
+
+    records = on_main(records_so_far, processes, index)
     recorder = _Recorder(trainer, run, heldout, recipe.eval_every, listener, started, _seconds(records))
     if not records:
         first: dict[str, Any] = {"batch": 0, "step": 0}
@@ -355,7 +363,6 @@ def _train(
             first["heldout_loss"] = trainer.mean_loss(heldout)
         records = [{**first, "seconds": round(recorder.seconds, 3)}]
         if index == 0:
-            run.metrics.unlink(missing_ok=True)
             run.append(records[0])
     stop = StopCleanly(lambda asked: any_of(asked, trainer.accelerator))
     trainer.add_callback(recorder)

@@ -17,7 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, DecimalException
 from typing import Final
 
 from ctpo.tasks.fences import first_block
@@ -240,5 +240,5 @@ def _tidy(text: str) -> str:
 def _decimal(text: str) -> Decimal | None:
     try:
         return Decimal(re.sub(r"[$€£,\s]", "", text)).normalize()
-    except InvalidOperation:
+    except DecimalException:  # no number, or one too large
         return None
