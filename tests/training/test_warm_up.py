@@ -140,7 +140,7 @@ def test_what_is_no_arithmetic_gives_no_program(solution: str) -> None:
 
 def test_a_value_that_no_decimal_number_holds_is_none() -> None:
     (step,) = steps_of("He has <<2*3=1e9999999>>6 clips.")
-    assert step.program == "# He has clips.\nhas_clips = 2 * 3\nprint(round(has_clips, 2))"
+    assert step.program == "# He has clips.\nclips = 2 * 3\nprint(round(clips, 2))"
 
 
 def test_a_hostile_solution_is_read_in_linear_time() -> None:
