@@ -80,9 +80,12 @@ def test_another_check_and_other_answers_are_told(
     rows = [json.loads(line) for line in (other / "transcripts.jsonl").read_text().splitlines()]
     rows[3]["answer"] = "another"
     (other / "transcripts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    again = f"judge both again: ctpo eval --rejudge {other}"
+    again = f"judge it again: ctpo eval --rejudge {other}"
     assert main(["eval", "--rejudge", str(same), "--against", str(other)]) == 0
-    assert f"arithmetic: 1 reference answers in {other} are other ones; {again}" in capsys.readouterr().out
+    assert (
+        f"arithmetic: {other} has other reference answers for 1 of the problems; {again}"
+        in capsys.readouterr().out
+    )
     identity = json.loads((other / "identity.json").read_text())
     identity["tasks"]["arithmetic"]["judged"] = "another check"
     (other / "identity.json").write_text(json.dumps(identity))

@@ -36,7 +36,7 @@ class Against:
             UserError: if a task has no problem in common with the other evaluation.
         """
         sentences = []
-        again = f"judge both again: ctpo eval --rejudge {self.path}"
+        again = f"judge it again: ctpo eval --rejudge {self.path}"
         for name, task in tasks.items():
             fit = align(self.responses[name], problems[name])
             if not any(fit.groups):
@@ -47,7 +47,9 @@ class Against:
                 sentences.append(f"{name}: another check has judged {self.path}; {again}")
             elif fit.new_answers:
                 count = len(fit.new_answers)
-                sentences.append(f"{name}: {count} reference answers in {self.path} are other ones; {again}")
+                sentences.append(
+                    f"{name}: {self.path} has other reference answers for {count} of the problems; {again}"
+                )
         return sentences
 
     def difference(self, task: str, responses: Sequence[JudgedResponse], samples: int) -> dict[str, Any]:

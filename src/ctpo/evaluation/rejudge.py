@@ -77,8 +77,10 @@ def rejudge(
     folder = Folder(path, "--rejudge")
     identities = folder.read(earlier=True)
     before: dict[str, list[Group]] = {}
+    present: dict[str, list[Group]] = {}
     after: dict[str, list[Group]] = {}
-    for name in tasks:
+    for name, task in tasks.items():
+        check_ready(task)
         file = folder.transcripts(name, len(tasks))
         check_lines(file)
         before[name] = complete_groups(file, identities[name].samples)
@@ -86,16 +88,15 @@ def rejudge(
             raise UserError(
                 f"--rejudge {path} holds no complete responses to {name}; sample some with --output"
             )
+        seed = identities[name].sampled.get("seed")
+        present[name] = _with_present_answers(name, task, before[name], seed, notice)
     if against is not None:
-        problems = {name: [group[0].problem for group in groups] for name, groups in before.items()}
+        problems = {name: [group[0].problem for group in groups] for name, groups in present.items()}
         for sentence in against.check(tasks, problems):
             notice(sentence)
     for name, task in tasks.items():
-        check_ready(task)
-        groups = before[name]
-        seed = identities[name].sampled.get("seed")
-        rows = iter(judge(task, flat(_with_present_answers(name, task, groups, seed, notice))))
-        after[name] = [[next(rows) for _ in group] for group in groups]
+        rows = iter(judge(task, flat(present[name])))
+        after[name] = [[next(rows) for _ in group] for group in present[name]]
     old = _figures(folder)
     results = {
         name: {

@@ -40,8 +40,8 @@ ENGINE: Final = "engine"
 DEFAULT_TRAIN_PROBLEMS: Final = 16_384
 COLUMNS: Final = ("prompt", "answer", "id", "difficulty")
 _LARGEST: Final = 1e6
-_MOST_THREADS: Final = 4096
 """The largest number of seconds or megabytes that a program may be given."""
+_MOST_THREADS: Final = 4096
 _COUNTS: Final = (
     *("train_problems", "eval_problems", "rollout_batches", "rollout_batch_size"),
     *("max_prompt_length", "overlong_buffer"),
