@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -100,6 +101,23 @@ def test_a_process_killed_at_a_question_is_asked_again(
     assert [question.pair for question in deaths if question] == [hopeless(0)]
     verifier.limit_s = 3.0
     check_own_verdicts(verifier, 20)
+
+
+def test_the_time_limit_of_a_question_that_was_given_up_ends_no_other() -> None:
+    """It may pass between the end of one budget and the next question, and be heard only then."""
+    held: list[workers.Worker] = []
+    workers.start(held, 1)
+    (worker,) = held
+    try:
+        worker.ask(workers.Question(hopeless(0)), 0.2)
+        assert select.select([worker.answers], [], [], 20)[0]  # it has passed
+        worker.give_up()
+        question = workers.Question(("x+1", "1+x"))
+        workers.ask_all(held, [question], 3.0, 20.0)
+        assert question.verdict == "right"
+    finally:
+        for each in held:
+            each.end()
 
 
 def test_an_exception_of_the_caller_shifts_no_verdict(verifier: Verifier) -> None:

@@ -5,8 +5,8 @@
 
 This process imports and warms up what comparisons need. Then it forks a child, and the child answers. So a child that
 hangs, crashes or grows costs a fork of some milliseconds, and not a new start of a second. The kernel ends a child that
-uses more CPU time than the question allows, and SIGUSR1 ends it at once. Then this process writes `died SIGNAL` and
-forks another.
+uses more CPU time than the question allows, and SIGUSR1 ends it at once. Then this process writes `died SIGNAL id`,
+with the id of the last question that a child began, and forks another.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import contextlib
 import gc
 import json
 import logging
+import mmap
 import os
 import select
 import signal
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 _MEMORY = 2 << 30  # bytes of address space
+_ID = struct.Struct("q")
 _WARM_UP = (  # each takes another way through sympy
     (r"\sqrt{3+2\sqrt{2}}", r"1+\sqrt{2}"),
     (r"\cos 2x", r"1-2\sin^2 x"),
@@ -51,9 +54,11 @@ def main() -> None:
     gc.freeze()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     os.write(answers, b"ready\n")
-    while (status := _child_status(lambda: _answer(compare, answers))) != 0:
+    begun = mmap.mmap(-1, _ID.size)  # shared with the children
+    _ID.pack_into(begun, 0, -1)
+    while (status := _child_status(lambda: _answer(compare, answers, begun))) != 0:
         if os.WIFSIGNALED(status):
-            os.write(answers, b"died %d\n" % os.WTERMSIG(status))
+            os.write(answers, b"died %d %d\n" % (os.WTERMSIG(status), *_ID.unpack_from(begun)))
 
 
 def _reset_signals() -> None:
@@ -86,7 +91,7 @@ def _child_status(run: Callable[[], NoReturn]) -> int:
     return 0 if gone else status
 
 
-def _answer(compare: Callable[[str, str], str], answers: int) -> NoReturn:
+def _answer(compare: Callable[[str, str], str], answers: int, begun: mmap.mmap) -> NoReturn:
     """Answer questions until there are no more. An exception ends this child with exit code 1, after the answer."""
     code = 0
     for line in _lines():
@@ -94,6 +99,7 @@ def _answer(compare: Callable[[str, str], str], answers: int) -> NoReturn:
             identity, seconds, reference, given = json.loads(line)
         except ValueError:  # the rest of a question whose first part a killed child has read
             continue
+        _ID.pack_into(begun, 0, identity)
         signal.setitimer(signal.ITIMER_PROF, seconds)  # its signal is not handled, so it ends this process
         try:
             verdict: str = compare(reference, given)

@@ -108,10 +108,11 @@ class Worker:
             if first == "ready":
                 self.ready = True
             elif first == "died":
-                if int(rest) == signal.SIGPROF:
-                    self._close("timeout", answered=False)
-                else:
+                by, begun = map(int, rest.split())
+                if by != signal.SIGPROF:
                     again = self.lost()
+                elif begun == self._identity:  # and not one that was given up before
+                    self._close("timeout", answered=False)
             elif first == str(self._identity) and self.question is not None:
                 failed = rest not in _CERTAIN
                 self._close("unparsable" if failed else rest, certain=not failed)
