@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -103,8 +105,11 @@ def test_a_process_killed_at_a_question_is_asked_again(
     check_own_verdicts(verifier, 20)
 
 
-def test_the_time_limit_of_a_question_that_was_given_up_ends_no_other() -> None:
+def test_the_time_limit_of_a_question_that_was_given_up_ends_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """It may pass between the end of one budget and the next question, and be heard only then."""
+    monkeypatch.setattr(workers, "_RETRIES", 0)  # and it is no death at the other
     held: list[workers.Worker] = []
     workers.start(held, 1)
     (worker,) = held
@@ -118,6 +123,17 @@ def test_the_time_limit_of_a_question_that_was_given_up_ends_no_other() -> None:
     finally:
         for each in held:
             each.end()
+
+
+def test_a_question_that_was_given_up_unread_is_not_answered() -> None:
+    lines = [[0, 3.0, *hopeless(0)], [1, 3.0, "x+1", "1+x"]]
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, workers._WORKER], stdin=pipe, stdout=pipe) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        worker.stdin.flush()
+        assert [worker.stdout.readline() for _ in range(2)] == [b"ready\n", b"1 right\n"]
 
 
 def test_an_exception_of_the_caller_shifts_no_verdict(verifier: Verifier) -> None:

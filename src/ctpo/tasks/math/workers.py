@@ -109,10 +109,14 @@ class Worker:
                 self.ready = True
             elif first == "died":
                 by, begun = map(int, rest.split())
-                if by != signal.SIGPROF:
-                    again = self.lost()
-                elif begun == self._identity:  # and not one that was given up before
+                if (
+                    begun != self._identity
+                ):  # at a question that was given up before, maybe with this one in hand
+                    again, self.question = self.question, None
+                elif by == signal.SIGPROF:
                     self._close("timeout", answered=False)
+                else:
+                    again = self.lost()
             elif first == str(self._identity) and self.question is not None:
                 failed = rest not in _CERTAIN
                 self._close("unparsable" if failed else rest, certain=not failed)
