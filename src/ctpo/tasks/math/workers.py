@@ -109,9 +109,8 @@ class Worker:
                 self.ready = True
             elif first == "died":
                 by, begun = map(int, rest.split())
-                if (
-                    begun != self._identity
-                ):  # at a question that was given up before, maybe with this one in hand
+                if begun != self._identity:
+                    # At a question that was given up before. It may have read this one, so this one is asked again.
                     again, self.question = self.question, None
                 elif by == signal.SIGPROF:
                     self._close("timeout", answered=False)
