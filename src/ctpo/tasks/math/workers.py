@@ -111,11 +111,11 @@ class Worker:
                 by, begun = map(int, rest.split())
                 if begun != self._identity:
                     # At a question that was given up before. It may have read this one, so this one is asked again.
-                    again, self.question = self.question, None
+                    again, self.question = self.question or again, None
                 elif by == signal.SIGPROF:
                     self._close("timeout", answered=False)
                 else:
-                    again = self.lost()
+                    again = self.lost() or again
             elif first == str(self._identity) and self.question is not None:
                 failed = rest not in _CERTAIN
                 self._close("unparsable" if failed else rest, certain=not failed)
