@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -135,7 +136,8 @@ class RunDirectory:
             missing = [each for each in (self.path, *self.path.parents) if not each.exists()]
             self.path.mkdir(parents=True, exist_ok=True)  # can it be made?
             for each in missing:
-                each.rmdir()
+                with suppress(OSError):  # another run may have begun there meanwhile
+                    each.rmdir()
         except OSError as error:
             raise UserError(
                 f"output_dir={self.path} cannot be used ({error.strerror}); choose another"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
-from transformers import Trainer, get_scheduler
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import INTEGRATION_TO_CALLBACK
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
@@ -15,7 +15,7 @@ _UNLISTED: Final = {"flyte"}
 """Loggers that transformers never counts among the available ones."""
 
 
-def check_loggers(config: Any) -> None:
+def check_loggers(config: TrainingArguments) -> None:
     """Refuse loggers whose package is missing.
 
     Raises:
@@ -30,7 +30,7 @@ def check_loggers(config: Any) -> None:
 
 
 def check_optimizer(trainer: Trainer) -> None:
-    """Refuse an optimizer or a schedule of the learning rate that transformers cannot make.
+    """Refuse an optimizer that transformers cannot make.
 
     Raises:
         UserError: with the reason and the settings.
@@ -40,12 +40,22 @@ def check_optimizer(trainer: Trainer) -> None:
         try:
             trainer.get_optimizer_cls_and_kwargs(config, trainer.model)
         except ImportError as error:
-            raise UserError(f"optim={config.optim.value} is refused ({_line(error)})") from None
+            raise UserError(
+                f"optim={config.optim.value} is refused ({_line(error)}); install that, or choose another"
+            ) from None
         except ValueError as error:
             raise UserError(
                 f"optim={config.optim.value} with optim_args={config.optim_args!r} is refused ({_line(error)}); "
                 "write optim_args as key=value,key=value"
             ) from None
+
+
+def check_schedule(config: TrainingArguments) -> None:
+    """Refuse a schedule of the learning rate that transformers cannot make.
+
+    Raises:
+        UserError: with the reason and the settings.
+    """
     try:
         get_scheduler(
             config.lr_scheduler_type,

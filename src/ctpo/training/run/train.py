@@ -34,7 +34,7 @@ from ctpo.training.records.environment import describe_environment
 from ctpo.training.records.events import Listener, RunPlan, Silent
 from ctpo.training.records.recorder import RunClock, RunRecorder, time_before
 from ctpo.training.records.summary import summarise
-from ctpo.training.run.early import check_loggers, check_optimizer
+from ctpo.training.run.early import check_loggers, check_optimizer, check_schedule
 from ctpo.training.run.heldout import HeldOut
 from ctpo.training.run.lora import adapter_facts, lora_config, save
 from ctpo.training.run.shared import share_answers
@@ -264,6 +264,7 @@ def _trainer(
         trainer.rollout_account.verdicts = dict(verdicts)
 
     check_loggers(config)
+    check_schedule(config)
     try:
         if config.use_liger_kernel and not is_liger_kernel_available():
             raise ImportError(

@@ -38,7 +38,7 @@ from ctpo.training.config.trust import check_run
 from ctpo.training.config.warm_up import MAY_CHANGE, WarmUpRecipe, build, resolved, resumed_keys
 from ctpo.training.processes import any_of, on_main, peers_in_one_line, unused_sharding
 from ctpo.training.records.environment import describe_environment
-from ctpo.training.run.early import check_loggers, check_optimizer
+from ctpo.training.run.early import check_loggers, check_optimizer, check_schedule
 from ctpo.training.run.lora import adapter_facts, lora_config, save
 from ctpo.training.run.stop import StopCleanly
 from ctpo.training.step.saving import full_disk_in_one_line
@@ -256,6 +256,7 @@ def _stored_rows(run: RunDirectory) -> Rows | None:
 
 def _trainer(recipe: WarmUpRecipe, config: Any, rows: list[dict[str, Any]]) -> WarmUpTrainer:
     check_loggers(config)
+    check_schedule(config)
     model, tokenizer = load_model(model_location(recipe.model))
     try:
         trainer = WarmUpTrainer(
