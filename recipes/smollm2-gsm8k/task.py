@@ -45,22 +45,30 @@ EASY_CALCULATIONS: Final = 2
 """A problem whose worked solution has no more calculations than that is a good one to begin with."""
 
 
+def calculations(split: str) -> dict[str, int]:
+    """How many calculations `<<...>>` the worked solution to each problem has, by the problem's text."""
+    return {
+        str(row.columns["question"]).strip(): str(row.columns["answer"]).count("<<")
+        for row in _source().rows(split)
+    }
+
+
 def rated_problems(split: str, count: int, seed: int) -> list[Problem]:
-    """GSM8K's problems, rated by the calculations `<<...>>` in their worked solutions."""
+    """GSM8K's problems, rated by the calculations in their worked solutions."""
+    counts = calculations(split)
+    return [
+        replace(
+            each, difficulty="normal" if counts[str(each.prompt).strip()] <= EASY_CALCULATIONS else "hard"
+        )
+        for each in _source()(split, count, seed)
+    ]
+
+
+def _source() -> DatasetSource:
     folder = os.environ.get("GSM8K")
     source = get_task(f"gsm8k@{folder}" if folder else "gsm8k").problems
     assert isinstance(source, DatasetSource)
-    calculations = {
-        str(row.columns["question"]).strip(): str(row.columns["answer"]).count("<<")
-        for row in source.rows(split)
-    }
-    return [
-        replace(
-            each,
-            difficulty="normal" if calculations[str(each.prompt).strip()] <= EASY_CALCULATIONS else "hard",
-        )
-        for each in source(split, count, seed)
-    ]
+    return source
 
 
 rated = replace(bare, problems=rated_problems)
